@@ -1,0 +1,94 @@
+"""From plain configuration to callbacks and loggers."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import Logger
+
+from callbacks.dashboard import make_wandb_logger
+from callbacks.dead_features import DeadFeatures
+from callbacks.downstream import DownstreamPerplexity
+from callbacks.metrics_csv import MetricsCSV
+from callbacks.reconstruction import Reconstruction
+from sae.activations.datamodule import ActivationDataModule
+from sae.activations.sources import LMActivations
+from sae.errors import ConfigError
+
+
+def build_watchers(
+    settings: Mapping[str, Mapping[str, Any]], data: ActivationDataModule
+) -> list[L.Callback]:
+    """The measuring callbacks of conf/callbacks/*.yaml, by their words.
+
+    Raises:
+        ConfigError: If a word is unknown.
+    """
+    makers = {
+        "dead_features": lambda: DeadFeatures(),
+        "reconstruction": lambda: Reconstruction(),
+        "downstream": lambda **given: _downstream(data, **given),
+    }
+    if unknown := sorted(set(settings) - set(makers)):
+        raise ConfigError(f"callbacks {unknown} are not known. Choose of {sorted(makers)}.")
+    if not isinstance(data.source, LMActivations):  # a folder of activations has no tokens
+        makers.pop("downstream")
+    return [makers[word](**(given or {})) for word, given in settings.items() if word in makers]
+
+
+def _downstream(
+    data: ActivationDataModule, num_tokens: int, **settings: Any
+) -> DownstreamPerplexity:
+    source = data.source
+    assert isinstance(source, LMActivations)
+    store = source.store("val")
+    contexts = max(1, num_tokens // store.tokens.shape[1])
+    return DownstreamPerplexity(
+        source.source.load,  # pyright: ignore[reportArgumentType]
+        store.tokens[:contexts],
+        store.document[:contexts],
+        source.point,
+        keep_first=store.spec.keep_first,
+        mean=data.mean_of("val"),  # no metric reads training text
+        **settings,
+    )
+
+
+def build_loggers(config: Mapping[str, Any], run_dir: Path, start_step: int) -> list[Logger]:
+    """`metrics.csv`, and W&B unless it is off.
+
+    Args:
+        config: The whole configuration.
+        run_dir: The run folder.
+        start_step: Optimiser steps done by the checkpoint that training starts from.
+    """
+    wanted = config["logger"]
+    sweep = run_dir.parent.name if (run_dir.parent / "multirun.yaml").exists() else None
+    # Lightning numbers steps from 0: the row of the last finished step is one below their count
+    loggers: list[Logger] = [MetricsCSV(run_dir / "metrics.csv", resume_step=start_step - 1)]
+    dashboard = make_wandb_logger(
+        wanted["wandb"],
+        folder=run_dir,
+        project=wanted["project"],
+        entity=wanted["entity"],
+        group=wanted["group"] or sweep,
+        name=wanted["name"] or run_name(config),
+        config=config,
+    )
+    return loggers if dashboard is None else [*loggers, dashboard]
+
+
+def run_name(config: Mapping[str, Any]) -> str:
+    """What tells a run from its neighbours in a sweep.
+
+    Example:
+        >>> run_name({"sae": {"architecture": "tied", "l1": 1e-3, "dict_ratio": 8}, "seed": 0,
+        ...           "activations": {"site": "resid", "layer": 4}})
+        'tied-resid.4-l1=0.001-x8-seed0'
+    """
+    sae, activations = config["sae"], config["activations"]
+    where = f"{activations['site']}.{activations['layer']}" if "site" in activations else "own"
+    sparsity = [f"{key}={sae[key]:g}" for key in ("l1", "k") if key in sae]
+    parts = [sae["architecture"], where, *sparsity, f"x{sae['dict_ratio']:g}"]
+    return "-".join([*parts, f"seed{config['seed']}"])

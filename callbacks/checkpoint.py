@@ -1,0 +1,55 @@
+"""Writes `last.ckpt` so that a run killed at any moment resumes bit-identically."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+
+
+class LastCheckpoint(Checkpoint):
+    """Saves every `every_steps` steps and at the end, atomically.
+
+    A step after which Lightning still logs or validates is skipped in favour of the next: a
+    checkpoint from the middle of such a step would, when resumed, leave out those numbers or
+    compute them twice.
+
+    Args:
+        path: File to write, for example `run/checkpoints/last.ckpt`.
+        every_steps: Optimiser steps between two checkpoints.
+    """
+
+    def __init__(self, path: Path, every_steps: int) -> None:
+        self.path, self.every_steps = Path(path), every_steps
+        self._last_saved = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Count from the step that the run starts or continues at."""
+        self._last_saved = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """Save if one is due and the step is complete after this hook."""
+        step = trainer.global_step
+        due = step // self.every_steps > self._last_saved // self.every_steps
+        if due and not self._unfinished(trainer, step):
+            self._save(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the finished run."""
+        self._save(trainer)
+
+    @staticmethod
+    def _unfinished(trainer: L.Trainer, step: int) -> bool:
+        validates = trainer.val_check_batch
+        logs = trainer.log_every_n_steps > 1 and step % trainer.log_every_n_steps == 0
+        return logs or (isinstance(validates, int) and step % validates == 0)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        self._last_saved = trainer.global_step
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        trainer.save_checkpoint(temporary)  # creates the folder; every rank must call it
+        if trainer.is_global_zero:
+            os.replace(temporary, self.path)

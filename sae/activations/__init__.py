@@ -1,0 +1,12 @@
+"""Activations on disk: harvested once, checked on every read, served as shuffled batches.
+
+rows.py        what a split of activations is (`Rows`), and its statistics
+cache.py       the folder of stores: keys, locks, remedies
+store.py       zarr arrays and their checksums; the only file that knows zarr
+harvest.py     text x LM -> store
+sources.py     what a data module reads from: activations of an LM
+folder.py      a user's own activations
+order.py       which row comes when; reading ahead in a thread
+datamodule.py  the Lightning end of it
+__main__.py    `python -m sae.activations list | remove`
+"""

@@ -1,0 +1,161 @@
+"""The folder of stores: what names them, who may change them, and what is said when it fails."""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, NoReturn, get_args
+
+from filelock import FileLock, Timeout
+
+from sae.activations.rows import ROWS_PER_CHUNK
+from sae.errors import ConfigError, StoreError
+from sae.provenance import cache_dir, content_key, write_json
+from sae.types import SPLITS, Point, Split
+
+log = logging.getLogger(__name__)
+
+StoredDtype = Literal["float32", "float16", "bfloat16"]
+# What zarr, its codecs and JSON raise for damaged files (MemoryError is none of them).
+DAMAGE = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OSError)
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """What decides the text, the order and the values of a store: its key is a hash of this.
+
+    Attributes:
+        lm: Identity of the LM (`LMSource.identity()`).
+        corpus: Identity of the text (`Corpus.identity()`).
+        split: `train`, `val` or `test`; each split is a store of its own.
+        ctx: Tokens in a context.
+        tokens: LM tokens harvested, cut to whole contexts.
+        dtype: What activations are stored in.
+        seed: Decides splits and the order of documents.
+        val_fraction: Share of documents held out for validation.
+        test_fraction: Share of documents held out for testing.
+        keep_first: Keep position 0 of each context (an attention sink) in the rows.
+    """
+
+    lm: Mapping
+    corpus: Mapping
+    split: Split
+    ctx: int
+    tokens: int
+    dtype: StoredDtype
+    seed: int
+    val_fraction: float
+    test_fraction: float
+    keep_first: bool
+
+    def __post_init__(self):
+        if self.split not in SPLITS:
+            raise ConfigError(f"split={self.split!r} is unknown. Choose from {', '.join(SPLITS)}.")
+        if self.dtype not in get_args(StoredDtype):
+            allowed = ", ".join(get_args(StoredDtype))
+            raise ConfigError(f"dtype={self.dtype!r} cannot be stored. Choose from {allowed}.")
+        if self.rows_per_context < 1:
+            raise ConfigError(
+                f"ctx={self.ctx} leaves no row: position 0 of a context is not kept. "
+                "Use ctx=2 or more, or keep_first=true."
+            )
+        if self.tokens < self.ctx:
+            raise ConfigError(
+                f"{self.tokens} tokens ({self.split}) are less than one context of {self.ctx}. "
+                "Ask for more tokens or a smaller ctx."
+            )
+
+    @property
+    def rows_per_context(self) -> int:
+        """Rows that each context gives."""
+        return self.ctx if self.keep_first else self.ctx - 1
+
+    @property
+    def contexts_per_chunk(self) -> int:
+        """Contexts in a chunk, the same for all arrays of the store."""
+        return max(1, ROWS_PER_CHUNK // self.rows_per_context)
+
+    @property
+    def key(self) -> str:
+        """Name of the store in the cache."""
+        return content_key(asdict(self))
+
+    @property
+    def folder(self) -> Path:
+        """Where the store is, or will be."""
+        return stores_dir() / self.key
+
+
+def stores_dir() -> Path:
+    """The folder that holds all stores."""
+    return cache_dir() / "activations"
+
+
+@contextmanager
+def store_lock(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Be the only process that changes this store. The lock ends with its process, even killed.
+
+    Raises:
+        StoreError: If the cache cannot be written, or the store is locked and `wait` is false.
+    """
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if not wait:
+                raise StoreError(
+                    f"{folder.name} is being harvested by another process. "
+                    "Wait for it or stop it first."
+                ) from None
+            log.info("Another process harvests %s; waiting for it.", folder.name)
+            lock.acquire()
+    except OSError as error:
+        refuse_write(folder, error, None)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def refuse_write(path: Path, error: OSError, bytes_needed: int | None) -> NoReturn:
+    """Turn a failed write into an error that names the path and the space."""
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    space = f"{shutil.disk_usage(existing).free / 1e9:.2f} GB are free there"
+    if bytes_needed is not None:
+        space += f", {bytes_needed / 1e9:.2f} GB are still needed"
+    raise StoreError(
+        f"Cannot write {path} ({error.strerror or error}); {space}. Free space, check the "
+        "permissions, or set SAE_CACHE to a folder on another disk."
+    ) from error
+
+
+def remedy(folder: Path, point: Point | None = None) -> str:
+    """What to do about a damaged store or array."""
+    root = folder.parent.parent
+    prefix = "" if root == cache_dir() else f"SAE_CACHE={root} "
+    entry = folder.name if point is None else f"{folder.name}/{point}"
+    return (
+        f"Remove it with `{prefix}python -m sae.activations remove {entry} --yes` and run again: "
+        "it is then harvested anew."
+    )
+
+
+def write_sealed(path: Path, content: dict) -> None:
+    """Write JSON with a checksum."""
+    write_json(path, content | {"checksum": content_key(content)})
+
+
+def read_sealed(path: Path, advice: str) -> dict:
+    """Read JSON and check its checksum; `advice` ends the error if it is missing or damaged."""
+    try:
+        content = json.loads(path.read_text())
+        if content.pop("checksum") != content_key(content):
+            raise ValueError("the checksum differs")
+    except DAMAGE as error:
+        raise StoreError(f"{path} is damaged or missing ({error}). {advice}") from error
+    return content

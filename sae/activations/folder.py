@@ -1,0 +1,316 @@
+"""Activations that are yours already: a tensor in memory, or a folder of files."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, NoReturn
+
+import numpy as np
+import safetensors
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae.activations.cache import DAMAGE, read_sealed, refuse_write, write_sealed
+from sae.activations.rows import ROWS_PER_CHUNK, RunningStats, Stats, all_finite
+from sae.activations.store import open_foreign_zarr
+from sae.errors import ConfigError, StoreError
+from sae.progress import progress
+from sae.provenance import cache_dir, content_key
+from sae.types import Split
+
+log = logging.getLogger(__name__)
+
+_KINDS = ".npy, .pt, .safetensors, .zarr"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One file: rows that can be read by range."""
+
+    path: Path
+    num_rows: int
+    d_in: int
+    read: Callable[[int, int], Tensor]
+
+
+class OwnRows:
+    """A range of the rows of some parts, taken one after the other: `Rows`."""
+
+    def __init__(self, parts: Sequence[_Part], start: int, stop: int):
+        self._parts, self._start = parts, start
+        self.num_rows, self.d_in = stop - start, parts[0].d_in
+        self.num_chunks = -(-self.num_rows // ROWS_PER_CHUNK)
+
+    @cached_property
+    def stats(self) -> Stats:
+        """Read all rows once, and check them.
+
+        Raises:
+            StoreError: If a value is not finite; names the file and the row.
+        """
+        running = RunningStats(self.d_in)
+        with progress("measure your activations", self.num_rows, unit="rows") as advance:
+            for i in range(self.num_chunks):
+                rows = self.read(i)
+                if not all_finite(rows):
+                    self._refuse_row(i, rows)
+                running.update(rows)
+                advance(len(rows))
+        return running.result()
+
+    def chunk_bounds(self, i: int) -> tuple[int, int]:
+        """First row of chunk `i` and the row after its last."""
+        if not 0 <= i < self.num_chunks:
+            raise IndexError(f"chunk {i} of {self.num_chunks}")
+        return i * ROWS_PER_CHUNK, min((i + 1) * ROWS_PER_CHUNK, self.num_rows)
+
+    def read(self, i: int) -> Float[Tensor, "rows d_in"]:
+        """Chunk `i`, in the dtype of its file."""
+        start, stop = (self._start + bound for bound in self.chunk_bounds(i))
+        found, first = [], 0
+        for part in self._parts:
+            a, b = max(start - first, 0), min(stop - first, part.num_rows)
+            if a < b:
+                try:
+                    found.append(part.read(a, b))
+                except DAMAGE as error:
+                    _refuse(part.path, f"cannot be read ({error})", error)
+            first += part.num_rows
+        return torch.cat(found)
+
+    def documents(self, i: int) -> None:
+        """Nothing is known about documents."""
+
+    def _refuse_row(self, i: int, rows: Tensor) -> NoReturn:
+        bad = int((~torch.isfinite(rows)).any(dim=1).nonzero()[0])
+        row = self._start + self.chunk_bounds(i)[0] + bad
+        for part in self._parts:
+            if row < part.num_rows:
+                _refuse(part.path, f"holds NaN or infinite values in row {row}")
+            row -= part.num_rows
+        raise AssertionError("the row lies in no part")
+
+
+class TensorActivations:
+    """A source of activations from one tensor, for small or synthetic data.
+
+    Validation and test rows are the last ones: training rows first, then validation, then test.
+
+    Args:
+        x: The activations.
+        val_fraction: Share of rows held out for validation.
+        test_fraction: Share of rows held out for testing.
+    """
+
+    def __init__(
+        self,
+        x: Float[Tensor, "rows d_in"],
+        *,
+        val_fraction: float = 0.05,
+        test_fraction: float = 0.05,
+    ):
+        part = _Part(Path("tensor"), x.shape[0], x.shape[1], lambda a, b: x[a:b])
+        self._splits = _split([part], val_fraction, test_fraction)
+
+    def prepare(self) -> None:
+        """Measure and check all rows."""
+        for rows in self._splits.values():
+            assert rows.stats
+
+    def split(self, name: Split) -> OwnRows:
+        """The rows of one split."""
+        return _not_empty(self._splits, name)
+
+    def describe(self) -> dict[str, object]:
+        """Provenance; the key follows from the statistics."""
+        return {"key": _stats_key(self._splits), "kind": "tensor"}
+
+
+class FolderActivations:
+    """A source of activations from files, each [rows d_in]: `.npy`, `.pt`, `.safetensors` or zarr.
+
+    The rows of all files form one sequence, in the order of the file names. Validation and test
+    rows are contiguous blocks at its end (training, validation, test), since neighbouring rows
+    often come from one document. Statistics are computed in one pass and cached in the user
+    cache by file names, sizes and times of change; nothing is written into your folder.
+
+    Args:
+        path: A folder of such files, one such file, or one zarr array.
+        val_fraction: Share of rows held out for validation.
+        test_fraction: Share of rows held out for testing.
+
+    Raises:
+        StoreError: If there is no file, or one is of another shape, width or dtype.
+    """
+
+    def __init__(
+        self, path: str | Path, *, val_fraction: float = 0.05, test_fraction: float = 0.05
+    ):
+        self.path = Path(path).expanduser()
+        self._files = _find(self.path)
+        parts = [_open(file) for file in self._files]
+        for part in parts:
+            if part.d_in != parts[0].d_in:
+                _refuse(
+                    part.path,
+                    f"has rows of width {part.d_in}, but {parts[0].path.name} of {parts[0].d_in}",
+                )
+        self._measured = False
+        self._fractions = {"val": val_fraction, "test": test_fraction}
+        self._splits = _split(parts, val_fraction, test_fraction)
+
+    def prepare(self) -> None:
+        """Measure and check all rows, unless the cache knows these files.
+
+        Raises:
+            StoreError: If a value is not finite; names the file and the row.
+        """
+        if self._measured:
+            return
+        file = self._statistics_file()
+        try:
+            known = read_sealed(file, "")
+            stats = {split: Stats.from_json(known[split]) for split in self._splits}
+        except (StoreError, KeyError, ValueError):
+            stats = {split: rows.stats for split, rows in self._splits.items()}
+            try:
+                write_sealed(file, {split: found.to_json() for split, found in stats.items()})
+            except OSError as error:
+                refuse_write(file, error, None)
+        for split, rows in self._splits.items():
+            rows.stats = stats[split]
+        self._measured = True
+
+    def split(self, name: Split) -> OwnRows:
+        """The rows of one split."""
+        self.prepare()
+        return _not_empty(self._splits, name)
+
+    def describe(self) -> dict[str, object]:
+        """Provenance; the key follows from the statistics, so a folder may be moved."""
+        self.prepare()
+        return {
+            "key": _stats_key(self._splits),
+            "kind": "folder",
+            "path": str(self.path),
+            "files": [file.name for file in self._files],
+            "val_fraction": self._fractions["val"],
+            "test_fraction": self._fractions["test"],
+        }
+
+    def _statistics_file(self) -> Path:
+        files = [
+            (str(file.relative_to(self.path.parent)), file.stat().st_size, file.stat().st_mtime_ns)
+            for top in self._files
+            for file in (sorted(top.rglob("*")) if top.is_dir() else [top])
+            if file.is_file()
+        ]
+        key = content_key({"files": files, "fractions": self._fractions})
+        return cache_dir() / "folders" / f"{key}.json"
+
+
+def _split(
+    parts: Sequence[_Part], val_fraction: float, test_fraction: float
+) -> dict[Split, OwnRows]:
+    if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
+        raise ConfigError(
+            f"val_fraction={val_fraction} and test_fraction={test_fraction} leave no training "
+            "rows, or are negative. Give shares of 0 or more whose sum is below 1."
+        )
+    total = sum(part.num_rows for part in parts)
+    val, test = round(total * val_fraction), round(total * test_fraction)
+    return {
+        "train": OwnRows(parts, 0, total - val - test),
+        "val": OwnRows(parts, total - val - test, total - test),
+        "test": OwnRows(parts, total - test, total),
+    }
+
+
+def _not_empty(splits: Mapping[Split, OwnRows], name: Split) -> OwnRows:
+    if not splits[name].num_rows:
+        remedy = "Give more rows" if name == "train" else f"Give more rows or a {name}_fraction"
+        raise StoreError(f"The {name} split of your activations has no rows. {remedy}.")
+    return splits[name]
+
+
+def _stats_key(splits: Mapping[Split, OwnRows]) -> str:
+    return content_key({split: rows.stats.to_json() for split, rows in splits.items()})
+
+
+def _find(path: Path) -> list[Path]:
+    if not path.exists():
+        raise StoreError(f"{path} does not exist. Give a folder of activations ({_KINDS}).")
+    if path.is_file() or _is_zarr(path):
+        return [path]
+    found = sorted(
+        file
+        for file in path.iterdir()
+        if file.suffix in (".npy", ".pt", ".safetensors") or _is_zarr(file)
+    )
+    if not found:
+        there = ", ".join(sorted(file.name for file in path.iterdir())[:5]) or "nothing"
+        raise StoreError(f"{path} holds no activations ({_KINDS}) but {there}.")
+    return found
+
+
+def _is_zarr(path: Path) -> bool:
+    return (path / "zarr.json").exists() or (path / ".zarray").exists()
+
+
+def _open(path: Path) -> _Part:
+    opener = _open_zarr if path.is_dir() else _OPENERS.get(path.suffix)
+    if opener is None:
+        _refuse(path, f"is of no known kind ({_KINDS})")
+    try:
+        array, read = opener(path)
+        shape, dtype = tuple(array.shape), str(array.dtype).removeprefix("torch.")
+    except StoreError:
+        raise
+    except UnpicklingError as error:  # torch.load: its message advises to load unsafely
+        _refuse(path, "holds more than a tensor, or is damaged", error)
+    except (*DAMAGE, EOFError, safetensors.SafetensorError) as error:
+        _refuse(path, f"cannot be read ({error})", error)
+    if len(shape) != 2 or not all(shape):
+        _refuse(path, f"has shape {list(shape)} instead of [rows d_in]")
+    if dtype not in ("float16", "bfloat16", "float32", "float64"):
+        _refuse(path, f"has dtype {dtype} instead of a float of 16 to 64 bits")
+    return _Part(path, shape[0], shape[1], read)
+
+
+def _open_npy(path: Path) -> tuple[Any, Callable]:
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not array.dtype.isnative:
+        _refuse(path, "has the byte order of another machine")
+    return array, lambda a, b: torch.from_numpy(np.array(array[a:b]))
+
+
+def _open_pt(path: Path) -> tuple[Any, Callable]:
+    tensor = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    if not isinstance(tensor, Tensor):
+        _refuse(path, f"holds a {type(tensor).__name__} instead of one tensor")
+    return tensor, lambda a, b: tensor[a:b].detach()
+
+
+def _open_safetensors(path: Path) -> tuple[Any, Callable]:
+    with safetensors.safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+        if len(names) != 1:
+            _refuse(path, f"holds {len(names)} tensors ({', '.join(names[:5])}) instead of one")
+        tensor = file.get_tensor(names[0])  # mapped, not read
+    return tensor, lambda a, b: tensor[a:b]
+
+
+def _open_zarr(path: Path) -> tuple[Any, Callable]:
+    array = open_foreign_zarr(path)
+    return array, lambda a, b: torch.from_numpy(np.asarray(array[a:b]))
+
+
+_OPENERS = {".npy": _open_npy, ".pt": _open_pt, ".safetensors": _open_safetensors}
+
+
+def _refuse(path: Path, what: str, error: Exception | None = None) -> NoReturn:
+    raise StoreError(f"{path} {what}. Repair it or take it out of the folder.") from error

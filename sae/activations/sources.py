@@ -1,0 +1,182 @@
+"""Where a data module gets its activations: from an LM by way of the cache, or your own class."""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Protocol, runtime_checkable
+
+from sae.activations.cache import StoredDtype, StoreSpec
+from sae.activations.harvest import CapturingLM, LoadsLM, harvest
+from sae.activations.rows import Rows
+from sae.activations.store import ActivationStore, StoredRows
+from sae.errors import ConfigError, StoreError
+from sae.language.corpus import Corpus
+from sae.language.text import Tokenizer
+from sae.provenance import content_key
+from sae.types import Point, Split
+
+
+@runtime_checkable
+class ActivationSource(Protocol):
+    """Three splits of activations. `LMActivations` and `FolderActivations` are two."""
+
+    def prepare(self) -> None:
+        """Make the splits readable: harvest, download, measure. Does nothing the second time."""
+        ...
+
+    def split(self, name: Split) -> Rows:
+        """The rows of one split."""
+        ...
+
+    def describe(self) -> Mapping[str, object]:
+        """JSON-able provenance. Its `key` changes whenever the rows or their order do."""
+        ...
+
+
+@runtime_checkable
+class IdentifiedLM(LoadsLM, Protocol):
+    """An LM source that can say what it is; `sae.language.sources.LMSource` is one."""
+
+    def identity(self) -> dict:
+        """What decides the activations."""
+        ...
+
+    def to_config(self) -> dict:
+        """What builds the source again."""
+        ...
+
+
+class LMActivations:
+    """Activations of one point of an LM over a text, harvested into the cache.
+
+    Args:
+        source: Where the LM comes from.
+        corpus: The text.
+        point: Where activations are read.
+        tokens: LM tokens harvested for training.
+        val_tokens: LM tokens harvested for validation.
+        test_tokens: LM tokens harvested for testing.
+        ctx: Tokens in a context.
+        dtype: What activations are stored in.
+        seed: Decides splits and the order of documents.
+        val_fraction: Share of documents held out for validation.
+        test_fraction: Share of documents held out for testing.
+        keep_first: Keep position 0 of each context.
+        batch_contexts: Contexts handed to the LM at once.
+        device: Where the LM runs.
+    """
+
+    def __init__(
+        self,
+        source: IdentifiedLM,
+        corpus: Corpus,
+        point: Point,
+        *,
+        tokens: int,
+        val_tokens: int,
+        test_tokens: int,
+        ctx: int = 128,
+        dtype: StoredDtype = "bfloat16",
+        seed: int = 0,
+        val_fraction: float = 0.05,
+        test_fraction: float = 0.05,
+        keep_first: bool = False,
+        batch_contexts: int = 32,
+        device: str = "cpu",
+    ):
+        if batch_contexts < 1:
+            raise ConfigError(f"batch_contexts={batch_contexts}: hand the LM at least 1 context.")
+        self.source, self.corpus, self.point = source, corpus, point
+        self.batch_contexts, self.device = batch_contexts, device
+        counts: dict[Split, int] = {"train": tokens, "val": val_tokens, "test": test_tokens}
+        self.specs = {
+            split: StoreSpec(
+                lm=source.identity(),
+                corpus=corpus.identity(),
+                split=split,
+                ctx=ctx,
+                tokens=count,
+                dtype=dtype,
+                seed=seed,
+                val_fraction=val_fraction,
+                test_fraction=test_fraction,
+                keep_first=keep_first,
+            )
+            for split, count in counts.items()
+        }
+
+    def prepare(self, also: Sequence[Point] = ()) -> None:
+        """Harvest what is missing, all points in one LM pass for each split.
+
+        Args:
+            also: Further points to harvest on the way, for example the other layers of a sweep.
+        """
+        source = _LoadedOnce(self.source)
+        for spec in self.specs.values():
+            harvest(
+                spec,
+                [self.point, *also],
+                source=source,
+                corpus=self.corpus,
+                batch_contexts=self.batch_contexts,
+                device=self.device,
+            )
+
+    def store(self, split: Split) -> ActivationStore:
+        """The store of a split, with its tokens."""
+        return ActivationStore.open(self.specs[split])
+
+    def split(self, name: Split) -> StoredRows:
+        """The rows of one split.
+
+        Raises:
+            StoreError: If they are not harvested yet.
+        """
+        try:
+            return self.store(name).rows(self.point)
+        except StoreError as error:
+            if self._missing(name):
+                raise StoreError(
+                    f"The {name} activations of {self.point} are not harvested yet. "
+                    "Call prepare() (of the data module: prepare_data()) first."
+                ) from error
+            raise
+
+    def describe(self) -> dict[str, object]:
+        """Provenance: what a saved SAE needs to read these activations again."""
+        train = self.specs["train"]
+        stores = {split: spec.key for split, spec in self.specs.items()}
+        return {
+            "key": content_key({"stores": stores, "point": str(self.point)}),
+            "kind": "lm",
+            "lm": self.source.to_config(),
+            "corpus": self.corpus.to_config(),
+            "point": str(self.point),
+            "ctx": train.ctx,
+            "tokens": {split: spec.tokens for split, spec in self.specs.items()},
+            "dtype": train.dtype,
+            "seed": train.seed,
+            "val_fraction": train.val_fraction,
+            "test_fraction": train.test_fraction,
+            "keep_first": train.keep_first,
+            "stores": stores,
+        }
+
+    def _missing(self, name: Split) -> bool:
+        folder = self.specs[name].folder
+        published = folder / "activations" / str(self.point) / "metadata.json"
+        return not ((folder / "metadata.json").exists() and published.exists())
+
+
+class _LoadedOnce:
+    """A source whose LM and tokenizer are loaded at most once, for all splits."""
+
+    def __init__(self, source: LoadsLM):
+        self.name = source.name
+        self._load = cache(source.load)
+        self._load_tokenizer = cache(source.load_tokenizer)
+
+    def load(self, device: str = "cpu") -> CapturingLM:
+        return self._load(device)
+
+    def load_tokenizer(self) -> Tokenizer:
+        return self._load_tokenizer()

@@ -1,0 +1,154 @@
+"""Write and read the house's own format of a saved SAE."""
+
+import json
+import os
+import shutil
+from dataclasses import asdict, fields
+from hashlib import sha256
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sae.dictionaries.sae import SAE, SAEConfig
+from sae.errors import ArtifactError, ConfigError
+from sae.provenance import write_json
+
+FORMAT = "lightning-sae"
+FORMAT_VERSION = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "sae.safetensors"
+
+_TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
+_ACCEPTED = (
+    f"a run folder (it has sae/{CONFIG_FILE}) or an SAE folder ({CONFIG_FILE} and {WEIGHTS_FILE})"
+)
+_NAMES_SHOWN = 8
+
+
+def save_sae(folder: str | Path, sae: SAE) -> Path:
+    """Write an SAE so that a reader finds all of it or none; an older one there is replaced.
+
+    Args:
+        folder: The SAE folder itself, by custom `<run folder>/sae`.
+        sae: What to save. Its metadata must be plain JSON values.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    try:
+        tensors = {name: getattr(sae, name).detach().cpu().contiguous() for name in _TENSORS}
+        save_file(tensors, new / WEIGHTS_FILE)
+        write_json(
+            new / CONFIG_FILE,
+            {
+                "format": FORMAT,
+                "format_version": FORMAT_VERSION,
+                **asdict(sae.config),
+                "weights_sha256": _checksum(new / WEIGHTS_FILE),
+                "metadata": sae.metadata,
+            },
+        )
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(new, folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> SAE:
+    """Load a saved SAE.
+
+    Args:
+        path: A run folder, or the SAE folder itself.
+        device: Where the weights go.
+
+    Raises:
+        ArtifactError: If there is no SAE there, or it is damaged, or of a newer format.
+
+    Example:
+        >>> import sae
+        >>> model = sae.load("outputs/my_run")  # doctest: +SKIP
+        >>> x_hat = model(x)  # doctest: +SKIP
+    """
+    folder = _find(Path(path).expanduser())
+    content = _read_config(folder / CONFIG_FILE)
+    tensors = _read_weights(folder / WEIGHTS_FILE, content["weights_sha256"], device)
+    try:
+        config = SAEConfig(**{field.name: content[field.name] for field in fields(SAEConfig)})
+        return SAE(**tensors, config=config, metadata=content["metadata"])
+    except ConfigError as error:
+        raise ArtifactError(f"{folder} holds no valid SAE: {error}") from error
+
+
+def _find(path: Path) -> Path:
+    for folder in (path, path / "sae"):
+        if (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file():
+            return folder
+    if not path.exists():
+        found = "does not exist"
+    elif path.is_file():
+        found = "is a file"
+    else:
+        names = sorted(entry.name for entry in path.iterdir())
+        more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+        found = f"holds {', '.join(names[:_NAMES_SHOWN])}{more}" if names else "is empty"
+    raise ArtifactError(f"No saved SAE at {path}: it {found}. Give {_ACCEPTED}.")
+
+
+def _read_config(file: Path) -> dict:
+    try:
+        content = json.loads(file.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ArtifactError(f"{file} is damaged (no JSON: {error}). Save the SAE again.") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ArtifactError(f'{file} does not say "format": "{FORMAT}". Give {_ACCEPTED}.')
+    version = content.pop("format_version", None)
+    if version != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{file} has format_version {version!r}; this version of lightning-sae reads "
+            f"{FORMAT_VERSION}. Upgrade lightning-sae, or save the SAE again."
+        )
+    expected = {field.name: field.type for field in fields(SAEConfig)}
+    expected |= {"format": str, "weights_sha256": str, "metadata": dict}
+    if differing := sorted(content.keys() ^ expected.keys()):
+        raise ArtifactError(
+            f"{file} is damaged: missing or unknown entries {differing}. Save the SAE again."
+        )
+    for name, kind in expected.items():
+        if not isinstance(content[name], kind) or isinstance(content[name], bool):  # pyright: ignore[reportArgumentType]
+            raise ArtifactError(f"{file} is damaged: {name}={content[name]!r} is no {kind}.")
+    return content
+
+
+def _read_weights(file: Path, checksum: str, device: str | torch.device) -> dict[str, Tensor]:
+    if _checksum(file) != checksum:
+        raise ArtifactError(
+            f"{file} is damaged: its checksum differs from the one in {CONFIG_FILE}. Copy the "
+            "folder again, or save the SAE again."
+        )
+    try:
+        tensors = load_file(file, device=str(device))
+    except safetensors.SafetensorError as error:
+        raise ArtifactError(f"{file} is no safetensors file ({error}).") from error
+    if sorted(tensors) != sorted(_TENSORS):
+        raise ArtifactError(f"{file} holds {sorted(tensors)}; an SAE has {sorted(_TENSORS)}.")
+    return tensors
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as stream:
+        digest = sha256()
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

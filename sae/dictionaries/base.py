@@ -1,0 +1,214 @@
+"""What every trainable dictionary shares: the class to derive from, and the registry of words.
+
+A dictionary lives in the *scaled* space of the training batches (mean of ||x||^2 = d_in unless
+`normalize=none`); `folded(scale)` turns it into the inference SAE that maps the LM's own
+activations to the LM's own activations.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sae.dictionaries.codes import Code
+from sae.dictionaries.sae import SAE, SAEConfig
+from sae.errors import ConfigError
+
+
+class StepOutput(NamedTuple):
+    """What a training step needs of an architecture.
+
+    `terms` are the named parts of the loss, each already multiplied by its coefficient; their sum
+    is the loss, and each is logged as `train/loss_<name>`.
+    """
+
+    x_hat: Float[Tensor, "batch d_in"]
+    code: Code
+    terms: dict[str, Float[Tensor, ""]]
+
+
+class LatentParameter(NamedTuple):
+    """A parameter and the axis along which it is indexed by latents (for Adam resets)."""
+
+    parameter: nn.Parameter
+    axis: int
+
+
+class Dictionary(nn.Module, ABC):
+    """Base of all trainable dictionaries.
+
+    A new architecture implements `encode_code`, `decode_code`, `tensors`, `latent_parameters` and
+    `revive`, overrides `row_penalties` where it has any, and registers itself under a word.
+
+    Args:
+        d_in: Width of the activations.
+        d_sae: Number of latents.
+    """
+
+    architecture: ClassVar[str]
+    options: ClassVar[frozenset[str]] = frozenset()
+    """Names of the settings that the constructor reads besides those of this base."""
+
+    def __init__(self, d_in: int, d_sae: int) -> None:
+        super().__init__()
+        if d_in < 1 or d_sae < 1:
+            raise ConfigError(f"d_in={d_in} and d_sae={d_sae} must both be at least 1.")
+        self.d_in, self.d_sae = d_in, d_sae
+
+    @abstractmethod
+    def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
+        """Feature activations of a batch, dense or sparse as suits the architecture."""
+
+    @abstractmethod
+    def decode_code(self, code: Code) -> Float[Tensor, "batch d_in"]:
+        """Reconstruction from a code."""
+
+    @abstractmethod
+    def tensors(self) -> "Tensors":
+        """Weights of the equivalent `f = act(x @ W_enc + b_enc)`, `x_hat = f @ W_dec + b_dec`."""
+
+    @abstractmethod
+    def latent_parameters(self) -> list[LatentParameter]:
+        """Every parameter that has one row (or entry) per latent, with that axis."""
+
+    @abstractmethod
+    def revive(self, latents: Int[Tensor, " n"], x: Float[Tensor, "n d_in"], alive: Tensor) -> None:
+        """Point the dead `latents` at the inputs `x`, by the rules of the architecture.
+
+        Args:
+            latents: Indices of the latents to revive.
+            x: One input per latent, drawn by the resampler, in the scaled space.
+            alive: `[d_sae]` bool, the latents that are not dead.
+        """
+
+    def row_penalties(self, code: Code) -> dict[str, Float[Tensor, " batch"]]:
+        """Loss terms beside the reconstruction, one value per vector, with their coefficients."""
+        del code
+        return {}
+
+    def training_output(self, x: Float[Tensor, "batch d_in"], factor: float = 1.0) -> StepOutput:
+        """Encode, decode and the loss terms; `factor` in [0, 1] is the sparsity warm-up."""
+        code = self.encode_code(x)
+        x_hat = self.decode_code(code).float()
+        terms = {"reconstruction": (x - x_hat).square().mean()}
+        for name, rows in self.row_penalties(code).items():
+            terms[name] = factor * rows.mean()
+        return StepOutput(x_hat, code, terms)
+
+    @torch.no_grad()
+    def row_losses(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, " batch"]:
+        """Full loss of every vector by itself: what neuron resampling draws its inputs by."""
+        code = self.encode_code(x)
+        loss = (x - self.decode_code(code).float()).square().mean(dim=1)
+        return loss + sum(self.row_penalties(code).values(), torch.zeros_like(loss))
+
+    def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
+        """Feature activations as a dense tensor."""
+        return self.encode_code(x).dense()
+
+    def forward(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+        """Reconstruction of `x`."""
+        return self.decode_code(self.encode_code(x))
+
+    def constrain_gradients(self) -> None:
+        """Edit gradients after the backward pass, before the optimiser step."""
+
+    def constrain_parameters(self) -> None:
+        """Edit parameters right after the optimiser step (for example back to unit rows)."""
+
+    def inference_config(self) -> SAEConfig:
+        """How the saved SAE encodes."""
+        return SAEConfig(
+            architecture=self.architecture, activation="relu", d_in=self.d_in, d_sae=self.d_sae
+        )
+
+    @torch.no_grad()
+    def folded(self, scale: float, metadata: Mapping[str, object] | None = None) -> SAE:
+        r"""The inference SAE in the LM's own units, with no hidden state.
+
+        With scaled training inputs $x' = s x$ and decoder norms $n_j$:
+        $W_{enc} \to W_{enc} n_j$, $b_{enc} \to b_{enc} n_j / s$, $W_{dec} \to W_{dec} / n_j$,
+        $b_{dec} \to b_{dec} / s$. ReLU and TopK commute with positive factors that are equal for
+        all latents, so the code is the same up to the unit of f.
+        """
+        W_enc, b_enc, W_dec, b_dec = (t.detach().float().cpu() for t in self.tensors())
+        norms = W_dec.norm(dim=1)
+        return SAE(
+            W_enc=(W_enc * norms).contiguous(),
+            b_enc=b_enc * norms / scale,
+            W_dec=(W_dec / norms[:, None]).contiguous(),
+            b_dec=b_dec / scale,
+            config=self.inference_config(),
+            metadata=dict(metadata or {}),
+        )
+
+
+class Tensors(NamedTuple):
+    """The four tensors of a dictionary, in the scaled space."""
+
+    W_enc: Float[Tensor, "d_in d_sae"]
+    b_enc: Float[Tensor, " d_sae"]
+    W_dec: Float[Tensor, "d_sae d_in"]
+    b_dec: Float[Tensor, " d_in"]
+
+
+ARCHITECTURES: dict[str, type[Dictionary]] = {}
+
+
+def register(word: str) -> Callable[[type[Dictionary]], type[Dictionary]]:
+    """Make a dictionary class known as `sae.architecture=<word>`."""
+
+    def enter(cls: type[Dictionary]) -> type[Dictionary]:
+        cls.architecture = word
+        ARCHITECTURES[word] = cls
+        return cls
+
+    return enter
+
+
+def build_dictionary(
+    config: Mapping[str, Any], *, d_in: int, mean: Tensor | None = None, seed: int = 0
+) -> Dictionary:
+    """Build the dictionary that a configuration names.
+
+    Args:
+        config: `architecture`, `dict_ratio` (d_sae = dict_ratio * d_in) and its own settings.
+        d_in: Width of the activations.
+        mean: Mean activation of the training split, scaled; start value of biases and centre.
+        seed: Seed of the initial weights.
+
+    Raises:
+        ConfigError: If the architecture is unknown or a setting is missing, unknown or invalid.
+    """
+    settings = dict(config)
+    word = settings.pop("architecture", None)
+    if word not in ARCHITECTURES:
+        raise ConfigError(
+            f"sae.architecture={word!r} is not known. Choose one of {sorted(ARCHITECTURES)}."
+        )
+    ratio = settings.pop("dict_ratio", None)
+    if not isinstance(ratio, int | float) or isinstance(ratio, bool) or not ratio > 0:
+        raise ConfigError(f"dict_ratio={ratio!r} must be a number above 0, for example 8.")
+    cls = ARCHITECTURES[word]
+    if set(settings) != cls.options:
+        raise ConfigError(
+            f"sae.architecture={word} was given {sorted(settings)}; it reads {sorted(cls.options)}."
+        )
+    d_sae = max(1, round(ratio * d_in))
+    generator = torch.Generator().manual_seed(seed)
+    return cls(d_in, d_sae, mean=mean, generator=generator, **settings)  # pyright: ignore[reportCallIssue]
+
+
+def unit_rows(weight: Tensor) -> Tensor:
+    """Rows scaled to length 1 (a row of zeros stays zero)."""
+    return weight / weight.norm(dim=1, keepdim=True).clamp_min(1e-8)
+
+
+def check_coefficient(name: str, value: object) -> float:
+    """Return a loss coefficient as a float; ConfigError if it is no number >= 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise ConfigError(f"{name}={value!r} must be a number of at least 0, for example 1e-3.")
+    return float(value)

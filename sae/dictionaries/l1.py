@@ -1,0 +1,44 @@
+"""Untied ReLU dictionary with an L1 penalty (Towards Monosemanticity, 2023)."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae.dictionaries.base import check_coefficient, register
+from sae.dictionaries.codes import Code, DenseCode
+from sae.dictionaries.untied import Untied
+
+
+@register("l1")
+class L1(Untied):
+    """ReLU code, penalty `l1` times the sum of f; weights and constraints as in `Untied`.
+
+    Args:
+        d_in: Width of the activations.
+        d_sae: Number of latents.
+        l1: Coefficient of the penalty, at least 0.
+        mean: Scaled mean of the training split.
+        generator: Source of the initial weights.
+    """
+
+    options = frozenset({"l1"})
+
+    def __init__(
+        self,
+        d_in: int,
+        d_sae: int,
+        *,
+        l1: float,
+        mean: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(d_in, d_sae, mean=mean, generator=generator)
+        self.l1 = check_coefficient("l1", l1)
+
+    def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
+        """ReLU of the pre-activations."""
+        return DenseCode(torch.relu(self.pre(x)))
+
+    def row_penalties(self, code: Code) -> dict[str, Float[Tensor, " batch"]]:
+        """`l1` times the sum of f."""
+        return {"sparsity": self.l1 * code.l1()}

@@ -1,0 +1,107 @@
+"""The paper's dictionary: one matrix that both detects and writes (arXiv 2309.08600, eq. 1-4)."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sae.dictionaries.base import (
+    Dictionary,
+    LatentParameter,
+    Tensors,
+    check_coefficient,
+    register,
+    unit_rows,
+)
+from sae.dictionaries.codes import Code, DenseCode
+from sae.errors import ConfigError
+
+REVIVED_RESPONSE = 0.2
+"""Share of its projection with which a revived latent answers the input it was drawn for."""
+
+
+@register("tied")
+class Tied(Dictionary):
+    r"""Tied sparse autoencoder: $f = ReLU(M (x - c) + b)$, $\hat x = M^T f + c$, unit rows of M.
+
+    Loss: mean over d_in of $(x - \hat x)^2$ plus `l1` times the sum of f, averaged over the batch
+    (the authors' own form of eq. 4). As in their code the rows are normalised inside the forward
+    pass and the gradient flows through the normalisation; M starts Xavier-uniform, b at zero, there
+    is no decoder bias. `centre="mean"` subtracts the fixed mean c of the training split before
+    and adds it after (their optional centring); `"none"` is the paper.
+
+    Args:
+        d_in: Width of the activations.
+        d_sae: Number of latents.
+        l1: Coefficient of the penalty, at least 0.
+        centre: `"none"` or `"mean"`.
+        mean: Scaled mean of the training split, needed for `centre="mean"`.
+        generator: Source of the initial weights.
+    """
+
+    options = frozenset({"l1", "centre"})
+
+    def __init__(
+        self,
+        d_in: int,
+        d_sae: int,
+        *,
+        l1: float,
+        centre: Literal["none", "mean"] = "none",
+        mean: Float[Tensor, " d_in"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(d_in, d_sae)
+        self.l1 = check_coefficient("l1", l1)
+        if centre not in ("none", "mean"):
+            raise ConfigError(f"sae.centre={centre!r} must be 'none' or 'mean'.")
+        if centre == "mean" and mean is None:
+            raise ConfigError("sae.centre=mean needs the mean of the training activations.")
+        self.centred = centre == "mean"
+        self.W = nn.Parameter(
+            nn.init.xavier_uniform_(torch.empty(d_sae, d_in), generator=generator)
+        )
+        self.b_enc = nn.Parameter(torch.zeros(d_sae))
+        start = mean if self.centred and mean is not None else torch.zeros(d_in)
+        self.register_buffer("centre", start.detach().clone().float())
+        self.centre: Tensor
+
+    def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
+        """ReLU code of the centred input."""
+        x = x - self.centre if self.centred else x
+        return DenseCode(torch.relu(x @ unit_rows(self.W).T + self.b_enc))
+
+    def decode_code(self, code: Code) -> Float[Tensor, "batch d_in"]:
+        """Sum of the firing atoms, plus the centre."""
+        x_hat = code.dense() @ unit_rows(self.W)
+        return x_hat + self.centre if self.centred else x_hat
+
+    def row_penalties(self, code: Code) -> dict[str, Float[Tensor, " batch"]]:
+        """`l1` times the sum of f."""
+        return {"sparsity": self.l1 * code.l1()}
+
+    def tensors(self) -> Tensors:
+        """The equivalent untied tensors; the centre is folded into both biases."""
+        W = unit_rows(self.W)
+        return Tensors(W.T, self.b_enc - W @ self.centre, W, self.centre)
+
+    def latent_parameters(self) -> list[LatentParameter]:
+        """The rows of M and the entries of b."""
+        return [LatentParameter(self.W, 0), LatentParameter(self.b_enc, 0)]
+
+    @torch.no_grad()
+    def revive(self, latents: Int[Tensor, " n"], x: Float[Tensor, "n d_in"], alive: Tensor) -> None:
+        """Row := the (centred) input's direction, b := -(1 - 0.2) times its projection.
+
+        The published rule shrinks the revived *encoder* row to 0.2 times the mean alive norm so
+        that the latent answers weakly at first. A tied row has length 1 by definition, so the
+        bias damps instead: the latent answers the input that it was drawn for with 0.2 of the
+        projection, and inputs that point elsewhere not at all. The raw row gets the mean norm of
+        the alive raw rows, so that it learns at the same pace as they do.
+        """
+        direction = unit_rows(x - self.centre)
+        projection = ((x - self.centre) * direction).sum(dim=1)
+        norm = self.W[alive].norm(dim=1).mean() if bool(alive.any()) else 1.0
+        self.W[latents] = direction * norm
+        self.b_enc[latents] = -(1 - REVIVED_RESPONSE) * projection

@@ -1,0 +1,44 @@
+"""What can go wrong, as a tree.
+
+SAEError                    every error that a user can cause; the message says what was given,
+│                           what is allowed and what to do
+├── ConfigError             a value, a key or a combination of them
+├── SourceError             an LM or a text that cannot be had (network, checksum, missing file)
+├── SiteError               a layer, a site or an LM family that does not exist
+├── StoreError              cached activations that are damaged, missing or of another kind
+├── ArtifactError           a saved SAE or run folder that cannot be read
+├── DegenerateInputError    numbers for which a metric is undefined
+└── NonFiniteLossError      training diverged
+"""
+
+
+class SAEError(ValueError):
+    """Base of all errors that tell the user what to change."""
+
+
+class ConfigError(SAEError):
+    """A configuration value is misspelt, of the wrong type, out of range or without effect."""
+
+
+class SourceError(SAEError):
+    """A language model or a text cannot be had."""
+
+
+class SiteError(SAEError):
+    """A site, a layer or an LM family is not known."""
+
+
+class StoreError(SAEError):
+    """Cached activations are damaged, missing or do not fit."""
+
+
+class ArtifactError(SAEError):
+    """A saved SAE or a run folder cannot be read."""
+
+
+class DegenerateInputError(SAEError):
+    """A metric is undefined for the numbers given, for example the FVU of equal rows."""
+
+
+class NonFiniteLossError(SAEError):
+    """The training loss became NaN or infinite."""

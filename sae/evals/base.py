@@ -1,0 +1,161 @@
+"""What evaluations get and give: a context in, a typed result out."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from sae.activations.rows import Rows
+from sae.activations.store import ActivationStore
+from sae.dictionaries.sae import SAE
+from sae.errors import ArtifactError, ConfigError
+from sae.language.lm import LanguageModel
+from sae.metrics.bootstrap import Interval
+from sae.provenance import provenance, write_json
+from sae.types import Point
+
+
+@dataclass
+class EvalContext:
+    """Everything that evaluations may read, about one SAE and one split.
+
+    Args:
+        sae: What is evaluated, on the device to use.
+        point: Where in the LM it belongs.
+        rows: Activations of the split at that point.
+        store: The split's tokens; None for activations without tokens.
+        load_lm: Gives the LM when an evaluation needs it; None where there is none. Called once.
+    """
+
+    sae: SAE
+    point: Point
+    rows: Rows
+    store: ActivationStore | None = None
+    load_lm: Callable[[], LanguageModel] | None = None
+
+    def __post_init__(self) -> None:
+        if self.sae.d_in != self.rows.d_in:
+            raise ConfigError(
+                f"The SAE takes vectors of width {self.sae.d_in}, the activations at {self.point} "
+                f"have width {self.rows.d_in}. Give the LM, layer and site it was trained on."
+            )
+
+    @cached_property
+    def lm(self) -> LanguageModel:
+        """The LM, loaded on first use."""
+        if self.load_lm is None:
+            raise ConfigError("This evaluation needs an LM, and none was given. Set lm=.")
+        return self.load_lm()
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its confidence interval; None where undefined."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Metrics of one evaluation, with what a reader needs to judge them.
+
+    Attributes:
+        eval: Word of the evaluation.
+        metrics: Estimates by name.
+        tokens: How much each group of metrics was computed on, by unit.
+        details: What does not fit a number, for example histograms. Plain JSON values.
+        settings: Settings of the evaluation.
+        provenance: Versions, machine, SAE, text.
+    """
+
+    eval: str
+    metrics: dict[str, Estimate]
+    tokens: dict[str, int]
+    details: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; undefined numbers are null, never NaN."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "EvalResult":
+        """Undo `to_json`.
+
+        Raises:
+            ArtifactError: If `content` is no evaluation result.
+        """
+        try:
+            estimates = {name: Estimate(**entry) for name, entry in content["metrics"].items()}
+            return cls(**{**content, "metrics": estimates})
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ArtifactError(f"This is no evaluation result ({error!r}).") from error
+
+    def save(self, path: Path) -> None:
+        """Write as JSON; a reader sees the old file or the new one."""
+        write_json(path, self.to_json())
+
+
+@runtime_checkable
+class Evaluation(Protocol):
+    """What `EVALS` holds: a dataclass of settings with a `run`."""
+
+    name: ClassVar[str]
+
+    def run(self, context: EvalContext) -> EvalResult:
+        """Measure."""
+        ...
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are made; evaluations take it as their setting `bootstrap`.
+
+    Args:
+        num_resamples: Resamples of the documents.
+        seed: Decides the resamples.
+        level: Share of the resamples that an interval holds.
+    """
+
+    num_resamples: int = 1000
+    seed: int = 0
+    level: float = 0.95
+
+    def __post_init__(self) -> None:
+        if self.num_resamples < 1 or not 0 < self.level < 1:
+            raise ConfigError(
+                f"num_resamples={self.num_resamples} must be at least 1, and level={self.level} "
+                "between 0 and 1."
+            )
+
+
+def estimates(
+    values: Mapping[str, float | None], intervals: Mapping[str, Interval | None]
+) -> dict[str, Estimate]:
+    """Join values and intervals by name; numbers that are not finite become None.
+
+    Example:
+        >>> estimates({"a": 1.0, "b": float("nan")}, {"a": (0.5, 1.5)})["b"]
+        Estimate(value=None, low=None, high=None)
+    """
+    joined = {}
+    for name, value in values.items():
+        defined = value is not None and math.isfinite(value)
+        interval = intervals.get(name) if defined else None
+        joined[name] = Estimate(value if defined else None, *(interval or ()))
+    return joined
+
+
+def describe(context: EvalContext) -> dict[str, Any]:
+    """Provenance of a result: versions and machine, the SAE, the point and the text."""
+    store = context.store
+    return provenance() | {
+        "sae": {**asdict(context.sae.config), "metadata": context.sae.metadata},
+        "point": str(context.point),
+        "store": None if store is None else asdict(store.spec),
+    }

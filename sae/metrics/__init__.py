@@ -1,0 +1,7 @@
+"""Streaming metrics over the formulas of `sae.functional`: float64 sums, intervals, DDP."""
+
+from sae.metrics.firing import Firing
+from sae.metrics.next_token import NextToken
+from sae.metrics.reconstruction import Reconstruction
+
+__all__ = ["Firing", "NextToken", "Reconstruction"]

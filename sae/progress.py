@@ -1,0 +1,86 @@
+"""One progress bar for all long work: what is done, at which rate, how long it still takes."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.text import Text
+
+log = logging.getLogger(__name__)
+_LOG_EVERY_SECONDS = 30.0
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f} {task.fields['unit']}/s", style="cyan")
+
+
+@contextmanager
+def progress(
+    description: str, total: int | None, unit: str = "tokens", done: int = 0
+) -> Iterator[Callable[[int], None]]:
+    """Show a bar with rate and time left while the block runs; yield `advance(n)`.
+
+    Where the output is no terminal (a log file, a cluster job) a line is logged twice a minute.
+
+    Args:
+        description: What is being done, for example `"harvest"`.
+        total: Number of units in all, or None when unknown (a spinner is shown).
+        unit: What is counted; `"bytes"` is shown as a download.
+        done: Units that were finished before (resumed work); they do not count for the rate.
+    """
+    console = Console(stderr=True)
+    counted = (
+        [DownloadColumn(), TransferSpeedColumn()]
+        if unit == "bytes"
+        else [MofNCompleteColumn(), _RateColumn()]
+    )
+    columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), *counted]
+    bar = Progress(
+        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console,
+        disable=not console.is_terminal,
+    )  # fmt: skip
+    task = bar.add_task(description, total=total, completed=done, unit=unit)
+    start = logged = time.monotonic()
+    count = done
+
+    def advance(n: int = 1) -> None:
+        nonlocal count, logged
+        count += n
+        bar.advance(task, n)
+        now = time.monotonic()
+        if not console.is_terminal and now - logged > _LOG_EVERY_SECONDS:
+            logged = now
+            log.info("%s", _line(description, count, done, total, unit, now - start))
+
+    with bar:
+        yield advance
+    if not console.is_terminal:
+        log.info("%s", _line(description, count, done, total, unit, time.monotonic() - start))
+
+
+def _line(
+    description: str, count: int, done: int, total: int | None, unit: str, seconds: float
+) -> str:
+    rate = (count - done) / max(seconds, 1e-9)
+    line = f"{description}: {count:,}" + (f" of {total:,}" if total else "")
+    line += f" {unit}, {rate:,.0f} {unit}/s, {seconds:.0f} s"
+    if total and rate > 0 and count < total:
+        line += f", {(total - count) / rate:.0f} s left"
+    return line

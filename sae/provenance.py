@@ -1,0 +1,87 @@
+"""Where a number comes from: versions, commit, machine, command, and the cache folder."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from hashlib import sha256
+from importlib import metadata
+from pathlib import Path
+
+import platformdirs
+
+_PACKAGES = (
+    "lightning-sae", "torch", "lightning", "transformers", "torchmetrics", "zarr", "hydra-core",
+    "numpy", "wandb",
+)  # fmt: skip
+
+
+def cache_dir() -> Path:
+    """Folder for LMs, texts and activations: `$SAE_CACHE` or the user's cache directory."""
+    given = os.environ.get("SAE_CACHE")
+    return Path(given).expanduser() if given else Path(platformdirs.user_cache_dir("lightning-sae"))
+
+
+def content_key(identity: Mapping[str, object]) -> str:
+    """16 hexadecimal digits that change when anything in the JSON-able `identity` does.
+
+    Example:
+        >>> content_key({"a": 1, "b": 2}) == content_key({"b": 2, "a": 1})
+        True
+    """
+    return sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def provenance() -> dict[str, object]:
+    """Versions, git commit, machine, command and time: what a number's reader asks for."""
+    import torch
+
+    return {
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "git": _git(),
+        "platform": platform.platform(),
+        "cpu": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    os.replace(temporary, path)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, object] | None:
+    """Commit of this checkout and whether files differ from it; None outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _run_git(root, "rev-parse", "HEAD")
+        changed = bool(_run_git(root, "status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "changed": changed}
+
+
+def _run_git(root: Path, *arguments: str) -> str:
+    result = subprocess.run(
+        ["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True
+    )
+    return result.stdout.strip()

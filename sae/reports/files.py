@@ -1,0 +1,73 @@
+"""Reads run folders, whatever part of them exists."""
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sae.errors import ArtifactError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Content of a JSON file; empty when it does not exist.
+
+    Raises:
+        ArtifactError: If it exists but is no JSON object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ArtifactError(f"{path} is no valid JSON ({error}). Restore or remove it.") from error
+    return content if isinstance(content, dict) else {}
+
+
+def read_yaml(path: Path) -> Any:
+    """Content of a YAML file; None when it does not exist.
+
+    Raises:
+        ArtifactError: If it exists but is no YAML.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ArtifactError(f"{path} is no valid YAML ({error}). Restore or remove it.") from error
+
+
+def read_metrics(path: Path) -> dict[str, tuple[list[float], list[float]]]:
+    """Curves of a `metrics.csv` by name: (tokens, values), or (step, values) without tokens."""
+    if not path.is_file():
+        return {}
+    curves: dict[str, tuple[list[float], list[float]]] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            position = row.get("tokens") or row.get("step")
+            for name, cell in row.items():
+                if name not in ("step", "tokens") and cell and position:
+                    xs, ys = curves.setdefault(name, ([], []))
+                    xs.append(float(position))
+                    ys.append(float(cell))
+    return curves
+
+
+def metric(results: dict[str, Any], evaluation: str, name: str) -> dict[str, Any]:
+    """`value`, `low` and `high` of a metric in a `results.json`; empty when it is not there."""
+    found = _mapping(_mapping(results.get(evaluation)).get("metrics")).get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write so that a reader sees the old file or the new one, never half of one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

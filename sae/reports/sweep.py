@@ -1,0 +1,158 @@
+"""`sweep.csv` and `sweep.png`: all jobs of a sweep in one table and one picture."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sae.reports.figures import plain_log_ticks
+from sae.reports.files import metric, read_json, read_yaml, write_bytes
+
+_METRICS = (
+    ("core", "fvu"), ("core", "l0"), ("core", "silent"), ("core", "dense"),
+    ("downstream", "ce_recovered_zero"), ("downstream", "ce_recovered_mean"),
+    ("downstream", "delta_ce"), ("downstream", "kl"),
+)  # fmt: skip
+_TRAINING = ("dead", "tokens", "vectors_per_second")
+# What moves a point along the trade-off between sparsity and fidelity; the rest makes lines.
+_SPARSITY = ("l1", "k", "target_l0")
+_PLACE = ("run_dir", "sweep_dir", "hydra.", "logger", "launcher", "sweep")
+_LOCK_SECONDS = 60
+
+Row = dict[str, Any]
+
+
+def write_sweep(sweep_folder: str | Path) -> list[Row]:
+    """Scan the jobs of a sweep and write `sweep.csv` and `sweep.png`; call it after every job.
+
+    Jobs are the sub-folders whose names are numbers. Jobs that end at the same time wait for
+    each other; a reader never sees half a file.
+
+    Returns:
+        The rows of the table: `job`, `status` (finished, failed, running or pending), the swept
+        overrides, metrics of the test split, and what went wrong.
+    """
+    folder = Path(sweep_folder)
+    with FileLock(folder / ".sweep.lock", timeout=_LOCK_SECONDS):
+        jobs = sorted((p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()),
+                      key=lambda p: int(p.name))  # fmt: skip
+        given = {job: _overrides(job) for job in jobs}
+        swept = _varied(list(given.values()))
+        rows = [_row(job, {key: given[job].get(key) for key in swept}) for job in jobs]
+        columns = ["job", "status", *swept, *(name for _, name in _METRICS), *_TRAINING, "error"]
+        write_bytes(folder / "sweep.csv", _table(columns, rows))
+        write_bytes(folder / "sweep.png", _plot(rows, swept))
+    return rows
+
+
+def _row(job: Path, overrides: Mapping[str, Any]) -> Row:
+    results = read_json(job / "results.json")
+    error = job / "error.txt"
+    if results:
+        status = "finished"
+    elif error.exists():
+        status = "failed"
+    else:
+        status = "running" if (job / "config.yaml").exists() else "pending"
+    row: Row = {"job": int(job.name), "status": status, **overrides}
+    for evaluation, name in _METRICS:
+        row[name] = metric(results, evaluation, name).get("value")
+    training = results.get("training")
+    for name in _TRAINING:
+        row[name] = training.get(name) if isinstance(training, Mapping) else None
+    lines = error.read_text().strip().splitlines() if status == "failed" else []
+    row["error"] = lines[-1] if lines else None
+    return row
+
+
+def _overrides(job: Path) -> dict[str, str]:
+    """What the command line set for this job; without that record, plain values of its config."""
+    recorded = read_yaml(job / ".hydra" / "overrides.yaml")
+    if isinstance(recorded, list):
+        pairs = [str(entry).lstrip("+").partition("=")[::2] for entry in recorded]
+    else:
+        config = read_yaml(job / "config.yaml")
+        config = config if isinstance(config, Mapping) else {}
+        pairs = [(k, str(v)) for k, v in config.items() if isinstance(v, str | int | float)]
+    return {key: value for key, value in pairs if not key.startswith(_PLACE)}
+
+
+def _varied(jobs: Sequence[Mapping[str, str]]) -> list[str]:
+    """Keys that differ between jobs, in order of first appearance; all of them for one job."""
+    known = [job for job in jobs if job]
+    keys = list(dict.fromkeys(key for job in known for key in job))
+    return keys if len(known) < 2 else [k for k in keys if len({job.get(k) for job in known}) > 1]
+
+
+def _table(columns: Sequence[str], rows: Sequence[Row]) -> bytes:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue().encode()
+
+
+def _plot(rows: Sequence[Row], swept: Sequence[str]) -> bytes:
+    figure = Figure(figsize=(11, 4.6), dpi=150, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    handles = _panel(left, rows, swept, "fvu", "FVU (lower is better)", shift=(5, 5))
+    label = "CE recovered, zero ablation (higher is better)"
+    _panel(right, rows, swept, "ce_recovered_zero", label, shift=(6, -9))
+    if len(handles) > 1:
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6),
+                      frameon=False)  # fmt: skip
+    states = [row["status"] for row in rows]
+    counts = [f"{states.count(s)} {s}" for s in ("finished", "failed", "running", "pending")
+              if s in states]  # fmt: skip
+    figure.suptitle(
+        f"{len(rows)} jobs: {', '.join(counts)}" if rows else "no jobs yet", fontsize=11
+    )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _panel(
+    axes: Axes,
+    rows: Sequence[Row],
+    swept: Sequence[str],
+    name: str,
+    label: str,
+    shift: tuple[int, int],
+) -> list:
+    """Draw one metric over L0; `shift` keeps the labels off curves that fall or rise."""
+    points = [row for row in rows if row[name] is not None and (row["l0"] or 0) > 0]
+    by = [key for key in swept if key not in _SPARSITY]
+    knobs = [key for key in swept if key in _SPARSITY]
+    groups: dict[str, list[Row]] = {}
+    for row in points:
+        group = ", ".join(f"{key}={row[key]}" for key in by if row[key] is not None)
+        groups.setdefault(group, []).append(row)
+    handles = []
+    for group, members in groups.items():
+        members.sort(key=lambda row: row["l0"])
+        x, y = [row["l0"] for row in members], [row[name] for row in members]
+        handles += axes.plot(x, y, marker="o", markersize=5, linewidth=1.5, label=group or None)
+        for row in members:
+            text = ", ".join(f"{key}={row[key]}" for key in knobs if row[key] is not None)
+            axes.annotate(text or str(row["job"]), (row["l0"], row[name]), fontsize=7.5,
+                          textcoords="offset points", xytext=shift, color="#555555")  # fmt: skip
+    axes.set_xlabel("L0, latents that fire per token")
+    axes.set_ylabel(label)
+    axes.grid(True, color="#e3e6ec", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.16, y=0.12)
+    if points:
+        axes.set_xscale("log")
+        plain_log_ticks(axes.xaxis, [row["l0"] for row in points])
+    else:
+        axes.text(0.5, 0.5, "no finished job yet", ha="center", va="center", color="#777777",
+                  transform=axes.transAxes)  # fmt: skip
+        axes.set(xticks=[], yticks=[])
+    return handles

@@ -1,0 +1,59 @@
+"""From plain configuration to the module that is trained."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from sae.activations.datamodule import ActivationDataModule
+from sae.dictionaries import build_dictionary
+from sae.training.module import RunLength, SAEModule
+from sae.training.optimizers import OptimizerSettings
+from sae.training.resampling import ResampleSettings
+
+
+def build_module(config: Mapping[str, Any], data: ActivationDataModule) -> SAEModule:
+    """The module for the nodes `sae`, `optimizer`, `resample` and the `seed`.
+
+    Args:
+        config: Plain dicts as conf/*.yaml has them.
+        data: Prepared; gives width, mean, scale and the length of the run.
+    """
+    settings = dict(config["sae"])
+    warmup = settings.pop("sparsity_warmup_tokens", 0)
+    dictionary = build_dictionary(
+        settings, d_in=data.d_in, mean=data.mean * data.scale, seed=config["seed"]
+    )
+    return SAEModule(
+        dictionary,
+        length=RunLength(data.steps, data.batch_size),
+        optimizer=OptimizerSettings(**config["optimizer"]),
+        resampling=ResampleSettings(**config["resample"]),
+        sparsity_warmup_tokens=warmup,
+        scale=data.scale,
+        seed=config["seed"],
+    )
+
+
+def l1_equivalents(config: Mapping[str, Any], data: ActivationDataModule) -> dict[str, float]:
+    """The same penalty in other forms: docs/metrics.md, "What l1 means".
+
+    Returns:
+        `l1`, its value on unscaled activations, and its value in the form of other libraries,
+        where the squared error is summed over d_in; empty for an SAE without l1.
+    """
+    l1 = config["sae"].get("l1")
+    if l1 is None:
+        return {}
+    return {"l1": l1, "l1_raw_scale": l1 / data.scale, "l1_sum_over_d_in": l1 * data.d_in}
+
+
+def resolve_precision(wanted: str) -> str:
+    """`auto` becomes bf16-mixed where the hardware multiplies bfloat16, else 32-true."""
+    if wanted != "auto":
+        return wanted
+    if torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported()  # there is no public question
+    return "bf16-mixed" if fast else "32-true"

@@ -1,0 +1,203 @@
+"""The LightningModule: one optimiser step of a dictionary, and what must happen around it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae.dictionaries.base import Dictionary
+from sae.dictionaries.codes import Code
+from sae.errors import NonFiniteLossError
+from sae.functional import fvu
+from sae.training.optimizers import OptimizerSettings
+from sae.training.resampling import ResampleSettings, dead_latents, resample
+from sae.training.schedules import linear_decay, span_tokens, warmup
+
+
+class Evaluated(NamedTuple):
+    """What a validation or test step hands to the callbacks, in the LM's own units."""
+
+    x: Float[Tensor, "batch d_in"]
+    x_hat: Float[Tensor, "batch d_in"]
+    code: Code
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """Length of a run: the schedules are shares of it.
+
+    Attributes:
+        steps: Optimiser steps.
+        batch_size: Vectors per step, over all ranks; a vector is an LM token.
+    """
+
+    steps: int
+    batch_size: int
+
+    @property
+    def tokens(self) -> int:
+        """Vectors seen in the whole run."""
+        return self.steps * self.batch_size
+
+
+class SAEModule(L.LightningModule):
+    """Trains a `Dictionary` on scaled activation batches.
+
+    All edits beside the gradient (decoder constraint, firing counters, resampling) happen inside
+    `optimizer_step`: Lightning runs callback hooks before the module's own, so a checkpoint that a
+    callback writes in `on_train_batch_end` would miss edits that the module makes there.
+
+    Args:
+        dictionary: What is trained.
+        length: Steps and batch size, for schedules in tokens.
+        optimizer: Optimiser and learning-rate schedule.
+        resampling: Dead window and resampling times.
+        sparsity_warmup_tokens: Linear warm-up of all penalties; tokens or a share ("5%").
+        scale: Factor that the batches were multiplied with; metrics divide by it.
+        seed: Seed of the resampler's draws.
+        resample_inputs: `(n, seed) -> [n d_in]` random scaled training vectors; default: the
+            trainer's datamodule.
+    """
+
+    tokens_since_fired: Tensor
+    revived: Tensor
+
+    def __init__(
+        self,
+        dictionary: Dictionary,
+        *,
+        length: RunLength,
+        optimizer: OptimizerSettings | None = None,
+        resampling: ResampleSettings | None = None,
+        sparsity_warmup_tokens: int | float | str = "5%",
+        scale: float = 1.0,
+        seed: int = 0,
+        resample_inputs: Callable[[int, int], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.dictionary = dictionary
+        self.length, self.scale, self.seed = length, scale, seed
+        self.optimizer_settings = optimizer or OptimizerSettings()
+        self.resampling = (resampling or ResampleSettings()).resolve(length.tokens)
+        self.sparsity_warmup_steps = self._steps(sparsity_warmup_tokens, "sparsity_warmup_tokens")
+        self._resample_inputs = resample_inputs
+        self._counts: Tensor | None = None
+        self.register_buffer("tokens_since_fired", torch.zeros(dictionary.d_sae, dtype=torch.long))
+        self.register_buffer("revived", torch.zeros((), dtype=torch.long))
+
+    @property
+    def dead_after_tokens(self) -> int:
+        """A latent that did not fire for so many tokens is dead."""
+        return int(self.resampling.dead_after_tokens)
+
+    @property
+    def tokens_seen(self) -> int:
+        """Vectors trained on so far, over all ranks."""
+        return self.global_step * self.length.batch_size
+
+    def dead_share(self) -> float:
+        """Share of latents that did not fire in the last `dead_after_tokens`."""
+        return dead_latents(self.tokens_since_fired, self.dead_after_tokens).double().mean().item()
+
+    def training_step(self, x: Float[Tensor, "batch d_in"], batch_idx: int) -> Tensor:
+        """Loss of one batch."""
+        factor = warmup(self.global_step, self.sparsity_warmup_steps)
+        output = self.dictionary.training_output(x, factor)
+        loss = torch.stack(list(output.terms.values())).sum()
+        self._counts = output.code.firing_counts()
+        logged = (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+        if logged or loss.device.type == "cpu":  # on an accelerator every look costs a wait
+            self._check_finite(loss)
+        if logged:
+            self._log_step(x, output, loss, factor)
+        return loss
+
+    def _log_step(self, x: Tensor, output: Any, loss: Tensor, factor: float) -> None:
+        assert self._counts is not None
+        values = {"train/loss": loss.detach(), "train/fvu": fvu(x, output.x_hat.detach())}
+        values |= {f"train/loss_{name}": term.detach() for name, term in output.terms.items()}
+        values["train/l0"] = self._counts.sum() / output.code.batch
+        values["train/revived"] = self.revived.float()
+        values["train/lr"] = torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"])
+        values["train/sparsity_factor"] = torch.tensor(factor)
+        values["tokens"] = torch.tensor(self.tokens_seen + self.length.batch_size, dtype=torch.double)
+        self.log_dict(values)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let the architecture edit its gradients."""
+        self.dictionary.constrain_gradients()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then everything that must be part of the step (see the class)."""
+        seen = self.tokens_seen  # Lightning counts the step only after this method
+        super().optimizer_step(*args, **kwargs)
+        self.dictionary.constrain_parameters()
+        self._count_firing()
+        if self.resampling.due(seen, seen + self.length.batch_size):
+            self._resample(seen)
+
+    def _count_firing(self) -> None:
+        assert self._counts is not None
+        fired = self._counts > 0
+        self.tokens_since_fired += self.length.batch_size
+        self.tokens_since_fired[fired] = 0
+
+    def _resample(self, seen: int) -> None:
+        dead = dead_latents(self.tokens_since_fired, self.dead_after_tokens)
+        draw = hash((self.seed, seen)) % 2**63
+        inputs = self._resample_inputs or self.trainer.datamodule.sample_rows  # pyright: ignore
+        latents = resample(
+            self.dictionary,
+            self.trainer.optimizers[0],
+            dead,
+            lambda: inputs(int(self.resampling.sample_tokens), draw),
+            torch.Generator().manual_seed(draw),
+        )
+        self.tokens_since_fired[latents] = 0
+        self.revived += len(latents)
+
+    def validation_step(self, x: Float[Tensor, "batch d_in"], batch_idx: int) -> Evaluated:
+        """Reconstruction in the LM's own units, for the callbacks."""
+        code = self.dictionary.encode_code(x)
+        x_hat = self.dictionary.decode_code(code).float()
+        return Evaluated(x / self.scale, x_hat / self.scale, code)
+
+    test_step = validation_step
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser with linear warm-up and linear decay, stepped per batch."""
+        settings = self.optimizer_settings
+        rise = self._steps(settings.warmup_tokens, "optimizer.warmup_tokens")
+        fall = self._steps(settings.decay_tokens, "optimizer.decay_tokens")
+        optimizer = settings.build(self.dictionary.parameters())
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warmup(step, rise) * linear_decay(step, self.length.steps, fall)
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to overwrite a good checkpoint with a diverged one."""
+        for name, parameter in self.dictionary.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise self._diverged(f"{name} holds NaN or infinite values")
+
+    def _steps(self, span: int | float | str, name: str) -> int:
+        return round(span_tokens(span, self.length.tokens, name) / self.length.batch_size)
+
+    def _check_finite(self, loss: Tensor) -> None:
+        if not bool(torch.isfinite(loss)):
+            raise self._diverged(f"the loss is {float(loss)}")
+
+    def _diverged(self, what: str) -> NonFiniteLossError:
+        return NonFiniteLossError(
+            f"Training diverged at step {self.global_step}: {what}. The last checkpoint before is "
+            f"untouched. Try a smaller optimizer.lr (now {self.optimizer_settings.lr:g}), a longer "
+            "optimizer.warmup_tokens, or look for NaN in your own activations."
+        )

@@ -1,0 +1,100 @@
+"""Optimisers by word: Adam, and Adam as the authors of the paper really ran it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from sae.errors import ConfigError
+
+NAMES = ("adam", "authors_adam")
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """Settings of the optimiser and of the learning-rate schedule.
+
+    Attributes:
+        name: `adam` or `authors_adam`.
+        lr: Peak learning rate.
+        beta1: Decay of the first moment.
+        beta2: Decay of the second moment.
+        eps: Added to the root of the second moment.
+        warmup_tokens: Linear rise of the learning rate; tokens or a share of the run ("1%").
+        decay_tokens: Linear fall to zero at the end; tokens or a share of the run ("20%").
+    """
+
+    name: str = "adam"
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    warmup_tokens: int | float | str = 0
+    decay_tokens: int | float | str = 0
+
+    def __post_init__(self) -> None:
+        if self.name not in NAMES:
+            raise ConfigError(f"optimizer={self.name!r} must be one of {', '.join(NAMES)}.")
+        for name, low, high in (("lr", 0, float("inf")), ("eps", 0, 1)):
+            if not low < getattr(self, name) < high:
+                raise ConfigError(
+                    f"optimizer.{name}={getattr(self, name)!r} must be above {low} and below {high}."
+                )
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"optimizer.{name}={getattr(self, name)!r} must be in [0, 1).")
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimiser over `parameters`."""
+        kind: Any = AuthorsAdam if self.name == "authors_adam" else torch.optim.Adam
+        extra = {} if self.name == "authors_adam" else {"fused": True}
+        return kind(
+            parameters, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps, **extra
+        )
+
+
+class AuthorsAdam(torch.optim.Optimizer):
+    r"""Adam whose step count never advances, as in the authors' ensemble code.
+
+    Their training loop clones every leaf of the optimiser state before writing the new value, so
+    the moments persist but the count stays 0: bias correction is always that of the first step,
+    $\hat m = m / (1 - \beta_1)$, $\hat v = v / (1 - \beta_2)$. With a constant gradient the step is
+    lr at step 1, 2.06 lr at step 10, and tends to 0.316 lr. Use `adam` for the paper's text, this
+    for the paper's numbers.
+
+    Source: HoagyC/sparse_coding `autoencoders/ensemble.py`, `step_batch` (torchopt Adam).
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step; `closure` recomputes the loss, as for any torch optimiser."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for parameter in group["params"]:
+                grad = parameter.grad
+                if grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["exp_avg"] = torch.zeros_like(parameter)
+                    state["exp_avg_sq"] = torch.zeros_like(parameter)
+                m = state["exp_avg"].lerp_(grad, 1 - beta1)
+                v = state["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+                denominator = (v / (1 - beta2)).sqrt_().add_(group["eps"])
+                parameter.addcdiv_(m, denominator, value=-group["lr"] / (1 - beta1))
+        return loss

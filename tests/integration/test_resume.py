@@ -1,0 +1,85 @@
+"""A run killed with SIGKILL at any step and continued equals a run that was not killed."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+# Resampling at several times, validation, logging and checkpoints at different rhythms.
+OVERRIDES = [
+    "debug=tiny", "epochs=12", "sae=l1", "l1=3e-3", "dict_ratio=4", "trainer.validations=5",
+    "resample.at_tokens=[15%,30%,45%,60%]", "resample.dead_after_tokens=5%",
+    "resample.sample_tokens=512", "callbacks.downstream.num_tokens=64", "eval=[core]",
+    "trainer.checkpoint_every_steps=11", "trainer.log_every_steps=5",
+]  # fmt: skip
+
+
+def start(run_dir: Path) -> subprocess.Popen:
+    command = [sys.executable, "train.py", *OVERRIDES, f"run_dir={run_dir}"]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def finish(process: subprocess.Popen) -> None:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output.decode()
+
+
+def last_step(run_dir: Path) -> int:
+    table = run_dir / "metrics.csv"
+    lines = table.read_text().splitlines() if table.exists() else []
+    return int(lines[-1].split(",")[0]) if len(lines) > 1 else -1
+
+
+def kill_at(process: subprocess.Popen, run_dir: Path, step: int) -> None:
+    while last_step(run_dir) < step and process.poll() is None:
+        time.sleep(0.005)
+    assert process.poll() is None, f"ended before step {step}"
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def equal(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def test_killed_three_times_equals_never_killed(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    finish(start(whole))
+
+    seed = random.randrange(10**6)
+    kills = sorted(random.Random(seed).sample(range(20, 340), 3))
+    for step in kills:
+        kill_at(start(broken), broken, step)
+    finish(start(broken))
+
+    where = f"kills at steps {kills}"
+    assert (whole / "metrics.csv").read_bytes() == (broken / "metrics.csv").read_bytes(), where
+    one, other = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+        for folder in (whole, broken)
+    )
+    assert one["global_step"] > 340
+    assert one["state_dict"]["revived"] > 0, "the test must cross a resampling"
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
+        assert equal(one[part], other[part]), f"{part} differs, {where}"
+    assert (whole / "sae" / "sae.safetensors").read_bytes() == (
+        broken / "sae" / "sae.safetensors"
+    ).read_bytes()
+
+
+def test_the_comparison_can_fail():
+    assert equal({"a": [torch.zeros(2), 1]}, {"a": [torch.zeros(2), 1]})
+    assert not equal({"a": [torch.zeros(2)]}, {"a": [torch.tensor([0.0, 1e-9])]})
+    assert not equal({"a": 1}, {"b": 1})

@@ -1,0 +1,180 @@
+"""Contract of every trainable dictionary, and what is particular to each."""
+
+import pytest
+import torch
+
+from sae.dictionaries import ARCHITECTURES, build_dictionary
+from sae.dictionaries.codes import DenseCode, SparseCode
+from sae.errors import ConfigError
+
+SETTINGS = {"tied": {"l1": 1e-2, "centre": "none"}, "l1": {"l1": 1e-2}, "topk": {"k": 4}}
+D_IN, RATIO = 12, 3
+
+
+def build(word, *, seed=0, mean=None, **changes):
+    settings = SETTINGS[word] | changes
+    config = {"architecture": word, "dict_ratio": RATIO, **settings}
+    return build_dictionary(config, d_in=D_IN, mean=mean, seed=seed)
+
+
+def x_of(rows=20, seed=1):
+    return torch.randn(rows, D_IN, generator=torch.Generator().manual_seed(seed)) + 0.5
+
+
+@pytest.fixture(params=sorted(ARCHITECTURES))
+def word(request):
+    return request.param
+
+
+def test_every_architecture_has_settings_and_a_yaml(word):
+    from conf.commandline import FOLDER
+
+    assert word in SETTINGS, "add the new architecture's settings to this file"
+    assert f"architecture: {word}" in (FOLDER / "sae" / f"{word}.yaml").read_text()
+
+
+def test_shapes_and_seed(word):
+    one, two, other = build(word), build(word), build(word, seed=1)
+    x = x_of()
+    assert one.encode(x).shape == (20, D_IN * RATIO)
+    assert one(x).shape == x.shape
+    assert torch.equal(one(x), two(x))
+    assert not torch.equal(one(x), other(x))
+
+
+def test_code_agrees_with_dense_activations(word):
+    dictionary, x = build(word), x_of()
+    code, f = dictionary.encode_code(x), dictionary.encode(x)
+    assert torch.equal(code.l0(), (f != 0).sum(1))
+    assert torch.equal(code.firing_counts(), (f != 0).sum(0))
+    torch.testing.assert_close(code.l1(), f.abs().sum(1))
+
+
+def test_loss_is_mean_over_d_in_plus_row_penalties(word):
+    dictionary, x = build(word), x_of()
+    output = dictionary.training_output(x, 0.5)
+    f = dictionary.encode(x)
+    expected = {"reconstruction": sum(((x - output.x_hat) ** 2).flatten()) / (20 * D_IN)}
+    if word in ("tied", "l1"):
+        expected["sparsity"] = 0.5 * 1e-2 * sum(f.abs().flatten()) / 20
+    assert output.terms.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(output.terms[name], value)
+    rows = dictionary.row_losses(x)
+    torch.testing.assert_close(
+        rows.mean(), sum(dictionary.training_output(x, 1.0).terms.values()).detach()
+    )
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.125])
+def test_folded_sae_maps_lm_units_to_lm_units(word, scale):
+    dictionary = build(word, mean=x_of().mean(0))
+    with torch.no_grad():
+        for parameter in dictionary.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+        dictionary.constrain_parameters()
+    x = x_of()
+    sae = dictionary.folded(scale, {"note": "kept"})
+    raw = x / scale
+    torch.testing.assert_close(sae(raw), dictionary(x) / scale, atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(sae.encode(raw), dictionary.encode(x) / scale, atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(D_IN * RATIO))
+    assert sae.metadata["note"] == "kept"
+
+
+def test_centred_tied_is_folded_too():
+    mean = torch.full((D_IN,), 0.5)
+    dictionary, x = build("tied", mean=mean, centre="mean"), x_of()
+    torch.testing.assert_close(dictionary.folded(2.0)(x / 2), dictionary(x) / 2)
+    plain = build("tied", centre="none")
+    torch.testing.assert_close(dictionary(x), plain(x - mean) + mean)
+
+
+def test_gradients_reach_every_parameter(word):
+    dictionary = build(word)
+    sum(dictionary.training_output(x_of(200)).terms.values()).backward()
+    for name, parameter in dictionary.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("word", ["l1", "topk"])
+def test_decoder_stays_on_the_sphere_and_moves_along_it(word):
+    dictionary = build(word)
+    optimizer = torch.optim.SGD(dictionary.parameters(), lr=0.1)
+    sum(dictionary.training_output(x_of(200)).terms.values()).backward()
+    dictionary.constrain_gradients()
+    parallel = (dictionary.W_dec.grad * dictionary.W_dec).sum(1)
+    torch.testing.assert_close(parallel, torch.zeros_like(parallel), atol=1e-6, rtol=0)
+    before = dictionary.W_dec.detach().clone()
+    optimizer.step()
+    dictionary.constrain_parameters()
+    torch.testing.assert_close(dictionary.W_dec.norm(dim=1), torch.ones(D_IN * RATIO))
+    assert not torch.equal(before, dictionary.W_dec)
+
+
+def test_tied_equals_the_papers_equations():
+    """A slow loop over eq. 1-3 with unit rows (arXiv 2309.08600)."""
+    dictionary, x = build("tied"), x_of(5)
+    W, b = dictionary.W.detach(), dictionary.b_enc.detach() + 0.05
+    dictionary.b_enc.data = b
+    for row, x_hat in zip(x, dictionary(x), strict=True):
+        expected = torch.zeros(D_IN)
+        for atom, bias in zip(W, b, strict=True):
+            atom = atom / atom.norm()
+            expected += max(float(atom @ row + bias), 0.0) * atom
+        torch.testing.assert_close(x_hat, expected)
+
+
+def test_tied_penalty_cannot_be_beaten_by_longer_rows():
+    dictionary, x = build("tied"), x_of()
+    before = dictionary.training_output(x)
+    dictionary.W.data *= 7
+    after = dictionary.training_output(x)
+    torch.testing.assert_close(before.terms, after.terms)
+
+
+def test_topk_keeps_the_k_largest_and_never_negatives():
+    dictionary, x = build("topk", k=4), x_of()
+    f = dictionary.encode(x)
+    pre = dictionary.pre(x)
+    for row, values in zip(f, pre, strict=True):
+        largest = values.topk(4).indices
+        expected = torch.zeros(D_IN * RATIO)
+        expected[largest] = values[largest].clamp_min(0)
+        torch.testing.assert_close(row, expected)
+
+
+def test_sparse_code_gradient_equals_the_dense_one():
+    values = torch.rand(5, 3, dtype=torch.float64, requires_grad=True)
+    indices = torch.stack([torch.randperm(7)[:3] for _ in range(5)])
+    W = torch.randn(7, 4, dtype=torch.float64)
+
+    def through_sparse(v):
+        code = SparseCode.from_topk(indices, v, 7)
+        return code.dense() @ W
+
+    assert torch.autograd.gradcheck(through_sparse, (values,))
+    dense = torch.zeros(5, 7, dtype=torch.float64).scatter(1, indices, values)
+    torch.testing.assert_close(through_sparse(values), dense @ W)
+    assert torch.equal(
+        SparseCode.from_topk(indices, values, 7).l0(), DenseCode(dense.detach()).l0()
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"architecture": "relu"}, "Choose one of"),
+        ({"architecture": "tied", "dict_ratio": 0, "l1": 1, "centre": "none"}, "above 0"),
+        ({"architecture": "tied", "dict_ratio": 2, "l1": -1.0, "centre": "none"}, "at least 0"),
+        ({"architecture": "tied", "dict_ratio": 2, "l1": 1.0, "centre": "mean"}, "needs the mean"),
+        ({"architecture": "tied", "dict_ratio": 2, "l1": 1}, "it reads"),
+        ({"architecture": "topk", "dict_ratio": 2, "k": 0}, "from 1 to d_sae=24"),
+        ({"architecture": "topk", "dict_ratio": 2, "k": 25}, "from 1 to d_sae=24"),
+        ({"architecture": "topk", "dict_ratio": 2, "k": 2, "l1": 1}, "it reads"),
+    ],
+)
+def test_bad_settings_name_what_is_allowed(config, message):
+    with pytest.raises(ConfigError, match=message):
+        build_dictionary(config, d_in=D_IN)

@@ -1,0 +1,61 @@
+"""Adam by word, the authors' frozen count, and the schedules."""
+
+import copy
+
+import pytest
+import torch
+
+from sae.errors import ConfigError
+from sae.training.optimizers import AuthorsAdam, OptimizerSettings
+
+
+def test_authors_adam_step_sizes():
+    """Measured on the authors' own code with a constant gradient (torchopt 0.7.3)."""
+    parameter = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = AuthorsAdam([parameter], lr=1e-3)
+    expected = {1: 1.00, 10: 2.06, 100: 1.02, 300: 0.62, 1000: 0.40, 3000: 0.32}
+    seen, before = {}, 0.0
+    for step in range(1, 20_001):
+        parameter.grad = torch.ones(1, dtype=torch.float64)
+        optimizer.step()
+        if step in expected or step == 20_000:
+            seen[step] = (before - parameter.item()) / 1e-3
+        before = parameter.item()
+    for step, ratio in expected.items():
+        assert seen[step] == pytest.approx(ratio, abs=0.006)
+    assert seen[20_000] == pytest.approx(0.1**0.5, abs=1e-4)
+
+
+def test_authors_adam_is_adam_at_the_first_step():
+    a, b = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    for parameter, kind in ((a, AuthorsAdam), (b, torch.optim.Adam)):
+        parameter.grad = torch.tensor([0.5, -2.0, 0.0])
+        kind([parameter], lr=0.1).step()
+    torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", ["adam", "authors_adam"])
+def test_optimizers_by_word_lower_a_loss_and_round_trip_their_state(name):
+    settings = OptimizerSettings(name=name, lr=0.05)
+    parameter = torch.nn.Parameter(torch.full((4,), 2.0))
+    optimizer = settings.build([parameter])
+    for _ in range(100):
+        optimizer.zero_grad()
+        parameter.square().sum().backward()
+        optimizer.step()
+    assert parameter.abs().max() < 0.5
+    other = settings.build([torch.nn.Parameter(parameter.detach().clone())])
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    twin = other.param_groups[0]["params"][0]
+    for opt, p in ((optimizer, parameter), (other, twin)):
+        p.grad = torch.ones(4)
+        opt.step()
+    assert torch.equal(parameter, twin)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"name": "sgd"}, {"lr": 0.0}, {"lr": float("nan")}, {"beta1": 1.0}, {"eps": -1.0}]
+)
+def test_wrong_settings_are_named(wrong):
+    with pytest.raises(ConfigError, match="optimizer"):
+        OptimizerSettings(**wrong)

@@ -1,0 +1,152 @@
+import csv
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from callbacks.metrics_csv import MetricsCSV
+from sae.errors import ArtifactError
+from sae.evals.base import Estimate, EvalResult
+from sae.functional import firing_histogram
+from sae.reports import write_report, write_sweep
+
+
+def results(fvu=0.1, l0=90.0, recovered=0.98):
+    import torch
+
+    core = EvalResult(
+        "core",
+        {"fvu": Estimate(fvu, 0.09, 0.11), "l0": Estimate(l0), "dense": Estimate(0.012)},
+        {"vectors": 200_123},
+        details={"firing_histogram": firing_histogram(torch.logspace(-4, -1, 50))},
+    )
+    downstream = EvalResult(
+        "downstream",
+        {"ce_recovered_zero": Estimate(recovered, 0.97, 0.99), "ce_recovered_mean": Estimate(None)},
+        {"tokens": 32_768, "predictions": 31_900},
+    )
+    training = {"tokens": 3_550_000, "vectors_per_second": 10_432.1, "dead": 0.0023}
+    return {"core": core.to_json(), "downstream": downstream.to_json(), "training": training}
+
+
+def write_run(folder, *, finished=True, **values):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(
+        "sae: {architecture: tied, l1: 0.001}\nlm: {name: <b>tiny</b>}\nlayer: 4\nsite: resid\n"
+    )
+    table = MetricsCSV(folder / "metrics.csv", resume_step=0)
+    for step in range(10, 3_000, 10):
+        values_now = {"train/loss": 5 / step, "train/fvu": 5 / step, "tokens": 64.0 * step}
+        if step % 500 == 0:
+            values_now |= {"val/fvu": 6 / step, "val/ce_recovered_zero": 1 - 50 / step}
+        table.log_metrics(values_now, step=step)
+    if finished:
+        (folder / "results.json").write_text(json.dumps(results(**values)))
+
+
+def test_a_finished_run_shows_curves_tables_intervals_and_counts(tmp_path):
+    write_run(tmp_path / "run")
+    session = {"started_utc": "2026-01-01T10:00:00+00:00", "status": "killed"}
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps({"sessions": [session]}))
+    path = write_report(tmp_path / "run")
+    page = path.read_text()
+    assert path == tmp_path / "run" / "report.html"
+    assert page.count("<svg role=") == 4  # loss, FVU, CE recovered, firing
+    for words in ("0.09 – 0.11", "200,123 vectors", "32,768 tokens, 31,900 predictions", "1.2 %",
+                  "0.23 %", "3,550,000", "killed", "tied l1=0.001", "resid.4"):  # fmt: skip
+        assert words in page, words
+    assert '<td>CE recovered (mean)</td><td class="number">–</td>' in page
+    assert "<b>tiny</b>" not in page
+    assert "&lt;b&gt;tiny&lt;/b&gt;" in page
+
+
+def test_the_page_asks_for_nothing_from_elsewhere(tmp_path):
+    write_run(tmp_path)
+    page = write_report(tmp_path).read_text()
+    without_names = re.sub(r'xmlns(:\w+)?="[^"]*"|<metadata>.*?</metadata>', "", page, flags=re.S)
+    assert not re.search(r"https?://|//cdn|@import|<script", without_names)
+    assert "#010101" not in page  # every themed colour was replaced
+    assert write_report(tmp_path).read_text() == page
+
+
+@pytest.mark.parametrize("left", ["config.yaml", "metrics.csv", "results.json", "manifest.json"])
+def test_any_part_of_a_run_gives_a_page(tmp_path, left):
+    write_run(tmp_path)
+    (tmp_path / "manifest.json").write_text("{}")
+    for path in tmp_path.iterdir():
+        if path.name != left:
+            path.unlink()
+    if left == "manifest.json":
+        (tmp_path / left).write_text('{"sessions": [{}]}')
+    assert "</html>" in write_report(tmp_path).read_text()
+
+
+def test_an_unfinished_run_shows_its_latest_numbers(tmp_path):
+    write_run(tmp_path, finished=False)
+    page = write_report(tmp_path).read_text()
+    assert "not finished yet" in page
+    assert "latest value" in page
+    assert "0.0024" in page  # val/fvu at step 2500
+
+
+def test_unusable_folders_are_errors_that_name_the_file(tmp_path):
+    with pytest.raises(ArtifactError, match="no run folder"):
+        write_report(tmp_path)
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(ArtifactError, match=r"results\.json is no valid JSON"):
+        write_report(tmp_path)
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    job = 0
+    for layer in (2, 4):
+        for l1 in ("1e-3", "3e-3"):
+            folder = tmp_path / str(job)
+            write_run(folder, finished=job < 2, l0=90.0 / (job + 1), fvu=0.1 * (job + 1))
+            (folder / ".hydra").mkdir()
+            overrides = [f"l1={l1}", f"layer={layer}", "seed=0", f"run_dir=x{job}"]
+            (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(overrides))
+            job += 1
+    (tmp_path / "2" / "error.txt").write_text("Traceback …\nNonFiniteLossError: loss is nan\n")
+    (tmp_path / "4").mkdir()
+    (tmp_path / "not-a-job").mkdir()
+    return tmp_path
+
+
+def test_sweep_table_has_a_row_a_job(sweep):
+    rows = write_sweep(sweep)
+    with (sweep / "sweep.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert list(table[0])[:6] == ["job", "status", "l1", "layer", "fvu", "l0"]
+    assert [r["status"] for r in table] == ["finished", "finished", "failed", "running", "pending"]
+    assert [(r["l1"], r["layer"]) for r in table[:3]] == [
+        ("1e-3", "2"), ("3e-3", "2"), ("1e-3", "4"),
+    ]  # fmt: skip
+    assert (table[1]["fvu"], table[1]["dead"], table[1]["ce_recovered_mean"]) == (
+        "0.2", "0.0023", "",
+    )  # fmt: skip
+    assert table[2]["error"] == "NonFiniteLossError: loss is nan"
+    assert rows[1]["l0"] == 45.0
+    assert (sweep / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_retried_job_counts_as_finished(sweep):
+    (sweep / "2" / "results.json").write_text(json.dumps(results()))
+    assert write_sweep(sweep)[2]["status"] == "finished"
+
+
+def test_jobs_that_end_together_leave_whole_files(sweep):
+    with ThreadPoolExecutor(4) as pool:
+        assert len({len(rows) for rows in pool.map(write_sweep, [sweep] * 6)}) == 1
+    assert not [p.name for p in sweep.iterdir() if p.name.endswith(".tmp")]
+
+
+def test_a_sweep_without_results_or_hydra_records_is_drawn_too(tmp_path):
+    assert write_sweep(tmp_path) == []
+    for job, seed in enumerate((1, 2)):
+        (tmp_path / str(job)).mkdir()
+        (tmp_path / str(job) / "config.yaml").write_text(f"layer: 4\nseed: {seed}\nlm: {{}}\n")
+    assert [row["seed"] for row in write_sweep(tmp_path)] == ["1", "2"]
+    assert "layer" not in write_sweep(tmp_path)[0]

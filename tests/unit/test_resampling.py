@@ -1,0 +1,164 @@
+"""The published rules of neuron resampling, each by itself (sae/training/resampling.py)."""
+
+import pytest
+import torch
+
+from sae.dictionaries import build_dictionary
+from sae.errors import ConfigError
+from sae.training.optimizers import AuthorsAdam
+from sae.training.resampling import (
+    ResampleSettings,
+    dead_latents,
+    draw_inputs,
+    resample,
+    reset_adam_rows,
+)
+
+D_IN = 8
+CONFIGS = {
+    "tied": {"architecture": "tied", "l1": 1e-3, "centre": "none"},
+    "l1": {"architecture": "l1", "l1": 1e-3},
+    "topk": {"architecture": "topk", "k": 3},
+}
+
+
+def trained(word, optimizer_class=torch.optim.Adam):
+    dictionary = build_dictionary({"dict_ratio": 3, **CONFIGS[word]}, d_in=D_IN, seed=0)
+    optimizer = optimizer_class(dictionary.parameters(), lr=1e-2)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        optimizer.zero_grad()
+        x = torch.randn(64, D_IN, generator=generator)
+        sum(dictionary.training_output(x).terms.values()).backward()
+        optimizer.step()
+        dictionary.constrain_parameters()
+    return dictionary, optimizer
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_rule_1_dead_means_silent_for_the_whole_window():
+    mask = dead_latents(torch.tensor([0, 1, 999, 1000, 5000]), 1000)
+    assert mask.tolist() == [False, False, False, True, True]
+
+
+def test_rule_2_inputs_are_asked_for_only_when_something_is_dead():
+    dictionary, optimizer = trained("l1")
+    before = {name: value.clone() for name, value in dictionary.state_dict().items()}
+
+    def never():
+        raise AssertionError("no sample is needed")
+
+    latents = resample(dictionary, optimizer, torch.zeros(24, dtype=torch.bool), never, seeded())
+    assert len(latents) == 0
+    for name, value in dictionary.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_rule_3_probability_is_loss_squared():
+    losses = torch.tensor([1.0, 2.0, 3.0, 0.0])
+    drawn = torch.cat([draw_inputs(losses, 1, seeded(seed)) for seed in range(4000)])
+    shares = torch.bincount(drawn, minlength=4) / 4000
+    torch.testing.assert_close(
+        shares, torch.tensor([1.0, 4.0, 9.0, 0.0]) / 14, atol=0.025, rtol=0
+    )
+
+
+def test_rule_3_no_input_twice_while_there_are_enough():
+    drawn = draw_inputs(torch.rand(50) + 0.1, 40, seeded())
+    assert len(drawn.unique()) == 40
+    assert len(draw_inputs(torch.tensor([1.0, 0.0, 0.0]), 5, seeded())) == 5
+    assert len(draw_inputs(torch.zeros(3), 2, seeded())) == 2
+
+
+@pytest.mark.parametrize("word", ["l1", "topk"])
+def test_rules_4_to_6_untied(word):
+    dictionary, _ = trained(word)
+    before = {name: value.clone() for name, value in dictionary.state_dict().items()}
+    dead = torch.zeros(24, dtype=torch.bool)
+    dead[[2, 7]] = True
+    x = torch.randn(2, D_IN, generator=seeded())
+    dictionary.revive(torch.tensor([2, 7]), x, ~dead)
+    alive_norm = before["W_enc"][:, ~dead].norm(dim=0).mean()
+    for latent, row in zip([2, 7], x, strict=True):
+        direction = row / row.norm()
+        torch.testing.assert_close(dictionary.W_dec[latent], direction)  # rule 4
+        torch.testing.assert_close(dictionary.W_enc[:, latent], 0.2 * alive_norm * direction)  # 5
+        assert dictionary.b_enc[latent] == 0  # rule 6
+    assert torch.equal(dictionary.W_dec[~dead], before["W_dec"][~dead])
+    assert torch.equal(dictionary.W_enc[:, ~dead], before["W_enc"][:, ~dead])
+    assert torch.equal(dictionary.b_enc[~dead], before["b_enc"][~dead])
+    assert torch.equal(dictionary.b_dec, before["b_dec"])
+
+
+@pytest.mark.parametrize("centre", ["none", "mean"])
+def test_rules_4_to_6_tied_answer_with_a_fifth(centre):
+    """Stand-in for rule 5 where the encoder norm is fixed: the bias damps (see Tied.revive)."""
+    mean = torch.randn(D_IN, generator=seeded(3))
+    config = {"dict_ratio": 3, **CONFIGS["tied"], "centre": centre}
+    dictionary = build_dictionary(config, d_in=D_IN, mean=mean)
+    before = {name: value.clone() for name, value in dictionary.state_dict().items()}
+    dead = torch.zeros(24, dtype=torch.bool)
+    dead[[2, 7]] = True
+    x = torch.randn(2, D_IN, generator=seeded()) * 3
+    dictionary.revive(torch.tensor([2, 7]), x, ~dead)
+    centred = x - dictionary.centre
+    W = dictionary.W / dictionary.W.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(W[[2, 7]], centred / centred.norm(dim=1, keepdim=True))
+    f = dictionary.encode(x)
+    answers = torch.stack([f[0, 2], f[1, 7]])
+    torch.testing.assert_close(answers, 0.2 * centred.norm(dim=1))
+    alive_norm = before["W"][~dead].norm(dim=1).mean()
+    torch.testing.assert_close(dictionary.W[[2, 7]].norm(dim=1), alive_norm.expand(2))
+    assert torch.equal(dictionary.W[~dead], before["W"][~dead])
+    assert torch.equal(dictionary.b_enc[~dead], before["b_enc"][~dead])
+
+
+@pytest.mark.parametrize("word", sorted(CONFIGS))
+@pytest.mark.parametrize("optimizer_class", [torch.optim.Adam, AuthorsAdam])
+def test_rule_7_adam_rows_of_revived_latents_and_no_others(word, optimizer_class):
+    dictionary, optimizer = trained(word, optimizer_class)
+    latents = torch.tensor([2, 7])
+    others = torch.tensor([i for i in range(24) if i not in (2, 7)])
+    moments = ("exp_avg", "exp_avg_sq")
+    before = {
+        (id(p), m): optimizer.state[p][m].clone() for p in dictionary.parameters() for m in moments
+    }
+    steps = [s["step"].clone() for s in optimizer.state.values() if "step" in s]
+    reset_adam_rows(optimizer, dictionary.latent_parameters(), latents)
+    owned = {id(p): axis for p, axis in dictionary.latent_parameters()}
+    for parameter in dictionary.parameters():
+        for moment in moments:
+            now, old = optimizer.state[parameter][moment], before[id(parameter), moment]
+            if id(parameter) not in owned:
+                assert torch.equal(now, old)
+                continue
+            axis = owned[id(parameter)]
+            assert not now.index_select(axis, latents).any()
+            assert torch.equal(now.index_select(axis, others), old.index_select(axis, others))
+    assert steps == [s["step"] for s in optimizer.state.values() if "step" in s]
+
+
+@pytest.mark.parametrize("word", sorted(CONFIGS))
+def test_a_whole_resampling_draws_badly_reconstructed_inputs(word):
+    dictionary, optimizer = trained(word)
+    x = torch.randn(100, D_IN, generator=seeded(5))
+    x[17] *= 1000  # nothing else has a loss that counts beside this one
+    dead = torch.zeros(24, dtype=torch.bool)
+    dead[3] = True
+    latents = resample(dictionary, optimizer, dead, lambda: x, seeded())
+    assert latents.tolist() == [3]
+    atom = dictionary.folded(1.0).W_dec[3]
+    torch.testing.assert_close(atom, x[17] / x[17].norm())
+
+
+def test_settings_resolve_shares_and_say_what_is_wrong():
+    settings = ResampleSettings(["50%", 1e3], "10%", "1%").resolve(10_000)
+    assert settings == ResampleSettings([1000, 5000], 1000, 100)
+    assert [settings.due(a, a + 400) for a in (600, 700, 1000, 4800)] == [True, True, False, True]
+    with pytest.raises(ConfigError, match="dead_after_tokens"):
+        ResampleSettings((), "ten", 1).resolve(100)
+    with pytest.raises(ConfigError, match="at least one token"):
+        ResampleSettings((), 0, 1).resolve(100)

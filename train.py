@@ -1,0 +1,308 @@
+"""Train a sparse autoencoder on the activations of a language model.
+
+    python train.py layer=4 l1=1e-3 dict_ratio=8
+
+From Python: `train(compose(["layer=4", "l1=1e-3"]), Path("my_run"))`.
+"""
+
+import json
+import logging
+import traceback
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from conf.commandline import compose_job, fail, names_of, parse, run_program
+from conf.runs import continued, save_config
+from conf.schema import check, register
+from sae.errors import ConfigError, SAEError
+from sae.provenance import write_json
+
+if TYPE_CHECKING:  # importing these takes seconds, which --help and errors need not wait for
+    import lightning as L
+
+    from callbacks.manifest import Manifest
+    from sae.activations.datamodule import ActivationDataModule
+    from sae.training.module import SAEModule
+
+register()
+log = logging.getLogger(__name__)
+
+
+def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The checked configuration that these command-line overrides stand for."""
+    return check(compose_job("train", overrides), names_of(parse(overrides)))
+
+
+def harvest(config: dict[str, Any]) -> None:
+    """Fill the cache for every layer and site of the configuration, in one LM pass a split."""
+    from sae.activations.build import lm_activations, points_of
+
+    points = points_of(config["activations"])
+    source = lm_activations(config["lm"], config["corpus"], points[0], config["activations"])
+    source.prepare(also=points[1:])
+
+
+def train(config: dict[str, Any], run_dir: Path, given: Sequence[str] = ()) -> dict[str, Any]:
+    """Harvest, train, save, evaluate and report one SAE, or continue the run in `run_dir`.
+
+    Args:
+        config: What `compose` returns.
+        run_dir: The run folder (docs/formats.md).
+        given: Keys that were set explicitly; they must agree with a run that is continued.
+
+    Returns:
+        The content of `results.json`.
+
+    Raises:
+        SAEError: If anything the user gave is wrong. What was saved before stays as it was.
+    """
+    config = continued(run_dir, config, given)
+    _reject_lists(config)
+    _quiet_lightning()
+
+    from callbacks.build import build_loggers
+    from callbacks.manifest import Manifest
+    from sae.activations.build import build_source
+    from sae.activations.datamodule import ActivationDataModule
+    from sae.training.build import build_module, resolve_precision
+
+    config["trainer"]["precision"] = resolve_precision(config["trainer"]["precision"])
+    activations = config["activations"]
+    source = build_source(activations, config["lm"], config["corpus"])
+    manifest = Manifest(run_dir / "manifest.json", config, {"seed": config["seed"]})
+    with manifest.stage("harvest"):
+        source.prepare()
+    data = ActivationDataModule(
+        source,
+        batch_size=config["trainer"]["batch_size"],
+        epochs=config["epochs"],
+        buffer_rows=activations["buffer_rows"],
+        seed=config["seed"],
+        normalize=activations["normalize"],
+    )
+    results_file, start = run_dir / "results.json", _checkpoint_step(run_dir)
+    if results_file.exists() and start >= data.steps:
+        log.info("%s holds a finished run. epochs=… above %d continues it.", run_dir, data.epochs)
+        return json.loads(results_file.read_text())
+    module = build_module(config, data)
+    results_file.unlink(missing_ok=True)
+    save_config(run_dir, config)
+
+    loggers = build_loggers(config, run_dir, start)
+    try:
+        trainer = _trainer(config, run_dir, data, manifest, loggers)
+        if start < data.steps:
+            file = _checkpoint(run_dir)
+            checkpoint = file if file.exists() else None
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        else:  # killed between the last step and the results
+            _load_finished(module, run_dir)
+        _save(config, run_dir, data, module)
+        with manifest.stage("evaluate"):
+            results = _evaluate(config, run_dir, data)
+        results["training"] |= {
+            "tokens": data.steps * data.batch_size,
+            "dead_after_tokens": module.dead_after_tokens,
+            "revived": int(module.revived),
+            "vectors_per_second": manifest.training.get("vectors_per_second"),
+        }
+        _publish(results, run_dir, loggers, data.steps)
+    finally:
+        for logger in loggers:
+            getattr(logger, "close", lambda: None)()
+    return results
+
+
+def _reject_lists(config: Mapping[str, Any]) -> None:
+    for name in ("layer", "site", "l1", "k", "dict_ratio", "seed"):
+        if isinstance(config[name], list):
+            values = ",".join(map(str, config[name]))
+            raise ConfigError(
+                f"{name}=[{values}] names several SAEs. Train them as a sweep: "
+                f"python train.py -m {name}={values}. Lists of layers and sites are for "
+                "harvest_only=true."
+            )
+
+
+def _quiet_lightning() -> None:
+    """Lightning's hints (hardware found, products to try) are not ours to repeat at every run."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Lightning 2.6 with torch 2.13; nothing that a user could act on
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+
+
+def _checkpoint(run_dir: Path) -> Path:
+    return run_dir / "checkpoints" / "last.ckpt"
+
+
+def _checkpoint_step(run_dir: Path) -> int:
+    """Optimiser steps in the run's last checkpoint; 0 where there is none."""
+    import torch
+
+    file = _checkpoint(run_dir)
+    return int(torch.load(file, weights_only=True)["global_step"]) if file.exists() else 0
+
+
+def _load_finished(module: "SAEModule", run_dir: Path) -> None:
+    import torch
+
+    module.load_state_dict(torch.load(_checkpoint(run_dir), weights_only=True)["state_dict"])
+
+
+def _trainer(
+    config: Mapping[str, Any],
+    run_dir: Path,
+    data: "ActivationDataModule",
+    manifest: "Manifest",
+    loggers: list[Any],
+) -> "L.Trainer":
+    import lightning as L
+
+    from callbacks.build import build_watchers
+    from callbacks.checkpoint import LastCheckpoint
+    from callbacks.progress import TrainingProgress
+
+    settings = config["trainer"]
+    validations = settings["validations"]
+    return L.Trainer(
+        accelerator=settings["accelerator"],
+        devices=settings["devices"],
+        precision=settings["precision"],
+        max_steps=data.steps,
+        max_epochs=-1,
+        gradient_clip_val=settings["gradient_clip"],
+        log_every_n_steps=min(settings["log_every_steps"], data.steps),
+        val_check_interval=-(-data.steps // (validations + 1)) if validations else None,
+        check_val_every_n_epoch=None if validations else 1,
+        limit_val_batches=1.0 if validations else 0,
+        num_sanity_val_steps=0,
+        logger=loggers,
+        callbacks=[
+            manifest,
+            LastCheckpoint(_checkpoint(run_dir), settings["checkpoint_every_steps"]),
+            TrainingProgress(),
+            *build_watchers(config["callbacks"], data),
+        ],
+        enable_model_summary=False,
+        default_root_dir=run_dir,
+    )
+
+
+def _save(
+    config: Mapping[str, Any], run_dir: Path, data: "ActivationDataModule", module: "SAEModule"
+) -> None:
+    from sae.artifacts import save_sae
+    from sae.training.build import l1_equivalents
+
+    metadata = {
+        "activations": dict(data.source.describe()),
+        "scale": data.scale,
+        "normalize": data.normalize,
+        "settings": {name: config[name] for name in ("sae", "resample", "optimizer", "seed")},
+        "l1_equivalents": l1_equivalents(config, data),
+        "tokens": data.steps * data.batch_size,
+        "dead": module.dead_share(),
+    }
+    save_sae(run_dir / "sae", module.dictionary.folded(data.scale, metadata))
+
+
+def _evaluate(
+    config: Mapping[str, Any], run_dir: Path, data: "ActivationDataModule"
+) -> dict[str, Any]:
+    """Measure the artifact that was saved, not the module in memory."""
+    from sae.artifacts import load
+    from sae.evals.build import run_evals
+
+    sae = load(run_dir / "sae")
+    evaluated = run_evals(sae, data.source, config["eval"])
+    results: dict[str, Any] = {name: result.to_json() for name, result in evaluated.items()}
+    return results | {"training": {"dead": sae.metadata["dead"]}}
+
+
+def _publish(results: dict[str, Any], run_dir: Path, loggers: list[Any], step: int) -> None:
+    """To every logger, to `results.json` (last: it marks the run as finished), report, screen."""
+    from callbacks.dashboard import Dashboard
+    from sae.reports import results_table, write_report
+
+    rows = results_table(results)
+    values = {f"test/{row['metric']}": row["value"] for row in rows if row["value"] is not None}
+    for logger in loggers:
+        logger.log_metrics(values, step=step)
+        if isinstance(logger, Dashboard):
+            logger.log_results(rows)
+            logger.log_sae(run_dir / "sae", metadata=values)
+    write_json(run_dir / "results.json", results)
+    write_report(run_dir)
+    _show(results, run_dir)
+
+
+def _show(results: Mapping[str, Any], run_dir: Path) -> None:
+    """The short table at the end of a run."""
+    from rich.console import Console
+    from rich.table import Table
+
+    core, training = results["core"]["metrics"], results["training"]
+    downstream = results.get("downstream", {}).get("metrics", {})
+    table = Table("metric", "test split", "95 % interval", title=str(run_dir))
+    for label, group, name in (
+        ("FVU", core, "fvu"),
+        ("L0", core, "l0"),
+        ("CE clean", downstream, "ce_clean"),
+        ("CE spliced", downstream, "ce_sae"),
+        ("CE recovered (zero)", downstream, "ce_recovered_zero"),
+        ("CE recovered (mean)", downstream, "ce_recovered_mean"),
+        ("perplexity clean", downstream, "perplexity_clean"),
+        ("perplexity spliced", downstream, "perplexity_sae"),
+        ("silent on the test split", core, "silent"),
+    ):
+        if name in group:
+            estimate = group[name]
+            table.add_row(label, _number(estimate["value"]),
+                          f"{_number(estimate['low'])} to {_number(estimate['high'])}")  # fmt: skip
+    table.add_row("dead", _number(training["dead"]), "")
+    table.add_row("tokens trained on", f"{training['tokens']:,}", "")
+    rate = training["vectors_per_second"]
+    table.add_row("vectors/s", "–" if rate is None else f"{rate:,.0f}", "")
+    Console().print(table)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(composed: DictConfig) -> None:
+    """One job: compose has happened, check, then harvest or train."""
+    job = HydraConfig.get()
+    run_dir = Path(job.runtime.output_dir)
+    multirun = job.mode == RunMode.MULTIRUN
+    try:
+        given = names_of(parse(list(job.overrides.task)))
+        config = check(composed, given)
+        if config["harvest_only"]:
+            harvest(config)
+        else:
+            (run_dir / "error.txt").unlink(missing_ok=True)
+            train(config, run_dir, given)
+    except Exception as error:
+        if not multirun and isinstance(error, SAEError):
+            fail(error)
+        if not multirun:
+            raise
+        # the other jobs of the sweep go on; the program's exit status tells in the end
+        run_dir.mkdir(parents=True, exist_ok=True)
+        text = str(error) if isinstance(error, SAEError) else traceback.format_exc()
+        (run_dir / "error.txt").write_text(f"{type(error).__name__}: {text}\n")
+        log.error("Job %s failed: %s: %s", job.job.num, type(error).__name__, text)
+
+
+if __name__ == "__main__":
+    run_program("train", main)
