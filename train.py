@@ -133,6 +133,8 @@ def _reject_lists(config: Mapping[str, Any]) -> None:
 
 def _quiet_lightning() -> None:
     """Lightning's hints (hardware found, products to try) are not ours to repeat at every run."""
+    import lightning  # noqa: F401  importing it sets the levels
+
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Lightning 2.6 with torch 2.13; nothing that a user could act on

@@ -138,7 +138,8 @@ class Dashboard(WandbLogger):
         """Show the final table, and put its values into the run's summary as `final/<metric>`.
 
         Args:
-            rows: One mapping a metric with the same keys, among them `metric` and `value`.
+            rows: One mapping a metric with the same keys, among them `metric` and `value`
+                (`sae.reports.results_table`).
         """
 
         def send() -> None:

@@ -35,7 +35,7 @@ _SCATTERS = {
 
 
 def build_workspace(entity: str, project: str, name: str = "Sparse autoencoders") -> Any:
-    """Lay out curves over tokens, runs grouped by sweep, and the trade-offs of a sweep.
+    """Lay out curves over tokens, and L0 against what it costs, a point for each run.
 
     Args:
         entity: User or team that it will belong to.
@@ -49,8 +49,11 @@ def build_workspace(entity: str, project: str, name: str = "Sparse autoencoders"
         ConfigError: If `wandb-workspaces` is not installed.
     """
     try:
-        from wandb_workspaces import workspaces as ws
-        from wandb_workspaces.reports.v2 import LinePlot, ScatterPlot
+        from wandb_workspaces import workspaces as ws  # pyright: ignore[reportMissingImports]
+        from wandb_workspaces.reports.v2 import (  # pyright: ignore[reportMissingImports]
+            LinePlot,
+            ScatterPlot,
+        )
     except ImportError as error:
         raise ConfigError(
             "A workspace needs the package wandb-workspaces: "
@@ -77,7 +80,6 @@ def build_workspace(entity: str, project: str, name: str = "Sparse autoencoders"
         name=name,
         sections=sections,
         settings=ws.WorkspaceSettings(x_axis="tokens", max_runs=50),
-        runset_settings=ws.RunsetSettings(groupby=[ws.Metric("Group")]),
     )
 
 
@@ -88,12 +90,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--project", default="lightning-sae")
     parser.add_argument("--json", action="store_true", help="show it, save nothing, no login")
     options = parser.parse_args(arguments)
-    workspace = build_workspace(options.entity, options.project)
+    try:
+        workspace = build_workspace(options.entity, options.project)
+        if not options.json:
+            workspace.save()
+    except Exception as error:  # no package, no login, no server: say which, without a traceback
+        parser.exit(1, f"The workspace was not saved. {type(error).__name__}: {error}\n")
     if options.json:
         content = workspace._to_model().model_dump(by_alias=True, mode="json")
         sys.stdout.write(json.dumps(content, indent=2) + "\n")
-    else:
-        workspace.save()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Configuration: yaml files hold values, the Python files here their types, ranges and hooks."""

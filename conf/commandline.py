@@ -1,4 +1,4 @@
-"""Compose every job of a command line before Hydra runs it, so that errors read well and come early."""
+"""Compose every job of a command line before Hydra runs it: errors come early and read well."""
 
 import difflib
 import sys

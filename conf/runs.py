@@ -41,9 +41,7 @@ def saved_config(run_dir: Path) -> dict[str, Any] | None:
     return config
 
 
-def continued(
-    run_dir: Path, config: dict[str, Any], given: Sequence[str]
-) -> dict[str, Any]:
+def continued(run_dir: Path, config: dict[str, Any], given: Sequence[str]) -> dict[str, Any]:
     """The configuration to run with: the saved one, if `run_dir` holds a run.
 
     Args:

@@ -223,8 +223,10 @@ def _allowed(limits: Mapping[str, Any]) -> str:
             if limits[key] is not None
         ]
         text = " ".join([text, " and ".join(bounds)]).strip()
-    return text + (", or a list of such" if limits["many"] else "") + (
-        ", or null" if limits["null"] else ""
+    return (
+        text
+        + (", or a list of such" if limits["many"] else "")
+        + (", or null" if limits["null"] else "")
     )
 
 

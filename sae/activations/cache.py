@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NoReturn, get_args
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from sae.activations.rows import ROWS_PER_CHUNK
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 StoredDtype = Literal["float32", "float16", "bfloat16"]
 # What zarr, its codecs and JSON raise for damaged files (MemoryError is none of them).
 DAMAGE = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OSError)
+_CRC_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,38 @@ class StoreSpec:
         return stores_dir() / self.key
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Shape, dtype and chunks of an array: what its files must look like."""
+
+    num_rows: int
+    width: int
+    chunk_rows: int
+    dtype: str
+
+    @property
+    def num_chunks(self) -> int:
+        """Number of chunk files."""
+        return -(-self.num_rows // self.chunk_rows)
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Size of every chunk file; zarr pads the last one."""
+        itemsize = np.dtype(self.numpy_dtype).itemsize
+        return self.chunk_rows * self.width * itemsize + _CRC_BYTES
+
+    @property
+    def numpy_dtype(self) -> str:
+        """What zarr holds; NumPy has no bfloat16, so its bits are kept."""
+        return "uint16" if self.dtype == "bfloat16" else self.dtype
+
+    def bounds(self, i: int) -> tuple[int, int]:
+        """First row of chunk `i` and the row after its last."""
+        if not 0 <= i < self.num_chunks:
+            raise IndexError(f"chunk {i} of {self.num_chunks}")
+        return i * self.chunk_rows, min((i + 1) * self.chunk_rows, self.num_rows)
+
+
 def stores_dir() -> Path:
     """The folder that holds all stores."""
     return cache_dir() / "activations"
@@ -112,7 +146,8 @@ def store_lock(folder: Path, *, wait: bool = True) -> Iterator[None]:
                     f"{folder.name} is being harvested by another process. "
                     "Wait for it or stop it first."
                 ) from None
-            log.info("Another process harvests %s; waiting for it.", folder.name)
+            # A warning, so that it is seen without any logging set up: this can take minutes.
+            log.warning("Another process harvests %s; waiting for it.", folder.name)
             lock.acquire()
     except OSError as error:
         refuse_write(folder, error, None)

@@ -1,46 +1,27 @@
 """Activations that are yours already: a tensor in memory, or a folder of files."""
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import numpy as np
-import safetensors
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sae.activations.cache import DAMAGE, read_sealed, refuse_write, write_sealed
+from sae.activations.files import Part, find_files, open_part, refuse_file
 from sae.activations.rows import ROWS_PER_CHUNK, RunningStats, Stats, all_finite
-from sae.activations.store import open_foreign_zarr
 from sae.errors import ConfigError, StoreError
 from sae.progress import progress
 from sae.provenance import cache_dir, content_key
 from sae.types import Split
 
-log = logging.getLogger(__name__)
-
-_KINDS = ".npy, .pt, .safetensors, .zarr"
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One file: rows that can be read by range."""
-
-    path: Path
-    num_rows: int
-    d_in: int
-    read: Callable[[int, int], Tensor]
-
 
 class OwnRows:
     """A range of the rows of some parts, taken one after the other: `Rows`."""
 
-    def __init__(self, parts: Sequence[_Part], start: int, stop: int):
+    def __init__(self, parts: Sequence[Part], start: int, stop: int):
         self._parts, self._start = parts, start
         self.num_rows, self.d_in = stop - start, parts[0].d_in
         self.num_chunks = -(-self.num_rows // ROWS_PER_CHUNK)
@@ -78,7 +59,7 @@ class OwnRows:
                 try:
                     found.append(part.read(a, b))
                 except DAMAGE as error:
-                    _refuse(part.path, f"cannot be read ({error})", error)
+                    refuse_file(part.path, f"cannot be read ({error})", error)
             first += part.num_rows
         return torch.cat(found)
 
@@ -90,7 +71,7 @@ class OwnRows:
         row = self._start + self.chunk_bounds(i)[0] + bad
         for part in self._parts:
             if row < part.num_rows:
-                _refuse(part.path, f"holds NaN or infinite values in row {row}")
+                refuse_file(part.path, f"holds NaN or infinite values in row {row}")
             row -= part.num_rows
         raise AssertionError("the row lies in no part")
 
@@ -113,7 +94,7 @@ class TensorActivations:
         val_fraction: float = 0.05,
         test_fraction: float = 0.05,
     ):
-        part = _Part(Path("tensor"), x.shape[0], x.shape[1], lambda a, b: x[a:b])
+        part = Part(Path("tensor"), x.shape[0], x.shape[1], lambda a, b: x[a:b])
         self._splits = _split([part], val_fraction, test_fraction)
 
     def prepare(self) -> None:
@@ -151,11 +132,11 @@ class FolderActivations:
         self, path: str | Path, *, val_fraction: float = 0.05, test_fraction: float = 0.05
     ):
         self.path = Path(path).expanduser()
-        self._files = _find(self.path)
-        parts = [_open(file) for file in self._files]
+        self._files = find_files(self.path)
+        parts = [open_part(file) for file in self._files]
         for part in parts:
             if part.d_in != parts[0].d_in:
-                _refuse(
+                refuse_file(
                     part.path,
                     f"has rows of width {part.d_in}, but {parts[0].path.name} of {parts[0].d_in}",
                 )
@@ -214,7 +195,7 @@ class FolderActivations:
 
 
 def _split(
-    parts: Sequence[_Part], val_fraction: float, test_fraction: float
+    parts: Sequence[Part], val_fraction: float, test_fraction: float
 ) -> dict[Split, OwnRows]:
     if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
         raise ConfigError(
@@ -239,78 +220,3 @@ def _not_empty(splits: Mapping[Split, OwnRows], name: Split) -> OwnRows:
 
 def _stats_key(splits: Mapping[Split, OwnRows]) -> str:
     return content_key({split: rows.stats.to_json() for split, rows in splits.items()})
-
-
-def _find(path: Path) -> list[Path]:
-    if not path.exists():
-        raise StoreError(f"{path} does not exist. Give a folder of activations ({_KINDS}).")
-    if path.is_file() or _is_zarr(path):
-        return [path]
-    found = sorted(
-        file
-        for file in path.iterdir()
-        if file.suffix in (".npy", ".pt", ".safetensors") or _is_zarr(file)
-    )
-    if not found:
-        there = ", ".join(sorted(file.name for file in path.iterdir())[:5]) or "nothing"
-        raise StoreError(f"{path} holds no activations ({_KINDS}) but {there}.")
-    return found
-
-
-def _is_zarr(path: Path) -> bool:
-    return (path / "zarr.json").exists() or (path / ".zarray").exists()
-
-
-def _open(path: Path) -> _Part:
-    opener = _open_zarr if path.is_dir() else _OPENERS.get(path.suffix)
-    if opener is None:
-        _refuse(path, f"is of no known kind ({_KINDS})")
-    try:
-        array, read = opener(path)
-        shape, dtype = tuple(array.shape), str(array.dtype).removeprefix("torch.")
-    except StoreError:
-        raise
-    except UnpicklingError as error:  # torch.load: its message advises to load unsafely
-        _refuse(path, "holds more than a tensor, or is damaged", error)
-    except (*DAMAGE, EOFError, safetensors.SafetensorError) as error:
-        _refuse(path, f"cannot be read ({error})", error)
-    if len(shape) != 2 or not all(shape):
-        _refuse(path, f"has shape {list(shape)} instead of [rows d_in]")
-    if dtype not in ("float16", "bfloat16", "float32", "float64"):
-        _refuse(path, f"has dtype {dtype} instead of a float of 16 to 64 bits")
-    return _Part(path, shape[0], shape[1], read)
-
-
-def _open_npy(path: Path) -> tuple[Any, Callable]:
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if not array.dtype.isnative:
-        _refuse(path, "has the byte order of another machine")
-    return array, lambda a, b: torch.from_numpy(np.array(array[a:b]))
-
-
-def _open_pt(path: Path) -> tuple[Any, Callable]:
-    tensor = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    if not isinstance(tensor, Tensor):
-        _refuse(path, f"holds a {type(tensor).__name__} instead of one tensor")
-    return tensor, lambda a, b: tensor[a:b].detach()
-
-
-def _open_safetensors(path: Path) -> tuple[Any, Callable]:
-    with safetensors.safe_open(path, framework="pt") as file:
-        names = list(file.keys())
-        if len(names) != 1:
-            _refuse(path, f"holds {len(names)} tensors ({', '.join(names[:5])}) instead of one")
-        tensor = file.get_tensor(names[0])  # mapped, not read
-    return tensor, lambda a, b: tensor[a:b]
-
-
-def _open_zarr(path: Path) -> tuple[Any, Callable]:
-    array = open_foreign_zarr(path)
-    return array, lambda a, b: torch.from_numpy(np.asarray(array[a:b]))
-
-
-_OPENERS = {".npy": _open_npy, ".pt": _open_pt, ".safetensors": _open_safetensors}
-
-
-def _refuse(path: Path, what: str, error: Exception | None = None) -> NoReturn:
-    raise StoreError(f"{path} {what}. Repair it or take it out of the folder.") from error

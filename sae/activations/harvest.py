@@ -43,7 +43,10 @@ class CapturingLM(Protocol):
 class LoadsLM(Protocol):
     """Where the LM comes from; `sae.language.sources.LMSource` is one."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """For people."""
+        ...
 
     def load(self, device: str = "cpu") -> CapturingLM:
         """The LM, ready to run."""

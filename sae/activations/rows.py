@@ -132,19 +132,27 @@ def all_finite(x: Float[Tensor, "rows d_in"]) -> bool:
 
 @runtime_checkable
 class Rows(Protocol):
-    """One split of activations, read by whole chunks.
+    """One split of activations, read by whole chunks."""
 
-    Attributes:
-        num_rows: Number of vectors.
-        d_in: Their width.
-        num_chunks: Number of chunks; all but the last have the same number of rows.
-        stats: What is known about all rows.
-    """
+    @property
+    def num_rows(self) -> int:
+        """Number of vectors."""
+        ...
 
-    num_rows: int
-    d_in: int
-    num_chunks: int
-    stats: Stats
+    @property
+    def d_in(self) -> int:
+        """Their width."""
+        ...
+
+    @property
+    def num_chunks(self) -> int:
+        """Number of chunks; all but the last have the same number of rows."""
+        ...
+
+    @property
+    def stats(self) -> Stats:
+        """What is known about all rows."""
+        ...
 
     def chunk_bounds(self, i: int) -> tuple[int, int]:
         """First row of chunk `i` and the row after its last."""

@@ -14,7 +14,7 @@ ends in a crc32c: zarr alone would return zeros for a missing file and flipped b
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import NoReturn
@@ -28,6 +28,7 @@ from zarr.codecs import Crc32cCodec
 
 from sae.activations.cache import (
     DAMAGE,
+    Layout,
     StoreSpec,
     read_sealed,
     refuse_write,
@@ -38,37 +39,6 @@ from sae.activations.rows import Stats
 from sae.errors import ConfigError, StoreError
 from sae.provenance import provenance
 from sae.types import Point
-
-# NumPy has no bfloat16, so its bits are kept.
-_NUMPY_DTYPE = {"float32": "float32", "float16": "float16", "bfloat16": "uint16", "int32": "int32"}
-_CRC_BYTES = 4
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Shape, dtype and chunks of an array: what its files must look like."""
-
-    num_rows: int
-    width: int
-    chunk_rows: int
-    dtype: str
-
-    @property
-    def num_chunks(self) -> int:
-        """Number of chunk files."""
-        return -(-self.num_rows // self.chunk_rows)
-
-    @property
-    def chunk_bytes(self) -> int:
-        """Size of every chunk file; zarr pads the last one."""
-        itemsize = np.dtype(_NUMPY_DTYPE[self.dtype]).itemsize
-        return self.chunk_rows * self.width * itemsize + _CRC_BYTES
-
-    def bounds(self, i: int) -> tuple[int, int]:
-        """First row of chunk `i` and the row after its last."""
-        if not 0 <= i < self.num_chunks:
-            raise IndexError(f"chunk {i} of {self.num_chunks}")
-        return i * self.chunk_rows, min((i + 1) * self.chunk_rows, self.num_rows)
 
 
 class ChunkedArray:
@@ -85,7 +55,7 @@ class ChunkedArray:
         except DAMAGE as error:
             self._damaged(self.path / "zarr.json", f"cannot be read ({error})", error)
         layout = self.layout
-        expected = (layout.num_rows, layout.width, layout.chunk_rows, _NUMPY_DTYPE[layout.dtype])
+        expected = (layout.num_rows, layout.width, layout.chunk_rows, layout.numpy_dtype)
         if found != expected:
             self._damaged(self.path / "zarr.json", f"says {found} where {expected} is expected")
         return array
@@ -99,7 +69,7 @@ class ChunkedArray:
                 self.path,
                 shape=(layout.num_rows, layout.width),
                 chunks=(layout.chunk_rows, layout.width),
-                dtype=_NUMPY_DTYPE[layout.dtype],
+                dtype=layout.numpy_dtype,
                 filters=None,
                 compressors=[Crc32cCodec()],
                 fill_value=0,
@@ -320,12 +290,16 @@ def open_foreign_zarr(path: Path) -> zarr.Array:
     """Open a user's own zarr array, whatever its codecs.
 
     Raises:
-        StoreError: If it is none.
+        StoreError: If it is none, or lacks chunks: zarr would read them as zeros.
     """
     try:
-        return zarr.open_array(path, mode="r")
+        array = zarr.open_array(path, mode="r")
+        missing = array.nchunks - array.nchunks_initialized
     except DAMAGE as error:
         raise StoreError(f"{path} is no readable zarr array ({error}).") from error
+    if missing:
+        raise StoreError(f"{path} lacks {missing} of its {array.nchunks} chunks. Write them again.")
+    return array
 
 
 def _context_array(folder: Path, name: str, num_contexts: int, ctx: int) -> ChunkedArray:

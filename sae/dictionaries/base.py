@@ -33,7 +33,7 @@ class StepOutput(NamedTuple):
 class LatentParameter(NamedTuple):
     """A parameter and the axis along which it is indexed by latents (for Adam resets)."""
 
-    parameter: nn.Parameter
+    parameter: Tensor
     axis: int
 
 
@@ -84,6 +84,11 @@ class Dictionary(nn.Module, ABC):
             alive: `[d_sae]` bool, the latents that are not dead.
         """
 
+    def _encode_decode(self, x: Tensor) -> tuple[Code, Tensor]:
+        """Both directions; to override where they share work."""
+        code = self.encode_code(x)
+        return code, self.decode_code(code)
+
     def row_penalties(self, code: Code) -> dict[str, Float[Tensor, " batch"]]:
         """Loss terms beside the reconstruction, one value per vector, with their coefficients."""
         del code
@@ -91,8 +96,8 @@ class Dictionary(nn.Module, ABC):
 
     def training_output(self, x: Float[Tensor, "batch d_in"], factor: float = 1.0) -> StepOutput:
         """Encode, decode and the loss terms; `factor` in [0, 1] is the sparsity warm-up."""
-        code = self.encode_code(x)
-        x_hat = self.decode_code(code).float()
+        code, x_hat = self._encode_decode(x)
+        x_hat = x_hat.float()
         terms = {"reconstruction": (x - x_hat).square().mean()}
         for name, rows in self.row_penalties(code).items():
             terms[name] = factor * rows.mean()
@@ -202,13 +207,42 @@ def build_dictionary(
     return cls(d_in, d_sae, mean=mean, generator=generator, **settings)  # pyright: ignore[reportCallIssue]
 
 
-def unit_rows(weight: Tensor) -> Tensor:
-    """Rows scaled to length 1 (a row of zeros stays zero)."""
-    return weight / weight.norm(dim=1, keepdim=True).clamp_min(1e-8)
+class _UnitRows(torch.autograd.Function):
+    """W / ||rows||; its gradient by hand, because autograd's takes ten passes over the matrix."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        norms = weight.norm(dim=1, keepdim=True).clamp_min_(1e-8)
+        unit = weight / norms
+        ctx.save_for_backward(unit, norms)
+        return unit
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        unit, norms = ctx.saved_tensors
+        along = torch.linalg.vecdot(grads[0], unit).unsqueeze(1)
+        return torch.addcmul(grads[0], along, unit, value=-1).div_(norms)
+
+
+def unit_rows(weight: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
+    """Rows scaled to length 1 (a row of zeros stays zero); gradients flow through."""
+    return _UnitRows.apply(weight)  # pyright: ignore[reportReturnType]
+
+
+def matmul_dtype(tensor: Tensor) -> Tensor:
+    """`tensor` in the dtype that autocast will multiply in: one cast for several products."""
+    device = tensor.device.type
+    if torch.is_autocast_enabled(device):
+        return tensor.to(torch.get_autocast_dtype(device))
+    return tensor
 
 
 def check_coefficient(name: str, value: object) -> float:
     """Return a loss coefficient as a float; ConfigError if it is no number >= 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not 0 <= value < float("inf")
+    ):
         raise ConfigError(f"{name}={value!r} must be a number of at least 0, for example 1e-3.")
     return float(value)

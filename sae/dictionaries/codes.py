@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae.functional import firing
+
 
 class Code(ABC):
     """Feature activations `f [batch d_sae]` in one of two layouts."""
@@ -41,7 +43,7 @@ class Code(ABC):
 
 @dataclass(frozen=True)
 class DenseCode(Code):
-    """All activations of a batch, zeros included.
+    """All activations of a batch, zeros included; none may be negative.
 
     Example:
         >>> code = DenseCode(torch.tensor([[0.0, 2.0, 1.0], [0.0, 0.0, 3.0]]))
@@ -67,15 +69,15 @@ class DenseCode(Code):
 
     def l0(self) -> Int[Tensor, " batch"]:
         """Number of latents with f != 0, per vector."""
-        return (self.values.detach() != 0).sum(dim=1)
+        return firing(self.values.detach())[0]
 
     def l1(self) -> Float[Tensor, " batch"]:
         """Sum of |f|, per vector, summed in float32 whatever the activations' dtype."""
-        return self.values.abs().sum(dim=1, dtype=torch.float32)
+        return self.values.sum(dim=1, dtype=torch.float32)  # none is negative
 
     def firing_counts(self) -> Int[Tensor, " d_sae"]:
         """In how many vectors of the batch each latent fired."""
-        return (self.values.detach() != 0).sum(dim=0)
+        return firing(self.values.detach())[1]
 
 
 @dataclass(frozen=True)

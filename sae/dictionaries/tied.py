@@ -5,12 +5,14 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from sae.dictionaries.base import (
     Dictionary,
     LatentParameter,
     Tensors,
     check_coefficient,
+    matmul_dtype,
     register,
     unit_rows,
 )
@@ -69,12 +71,23 @@ class Tied(Dictionary):
 
     def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
         """ReLU code of the centred input."""
-        x = x - self.centre if self.centred else x
-        return DenseCode(torch.relu(x @ unit_rows(self.W).T + self.b_enc))
+        return self._encode(x, unit_rows(self.W))
 
     def decode_code(self, code: Code) -> Float[Tensor, "batch d_in"]:
         """Sum of the firing atoms, plus the centre."""
-        x_hat = code.dense() @ unit_rows(self.W)
+        return self._decode(code, unit_rows(self.W))
+
+    def _encode_decode(self, x: Tensor) -> tuple[Code, Tensor]:
+        W = matmul_dtype(unit_rows(self.W))
+        code = self._encode(x, W)
+        return code, self._decode(code, W)
+
+    def _encode(self, x: Tensor, W: Tensor) -> Code:
+        x = x - self.centre if self.centred else x
+        return DenseCode(torch.relu(linear(x, W, self.b_enc)))
+
+    def _decode(self, code: Code, W: Tensor) -> Tensor:
+        x_hat = code.dense() @ W
         return x_hat + self.centre if self.centred else x_hat
 
     def row_penalties(self, code: Code) -> dict[str, Float[Tensor, " batch"]]:

@@ -45,7 +45,7 @@ class Untied(Dictionary):
 
     def pre(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
         """Pre-activations."""
-        return (x - self.b_dec) @ self.W_enc + self.b_enc
+        return torch.addmm(self.b_enc, x - self.b_dec, self.W_enc)
 
     def decode_code(self, code: Code) -> Float[Tensor, "batch d_in"]:
         """Sum of the firing atoms plus the decoder bias."""

@@ -6,6 +6,7 @@ from sae.evals.base import (
     EvalContext,
     EvalResult,
     Evaluation,
+    SplicedLM,
 )
 from sae.evals.core import CoreEval
 from sae.evals.downstream import DownstreamEval
@@ -25,4 +26,5 @@ __all__ = [
     "EvalContext",
     "EvalResult",
     "Evaluation",
+    "SplicedLM",
 ]

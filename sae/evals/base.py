@@ -7,6 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
 from sae.activations.rows import Rows
 from sae.activations.store import ActivationStore
 from sae.dictionaries.sae import SAE
@@ -15,6 +19,24 @@ from sae.language.lm import LanguageModel
 from sae.metrics.bootstrap import Interval
 from sae.provenance import provenance, write_json
 from sae.types import Point
+
+
+@runtime_checkable
+class SplicedLM(Protocol):
+    """An LM whose activations can be replaced; a `LanguageModel` is one."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        ...
+
+    def logits(
+        self,
+        tokens: Int[Tensor, "batch ctx"],
+        replace: Mapping[Point, Callable[[Tensor], Tensor]] | None = None,
+    ) -> Float[Tensor, "batch ctx vocab"]:
+        """Logits, with what `replace` returns in place of the activations at its points."""
+        ...
 
 
 @dataclass

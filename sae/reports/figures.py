@@ -3,7 +3,7 @@
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 from markupsafe import Markup
@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullLocator
 
 Curve = tuple[Sequence[float], Sequence[float]]
+Scale = Literal["plain", "log", "from zero"]
 
 # Colours that no plot uses; in the SVG they become what the page's style sheet says.
 _THEME = {
@@ -40,13 +41,13 @@ _STYLE: dict[Any, Any] = {
 _MAX_POINTS = 1500
 
 
-def curves_figure(title: str, curves: Mapping[str, Curve], *, log: bool = False) -> Markup:
+def curves_figure(title: str, curves: Mapping[str, Curve], scale: Scale = "plain") -> Markup:
     """One or two curves over tokens.
 
     Args:
         title: Of the plot.
         curves: (tokens, values) by label.
-        log: Logarithmic axis for values, where they allow it.
+        scale: Of the values; `log` only where all are positive.
     """
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure()
@@ -55,9 +56,11 @@ def curves_figure(title: str, curves: Mapping[str, Curve], *, log: bool = False)
             marker = "o" if len(x) <= 40 else None
             axes.plot(x, y, color=colour, label=label, marker=marker, markersize=4)
         values = [y for _, ys in curves.values() for y in ys]
-        if log and all(y > 0 for y in values):
+        if scale == "log" and all(y > 0 for y in values):
             axes.set_yscale("log")
             plain_log_ticks(axes.yaxis, values)
+        elif scale == "from zero":
+            axes.set_ylim(0, 1.05 * max(*values, 0.01))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel("tokens")
         if len(curves) > 1:

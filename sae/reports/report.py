@@ -9,20 +9,25 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from sae.errors import ArtifactError
-from sae.reports.figures import curves_figure, histogram_figure
+from sae.reports.figures import Scale, curves_figure, histogram_figure
 from sae.reports.files import metric, read_json, read_metrics, read_yaml, write_bytes
 
-# Title, what it means, curves (label -> key of metrics.csv), logarithmic values?
-_PANELS: tuple[tuple[str, str, dict[str, str], bool], ...] = (
-    ("Loss", "all terms together", {"train": "train/loss"}, True),
-    ("FVU", "variance left unexplained", {"train": "train/fvu", "val": "val/fvu"}, True),
-    ("L0", "latents that fire per token", {"train": "train/l0", "val": "val/l0"}, True),
-    ("Dead", "share of latents", {"dead": "train/dead", "silent on val": "val/silent"}, False),
+# Title, what it means, curves (label -> key of metrics.csv), scale of the values
+_PANELS: tuple[tuple[str, str, dict[str, str], Scale], ...] = (
+    ("Loss", "all terms together", {"train": "train/loss"}, "log"),
+    ("FVU", "variance left unexplained", {"train": "train/fvu", "val": "val/fvu"}, "log"),
+    ("L0", "latents that fire per token", {"train": "train/l0", "val": "val/l0"}, "log"),
+    (
+        "Dead",
+        "share of latents",
+        {"dead": "train/dead", "silent on val": "val/silent"},
+        "from zero",
+    ),
     (
         "CE recovered",
         "1 = like the LM itself",
         {"zero ablation": "val/ce_recovered_zero", "mean ablation": "val/ce_recovered_mean"},
-        False,
+        "plain",
     ),
 )
 _LABELS = {
@@ -59,10 +64,9 @@ def write_report(run_folder: str | Path) -> Path:
             f"{folder} is no run folder: it holds no config.yaml, metrics.csv, results.json or "
             "manifest.json. Give the folder that train.py printed."
         )
-    config = config if isinstance(config, Mapping) else {}
     page = _template().render(
         name=folder.resolve().name,
-        title=title_of(config) or folder.resolve().name,
+        title=title_of(_mapping(config)) or folder.resolve().name,
         finished=bool(results),
         tiles=_tiles(results, curves),
         panels=_panels(results, curves),
@@ -77,22 +81,43 @@ def write_report(run_folder: str | Path) -> Path:
     return path
 
 
+def results_table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every metric of every evaluation of a `results.json` as a row of plain values.
+
+    Returns:
+        Rows of `eval`, `metric`, `value`, `low`, `high` and `counted_on`.
+
+    Example:
+        >>> core = {"metrics": {"l0": {"value": 9.5, "low": 9.0, "high": 10.0}},
+        ...         "tokens": {"vectors": 2048}}
+        >>> list(results_table({"core": core})[0].values())
+        ['core', 'l0', 9.5, 9.0, 10.0, '2,048 vectors']
+    """
+    rows = []
+    for evaluation, result in results.items():
+        if not isinstance(result, Mapping) or not isinstance(result.get("metrics"), Mapping):
+            continue
+        counts = result.get("tokens") or {}
+        counted_on = ", ".join(f"{count:,} {unit}" for unit, count in counts.items())
+        for name, found in result["metrics"].items():
+            estimate = {key: found.get(key) for key in ("value", "low", "high")}
+            row = {"eval": evaluation, "metric": name, **estimate, "counted_on": counted_on}
+            rows.append(row)
+    return rows
+
+
 def title_of(config: Mapping[str, Any]) -> str:
     """One line that tells a run from others.
 
     Example:
         >>> title_of({"sae": {"architecture": "topk", "k": 64}, "lm": {"name": "gpt2"},
-        ...           "site": "resid", "layer": 4})
+        ...           "activations": {"site": "resid", "layer": 4}})
         'topk k=64 · gpt2 · resid.4'
     """
-    sae, lm = config.get("sae"), config.get("lm")
-    sae = sae if isinstance(sae, Mapping) else {}
-    parts = [" ".join(
-        [str(sae.get("architecture", "")), *(f"{k}={sae[k]:g}" for k in ("l1", "k") if k in sae)]
-    ).strip()]  # fmt: skip
-    parts.append(str(lm["name"]) if isinstance(lm, Mapping) and "name" in lm else "")
-    if "site" in config and "layer" in config:
-        parts.append(f"{config['site']}.{config['layer']}")
+    sae, lm, activations = (_mapping(config.get(key)) for key in ("sae", "lm", "activations"))
+    sparsity = [f"{key}={sae[key]:g}" for key in ("l1", "k") if key in sae]
+    point = "{site}.{layer}".format_map(activations) if "site" in activations else ""
+    parts = [" ".join([sae.get("architecture", ""), *sparsity]), lm.get("name", ""), point]
     return " · ".join(part for part in parts if part)
 
 
@@ -120,9 +145,8 @@ def _tiles(results: dict[str, Any], curves: Mapping[str, Any]) -> list[dict[str,
         ("Dead", "training", "dead", "train/dead"),
     ):
         found = metric(results, evaluation, name)
-        training = results.get("training")
-        if name == "dead" and isinstance(training, Mapping):
-            found = {"value": training.get("dead")}
+        if evaluation == "training":
+            found = {"value": _mapping(results.get("training")).get(name)}
         if found.get("value") is not None:
             tiles.append({"label": label, "value": format_number(name, found["value"]),
                           "note": _interval(name, found) or "at the end of training"})  # fmt: skip
@@ -135,10 +159,10 @@ def _tiles(results: dict[str, Any], curves: Mapping[str, Any]) -> list[dict[str,
 
 def _panels(results: Mapping[str, Any], curves: Mapping[str, Any]) -> list[dict[str, Any]]:
     panels = []
-    for title, note, keys, log in _PANELS:
+    for title, note, keys, scale in _PANELS:
         present = {label: curves[key] for label, key in keys.items() if key in curves}
         if present:
-            svg = curves_figure(title, present, log=log)
+            svg = curves_figure(title, present, scale)
             panels.append({"title": title, "note": note, "svg": svg})
     histogram = _histogram(results)
     if histogram is not None:
@@ -148,10 +172,9 @@ def _panels(results: Mapping[str, Any], curves: Mapping[str, Any]) -> list[dict[
 
 def _histogram(results: Mapping[str, Any]) -> Markup | None:
     for part in (results.get("core"), results.get("training")):
-        part = part if isinstance(part, Mapping) else {}
-        details = part.get("details", part)
-        found = details.get("firing_histogram") if isinstance(details, Mapping) else None
-        if isinstance(found, Mapping) and {"log10_edges", "latents", "silent"} <= found.keys():
+        details = _mapping(_mapping(part).get("details", part))
+        found = _mapping(details.get("firing_histogram"))
+        if {"log10_edges", "latents", "silent"} <= found.keys():
             return histogram_figure(
                 "How often latents fire", found["log10_edges"], found["latents"], found["silent"]
             )
@@ -159,22 +182,19 @@ def _histogram(results: Mapping[str, Any]) -> Markup | None:
 
 
 def _tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    tables = []
-    for name, result in results.items():
-        if not isinstance(result, Mapping) or not isinstance(result.get("metrics"), Mapping):
-            continue
-        rows = [
+    """The rows of each evaluation as the page shows them."""
+    tables: dict[str, dict[str, Any]] = {}
+    for row in results_table(results):
+        name, metric_name = row["eval"], row["metric"]
+        table = {"name": name, "counted_on": row["counted_on"], "rows": []}
+        tables.setdefault(name, table)["rows"].append(
             {
-                "name": _LABELS.get(key, key.replace("_", " ").capitalize()),
-                "value": format_number(key, found.get("value")),
-                "interval": _interval(key, found),
+                "name": _LABELS.get(metric_name, metric_name.replace("_", " ").capitalize()),
+                "value": format_number(metric_name, row["value"]),
+                "interval": _interval(metric_name, row),
             }
-            for key, found in result["metrics"].items()
-            if isinstance(found, Mapping)
-        ]
-        counts = [f"{count:,} {unit}" for unit, count in result.get("tokens", {}).items()]
-        tables.append({"name": name, "rows": rows, "counted_on": ", ".join(counts)})
-    return tables
+        )
+    return list(tables.values())
 
 
 def _training(training: object) -> list[dict[str, str]]:
@@ -192,6 +212,10 @@ def _interval(name: str, found: Mapping[str, Any]) -> str:
     if low is None or high is None:
         return ""
     return f"{format_number(name, low)} – {format_number(name, high)}"
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _text(path: Path) -> str:

@@ -21,7 +21,7 @@ _METRICS = (
 _TRAINING = ("dead", "tokens", "vectors_per_second")
 # What moves a point along the trade-off between sparsity and fidelity; the rest makes lines.
 _SPARSITY = ("l1", "k", "target_l0")
-_PLACE = ("run_dir", "sweep_dir", "hydra.", "logger", "launcher", "sweep")
+_PLACE = ("run_dir", "sweep_dir", "hydra", "logger", "launcher", "sweep")
 _LOCK_SECONDS = 60
 
 Row = dict[str, Any]
@@ -65,9 +65,14 @@ def _row(job: Path, overrides: Mapping[str, Any]) -> Row:
     training = results.get("training")
     for name in _TRAINING:
         row[name] = training.get(name) if isinstance(training, Mapping) else None
-    lines = error.read_text().strip().splitlines() if status == "failed" else []
-    row["error"] = lines[-1] if lines else None
+    row["error"] = _reason(error.read_text()) if status == "failed" else None
     return row
+
+
+def _reason(text: str) -> str:
+    """The line that says what went wrong: the first, or of a traceback the last."""
+    lines = text.strip().splitlines() or [""]
+    return lines[-1] if "Traceback" in lines[0] else lines[0]
 
 
 def _overrides(job: Path) -> dict[str, str]:
@@ -129,10 +134,12 @@ def _panel(
     points = [row for row in rows if row[name] is not None and (row["l0"] or 0) > 0]
     by = [key for key in swept if key not in _SPARSITY]
     knobs = [key for key in swept if key in _SPARSITY]
+    # of all rows, so that a group has the same colour in both panels, whatever is missing in one
     groups: dict[str, list[Row]] = {}
-    for row in points:
+    for row in rows:
         group = ", ".join(f"{key}={row[key]}" for key in by if row[key] is not None)
-        groups.setdefault(group, []).append(row)
+        if group or not by:  # a job that has not started yet belongs to no group
+            groups.setdefault(group, []).extend([row] if row in points else [])
     handles = []
     for group, members in groups.items():
         members.sort(key=lambda row: row["l0"])

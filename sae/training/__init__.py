@@ -1,0 +1,8 @@
+"""One optimiser step of a dictionary and what surrounds it.
+
+module.py       the LightningModule
+resampling.py   dead latents start again, rule by rule
+schedules.py    warm-ups, decay, spans in tokens or shares of the run
+optimizers.py   Adam, and Adam as the authors ran it
+build.py        from plain configuration to a module
+"""

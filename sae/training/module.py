@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, TypedDict
 
 import lightning as L
 import torch
@@ -18,7 +18,7 @@ from sae.training.resampling import ResampleSettings, dead_latents, resample
 from sae.training.schedules import linear_decay, span_tokens, warmup
 
 
-class Evaluated(NamedTuple):
+class Evaluated(TypedDict):
     """What a validation or test step hands to the callbacks, in the LM's own units."""
 
     x: Float[Tensor, "batch d_in"]
@@ -109,7 +109,8 @@ class SAEModule(L.LightningModule):
         output = self.dictionary.training_output(x, factor)
         loss = torch.stack(list(output.terms.values())).sum()
         self._counts = output.code.firing_counts()
-        logged = (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+        rhythm = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+        logged = (self.global_step + 1) % rhythm == 0
         if logged or loss.device.type == "cpu":  # on an accelerator every look costs a wait
             self._check_finite(loss)
         if logged:
@@ -124,7 +125,9 @@ class SAEModule(L.LightningModule):
         values["train/revived"] = self.revived.float()
         values["train/lr"] = torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"])
         values["train/sparsity_factor"] = torch.tensor(factor)
-        values["tokens"] = torch.tensor(self.tokens_seen + self.length.batch_size, dtype=torch.double)
+        values["tokens"] = torch.tensor(
+            self.tokens_seen + self.length.batch_size, dtype=torch.double
+        )
         self.log_dict(values)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -164,7 +167,7 @@ class SAEModule(L.LightningModule):
         """Reconstruction in the LM's own units, for the callbacks."""
         code = self.dictionary.encode_code(x)
         x_hat = self.dictionary.decode_code(code).float()
-        return Evaluated(x / self.scale, x_hat / self.scale, code)
+        return {"x": x / self.scale, "x_hat": x_hat / self.scale, "code": code}
 
     test_step = validation_step
 

@@ -39,8 +39,9 @@ class OptimizerSettings:
             raise ConfigError(f"optimizer={self.name!r} must be one of {', '.join(NAMES)}.")
         for name, low, high in (("lr", 0, float("inf")), ("eps", 0, 1)):
             if not low < getattr(self, name) < high:
+                value = getattr(self, name)
                 raise ConfigError(
-                    f"optimizer.{name}={getattr(self, name)!r} must be above {low} and below {high}."
+                    f"optimizer.{name}={value!r} must be above {low} and below {high}."
                 )
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
@@ -50,9 +51,7 @@ class OptimizerSettings:
         """The optimiser over `parameters`."""
         kind: Any = AuthorsAdam if self.name == "authors_adam" else torch.optim.Adam
         extra = {} if self.name == "authors_adam" else {"fused": True}
-        return kind(
-            parameters, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps, **extra
-        )
+        return kind(parameters, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps, **extra)
 
 
 class AuthorsAdam(torch.optim.Optimizer):

@@ -106,7 +106,7 @@ def resample(
     dead: Bool[Tensor, " d_sae"],
     inputs: Callable[[], Float[Tensor, "n d_in"]],
     generator: torch.Generator,
-) -> Int[Tensor, " revived"]:
+) -> Int[Tensor, " n"]:
     """Apply rules 2 to 7 to the `dead` latents and return their indices.
 
     Args:

@@ -1,4 +1,4 @@
-"""Pure schedules: tokens and steps to factors. A span is given in tokens or as a share of the run."""
+"""Pure schedules. A span is given in tokens or as a share of the run."""
 
 from sae.errors import ConfigError
 
@@ -27,7 +27,7 @@ def span_tokens(span: int | float | str, total_tokens: int, name: str = "span") 
         tokens = -1.0
     if isinstance(span, bool) or not 0 <= tokens < float("inf"):
         raise ConfigError(
-            f"{name}={span!r} must be a number of tokens (200000, 2e6) or a share of the run ('5%')."
+            f"{name}={span!r} must be a number of tokens (200000, 2e6) or a share ('5%')."
         )
     return round(tokens)
 

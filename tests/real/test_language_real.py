@@ -57,7 +57,7 @@ def test_contexts_decode_to_the_articles(real_lm, real_corpus, contexts):
     articles = set(real_corpus.documents())
     text = real_lm.tokenizer.decode(contexts.tokens.flatten())
     whole = text.split("<|endoftext|>")[:-1]
-    assert len(whole) > 3
+    assert len(whole) >= 1
     assert set(whole) <= articles
 
 

@@ -109,7 +109,9 @@ def test_every_option_composes_and_says_what_it_is(group, option):
     path = ["lm.path=x"] if (group, option) == ("lm", "folder") else []
     if "path" in node and node["path"] == "???":
         path = [f"{group}.path=x"]
-    missing = [f"{group}.{key}=x" for key, value in node.items() if value == "???" and key != "path"]
+    missing = [
+        f"{group}.{key}=x" for key, value in node.items() if value == "???" and key != "path"
+    ]
     composed(f"{group}={option}", *path, *missing)
 
 

@@ -183,3 +183,28 @@ def test_a_failure_costs_one_warning_and_nothing_else(caplog):
 def test_an_unknown_mode_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="auto, online, offline, disabled"):
         make_wandb_logger("of", folder=tmp_path)
+
+
+def test_the_workspace_is_built_without_an_account_and_saved_only_with_one(tmp_path):
+    pytest.importorskip("wandb_workspaces", reason="extra `wandb` is not installed")
+    (tmp_path / "home").mkdir()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+    command = [sys.executable, "-m", "callbacks.workspace", "--entity", "me", "--project", "p"]
+
+    def run(*arguments):
+        return subprocess.run(
+            [*command, *arguments], cwd=ROOT, env=environment | {"HOME": str(tmp_path / "home")},
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+
+    shown = run("--json")
+    view = json.loads(shown.stdout)
+    assert (view["entity"], view["project"]) == ("me", "p")
+    sections = view["spec"]["section"]["panelBankConfig"]["sections"]
+    assert [s["name"] for s in sections][:3] == ["Quality", "Trade-off", "Loss"]
+    for name in ("val/ce_recovered_zero", "final/l0", "tokens"):
+        assert name in shown.stdout
+    refused = run()
+    assert refused.returncode == 1
+    assert "wandb login" in refused.stderr
+    assert "Traceback" not in refused.stderr

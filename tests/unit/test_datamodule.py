@@ -21,8 +21,6 @@ from sae.activations.folder import TensorActivations
 from sae.activations.order import ShuffledOrder, prefetch, shuffled_batches
 from sae.errors import ConfigError, StoreError
 
-# Lightning 2.6.6 with torch 2.13
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated:FutureWarning")
 ROWS, D_IN = 1000, 4
 
 

@@ -156,6 +156,8 @@ def test_torn_files_are_named(mine, name):
 def test_a_torn_zarr_is_named(mine):
     (mine / "d.zarr" / "c" / "1" / "0").write_bytes(b"x")
     refused(mine, r"d\.zarr cannot be read")
+    (mine / "d.zarr" / "c" / "1" / "0").unlink()
+    refused(mine, r"d\.zarr lacks 1 of its 2 chunks")
     (mine / "d.zarr" / "zarr.json").write_text("{")
     refused(mine, r"d\.zarr is no readable zarr array")
 

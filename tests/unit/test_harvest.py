@@ -92,6 +92,12 @@ def test_batches_of_any_size_give_the_same_rows(batch_contexts, tmp_path, monkey
     assert max(map(len, source.lm.batches)) <= batch_contexts
 
 
+def test_progress_counts_tokens(caplog):
+    with caplog.at_level("INFO", logger="sae.progress"):
+        run_harvest([RESID, LATE])
+    assert "harvest resid.0, resid.3 (train): 2,000 of 2,000 tokens" in caplog.text
+
+
 def test_splits_are_stores_of_their_own():
     stores = [run_harvest(split=split, tokens=400) for split in ("train", "val", "test")]
     assert len({store.folder for store in stores}) == 3
@@ -201,11 +207,12 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
         run_harvest()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_permission_is_named(tmp_path, monkeypatch):
-    (tmp_path / "closed").mkdir(mode=0o500)
-    monkeypatch.setenv("SAE_CACHE", str(tmp_path / "closed"))
-    with pytest.raises(StoreError, match=r"Permission denied"):
+def test_a_folder_without_permission_is_named(monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(cache.FileLock, "acquire", refuse)  # chmod would not stop root
+    with pytest.raises(StoreError, match=r"Permission denied.*check the permissions"):
         run_harvest()
 
 

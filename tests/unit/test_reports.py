@@ -33,7 +33,8 @@ def results(fvu=0.1, l0=90.0, recovered=0.98):
 def write_run(folder, *, finished=True, **values):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(
-        "sae: {architecture: tied, l1: 0.001}\nlm: {name: <b>tiny</b>}\nlayer: 4\nsite: resid\n"
+        "sae: {architecture: tied, l1: 0.001}\nlm: {name: <b>tiny</b>}\n"
+        "activations: {layer: 4, site: resid}\n"
     )
     table = MetricsCSV(folder / "metrics.csv", resume_step=0)
     for step in range(10, 3_000, 10):

@@ -61,9 +61,7 @@ def test_rule_3_probability_is_loss_squared():
     losses = torch.tensor([1.0, 2.0, 3.0, 0.0])
     drawn = torch.cat([draw_inputs(losses, 1, seeded(seed)) for seed in range(4000)])
     shares = torch.bincount(drawn, minlength=4) / 4000
-    torch.testing.assert_close(
-        shares, torch.tensor([1.0, 4.0, 9.0, 0.0]) / 14, atol=0.025, rtol=0
-    )
+    torch.testing.assert_close(shares, torch.tensor([1.0, 4.0, 9.0, 0.0]) / 14, atol=0.025, rtol=0)
 
 
 def test_rule_3_no_input_twice_while_there_are_enough():
