@@ -6,14 +6,15 @@ From Python: `evaluate(Path("outputs/mine"), {"core": {}, "downstream": {}})`.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from conf.commandline import fail, run_program
+from conf.commandline import fail, names_of, parse, run_program
 from conf.schema import check, register
 from sae.errors import ConfigError, SAEError
 
@@ -33,36 +34,57 @@ def evaluate(
     tokens: int | None = None,
     device: str = "auto",
 ) -> dict[str, "EvalResult"]:
-    """Measure one saved SAE and write `<run>/evals/<eval>.json`.
+    """Measure one saved SAE and write `<run>/evals/<eval>.json` (names: docs/formats.md).
 
     Args:
         run: A run folder or an SAE folder.
-        evals: Settings by the word of the evaluation, as in conf/eval/*.yaml.
+        evals: Settings by the word of the evaluation, as in conf/eval/*.yaml. What is not given,
+            or None, is as in the run that made the SAE.
         lm: Another LM than the SAE's own, as in conf/lm/*.yaml.
-        corpus: Another text, as in conf/corpus/*.yaml; its results get its name as a suffix.
+        corpus: Another text, as in conf/corpus/*.yaml.
         tokens: Test tokens, default as in training.
         device: `auto`, `cpu`, `cuda`, …
 
     Raises:
         SAEError: If there is no SAE, or nothing to measure it on.
     """
-    import torch
-
     from sae.artifacts import load
-    from sae.evals.build import run_evals, source_of
+    from sae.evals import build
+    from sae.evals.names import result_file
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    run, device = run.expanduser(), build.find_device(device)
     sae = load(run)
-    source = source_of(sae, lm=lm, corpus=corpus, tokens=tokens, device=device)
-    source.prepare()
-    results = run_evals(sae, source, evals, device)
-    suffix = f"-{corpus['name']}" if corpus else ""
-    for word, result in results.items():
-        file = run / "evals" / f"{word}{suffix}.json"
+    own = build.own_settings(sae)
+    evals = {word: {**own.get(word, {}), **_given(evals[word])} for word in evals}
+    source = build.source_of(sae, lm=lm, corpus=corpus, tokens=tokens, device=device)
+    build.check_evals(evals, build.ctx_of(source))  # before the harvest, which may take long
+    build.prepare_test(source)
+    results = build.run_evals(sae, source, evals, device)
+    for result in results.values():
+        file = result_file(run / "evals", result, sae, source)
         result.save(file)
         log.info("wrote %s", file)
+    if left_out := sorted(set(evals) - set(results)):
+        log.info("left out: %s (no tokens behind these activations)", ", ".join(left_out))
     return results
+
+
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _set_by(
+    names: Sequence[str], evals: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Only those settings that the command line sets: conf/eval/*.yaml has those of new runs."""
+    return {
+        word: {
+            name: value
+            for name, value in (settings or {}).items()
+            if {f"eval.{word}.{name}", f"eval.{word}"} & set(names)
+        }
+        for word, settings in evals.items()
+    }
 
 
 def show(results: Mapping[str, "EvalResult"], title: str) -> None:
@@ -92,11 +114,13 @@ def main(composed: DictConfig) -> None:
         config = check(composed)
         if not config["eval"]:
             raise ConfigError("eval is empty. Choose evaluations: 'eval=[core,downstream]'.")
+        names = names_of(parse(list(HydraConfig.get().overrides.task)))
+        evals = _set_by(names, config["eval"])
         runs = config["run"] if isinstance(config["run"], list) else [config["run"]]
         for run in runs:
             results = evaluate(
                 Path(run),
-                config["eval"],
+                evals,
                 lm=config["lm"],
                 corpus=config["corpus"],
                 tokens=config["tokens"],

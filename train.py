@@ -7,6 +7,7 @@ From Python: `train(compose(["layer=4", "l1=1e-3"]), Path("my_run"))`.
 
 import json
 import logging
+import pickle
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from omegaconf import DictConfig
 from conf.commandline import compose_job, fail, names_of, parse, run_program
 from conf.runs import continued, save_config
 from conf.schema import check, register
-from sae.errors import ConfigError, SAEError
+from sae.errors import ArtifactError, ConfigError, SAEError
 from sae.provenance import write_json
 
 if TYPE_CHECKING:  # importing these takes seconds, which --help and errors need not wait for
@@ -43,19 +44,23 @@ def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
 def harvest(config: dict[str, Any]) -> None:
     """Fill the cache for every layer and site of the configuration, in one LM pass a split."""
     from sae.activations.build import lm_activations, points_of
+    from sae.training.build import resolve_device
 
-    points = points_of(config["activations"])
-    source = lm_activations(config["lm"], config["corpus"], points[0], config["activations"])
+    activations, points = config["activations"], points_of(config["activations"])
+    device = resolve_device(config["trainer"]["accelerator"])
+    source = lm_activations(config["lm"], config["corpus"], points[0], activations, device)
     source.prepare(also=points[1:])
 
 
-def train(config: dict[str, Any], run_dir: Path, given: Sequence[str] = ()) -> dict[str, Any]:
+def train(
+    config: dict[str, Any], run_dir: Path, given: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Harvest, train, save, evaluate and report one SAE, or continue the run in `run_dir`.
 
     Args:
         config: What `compose` returns.
         run_dir: The run folder (docs/formats.md).
-        given: Keys that were set explicitly; they must agree with a run that is continued.
+        given: Keys that must agree with a run that is continued, the others follow it; None: all.
 
     Returns:
         The content of `results.json`.
@@ -64,60 +69,93 @@ def train(config: dict[str, Any], run_dir: Path, given: Sequence[str] = ()) -> d
         SAEError: If anything the user gave is wrong. What was saved before stays as it was.
     """
     config = continued(run_dir, config, given)
+    finished = _finished(run_dir, config)
+    if finished is not None:
+        log.info(
+            "%s holds a finished run. epochs=… above %d continues it.", run_dir, config["epochs"]
+        )
+        return finished
     _reject_lists(config)
     _quiet_lightning()
 
     from callbacks.build import build_loggers
     from callbacks.manifest import Manifest
     from sae.activations.build import build_source
-    from sae.activations.datamodule import ActivationDataModule
-    from sae.training.build import build_module, resolve_precision
+    from sae.training.build import (
+        build_data,
+        build_module,
+        check_settings,
+        l1_equivalents,
+        resolve_device,
+        resolve_precision,
+    )
 
-    config["trainer"]["precision"] = resolve_precision(config["trainer"]["precision"])
-    activations = config["activations"]
-    source = build_source(activations, config["lm"], config["corpus"])
+    settings = config["trainer"]
+    device = resolve_device(settings["accelerator"])
+    settings["precision"] = resolve_precision(settings["precision"], device)
+    check_settings(config)  # before the harvest, which may take long
+    source = build_source(config["activations"], config["lm"], config["corpus"], device)
     manifest = Manifest(run_dir / "manifest.json", config, {"seed": config["seed"]})
     with manifest.stage("harvest"):
         source.prepare()
-    data = ActivationDataModule(
-        source,
-        batch_size=config["trainer"]["batch_size"],
-        epochs=config["epochs"],
-        buffer_rows=activations["buffer_rows"],
-        seed=config["seed"],
-        normalize=activations["normalize"],
-    )
-    results_file, start = run_dir / "results.json", _checkpoint_step(run_dir)
-    if results_file.exists() and start >= data.steps:
-        log.info("%s holds a finished run. epochs=… above %d continues it.", run_dir, data.epochs)
-        return json.loads(results_file.read_text())
+    data = build_data(config, source)
     module = build_module(config, data)
-    results_file.unlink(missing_ok=True)
+    checkpoint = _read_checkpoint(run_dir)
+    start = 0 if checkpoint is None else int(checkpoint["global_step"])
     save_config(run_dir, config)
 
     loggers = build_loggers(config, run_dir, start)
     try:
+        for logger in loggers:
+            logger.log_hyperparams({"l1_equivalents": l1_equivalents(config, data)})
         trainer = _trainer(config, run_dir, data, manifest, loggers)
         if start < data.steps:
-            file = _checkpoint(run_dir)
-            checkpoint = file if file.exists() else None
-            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        else:  # killed between the last step and the results
-            _load_finished(module, run_dir)
+            path = None if checkpoint is None else _checkpoint(run_dir)
+            del checkpoint
+            trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+        elif checkpoint is not None:  # killed between the last step and the results
+            module.load_state_dict(checkpoint["state_dict"])
         _save(config, run_dir, data, module)
         with manifest.stage("evaluate"):
-            results = _evaluate(config, run_dir, data)
-        results["training"] |= {
+            results = _evaluate(config, run_dir, data, device)
+        results["training"] = {
+            "epochs": config["epochs"],
             "tokens": data.steps * data.batch_size,
+            "dead": module.dead_share(),
             "dead_after_tokens": module.dead_after_tokens,
             "revived": int(module.revived),
             "vectors_per_second": manifest.training.get("vectors_per_second"),
+            **l1_equivalents(config, data),
         }
         _publish(results, run_dir, loggers, data.steps)
     finally:
         for logger in loggers:
             getattr(logger, "close", lambda: None)()
     return results
+
+
+def _finished(run_dir: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Results of a run that needs no more training, with its report; else None.
+
+    Raises:
+        ArtifactError: If a finished run shall go on but its checkpoint is gone.
+    """
+    file = run_dir / "results.json"
+    if not file.exists():
+        return None
+    results = json.loads(file.read_text())
+    if results["training"]["epochs"] >= config["epochs"]:
+        if not (run_dir / "report.html").exists():
+            from sae.reports import write_report
+
+            write_report(run_dir)
+        return results
+    if not _checkpoint(run_dir).exists():
+        raise ArtifactError(
+            f"{run_dir} holds a finished run without {_checkpoint(run_dir).name}, so it cannot be "
+            "trained further. Choose another run_dir."
+        )
+    return None
 
 
 def _reject_lists(config: Mapping[str, Any]) -> None:
@@ -133,7 +171,7 @@ def _reject_lists(config: Mapping[str, Any]) -> None:
 
 def _quiet_lightning() -> None:
     """Lightning's hints (hardware found, products to try) are not ours to repeat at every run."""
-    import lightning  # noqa: F401  importing it sets the levels
+    import lightning  # noqa: F401  importing it sets the levels that are set here
 
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -145,18 +183,19 @@ def _checkpoint(run_dir: Path) -> Path:
     return run_dir / "checkpoints" / "last.ckpt"
 
 
-def _checkpoint_step(run_dir: Path) -> int:
-    """Optimiser steps in the run's last checkpoint; 0 where there is none."""
+def _read_checkpoint(run_dir: Path) -> dict[str, Any] | None:
     import torch
 
     file = _checkpoint(run_dir)
-    return int(torch.load(file, weights_only=True)["global_step"]) if file.exists() else 0
-
-
-def _load_finished(module: "SAEModule", run_dir: Path) -> None:
-    import torch
-
-    module.load_state_dict(torch.load(_checkpoint(run_dir), weights_only=True)["state_dict"])
+    if not file.exists():
+        return None
+    try:
+        return torch.load(file, weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise ArtifactError(
+            f"{file} is damaged ({str(error).splitlines()[0]}). Delete it to train from the start, "
+            "or choose another run_dir."
+        ) from None
 
 
 def _trainer(
@@ -182,7 +221,7 @@ def _trainer(
         max_epochs=-1,
         gradient_clip_val=settings["gradient_clip"],
         log_every_n_steps=min(settings["log_every_steps"], data.steps),
-        val_check_interval=-(-data.steps // (validations + 1)) if validations else None,
+        val_check_interval=data.steps // (validations + 1) + 1 if validations else None,
         check_val_every_n_epoch=None if validations else 1,
         limit_val_batches=1.0 if validations else 0,
         num_sanity_val_steps=0,
@@ -208,7 +247,9 @@ def _save(
         "activations": dict(data.source.describe()),
         "scale": data.scale,
         "normalize": data.normalize,
-        "settings": {name: config[name] for name in ("sae", "resample", "optimizer", "seed")},
+        "settings": {
+            name: config[name] for name in ("sae", "resample", "optimizer", "seed", "eval")
+        },
         "l1_equivalents": l1_equivalents(config, data),
         "tokens": data.steps * data.batch_size,
         "dead": module.dead_share(),
@@ -217,16 +258,14 @@ def _save(
 
 
 def _evaluate(
-    config: Mapping[str, Any], run_dir: Path, data: "ActivationDataModule"
+    config: Mapping[str, Any], run_dir: Path, data: "ActivationDataModule", device: str
 ) -> dict[str, Any]:
     """Measure the artifact that was saved, not the module in memory."""
     from sae.artifacts import load
     from sae.evals.build import run_evals
 
-    sae = load(run_dir / "sae")
-    evaluated = run_evals(sae, data.source, config["eval"])
-    results: dict[str, Any] = {name: result.to_json() for name, result in evaluated.items()}
-    return results | {"training": {"dead": sae.metadata["dead"]}}
+    evaluated = run_evals(load(run_dir / "sae"), data.source, config["eval"], device)
+    return {name: result.to_json() for name, result in evaluated.items()}
 
 
 def _publish(results: dict[str, Any], run_dir: Path, loggers: list[Any], step: int) -> None:
@@ -251,8 +290,8 @@ def _show(results: Mapping[str, Any], run_dir: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    core, training = results["core"]["metrics"], results["training"]
-    downstream = results.get("downstream", {}).get("metrics", {})
+    core, downstream = (results.get(name, {}).get("metrics", {}) for name in ("core", "downstream"))
+    training = results["training"]
     table = Table("metric", "test split", "95 % interval", title=str(run_dir))
     for label, group, name in (
         ("FVU", core, "fvu"),
@@ -272,7 +311,7 @@ def _show(results: Mapping[str, Any], run_dir: Path) -> None:
     table.add_row("dead", _number(training["dead"]), "")
     table.add_row("tokens trained on", f"{training['tokens']:,}", "")
     rate = training["vectors_per_second"]
-    table.add_row("vectors/s", "–" if rate is None else f"{rate:,.0f}", "")
+    table.add_row("vectors/s", _number(rate), "")
     Console().print(table)
 
 

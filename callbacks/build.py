@@ -37,20 +37,14 @@ def build_watchers(
     return [makers[word](**(given or {})) for word, given in settings.items() if word in makers]
 
 
-def _downstream(
-    data: ActivationDataModule, num_tokens: int, **settings: Any
-) -> DownstreamPerplexity:
+def _downstream(data: ActivationDataModule, **settings: Any) -> DownstreamPerplexity:
     source = data.source
     assert isinstance(source, LMActivations)
-    store = source.store("val")
-    contexts = max(1, num_tokens // store.tokens.shape[1])
     return DownstreamPerplexity(
-        source.source.load,  # pyright: ignore[reportArgumentType]
-        store.tokens[:contexts],
-        store.document[:contexts],
+        lambda: source.source.load(source.device),  # pyright: ignore[reportArgumentType]
+        source.store("val"),
         source.point,
-        keep_first=store.spec.keep_first,
-        mean=data.mean_of("val"),  # no metric reads training text
+        data.mean_of("val"),  # no metric reads training text
         **settings,
     )
 

@@ -11,9 +11,9 @@ from lightning.pytorch.callbacks import Checkpoint
 class LastCheckpoint(Checkpoint):
     """Saves every `every_steps` steps and at the end, atomically.
 
-    A step after which Lightning still logs or validates is skipped in favour of the next: a
-    checkpoint from the middle of such a step would, when resumed, leave out those numbers or
-    compute them twice.
+    The checkpoint of step n is written when step n + 1 begins: whatever Lightning, the module and
+    the other callbacks do after a step (logging, validation) is complete then, so that a resumed
+    run neither leaves it out nor does it twice.
 
     Args:
         path: File to write, for example `run/checkpoints/last.ckpt`.
@@ -28,28 +28,20 @@ class LastCheckpoint(Checkpoint):
         """Count from the step that the run starts or continues at."""
         self._last_saved = trainer.global_step
 
-    def on_train_batch_end(
+    def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Save if one is due and the step is complete after this hook."""
-        step = trainer.global_step
-        due = step // self.every_steps > self._last_saved // self.every_steps
-        if due and not self._unfinished(trainer, step):
+        """Save if one is due."""
+        if trainer.global_step // self.every_steps > self._last_saved // self.every_steps:
             self._save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the finished run."""
         self._save(trainer)
 
-    @staticmethod
-    def _unfinished(trainer: L.Trainer, step: int) -> bool:
-        validates = trainer.val_check_batch
-        logs = trainer.log_every_n_steps > 1 and step % trainer.log_every_n_steps == 0
-        return logs or (isinstance(validates, int) and step % validates == 0)
-
     def _save(self, trainer: L.Trainer) -> None:
         self._last_saved = trainer.global_step
         temporary = self.path.with_name(f".{self.path.name}.tmp")
-        trainer.save_checkpoint(temporary)  # creates the folder; every rank must call it
+        trainer.save_checkpoint(temporary)  # every rank must call it
         if trainer.is_global_zero:
             os.replace(temporary, self.path)

@@ -4,16 +4,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from callbacks.outputs import log_values
+from sae.activations.store import ActivationStore
 from sae.errors import ConfigError
 from sae.evals.base import SplicedLM
-from sae.evals.downstream import mean_ablation
-from sae.metrics import NextToken
+from sae.evals.downstream import contexts_in, measure
 from sae.types import Point
 
 Splice = Callable[[Tensor], Tensor]
@@ -24,23 +23,22 @@ class DownstreamPerplexity(L.Callback):
 
     Every time: `val/ce_clean`, `val/ce_sae`, `val/ce_recovered_zero`, `val/ce_recovered_mean`,
     `val/kl`, `val/perplexity_clean`, `val/perplexity_sae`. It costs two full forward passes over
-    the tokens; the ablated passes are made once, the first time. The LM is loaded at that moment,
-    never before.
+    the tokens; the ablated passes are made once for a store, and shared with other runs. The LM is
+    loaded at the first measurement, never before.
 
     Args:
         load_lm: Returns the LM; called once.
-        tokens: Held-out contexts, never training text.
-        document: Document id of every token.
+        store: Held-out tokens, never training text.
         point: Where the SAE's reconstruction takes the activation's place.
-        keep_first: Replace position 0 and count its prediction.
+        mean: Mean activation of these held-out tokens' split, LM units, for mean ablation.
+        num_tokens: Upper limit to the tokens read, whole contexts.
         every_n_validations: Run at every n-th validation only.
         batch_contexts: Contexts per forward pass. Four sets of logits [batch ctx vocab] are held.
-        mean: `[d_in]` training mean for mean ablation, LM units; default: the datamodule's.
         splice: Makes, of the module, the function x -> x_hat [batch ctx d_in] in LM units;
             default: its dictionary, folded into an inference SAE.
 
     Raises:
-        ConfigError: If the contexts or a number do not fit.
+        ConfigError: If a number does not fit.
     """
 
     names = (
@@ -51,32 +49,28 @@ class DownstreamPerplexity(L.Callback):
     def __init__(
         self,
         load_lm: Callable[[], SplicedLM],
-        tokens: Int[np.ndarray, "contexts ctx"],
-        document: Int[np.ndarray, "contexts ctx"],
+        store: ActivationStore,
         point: Point,
+        mean: Float[Tensor, " d_in"],
         *,
-        keep_first: bool = False,
+        num_tokens: int = 4096,
         every_n_validations: int = 1,
         batch_contexts: int = 8,
-        mean: Float[Tensor, " d_in"] | None = None,
         splice: Callable[[L.LightningModule], Splice] | None = None,
     ) -> None:
-        if tokens.shape != document.shape or not len(tokens):
-            raise ConfigError(
-                f"tokens {tokens.shape} and document {document.shape} must have the same shape "
-                "[contexts ctx], with at least one context."
-            )
         if every_n_validations < 1 or batch_contexts < 1:
             raise ConfigError(
                 f"every_n_validations={every_n_validations} and batch_contexts={batch_contexts} "
                 "must both be at least 1."
             )
-        self.load_lm, self.point, self.keep_first = load_lm, point, keep_first
-        self.every_n_validations, self.batch_contexts = every_n_validations, batch_contexts
-        self.mean, self.splice = mean, splice or _folded_dictionary
-        self._tokens, self._document = torch.tensor(tokens).long(), torch.tensor(document).long()
-        self._metric = NextToken(keep_first=keep_first)
-        self._ablations: dict[str, Tensor] = {}
+        try:
+            contexts_in(num_tokens, store.tokens.shape[1])
+        except ConfigError as error:
+            raise ConfigError(f"callbacks.downstream: {error}") from None
+        self.load_lm, self.store, self.point, self.mean = load_lm, store, point, mean
+        self.num_tokens, self.batch_contexts = num_tokens, batch_contexts
+        self.every_n_validations = every_n_validations
+        self.splice = splice or _folded_dictionary
         self._lm: SplicedLM | None = None
         self._validations = 0
 
@@ -94,38 +88,25 @@ class DownstreamPerplexity(L.Callback):
             return
         self._validations += 1
         if self._validations % self.every_n_validations == 0:
-            values = self.measure(self.splice(pl_module), self._training_mean(trainer))
+            values = self.measure(self.splice(pl_module))
             log_values(pl_module, {f"val/{name}": values[name] for name in self.names})
 
-    @torch.no_grad()
-    def measure(self, splice: Splice, mean: Float[Tensor, " d_in"]) -> Mapping[str, float | None]:
+    def measure(self, splice: Splice) -> Mapping[str, float | None]:
         """All metrics of `sae.metrics.NextToken` for one function of activations."""
         lm = self._loaded()
-        conditions: dict[str, Splice | None] = {"clean": None, "sae": splice}
-        if not self._ablations:
-            conditions |= {"zero": torch.zeros_like, "mean": mean_ablation(mean)}
-        metric = self._metric.to(lm.device)
-        metric.reset()
-        for first in range(0, len(self._tokens), self.batch_contexts):
-            chosen = slice(first, first + self.batch_contexts)
-            tokens = self._tokens[chosen].to(lm.device)
-            logits = {name: self._logits(lm, tokens, f) for name, f in conditions.items()}
-            metric.update(tokens, self._document[chosen].to(lm.device), logits)
-        if not self._ablations:
-            self._ablations = {name: metric.ablation(name).clone() for name in ("zero", "mean")}
-        for name, sums in self._ablations.items():
-            metric.set_ablation(name, sums)
+        if isinstance(splice, torch.nn.Module):
+            splice = splice.to(lm.device)
+        metric = measure(
+            lm,
+            self.store,
+            self.point,
+            splice,
+            self.mean,
+            num_tokens=self.num_tokens,
+            batch_contexts=self.batch_contexts,
+            quiet=True,  # the bar of the training goes on
+        )
         return metric.compute()
-
-    def _logits(self, lm: SplicedLM, tokens: Tensor, replace: Splice | None) -> Tensor:
-        if replace is None:
-            return lm.logits(tokens)
-        first = 0 if self.keep_first else 1
-
-        def put(x: Tensor) -> Tensor:
-            return torch.cat([x[:, :first], replace(x[:, first:]).to(x)], dim=1)
-
-        return lm.logits(tokens, replace={self.point: put})
 
     def _loaded(self) -> SplicedLM:
         if self._lm is None:
@@ -134,21 +115,8 @@ class DownstreamPerplexity(L.Callback):
                 self._lm = self.load_lm()
         return self._lm
 
-    def _training_mean(self, trainer: L.Trainer) -> Tensor:
-        mean = (
-            self.mean
-            if self.mean is not None
-            else getattr(getattr(trainer, "datamodule", None), "mean", None)
-        )
-        if mean is None:
-            raise ConfigError(
-                "Mean ablation needs the mean activation of the training split: pass mean=, or a "
-                "datamodule that has one (ActivationDataModule)."
-            )
-        return mean
-
 
 def _folded_dictionary(module: L.LightningModule) -> Splice:
     """The SAE as it would be saved now."""
     module_with_sae: Any = module
-    return module_with_sae.dictionary.folded(module_with_sae.scale).to(module.device)
+    return module_with_sae.dictionary.folded(module_with_sae.scale)

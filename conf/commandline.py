@@ -1,76 +1,101 @@
 """Compose every job of a command line before Hydra runs it: errors come early and read well."""
 
+import copy
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from conf.schema import check
+from conf.runs import continued
+from conf.schema import check, options
 from sae.errors import ConfigError, SAEError
 
 FOLDER = Path(__file__).parent
-_FLAGS_WITH_VALUE = {"--cfg", "-c", "--package", "-p"}
-_MOST_JOBS = 64
+OPTIONS = ("experiment", "sweep", "launcher", "debug")
+"""Groups whose files set keys all over the configuration."""
 
 
 def parse(arguments: Sequence[str]) -> list[Override]:
-    """Overrides among the command-line arguments.
+    """The overrides that these words are.
 
     Raises:
-        ConfigError: If an argument does not follow Hydra's grammar.
+        ConfigError: If a word does not follow Hydra's grammar.
     """
-    words, skip = [], False
-    for argument in arguments:
-        if skip:
-            skip = False
-        elif argument.startswith("-"):
-            skip = argument in _FLAGS_WITH_VALUE
-        else:
-            words.append(argument)
-    try:
-        return OverridesParser.create().parse_overrides(words)
-    except HydraException as error:
-        what = str(error).splitlines()[0].partition(": ")[2] or str(error)
-        raise ConfigError(
-            f"{what} cannot be read. Write key=value and quote lists: 'layer=[2,4]'. Text with "
-            "apostrophes or brackets goes into a file: corpus=text corpus.path=…"
-        ) from None
+    parser = OverridesParser.create()
+    overrides = []
+    for word in arguments:
+        try:
+            overrides += parser.parse_overrides([word])
+        except HydraException:
+            hint = " A list must not end in a comma." if word.endswith(",") else ""
+            raise ConfigError(
+                f"{word} cannot be read.{hint} Write key=value and quote lists: 'layer=[2,4]'. "
+                "Text with apostrophes or brackets goes into a file: corpus=text corpus.path=…"
+            ) from None
+    return overrides
 
 
 def jobs(overrides: Sequence[Override]) -> list[list[str]]:
-    """Override lists of the jobs that a sweep over `overrides` runs, in job order."""
-    batches = BasicSweeper.split_arguments(list(overrides), max_batch_size=None)
+    """Override lists of the jobs that a sweep over `overrides` runs, in job order.
+
+    Raises:
+        ConfigError: If one of them cannot be listed.
+    """
+    try:
+        batches = BasicSweeper.split_arguments(list(overrides), max_batch_size=None)
+    except HydraException as error:
+        raise ConfigError(f"{error}. List the values: key=a,b,c or key=range(0,3).") from None
     return [list(job) for batch in batches for job in batch]
 
 
+def sweep_jobs(overrides: Sequence[Override], params: Mapping[str, Any] | None) -> list[list[str]]:
+    """The jobs of a sweep whose values partly come from `hydra.sweeper.params`.
+
+    Args:
+        overrides: What the command line sets; it wins.
+        params: Swept values by key, as in conf/sweep/*.yaml.
+    """
+    words = [f"{name}={value}" for name, value in (params or {}).items()]
+    return jobs([*parse(words), *overrides])
+
+
 def compose_job(config_name: str, job: Sequence[str]) -> DictConfig:
-    """Compose one job's configuration, inside or outside a running Hydra.
+    """Compose one job's configuration, inside or outside a running Hydra; each job only once.
 
     Raises:
         ConfigError: With a suggestion where a key or an option is misspelt.
     """
-    try:
-        if GlobalHydra.instance().is_initialized():
-            return compose(config_name, overrides=list(job))
-        with initialize_config_dir(str(FOLDER), version_base="1.3"):
-            return compose(config_name, overrides=list(job))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise _explained(config_name, job, error) from None
+    config = copy.deepcopy(_compose(config_name, tuple(job)))
+    with open_dict(config):
+        config.pop("hydra", None)
+    return config
 
 
 def names_of(overrides: Sequence[Override]) -> list[str]:
-    """Keys and groups that the overrides set."""
-    return [override.key_or_group for override in overrides]
+    """Keys and groups that the overrides set; of `experiment=paper` and its like, the whole word.
+
+    Example:
+        >>> names_of(parse(["l1=1e-3", "sae=topk", "debug=tiny"]))
+        ['l1', 'sae', 'debug=tiny']
+    """
+    return [
+        f"{override.key_or_group}={override.value()}"
+        if override.key_or_group in OPTIONS
+        else override.key_or_group
+        for override in overrides
+    ]
 
 
 def check_command_line(config_name: str, arguments: Sequence[str]) -> None:
@@ -79,21 +104,32 @@ def check_command_line(config_name: str, arguments: Sequence[str]) -> None:
     Raises:
         ConfigError: At the first mistake.
     """
-    if any(a.startswith(("--config", "-cn", "-cp", "-cd", "--hydra-help")) for a in arguments):
-        return  # another configuration folder: Hydra's own checks must do
-    overrides = parse(arguments)
-    if not ({"-m", "--multirun"} & set(arguments)):
-        swept = [o.input_line for o in overrides if o.is_sweep_override() and not _is_hydra(o)]
-        if swept and not any(o.key_or_group == "sweep" for o in overrides):
-            raise ConfigError(
-                f"{swept[0]} names several values. Sweep over them with -m, "
-                "or quote a list as 'key=[a,b]'."
-            )
-    own = [o for o in overrides if not _is_hydra(o)]
-    for job in jobs(own)[:_MOST_JOBS]:
-        config = compose_job(config_name, job)
-        if not ({"--cfg", "-c", "--help", "-h"} & set(arguments)):
-            check(config, names_of(own))
+    flags = get_args_parser().parse_args(list(arguments))
+    if any(getattr(flags, name) for name in _HYDRAS_OWN):
+        return  # another configuration, or none: Hydra's own checks must do
+    overrides = parse(flags.overrides)
+    own = [o for o in overrides if not o.key_or_group.startswith("hydra")]
+    first = _compose(config_name, tuple(jobs(own)[0]))
+    mode = first.hydra.mode or next(
+        (o.value() for o in overrides if o.key_or_group == "hydra.mode"), None
+    )
+    multirun = flags.multirun or (mode is not None and "MULTIRUN" in str(mode))
+    _check_folders(own, multirun)
+    swept = [o.input_line for o in own if o.is_sweep_override()]
+    if swept and not multirun:
+        raise ConfigError(
+            f"{swept[0]} names several values. Sweep over them with -m, "
+            "or quote a list as 'key=[a,b]'."
+        )
+    for job in sweep_jobs(own, first.hydra.sweeper.get("params") if multirun else None):
+        composed = compose_job(config_name, job)
+        if flags.cfg or flags.help:
+            continue
+        given = names_of(parse(job))
+        config = check(composed, given)
+        if config_name == "train" and not multirun:
+            # Hydra writes into the folder before the program can look at what it holds
+            continued(Path(config["run_dir"]), config, given)
 
 
 def run_program(config_name: str, program: Any) -> None:
@@ -111,8 +147,36 @@ def fail(error: SAEError) -> None:
     raise SystemExit(1)
 
 
-def _is_hydra(override: Override) -> bool:
-    return override.key_or_group.startswith("hydra")
+_HYDRAS_OWN = (
+    "hydra_help", "shell_completion", "config_path", "config_name", "config_dir",
+    "experimental_rerun", "info",
+)  # fmt: skip
+
+
+def _check_folders(overrides: Sequence[Override], multirun: bool) -> None:
+    wrong, right = ("run_dir", "sweep_dir") if multirun else ("sweep_dir", "run_dir")
+    if wrong in names_of(overrides):
+        which = "a sweep" if multirun else "one run; only a sweep (-m) has a sweep_dir"
+        raise ConfigError(f"{wrong} has no effect on {which}. Give {right}=… instead.")
+
+
+@cache
+def _compose(config_name: str, job: tuple[str, ...]) -> DictConfig:
+    """The configuration with Hydra's own part. Whoever changes it must copy it."""
+    for override in parse(job):
+        known = options(override.key_or_group)
+        if known and not override.is_delete() and override.value() is None:
+            raise ConfigError(
+                f"{override.input_line} is no choice. Choose one of {', '.join(known)}; "
+                "without it, the default is used."
+            )
+    try:
+        if GlobalHydra.instance().is_initialized():
+            return compose(config_name, list(job), return_hydra_config=True)
+        with initialize_config_dir(str(FOLDER), version_base="1.3"):
+            return compose(config_name, list(job), return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explained(config_name, job, error) from None
 
 
 def _explained(config_name: str, job: Sequence[str], error: Exception) -> ConfigError:
@@ -120,6 +184,8 @@ def _explained(config_name: str, job: Sequence[str], error: Exception) -> Config
     message = str(error)
     for override in parse(job):
         key = override.key_or_group
+        if override.is_delete() and f"~{key}" in message:
+            return ConfigError(f"~{key}: {key} is needed and cannot be removed.")
         known = _known_keys(config_name, key)
         if known and key.rpartition(".")[2] not in known and override.key_or_group in message:
             close = difflib.get_close_matches(key.rpartition(".")[2], known, n=1)
@@ -136,19 +202,7 @@ def _explained(config_name: str, job: Sequence[str], error: Exception) -> Config
 
 def _known_keys(config_name: str, key: str) -> list[str]:
     """Keys beside `key` in the configuration without overrides; [] where its parent is unknown."""
-    try:
-        node: Any = (
-            compose(config_name)
-            if GlobalHydra.instance().is_initialized()
-            else _compose_outside(config_name)
-        )
-    except (HydraException, OmegaConfBaseException):
-        return []
+    node: Any = _compose(config_name, ())
     for part in key.split(".")[:-1]:
         node = node.get(part) if OmegaConf.is_dict(node) and part in node else None
-    return [str(name) for name in node] if OmegaConf.is_dict(node) else []
-
-
-def _compose_outside(config_name: str) -> DictConfig:
-    with initialize_config_dir(str(FOLDER), version_base="1.3"):
-        return compose(config_name)
+    return [str(name) for name in node if name != "hydra"] if OmegaConf.is_dict(node) else []

@@ -1,6 +1,7 @@
 """Hydra callbacks: what a multirun does before its first job, after each job, and at its end."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from conf.commandline import compose_job, fail, jobs, names_of, parse
+from conf.commandline import compose_job, fail, names_of, parse, sweep_jobs
+from conf.runs import continued
 from conf.schema import check
-from sae.errors import SAEError
+from sae.errors import SAEError, SiteError
+from sae.types import Point
 
 log = logging.getLogger(__name__)
 
@@ -23,22 +26,23 @@ class SweepCallback(Callback):
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Harvest what the jobs need, so that none waits for, or repeats, another's harvest."""
-        words = list(config.hydra.overrides.task)
-        for name, value in (config.hydra.sweeper.get("params") or {}).items():
-            if not any(word.startswith(f"{name}=") for word in words):
-                words.append(f"{name}={value}")
+        """Refuse a folder with another sweep; harvest what the jobs need, in one pass for all."""
+        sweeper, folder = config.hydra.sweeper, Path(config.hydra.sweep.dir)
         try:
-            overrides = parse(words)
-            _harvest_all(
-                [check(compose_job("train", job), names_of(overrides)) for job in jobs(overrides)]
-            )
+            overrides = parse(list(config.hydra.overrides.task))
+            configs = []
+            for number, job in enumerate(sweep_jobs(overrides, sweeper.get("params"))):
+                composed = check(compose_job("train", job), names_of(parse(job)))
+                # Hydra writes into the folder before the job itself could find the conflict
+                configs.append(continued(folder / str(number), composed))
         except SAEError as error:
             fail(error)
+        _harvest_all(configs)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Rewrite the table and the plot."""
-        if config.hydra.mode is not None and config.hydra.mode.name == "MULTIRUN":
+        """Rewrite the table and the plot. A sweep that only harvests has none."""
+        mode = config.hydra.mode
+        if mode is not None and mode.name == "MULTIRUN" and not config.harvest_only:
             from sae.reports import write_sweep
 
             write_sweep(Path(config.hydra.sweep.dir))
@@ -47,19 +51,23 @@ class SweepCallback(Callback):
         """Say where the table is, and leave with status 1 if a job failed."""
         folder = Path(config.hydra.sweep.dir)
         failed = sorted(folder.glob("*/error.txt"), key=lambda file: file.parent.name)
-        log.info("Table and plot of the sweep: %s", folder / "sweep.csv")
+        if (folder / "sweep.csv").exists():
+            log.info("Table and plot of the sweep: %s", folder / "sweep.csv")
         for file in failed:
             log.error("Job %s failed: %s", file.parent.name, file.read_text().splitlines()[0])
         if failed:
             raise SystemExit(1)
 
 
-def _harvest_all(configs: list[dict[str, Any]]) -> None:
-    """One LM pass for each text and LM, over all points that any job reads there."""
-    from sae.activations.build import lm_activations, points_of
+def _harvest_all(configs: Sequence[dict[str, Any]]) -> None:
+    """One LM pass for each text and LM, over all points that any job reads there.
+
+    What cannot be had is logged: the jobs that need it fail by themselves, the others run.
+    """
+    from sae.activations.build import points_of
     from sae.provenance import content_key
 
-    wanted: dict[str, tuple[dict[str, Any], list[Any]]] = {}
+    wanted: dict[str, tuple[dict[str, Any], list[Point]]] = {}
     for config in configs:
         activations = config["activations"]
         if activations["kind"] != "lm":
@@ -69,5 +77,31 @@ def _harvest_all(configs: list[dict[str, Any]]) -> None:
         points = wanted.setdefault(key, (config, []))[1]
         points += [point for point in points_of(activations) if point not in points]
     for config, points in wanted.values():
-        source = lm_activations(config["lm"], config["corpus"], points[0], config["activations"])
+        try:
+            _harvest(config, points)
+        except SAEError as error:
+            log.error("%s: %s", type(error).__name__, error)
+
+
+def _harvest(config: dict[str, Any], points: Sequence[Point]) -> None:
+    """Harvest the points that the LM has, and log those that it has not."""
+    from sae.activations.build import lm_activations
+    from sae.training.build import resolve_device
+
+    device = resolve_device(config["trainer"]["accelerator"])
+    source = lm_activations(
+        config["lm"], config["corpus"], points[0], config["activations"], device
+    )
+    try:
         source.prepare(also=points[1:])
+    except SiteError:
+        lm, there = source.source.load(), []
+        for point in points:
+            try:
+                lm.check(point)
+                there.append(point)
+            except SiteError as error:
+                log.error("SiteError: %s", error)
+        if there:
+            source.point = there[0]
+            source.prepare(also=there[1:])

@@ -1,16 +1,19 @@
 """Continue a run or a sweep that is already on disk: the saved configuration decides."""
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from conf.fields import shown
+from conf.schema import SHORT, lacking_key, reject_unused
 from sae.errors import ArtifactError, ConfigError
 
 CHANGEABLE = (
     "epochs", "run_dir", "sweep_dir", "logger", "trainer.accelerator", "trainer.devices",
-    "trainer.precision", "harvest_only", "experiment", "sweep", "launcher",
+    "trainer.precision", "harvest_only",
 )  # fmt: skip
 """What a continued run may set anew: its length, loggers and hardware."""
 
@@ -27,7 +30,7 @@ def saved_config(run_dir: Path) -> dict[str, Any] | None:
     """The configuration of the run in this folder, or None where there is none.
 
     Raises:
-        ArtifactError: If the file is there but cannot be read.
+        ArtifactError: If the file is there but is not a whole configuration of this version.
     """
     path = run_dir / "config.yaml"
     if not path.exists():
@@ -38,41 +41,92 @@ def saved_config(run_dir: Path) -> dict[str, Any] | None:
         raise ArtifactError(f"{path} is damaged ({error}). Choose another run_dir.") from None
     if not isinstance(config, dict) or "sae" not in config:
         raise ArtifactError(f"{path} is not the configuration of a run. Choose another run_dir.")
+    if key := lacking_key(config):
+        raise ArtifactError(
+            f"{path} lacks {key}: another version wrote it. Add {key} there with the value that "
+            "the run was made with, or choose another run_dir."
+        )
     return config
 
 
-def continued(run_dir: Path, config: dict[str, Any], given: Sequence[str]) -> dict[str, Any]:
+def continued(
+    run_dir: Path, config: dict[str, Any], given: Sequence[str] | None = None
+) -> dict[str, Any]:
     """The configuration to run with: the saved one, if `run_dir` holds a run.
 
     Args:
         run_dir: Folder of the run.
         config: The configuration composed from this command line.
-        given: Keys and groups that the command line sets; all others follow the saved run.
+        given: What the command line sets (`conf.commandline.names_of`): these keys must agree with
+            the saved run, the others follow it. None: all must agree.
 
     Raises:
-        ConfigError: If the command line contradicts the saved run where it may not.
+        ConfigError: If `config` contradicts the saved run where it may not.
+        ArtifactError: If the saved configuration cannot be used.
     """
     saved = saved_config(run_dir)
     if saved is None:
         return config
-    merged = {**saved, "run_dir": config["run_dir"], "sweep_dir": config["sweep_dir"]}
-    for key in given:
-        ours, theirs = _at(saved, key), _at(config, key)
-        if any(f"{key}.".startswith(f"{name}.") for name in CHANGEABLE):
-            _put(merged, key, theirs)
-        elif ours != theirs:
-            name, old, new = _first_difference(key, ours, theirs)
-            raise ConfigError(
-                f"{run_dir} holds a run with {name}={old}, but {name}={new} was given. Only its "
-                "length (epochs), loggers and hardware (trainer.accelerator, trainer.devices, "
-                f"trainer.precision) may change. Drop {key}, or choose another run_dir."
-            )
+    if given is None:
+        # short overrides first: a conflict is best shown by the name that people give
+        keys = {key: key for key in [*SHORT, *saved, *config]}
+    else:
+        # a key in an option's file, for example of experiment=paper, is as good as given
+        keys = {key: word for word in given for key in keys_set_by(word)} | {
+            key: key for key in given if "=" not in key
+        }
+        nodes = [node for node in saved.values() if isinstance(node, dict)]
+        readers = [name for name in SHORT if any(name in node for node in nodes)]
+        shorts = {name: config[name] for name in SHORT}
+        reject_unused(saved | shorts, given, readers)
+    merged = copy.deepcopy(saved) | {name: config[name] for name in ("run_dir", "sweep_dir")}
+    for key, word in keys.items():
+        for name, old, new in _leaves(key, _at(saved, key), _at(config, key)):
+            if any(f"{name}.".startswith(f"{free}.") for free in CHANGEABLE):
+                _put(merged, name, new)
+            elif old != new:
+                raise ConfigError(
+                    f"{run_dir} holds a run with {name}={shown(old)}, but {name}={shown(new)} was "
+                    "given. Only its length (epochs), loggers and hardware (trainer.accelerator, "
+                    f"trainer.precision) may change. Drop {word}, or choose another folder."
+                )
     if merged["epochs"] < saved["epochs"]:
         raise ConfigError(
             f"epochs={merged['epochs']} is shorter than the run in {run_dir}, which has "
             f"epochs={saved['epochs']}. A run can be continued for longer, not for less."
         )
     return merged
+
+
+def keys_set_by(word: str) -> list[str]:
+    """Keys and groups that the file of `group=option` sets; [] for any other word.
+
+    Example:
+        >>> keys_set_by("experiment=paper")[:5]
+        ['lm', 'corpus', 'resample', 'optimizer', 'l1']
+    """
+    group, _, option = word.partition("=")
+    path = Path(__file__).parent / group / f"{option}.yaml"
+    if not option or not path.is_file():
+        return []
+    content = yaml.safe_load(path.read_text()) or {}
+    keys: list[str] = []
+    for entry in content.pop("defaults", []):
+        if isinstance(entry, str):  # another option of the same group
+            keys += keys_set_by(f"{group}={entry}")
+        else:
+            keys += [name.removeprefix("override ").strip().lstrip("/") for name in entry]
+    keys += [name for key, value in content.items() for name, _, _ in _leaves(key, value, value)]
+    return [key for key in keys if not key.startswith("hydra")]
+
+
+def _leaves(key: str, ours: Any, theirs: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Name and both values of everything in two nodes that is no node in both."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for name in dict.fromkeys([*ours, *theirs]):
+            yield from _leaves(f"{key}.{name}", ours.get(name), theirs.get(name))
+    else:
+        yield key, ours, theirs
 
 
 def _at(config: Any, key: str) -> Any:
@@ -84,14 +138,5 @@ def _at(config: Any, key: str) -> Any:
 def _put(config: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for part in parents:
-        config[part] = dict(config[part])
         config = config[part]
     config[last] = value
-
-
-def _first_difference(key: str, ours: Any, theirs: Any) -> tuple[str, Any, Any]:
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        for name in [*ours, *theirs]:
-            if ours.get(name) != theirs.get(name):
-                return _first_difference(f"{key}.{name}", ours.get(name), theirs.get(name))
-    return key, ours, theirs

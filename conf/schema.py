@@ -1,41 +1,66 @@
 """Types, ranges and the short overrides. Yaml files hold the values, this file what they may be."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from conf.fields import SPAN, checked, lacking, ranged, shown
 from sae.errors import ConfigError
 from sae.types import SITES
 
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")
+PRECISIONS = ("auto", "32-true", "bf16-mixed")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
+ONE_DEVICE = "several devices are not supported yet (their counters of dead latents would differ)"
 
 
-def ranged(
-    kind: type, default: Any = MISSING, *, low: float | None = None, above: float | None = None,
-    high: float | None = None, choices: Sequence[str] = (), many: bool = False, null: bool = False,
-) -> Any:  # fmt: skip
-    """A field with the range that `check` enforces.
+@dataclass
+class ActivationsConfig:
+    """What conf/activations/*.yaml share."""
 
-    Args:
-        kind: int, float, str or bool. An integral float such as 2e6 counts as an int.
-        default: Value where the yaml gives none.
-        low: Smallest allowed value.
-        above: The value must be greater than this.
-        high: Largest allowed value.
-        choices: Allowed words.
-        many: A list of such values is allowed too.
-        null: null is allowed too.
-    """
-    limits = {
-        "kind": kind, "low": low, "above": above, "high": high, "choices": choices,
-        "many": many, "null": null,
-    }  # fmt: skip
-    return field(default=default, metadata=limits)
+    kind: Any = ranged(str)
+    val_fraction: Any = ranged(float, low=0, below=1)
+    test_fraction: Any = ranged(float, low=0, below=1)
+    normalize: Any = ranged(str, choices=("mean_square", "none"))
+    buffer_rows: Any = ranged(int, low=1)
+
+
+@dataclass
+class FolderActivationsConfig(ActivationsConfig):
+    """conf/activations/folder.yaml."""
+
+    path: Any = ranged(str)
+
+
+@dataclass
+class LMActivationsConfig(ActivationsConfig):
+    """conf/activations/lm.yaml."""
+
+    layer: Any = ranged(int, low=0, many=True)
+    site: Any = ranged(str, choices=SITES, many=True)
+    tokens: Any = ranged(int, low=1)
+    val_tokens: Any = ranged(int, low=1)
+    test_tokens: Any = ranged(int, low=1)
+    ctx: Any = ranged(int, low=2)
+    dtype: Any = ranged(str, choices=("bfloat16", "float16", "float32"))
+    keep_first: Any = ranged(bool)
+    seed: Any = ranged(int, low=0)
+    batch_contexts: Any = ranged(int, low=1)
+
+
+@dataclass
+class SAEConfig:
+    """What conf/sae/*.yaml share; an architecture's own settings are checked by its class."""
+
+    architecture: Any = ranged(str)
+    dict_ratio: Any = ranged(float, above=0, many=True)
+    l1: Any = ranged(float, None, low=0, many=True)
+    k: Any = ranged(int, None, low=1, many=True)
+    sparsity_warmup_tokens: Any = ranged(SPAN, None)
 
 
 @dataclass
@@ -45,7 +70,7 @@ class TrainerConfig:
     batch_size: Any = ranged(int, low=1)
     precision: Any = ranged(str, choices=PRECISIONS)
     accelerator: Any = ranged(str)
-    devices: Any = ranged(int, low=1)
+    devices: Any = ranged(int, low=1, high=1, because=ONE_DEVICE)
     gradient_clip: Any = ranged(float, above=0, null=True)
     log_every_steps: Any = ranged(int, low=1)
     validations: Any = ranged(int, low=0)
@@ -65,11 +90,12 @@ class LoggerConfig:
 
 @dataclass
 class ResampleConfig:
-    """conf/resample/*.yaml; spans are read by sae.training.schedules.span_tokens."""
+    """conf/resample/*.yaml."""
 
-    at_tokens: list[Any] = MISSING
-    dead_after_tokens: Any = MISSING
-    sample_tokens: Any = MISSING
+    at_tokens: Any = ranged(SPAN, always_many=True)
+    dead_after_tokens: Any = ranged(SPAN)
+    sample_tokens: Any = ranged(SPAN)
+    toward: Any = ranged(str, choices=("input", "residual"))
 
 
 @dataclass
@@ -78,11 +104,22 @@ class OptimizerConfig:
 
     name: Any = ranged(str, choices=("adam", "authors_adam"))
     lr: Any = ranged(float, above=0)
-    beta1: Any = ranged(float, low=0, high=1)
-    beta2: Any = ranged(float, low=0, high=1)
+    beta1: Any = ranged(float, low=0, below=1)
+    beta2: Any = ranged(float, low=0, below=1)
     eps: Any = ranged(float, above=0)
-    warmup_tokens: Any = MISSING
-    decay_tokens: Any = MISSING
+    warmup_tokens: Any = ranged(SPAN)
+    decay_tokens: Any = ranged(SPAN)
+
+
+@dataclass
+class WordConfig:
+    """What one word of conf/callbacks/*.yaml or conf/eval/*.yaml may hold."""
+
+    num_tokens: Any = ranged(int, None, low=1)
+    batch_contexts: Any = ranged(int, None, low=1)
+    batch_rows: Any = ranged(int, None, low=1)
+    resamples: Any = ranged(int, None, low=1)
+    every_n_validations: Any = ranged(int, None, low=1)
 
 
 @dataclass
@@ -124,7 +161,13 @@ class EvaluateConfig:
     device: Any = ranged(str, default="auto")
 
 
-SCHEMAS: dict[str, type] = {"train": TrainConfig, "evaluate": EvaluateConfig}
+ACTIVATIONS: dict[str, type] = {"lm": LMActivationsConfig, "folder": FolderActivationsConfig}
+NODES: dict[str, type] = {
+    "sae": SAEConfig, "resample": ResampleConfig, "optimizer": OptimizerConfig,
+    "trainer": TrainerConfig, "logger": LoggerConfig,
+}  # fmt: skip
+WORDS = ("callbacks", "eval")
+"""Nodes that hold one node a word; each checks its own further settings."""
 SHORT = ("layer", "site", "l1", "k", "dict_ratio", "tokens", "epochs", "seed")
 USED_BY_PROGRAM = ("epochs", "seed")
 """Short overrides that train.py reads itself, so that no yaml node needs to mention them."""
@@ -137,8 +180,16 @@ def register() -> None:
     store.store(name="evaluate_schema", node=EvaluateConfig)
 
 
+def options(group: str) -> list[str]:
+    """Names of the yaml files of a group; [] where there is no such group."""
+    return sorted(file.stem for file in (Path(__file__).parent / group).glob("*.yaml"))
+
+
 def check(config: DictConfig, given: Sequence[str] = ()) -> dict[str, Any]:
     """Check types and ranges, and that each given short override has an effect.
+
+    Whether overrides have an effect on a run that is already in `run_dir` depends on its saved
+    configuration: `conf.runs.continued` tells.
 
     Args:
         config: The composed configuration.
@@ -151,101 +202,97 @@ def check(config: DictConfig, given: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         ConfigError: At the first value that is missing, of a wrong type, out of range or unused.
     """
-    schema = SCHEMAS["train" if "layer" in config else "evaluate"]
-    raw = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(raw, dict)
-    if schema is TrainConfig:
-        _reject_unused(raw, given)
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        raise ConfigError(
-            f"{missing[0]} has no value. Give one on the command line: {missing[0]}=…"
-        )
+    schema = TrainConfig if "layer" in config else EvaluateConfig
+    raw: Any = OmegaConf.to_container(config, resolve=False)
+    if schema is TrainConfig and not (Path(str(config.get("run_dir"))) / "config.yaml").exists():
+        nodes = str([node for node in raw.values() if isinstance(node, dict)])
+        reject_unused(raw, given, [name for name in SHORT if f"${{{name}}}" in nodes])
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise ConfigError(_no_value(missing[0]))
     # first the short overrides, so that nodes which interpolate them see the checked value
-    for name, value in _checked(config, schema).items():
+    for name, value in checked(config, schema).items():
         config[name] = value
-    plain = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict)
-    for item in dataclasses.fields(schema):
-        if dataclasses.is_dataclass(item.type) and isinstance(plain.get(item.name), dict):
-            node = plain[item.name]
-            assert isinstance(item.type, type)
-            node.update(_checked(node, item.type, prefix=f"{item.name}."))
-    return plain  # pyright: ignore[reportReturnType]
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    if key := lacking_key(plain, schema):
+        raise ConfigError(_no_value(key))
+    for prefix, node, node_type in _typed_nodes(plain):
+        node |= checked(node, node_type, prefix)
+        known = [f"{prefix}{item.name}" for item in dataclasses.fields(node_type)]
+        for name in given if prefix == "activations." else ():  # of others, their class says it
+            if name.startswith(prefix) and name not in known:
+                raise ConfigError(f"{name} is not known. There are: {', '.join(known)}.")
+    return plain
 
 
-def _checked(node: Mapping[Any, Any], schema: type, prefix: str = "") -> dict[str, Any]:
-    values = {}
-    for item in dataclasses.fields(schema):
-        if item.metadata and item.name in node:
-            values[item.name] = _value(prefix + item.name, node[item.name], item.metadata)
-    return values
-
-
-def _value(name: str, value: Any, limits: Mapping[str, Any]) -> Any:
-    if OmegaConf.is_list(value) or isinstance(value, list):
-        if not limits["many"] or len(value) == 0:
-            raise ConfigError(f"{name}={list(value)} must be {_allowed(limits)}.")
-        return [_value(name, one, limits | {"many": False}) for one in value]
-    if value is None and limits["null"]:
-        return None
-    kind = limits["kind"]
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    right = {
-        bool: isinstance(value, bool),
-        str: isinstance(value, str) or (number and not limits["choices"]),
-        float: number,
-        int: number and float(value).is_integer(),
-    }[kind]
-    if right and kind is not bool:
-        value = kind(value)
-        right = (
-            (not limits["choices"] or value in limits["choices"])
-            and (limits["low"] is None or value >= limits["low"])
-            and (limits["above"] is None or value > limits["above"])
-            and (limits["high"] is None or value <= limits["high"])
-            and (kind is not float or abs(value) < float("inf"))
-        )
-    if not right:
-        raise ConfigError(f"{name}={value} must be {_allowed(limits)}.")
-    return value
-
-
-def _allowed(limits: Mapping[str, Any]) -> str:
-    if limits["choices"]:
-        text = "one of " + ", ".join(limits["choices"])
-    else:
-        kinds = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-        text = kinds[limits["kind"]]
-        bounds = [
-            f"{word} {limits[key]:g}"
-            for key, word in (("low", "of at least"), ("above", "above"), ("high", "at most"))
-            if limits[key] is not None
-        ]
-        text = " ".join([text, " and ".join(bounds)]).strip()
-    return (
-        text
-        + (", or a list of such" if limits["many"] else "")
-        + (", or null" if limits["null"] else "")
+def lacking_key(plain: Mapping[str, Any], schema: type = TrainConfig) -> str | None:
+    """The first key that a resolved configuration must have and has not."""
+    if name := lacking(plain, schema):
+        return name
+    found = (
+        prefix + name
+        for prefix, node, node_type in _typed_nodes(plain)
+        if (name := lacking(node, node_type))
     )
+    return next(found, None)
 
 
-def _reject_unused(raw: Mapping[str, Any], given: Sequence[str]) -> None:
-    """Raise for a short override, or a group, that nothing in the chosen configuration reads."""
-    nodes = {name: node for name, node in raw.items() if isinstance(node, dict)}
-    choice = f"sae={nodes.get('sae', {}).get('architecture')}"
+def reject_unused(config: Mapping[str, Any], given: Sequence[str], readers: Sequence[str]) -> None:
+    """Refuse a short override, or a group, that nothing in the configuration reads.
+
+    Args:
+        config: The configuration.
+        given: Names set on the command line.
+        readers: Short overrides that some node reads.
+
+    Raises:
+        ConfigError: At the first of them.
+    """
+    kind = _at(config, "activations", "kind")
     for name in SHORT:
-        if name not in given or name in USED_BY_PROGRAM or f"${{{name}}}" in str(nodes):
-            continue
-        readers = [short for short in SHORT if f"${{{short}}}" in str(nodes)]
-        kind = nodes.get("activations", {}).get("kind")
-        raise ConfigError(
-            f"{name}={raw[name]} has no effect with {choice} activations={kind}, which read "
-            f"{', '.join(readers)}. Drop {name}, or choose another sae= or activations=."
-        )
-    if nodes.get("activations", {}).get("kind") == "folder":
-        for name in ("lm", "corpus", "harvest_only"):
-            if name in given or any(key.startswith(f"{name}.") for key in given):
-                raise ConfigError(
-                    f"{name} has no effect with activations=folder: the vectors are already there."
-                )
+        if name in given and name not in (*USED_BY_PROGRAM, *readers):
+            raise ConfigError(
+                f"{name}={config[name]} has no effect with "
+                f"sae={_at(config, 'sae', 'architecture')} activations={kind}, which read "
+                f"{', '.join(readers)}. Drop {name}, or choose another sae= or activations=."
+            )
+    for name in ("lm", "corpus", "harvest_only") if kind == "folder" else ():
+        if any(f"{key}.".startswith(f"{name}.") for key in given):
+            raise ConfigError(
+                f"{name} has no effect with activations=folder: the vectors are already there."
+            )
+
+
+def _typed_nodes(plain: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], type]]:
+    """Every node whose fields are known: where it is (with a dot), its content, its fields."""
+    types = dict(NODES)
+    if "activations" in plain:
+        kind = _at(plain, "activations", "kind")
+        if kind not in ACTIVATIONS:
+            raise ConfigError(
+                f"activations.kind={shown(kind)} must be one of {', '.join(ACTIVATIONS)}."
+            )
+        types["activations"] = ACTIVATIONS[kind]
+    nodes = [(name, plain[name], types[name]) for name in types if name in plain]
+    for group in WORDS:
+        words = plain.get(group, {})
+        if not isinstance(words, dict):
+            raise ConfigError(_no_value(group))
+        nodes += [(f"{group}.{word}", node, WordConfig) for word, node in words.items()]
+    for name, node, node_type in nodes:
+        if not isinstance(node, dict):
+            raise ConfigError(
+                f"{name}={shown(node)} must be a node of settings: {name}.key=value. "
+                f"~{name} removes it."
+            )
+        yield f"{name}.", node, node_type
+
+
+def _no_value(key: str) -> str:
+    known = ", ".join(options(key))
+    remedy = f"Choose {key}=… from {known}." if known else f"Give one on the command line: {key}=…"
+    return f"{key} has no value. {remedy}"
+
+
+def _at(config: Mapping[str, Any], node: str, key: str) -> Any:
+    content = config.get(node)
+    return content.get(key) if isinstance(content, dict) else None

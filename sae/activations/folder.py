@@ -1,7 +1,6 @@
 """Activations that are yours already: a tensor in memory, or a folder of files."""
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,14 +24,24 @@ class OwnRows:
         self._parts, self._start = parts, start
         self.num_rows, self.d_in = stop - start, parts[0].d_in
         self.num_chunks = -(-self.num_rows // ROWS_PER_CHUNK)
+        self._stats: Stats | None = None
 
-    @cached_property
+    @property
     def stats(self) -> Stats:
         """Read all rows once, and check them.
 
         Raises:
             StoreError: If a value is not finite; names the file and the row.
         """
+        if self._stats is None:
+            self._stats = self._measured()
+        return self._stats
+
+    @stats.setter
+    def stats(self, known: Stats) -> None:
+        self._stats = known
+
+    def _measured(self) -> Stats:
         running = RunningStats(self.d_in)
         with progress("measure your activations", self.num_rows, unit="rows") as advance:
             for i in range(self.num_chunks):
@@ -177,7 +186,7 @@ class FolderActivations:
         return {
             "key": _stats_key(self._splits),
             "kind": "folder",
-            "path": str(self.path),
+            "path": str(self.path.resolve()),  # found from any working directory
             "files": [file.name for file in self._files],
             "val_fraction": self._fractions["val"],
             "test_fraction": self._fractions["test"],

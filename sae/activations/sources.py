@@ -12,7 +12,7 @@ from sae.errors import ConfigError, StoreError
 from sae.language.corpus import Corpus
 from sae.language.text import Tokenizer
 from sae.provenance import content_key
-from sae.types import Point, Split
+from sae.types import SPLITS, Point, Split
 
 
 @runtime_checkable
@@ -104,14 +104,17 @@ class LMActivations:
             for split, count in counts.items()
         }
 
-    def prepare(self, also: Sequence[Point] = ()) -> None:
+    def prepare(self, also: Sequence[Point] = (), splits: Sequence[str] = SPLITS) -> None:
         """Harvest what is missing, all points in one LM pass for each split.
 
         Args:
             also: Further points to harvest on the way, for example the other layers of a sweep.
+            splits: Which splits. Nothing is asked of the text of the others.
         """
         source = _LoadedOnce(self.source)
-        for spec in self.specs.values():
+        for name, spec in self.specs.items():
+            if name not in splits:
+                continue
             harvest(
                 spec,
                 [self.point, *also],

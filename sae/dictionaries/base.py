@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sae.dictionaries.codes import Code
@@ -75,13 +75,21 @@ class Dictionary(nn.Module, ABC):
         """Every parameter that has one row (or entry) per latent, with that axis."""
 
     @abstractmethod
-    def revive(self, latents: Int[Tensor, " n"], x: Float[Tensor, "n d_in"], alive: Tensor) -> None:
-        """Point the dead `latents` at the inputs `x`, by the rules of the architecture.
+    def revive(
+        self,
+        latents: Int[Tensor, " n"],
+        x: Float[Tensor, "n d_in"],
+        direction: Float[Tensor, "n d_in"],
+        alive: Bool[Tensor, " d_sae"],
+    ) -> None:
+        """Start the dead `latents` again, by the rules of the architecture.
 
         Args:
             latents: Indices of the latents to revive.
             x: One input per latent, drawn by the resampler, in the scaled space.
-            alive: `[d_sae]` bool, the latents that are not dead.
+            direction: Unit vectors that they are pointed at: those of the inputs or of their
+                residuals.
+            alive: The latents that are not dead.
         """
 
     def _encode_decode(self, x: Tensor) -> tuple[Code, Tensor]:

@@ -3,7 +3,7 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
@@ -104,17 +104,23 @@ class Tied(Dictionary):
         return [LatentParameter(self.W, 0), LatentParameter(self.b_enc, 0)]
 
     @torch.no_grad()
-    def revive(self, latents: Int[Tensor, " n"], x: Float[Tensor, "n d_in"], alive: Tensor) -> None:
-        """Row := the (centred) input's direction, b := -(1 - 0.2) times its projection.
+    def revive(
+        self,
+        latents: Int[Tensor, " n"],
+        x: Float[Tensor, "n d_in"],
+        direction: Float[Tensor, "n d_in"],
+        alive: Bool[Tensor, " d_sae"],
+    ) -> None:
+        """Row := the direction; b := -(1 - 0.2) times the projection of the (centred) input.
 
         The published rule shrinks the revived *encoder* row to 0.2 times the mean alive norm so
         that the latent answers weakly at first. A tied row has length 1 by definition, so the
         bias damps instead: the latent answers the input that it was drawn for with 0.2 of the
-        projection, and inputs that point elsewhere not at all. The raw row gets the mean norm of
-        the alive raw rows, so that it learns at the same pace as they do.
+        projection, and inputs that point elsewhere not at all (docs/adr/0002). The raw row gets
+        the mean length of the alive raw rows, so that it turns at the same pace as they do.
         """
-        direction = unit_rows(x - self.centre)
-        projection = ((x - self.centre) * direction).sum(dim=1)
         norm = self.W[alive].norm(dim=1).mean() if bool(alive.any()) else 1.0
         self.W[latents] = direction * norm
+        # a residual may point away from its input; the bias must stay negative even then
+        projection = ((x - self.centre) * direction).sum(dim=1).abs()
         self.b_enc[latents] = -(1 - REVIVED_RESPONSE) * projection

@@ -1,7 +1,7 @@
 """What the untied dictionaries share: two matrices, two biases, unit-norm decoder rows."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sae.dictionaries.base import Dictionary, LatentParameter, Tensors, unit_rows
@@ -76,11 +76,18 @@ class Untied(Dictionary):
         self.W_dec /= self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8)
 
     @torch.no_grad()
-    def revive(self, latents: Int[Tensor, " n"], x: Float[Tensor, "n d_in"], alive: Tensor) -> None:
-        """Towards Monosemanticity, 2023: decoder row := the input's direction; encoder column :=
-        the same times 0.2 of the mean alive encoder norm; encoder bias := 0.
-        """  # noqa: D205, D415
-        direction = unit_rows(x)
+    def revive(
+        self,
+        latents: Int[Tensor, " n"],
+        x: Float[Tensor, "n d_in"],
+        direction: Float[Tensor, "n d_in"],
+        alive: Bool[Tensor, " d_sae"],
+    ) -> None:
+        """Decoder row := the direction; encoder column := 0.2 of the alive norm times it; bias 0.
+
+        Source: Towards Monosemanticity, 2023, appendix "Neuron resampling".
+        """
+        del x
         norm = self.W_enc[:, alive].norm(dim=0).mean() if bool(alive.any()) else 1.0
         self.W_dec[latents] = direction
         self.W_enc[:, latents] = (REVIVED_NORM * norm * direction).T

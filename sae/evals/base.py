@@ -25,6 +25,14 @@ from sae.types import Point
 class SplicedLM(Protocol):
     """An LM whose activations can be replaced; a `LanguageModel` is one."""
 
+    identity: Any
+    """What decides its predictions; a JSON-able mapping."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights."""
+        ...
+
     @property
     def device(self) -> torch.device:
         """Where it computes."""
@@ -45,22 +53,23 @@ class EvalContext:
 
     Args:
         sae: What is evaluated, on the device to use.
-        point: Where in the LM it belongs.
+        point: Where in the LM it belongs; None for activations that come from no known LM.
         rows: Activations of the split at that point.
         store: The split's tokens; None for activations without tokens.
         load_lm: Gives the LM when an evaluation needs it; None where there is none. Called once.
     """
 
     sae: SAE
-    point: Point
+    point: Point | None
     rows: Rows
     store: ActivationStore | None = None
     load_lm: Callable[[], LanguageModel] | None = None
 
     def __post_init__(self) -> None:
         if self.sae.d_in != self.rows.d_in:
+            where = "" if self.point is None else f" at {self.point}"
             raise ConfigError(
-                f"The SAE takes vectors of width {self.sae.d_in}, the activations at {self.point} "
+                f"The SAE takes vectors of width {self.sae.d_in}, the activations{where} "
                 f"have width {self.rows.d_in}. Give the LM, layer and site it was trained on."
             )
 
@@ -151,8 +160,8 @@ class Bootstrap:
     def __post_init__(self) -> None:
         if self.num_resamples < 1 or not 0 < self.level < 1:
             raise ConfigError(
-                f"num_resamples={self.num_resamples} must be at least 1, and level={self.level} "
-                "between 0 and 1."
+                f"num_resamples={self.num_resamples} (eval.<name>.resamples) must be at least 1, "
+                f"and level={self.level} between 0 and 1."
             )
 
 
@@ -178,6 +187,6 @@ def describe(context: EvalContext) -> dict[str, Any]:
     store = context.store
     return provenance() | {
         "sae": {**asdict(context.sae.config), "metadata": context.sae.metadata},
-        "point": str(context.point),
+        "point": None if context.point is None else str(context.point),
         "store": None if store is None else asdict(store.spec),
     }

@@ -1,21 +1,29 @@
 """Run evaluations by their words on a saved SAE."""
 
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import fields
 from functools import cache
 from typing import Any
+
+import torch
 
 from sae.activations.build import lm_activations
 from sae.activations.folder import FolderActivations
 from sae.activations.sources import ActivationSource, LMActivations
 from sae.dictionaries.sae import SAE
-from sae.errors import ArtifactError, ConfigError
-from sae.evals import EVALS
+from sae.errors import ArtifactError, ConfigError, SAEError
+from sae.evals import EVALS, CoreEval, DownstreamEval
 from sae.evals.base import Bootstrap, EvalContext, EvalResult
+from sae.evals.downstream import contexts_in
 from sae.types import Point
+
+Evals = Mapping[str, Mapping[str, Any]]
+"""Settings of evaluations by their words, as conf/eval/*.yaml has them."""
 
 
 def run_evals(
-    sae: SAE, source: ActivationSource, evals: Mapping[str, Mapping[str, Any]], device: str = "cpu"
+    sae: SAE, source: ActivationSource, evals: Evals, device: str = "cpu"
 ) -> dict[str, EvalResult]:
     """Run evaluations on the test split of a prepared source.
 
@@ -29,24 +37,59 @@ def run_evals(
     Raises:
         ConfigError: If a word is unknown or a setting does not fit.
     """
-    if unknown := sorted(set(evals) - set(EVALS)):
-        raise ConfigError(f"eval={unknown} is not known. Choose of {sorted(EVALS)}.")
+    evaluations = make_evals(evals, ctx_of(source))
     of_lm = source if isinstance(source, LMActivations) else None
     context = EvalContext(
         sae=sae.to(device),
-        point=of_lm.point if of_lm else Point("resid", 0),
+        point=of_lm.point if of_lm else None,
         rows=source.split("test"),
         store=of_lm.store("test") if of_lm else None,
         load_lm=cache(lambda: of_lm.source.load(device)) if of_lm else None,  # pyright: ignore
     )
-    results = {}
-    for word, settings in evals.items():
-        if word == "downstream" and of_lm is None:
-            continue
-        given = {k: v for k, v in settings.items() if k != "resamples"}
-        bootstrap = Bootstrap(num_resamples=settings.get("resamples", 1000))
-        results[word] = EVALS[word](bootstrap=bootstrap, **given).run(context)
-    return results
+    return {word: evaluation.run(context) for word, evaluation in evaluations.items()}
+
+
+def check_evals(evals: Evals, ctx: int | None) -> None:
+    """Find every mistake in the settings of evaluations before anything is computed.
+
+    Args:
+        evals: Settings by the word of the evaluation.
+        ctx: Tokens in a context; None where there are no tokens behind the activations.
+
+    Raises:
+        ConfigError: If a word or a setting is unknown, a value is out of range, or no evaluation
+            is possible without tokens.
+    """
+    make_evals(evals, ctx)
+
+
+def make_evals(evals: Evals, ctx: int | None) -> dict[str, CoreEval | DownstreamEval]:
+    """The evaluations of `check_evals`, ready to run; without tokens `downstream` is left out."""
+    if unknown := sorted(set(evals) - set(EVALS)):
+        raise ConfigError(f"eval={unknown} is not known. Choose of {sorted(EVALS)}.")
+    made = {word: _make(word, settings) for word, settings in evals.items()}
+    for word, evaluation in made.items():
+        if isinstance(evaluation, DownstreamEval) and ctx is not None:
+            try:
+                contexts_in(evaluation.num_tokens, ctx)
+            except ConfigError as error:
+                raise ConfigError(f"eval.{word}: {error}") from None
+    if ctx is not None:
+        return made
+    possible = {word: made[word] for word in made if not isinstance(made[word], DownstreamEval)}
+    if made and not possible:
+        raise ConfigError(
+            f"eval=[{','.join(made)}] needs the tokens behind the activations; a folder of "
+            "activations has none. Choose eval=[core], or an SAE trained on activations that were "
+            "harvested from an LM."
+        )
+    return possible
+
+
+def own_settings(sae: SAE) -> dict[str, Mapping[str, Any]]:
+    """Settings of the evaluations of the run that made this SAE; {} where they are not known."""
+    settings: Any = sae.metadata.get("settings") or {}
+    return dict(settings.get("eval") or {})
 
 
 def source_of(
@@ -82,14 +125,80 @@ def source_of(
             )
         fractions = {name: made_of[name] for name in ("val_fraction", "test_fraction")}
         return FolderActivations(made_of["path"], **fractions)
-    counts = made_of["tokens"]
-    settings = {
-        **made_of, "tokens": counts["train"], "val_tokens": counts["val"],
-        "test_tokens": tokens or counts["test"],
-    }  # fmt: skip
-    if corpus is not None and dict(corpus) != dict(made_of["corpus"]):
+    settings = _settings(made_of)
+    if tokens is not None:
+        settings["test_tokens"] = tokens
+    if corpus is not None and not _is_own_text(corpus, made_of):
         settings |= {"val_fraction": 0.0, "test_fraction": 1.0}
     return lm_activations(
         lm or made_of["lm"], corpus or made_of["corpus"], Point.parse(made_of["point"]),
         settings, device,
     )  # fmt: skip
+
+
+def prepare_test(source: ActivationSource) -> None:
+    """Make the test split readable, and where that can be told apart nothing else."""
+    if isinstance(source, LMActivations):
+        source.prepare(splits=["test"])
+    else:
+        source.prepare()
+
+
+def ctx_of(source: ActivationSource) -> int | None:
+    """Tokens in a context of a source; None where there are no tokens behind the activations."""
+    return source.specs["test"].ctx if isinstance(source, LMActivations) else None
+
+
+def find_device(device: str) -> str:
+    """What PyTorch calls the device; `auto` is a GPU where there is one.
+
+    Raises:
+        ConfigError: If this machine has no such device.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{i}" for i in range(gpus))]
+    there += ["mps"] if torch.backends.mps.is_available() else []
+    if device == "auto":
+        return "cuda" if gpus else "cpu"
+    if device not in there:
+        raise ConfigError(
+            f"device={device} is not there. This machine has: auto, {', '.join(there)}."
+        )
+    return device
+
+
+def _make(word: str, settings: Mapping[str, Any]) -> CoreEval | DownstreamEval:
+    own = [field.name for field in fields(EVALS[word]) if field.name != "bootstrap"]
+    if unknown := sorted(set(settings) - {*own, "resamples"}):
+        raise ConfigError(
+            f"eval.{word}.{unknown[0]} is not known. eval.{word} has: {', '.join(own)}, resamples."
+        )
+    numbers = {name: _whole(f"eval.{word}.{name}", value) for name, value in settings.items()}
+    bootstrap = Bootstrap(num_resamples=numbers.pop("resamples", Bootstrap.num_resamples))
+    return EVALS[word](bootstrap=bootstrap, **numbers)
+
+
+def _whole(name: str, value: Any) -> int:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not float(value).is_integer() or value < 1:
+        raise ConfigError(f"{name}={value} must be a whole number of at least 1.")
+    return int(value)
+
+
+def _settings(made_of: Mapping[str, Any]) -> dict[str, Any]:
+    counts = made_of["tokens"]
+    return {
+        **made_of, "tokens": counts["train"], "val_tokens": counts["val"],
+        "test_tokens": counts["test"],
+    }  # fmt: skip
+
+
+def _is_own_text(corpus: Mapping[str, Any], made_of: Mapping[str, Any]) -> bool:
+    """Whether this is the text that was trained on, maybe by another name or in another place."""
+    if {**corpus, "name": ""} == {**made_of["corpus"], "name": ""}:
+        return True
+    with suppress(SAEError):  # the LM of the training may be gone where another one is given
+        point = Point.parse(made_of["point"])
+        again = lm_activations(made_of["lm"], corpus, point, _settings(made_of))
+        return again.specs["test"].key == made_of["stores"]["test"]
+    return False

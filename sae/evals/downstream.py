@@ -2,18 +2,26 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from sae.activations.store import ActivationStore
 from sae.errors import ConfigError
-from sae.evals.base import Bootstrap, EvalContext, EvalResult, describe, estimates
-from sae.language.lm import LanguageModel
+from sae.evals.base import (
+    Bootstrap,
+    EvalContext,
+    EvalResult,
+    SplicedLM,
+    describe,
+    estimates,
+)
 from sae.metrics.next_token import ABLATIONS, NextToken
 from sae.progress import progress
 from sae.provenance import content_key, write_json
@@ -49,26 +57,26 @@ class DownstreamEval:
 
     def run(self, context: EvalContext) -> EvalResult:
         """Measure on the first contexts of the split."""
-        if context.store is None:
+        if context.store is None or context.point is None:
             raise ConfigError(
                 "eval=downstream needs the tokens behind the activations; a folder of activations "
                 "has none. Use activations harvested from an LM, or eval=core."
             )
-        num_contexts = self._num_contexts(context.store)
-        mean = torch.as_tensor(context.rows.stats.mean)
         metric = measure(
             context.lm,
             context.store,
             context.point,
-            {"sae": context.sae, "zero": torch.zeros_like, "mean": mean_ablation(mean)},
-            num_contexts,
-            self.batch_contexts,
+            context.sae,
+            torch.as_tensor(context.rows.stats.mean).float(),
+            num_tokens=self.num_tokens,
+            batch_contexts=self.batch_contexts,
         )
+        contexts, ctx = context.store.tokens.shape
         return EvalResult(
             eval=self.name,
             metrics=estimates(metric.compute(), metric.intervals(**asdict(self.bootstrap))),
             tokens={
-                "tokens": num_contexts * context.store.tokens.shape[1],
+                "tokens": min(contexts, contexts_in(self.num_tokens, ctx)) * ctx,
                 "predictions": metric.num_rows(),
             },
             details={"resampled_units": metric.num_units()},
@@ -76,28 +84,31 @@ class DownstreamEval:
             provenance=describe(context),
         )
 
-    def _num_contexts(self, store: ActivationStore) -> int:
-        contexts, ctx = store.tokens.shape
-        if self.num_tokens < ctx:
-            raise ConfigError(
-                f"num_tokens={self.num_tokens} is less than one context of {ctx} tokens. Raise it."
-            )
-        return min(contexts, self.num_tokens // ctx)
 
+def contexts_in(num_tokens: int, ctx: int) -> int:
+    """Whole contexts in so many tokens.
 
-def mean_ablation(mean: Tensor) -> Callable[[Tensor], Tensor]:
-    """Replacement of every activation by the same mean vector."""
-    return lambda activation: mean.to(activation).expand_as(activation)
+    Raises:
+        ConfigError: If there is none.
+    """
+    if num_tokens < ctx:
+        raise ConfigError(
+            f"num_tokens={num_tokens} is less than one context of {ctx} tokens. Raise it."
+        )
+    return num_tokens // ctx
 
 
 @torch.no_grad()
 def measure(
-    lm: LanguageModel,
+    lm: SplicedLM,
     store: ActivationStore,
     point: Point,
-    replacements: Mapping[str, Callable[[Tensor], Tensor]],
-    num_contexts: int,
+    splice: Callable[[Tensor], Tensor],
+    mean: Float[Tensor, " d_in"],
+    *,
+    num_tokens: int,
     batch_contexts: int,
+    quiet: bool = False,
 ) -> NextToken:
     """One forward pass for each condition and batch, the clean one included.
 
@@ -108,24 +119,37 @@ def measure(
         lm: The LM.
         store: Tokens and documents.
         point: Where activations are replaced.
-        replacements: What takes the activations' place, by condition: `sae`, `zero`, `mean`.
-        num_contexts: How many of the store's first contexts are read.
+        splice: Makes, of the activations [batch ctx d_in], what takes their place.
+        mean: Mean activation of the split, for mean ablation.
+        num_tokens: Upper limit to the tokens read: the store's first contexts, whole ones.
         batch_contexts: Contexts in one forward pass.
+        quiet: Show no progress.
+
+    Raises:
+        ConfigError: If `num_tokens` hold no context.
     """
+    num_contexts = min(len(store.tokens), contexts_in(num_tokens, store.tokens.shape[1]))
     keep_first = store.spec.keep_first
     metric = NextToken(keep_first=keep_first).to(lm.device)
     identity = {
-        "lm": dict(lm.identity), "dtype": str(lm.dtype), "contexts": num_contexts,
-        "keep_first": keep_first, "groups": metric.num_groups,
+        "lm": dict(lm.identity), "dtype": str(lm.dtype), "device": lm.device.type,
+        "contexts": num_contexts, "keep_first": keep_first, "groups": metric.num_groups,
+        "mean": mean.tolist(),
     }  # fmt: skip
     kept = store.folder / "ablations" / f"{point}.{content_key(identity)}.json"
     known = _restore(metric, kept)
+    replacements = {
+        "sae": splice,
+        "zero": torch.zeros_like,
+        "mean": lambda activation: mean.to(activation).expand_as(activation),
+    }
     conditions = {name: fn for name, fn in replacements.items() if name not in known}
     if not keep_first:
         conditions = {name: _sparing_first(fn) for name, fn in conditions.items()}
 
     ctx = store.tokens.shape[1]
-    with progress("evaluate predictions", num_contexts * ctx, "tokens") as advance:
+    shown = progress("evaluate predictions", num_contexts * ctx, "tokens")
+    with nullcontext(lambda n: None) if quiet else shown as advance:
         for start in range(0, num_contexts, batch_contexts):
             part = slice(start, min(start + batch_contexts, num_contexts))
             tokens = torch.as_tensor(store.tokens[part], device=lm.device).long()

@@ -167,7 +167,9 @@ def _check(
         raise ConfigError(f"split={split} is not one of {', '.join(SPLITS)}.")
     if ctx < 2:
         raise ConfigError(f"ctx={ctx} is too short; a context needs at least 2 tokens.")
-    if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
+    held_out = val_fraction + test_fraction
+    # All documents may be held out, as long as none is asked for training.
+    if min(val_fraction, test_fraction) < 0 or held_out > 1 or (held_out == 1 and split == "train"):
         raise ConfigError(
             f"val_fraction={val_fraction} and test_fraction={test_fraction} must be at least 0 "
             "and leave a share for training: together below 1."

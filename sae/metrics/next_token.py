@@ -76,10 +76,13 @@ class NextToken(GroupedSums):
         for row in range(len(tokens)):
             one = slice(row, row + 1)
             mask = functional.prediction_mask(document[one], self.keep_first)
-            clean = logits["clean"][one, :-1][mask]
-            spliced = logits["sae"][one, :-1][mask]
+            # What several terms read is converted once; on a CPU, argmax of bfloat16 is slow, too.
+            floats = {name: logits[name][one].float() for name in ("clean", "sae")}
+            clean, spliced = (values[:, :-1][mask] for values in floats.values())
             terms = {
-                name: functional.next_token_cross_entropy(values[one], tokens[one], mask)
+                name: functional.next_token_cross_entropy(
+                    floats.get(name, values[one]), tokens[one], mask
+                )
                 for name, values in logits.items()
             }
             terms["kl"] = functional.kl_divergence(clean, spliced)

@@ -35,15 +35,18 @@ def write_sweep(sweep_folder: str | Path) -> list[Row]:
 
     Returns:
         The rows of the table: `job`, `status` (finished, failed, running or pending), the swept
-        overrides, metrics of the test split, and what went wrong.
+        values, metrics of the test split, and what went wrong.
     """
     folder = Path(sweep_folder)
     with FileLock(folder / ".sweep.lock", timeout=_LOCK_SECONDS):
         jobs = sorted((p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()),
                       key=lambda p: int(p.name))  # fmt: skip
-        given = {job: _overrides(job) for job in jobs}
-        swept = _varied(list(given.values()))
-        rows = [_row(job, {key: given[job].get(key) for key in swept}) for job in jobs]
+        given = [_settings(job) for job in jobs]
+        keys = list(dict.fromkeys(key for overrides, _ in given for key in overrides))
+        values = [_values(keys, overrides, config) for overrides, config in given]
+        swept = _varied(values)
+        rows = [_row(job, {key: value.get(key) for key in swept})
+                for job, value in zip(jobs, values, strict=True)]  # fmt: skip
         columns = ["job", "status", *swept, *(name for _, name in _METRICS), *_TRAINING, "error"]
         write_bytes(folder / "sweep.csv", _table(columns, rows))
         write_bytes(folder / "sweep.png", _plot(rows, swept))
@@ -75,16 +78,49 @@ def _reason(text: str) -> str:
     return lines[-1] if "Traceback" in lines[0] else lines[0]
 
 
-def _overrides(job: Path) -> dict[str, str]:
-    """What the command line set for this job; without that record, plain values of its config."""
+def _settings(job: Path) -> tuple[dict[str, str], Mapping[str, Any]]:
+    """What the command line set for this job, and its configuration; empty where not there."""
     recorded = read_yaml(job / ".hydra" / "overrides.yaml")
-    if isinstance(recorded, list):
-        pairs = [str(entry).lstrip("+").partition("=")[::2] for entry in recorded]
-    else:
-        config = read_yaml(job / "config.yaml")
-        config = config if isinstance(config, Mapping) else {}
-        pairs = [(k, str(v)) for k, v in config.items() if isinstance(v, str | int | float)]
-    return {key: value for key, value in pairs if not key.startswith(_PLACE)}
+    entries = recorded if isinstance(recorded, list) else []
+    pairs = [str(entry).lstrip("+").partition("=")[::2] for entry in entries]
+    config = read_yaml(job / "config.yaml")
+    overrides = {key: value for key, value in pairs if not key.startswith(_PLACE)}
+    return overrides, config if isinstance(config, Mapping) else {}
+
+
+def _values(
+    keys: Sequence[str], overrides: Mapping[str, str], config: Mapping[str, Any]
+) -> dict[str, str]:
+    """A job's values of the overridden keys; of its plain settings where no job has a record.
+
+    The configuration is what the job really ran with. Before it starts there is none yet, and a
+    group such as `sae=topk` has no plain value in it: there the override counts.
+    """
+    if not keys:
+        keys = [key for key in config if not key.startswith(_PLACE)]
+    values = {}
+    for key in keys:
+        value: Any = config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value is None or isinstance(value, Mapping):
+            value = overrides.get(key)
+        if value is not None:
+            values[key] = _text(value)
+    return values
+
+
+def _text(value: Any) -> str:
+    """One spelling for a value, however it was written.
+
+    Example:
+        >>> _text("1e-3"), _text(0.001), _text(2_000_000.0), _text("resid")
+        ('0.001', '0.001', '2000000', 'resid')
+    """
+    try:
+        return str(value) if isinstance(value, bool) else f"{float(value):.12g}"
+    except (TypeError, ValueError):
+        return str(value)
 
 
 def _varied(jobs: Sequence[Mapping[str, str]]) -> list[str]:

@@ -6,10 +6,12 @@ from typing import Any
 import torch
 
 from sae.activations.datamodule import ActivationDataModule
+from sae.activations.sources import ActivationSource
 from sae.dictionaries import build_dictionary
 from sae.training.module import RunLength, SAEModule
 from sae.training.optimizers import OptimizerSettings
 from sae.training.resampling import ResampleSettings
+from sae.types import Split
 
 
 def build_module(config: Mapping[str, Any], data: ActivationDataModule) -> SAEModule:
@@ -35,6 +37,37 @@ def build_module(config: Mapping[str, Any], data: ActivationDataModule) -> SAEMo
     )
 
 
+def check_settings(config: Mapping[str, Any]) -> None:
+    """Build what can be built without activations, so that mistakes come before the harvest.
+
+    Raises:
+        ConfigError: At the first setting that is missing, unknown or out of range.
+    """
+    OptimizerSettings(**config["optimizer"])
+    ResampleSettings(**config["resample"])
+
+
+def build_data(config: Mapping[str, Any], source: ActivationSource) -> ActivationDataModule:
+    """The data module over a prepared source.
+
+    Raises:
+        ConfigError: If a split that the run will read has no rows.
+    """
+    activations, trainer = config["activations"], config["trainer"]
+    data = ActivationDataModule(
+        source,
+        batch_size=trainer["batch_size"],
+        epochs=config["epochs"],
+        buffer_rows=activations["buffer_rows"],
+        seed=config["seed"],
+        normalize=activations["normalize"],
+    )
+    needed: list[Split] = ["train", "test", *(["val"] if trainer["validations"] else [])]
+    for split in needed:
+        data.rows(split)
+    return data
+
+
 def l1_equivalents(config: Mapping[str, Any], data: ActivationDataModule) -> dict[str, float]:
     """The same penalty in other forms: docs/metrics.md, "What l1 means".
 
@@ -48,11 +81,17 @@ def l1_equivalents(config: Mapping[str, Any], data: ActivationDataModule) -> dic
     return {"l1": l1, "l1_raw_scale": l1 / data.scale, "l1_sum_over_d_in": l1 * data.d_in}
 
 
-def resolve_precision(wanted: str) -> str:
+def resolve_device(accelerator: str) -> str:
+    """Device of the LM and of evaluations: `cuda` where the trainer will use one, else `cpu`."""
+    wanted = accelerator in ("auto", "gpu", "cuda")
+    return "cuda" if wanted and torch.cuda.is_available() else "cpu"
+
+
+def resolve_precision(wanted: str, device: str) -> str:
     """`auto` becomes bf16-mixed where the hardware multiplies bfloat16, else 32-true."""
     if wanted != "auto":
         return wanted
-    if torch.cuda.is_available():
+    if device == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         fast = torch.cpu._is_avx512_bf16_supported()  # there is no public question

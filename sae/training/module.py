@@ -12,7 +12,7 @@ from torch import Tensor
 from sae.dictionaries.base import Dictionary
 from sae.dictionaries.codes import Code
 from sae.errors import NonFiniteLossError
-from sae.functional import fvu
+from sae.functional import reconstruction
 from sae.training.optimizers import OptimizerSettings
 from sae.training.resampling import ResampleSettings, dead_latents, resample
 from sae.training.schedules import linear_decay, span_tokens, warmup
@@ -84,6 +84,12 @@ class SAEModule(L.LightningModule):
         self.optimizer_settings = optimizer or OptimizerSettings()
         self.resampling = (resampling or ResampleSettings()).resolve(length.tokens)
         self.sparsity_warmup_steps = self._steps(sparsity_warmup_tokens, "sparsity_warmup_tokens")
+        self._warmup_steps = self._steps(
+            self.optimizer_settings.warmup_tokens, "optimizer.warmup_tokens"
+        )
+        self._decay_steps = self._steps(
+            self.optimizer_settings.decay_tokens, "optimizer.decay_tokens"
+        )
         self._resample_inputs = resample_inputs
         self._counts: Tensor | None = None
         self.register_buffer("tokens_since_fired", torch.zeros(dictionary.d_sae, dtype=torch.long))
@@ -119,7 +125,10 @@ class SAEModule(L.LightningModule):
 
     def _log_step(self, x: Tensor, output: Any, loss: Tensor, factor: float) -> None:
         assert self._counts is not None
-        values = {"train/loss": loss.detach(), "train/fvu": fvu(x, output.x_hat.detach())}
+        values = {"train/loss": loss.detach()}
+        fvu = reconstruction(x, output.x_hat.detach())["fvu"]
+        if bool(torch.isfinite(fvu)):  # undefined for a batch of equal rows
+            values["train/fvu"] = fvu
         values |= {f"train/loss_{name}": term.detach() for name, term in output.terms.items()}
         values["train/l0"] = self._counts.sum() / output.code.batch
         values["train/revived"] = self.revived.float()
@@ -159,6 +168,7 @@ class SAEModule(L.LightningModule):
             dead,
             lambda: inputs(int(self.resampling.sample_tokens), draw),
             torch.Generator().manual_seed(draw),
+            self.resampling.toward,
         )
         self.tokens_since_fired[latents] = 0
         self.revived += len(latents)
@@ -173,17 +183,33 @@ class SAEModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimiser with linear warm-up and linear decay, stepped per batch."""
-        settings = self.optimizer_settings
-        rise = self._steps(settings.warmup_tokens, "optimizer.warmup_tokens")
-        fall = self._steps(settings.decay_tokens, "optimizer.decay_tokens")
-        optimizer = settings.build(self.dictionary.parameters())
+        optimizer = self.optimizer_settings.build(self.dictionary.parameters())
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup(step, rise) * linear_decay(step, self.length.steps, fall)
+            optimizer,
+            lambda step: self._lr_factor(step),  # a plain function stays out of checkpoints
         )
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    def _lr_factor(self, step: int) -> float:
+        decay = linear_decay(step, self.length.steps, self._decay_steps)
+        return warmup(step, self._warmup_steps) * decay
+
+    def on_train_start(self) -> None:
+        """Set the learning rate anew: a run that is continued for longer has another schedule."""
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = group["initial_lr"] * self._lr_factor(self.global_step)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Keep Lightning's counts on the step: logging and validation follow them.
+
+        After a restart they may be one off, depending on where in a step the checkpoint was made.
+        """
+        loop = self.trainer.fit_loop.epoch_loop
+        loop._batches_that_stepped = self.global_step
+        loop.batch_progress.total.ready = self.global_step + 1
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to overwrite a good checkpoint with a diverged one."""

@@ -10,7 +10,11 @@ The published rules (Towards Monosemanticity, 2023, appendix "Neuron resampling"
 6. encoder bias := 0 (4 to 6 are `Dictionary.revive`; see `Tied.revive` for tied weights);
 7. Adam's moments are reset for exactly the entries that changed.
 
-Each rule is a function here or a method there, and is tested by itself.
+Each rule is a function here or a method there, and is tested by itself. `toward="residual"` departs
+from rule 4: the direction is that of x - x_hat, what the dictionary misses of the drawn input.
+Where a few tokens have massive activations (2 % of the default LM's, at six times the norm of the
+rest) nearly all drawn inputs are such tokens, and latents pointed at them all fire on all of them:
+the loss rises a thousandfold (docs/adr/0002 has the measurement).
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae.dictionaries.base import Dictionary, LatentParameter
+from sae.dictionaries.base import Dictionary, LatentParameter, unit_rows
 from sae.errors import ConfigError
 from sae.training.schedules import span_tokens
 
@@ -36,11 +40,17 @@ class ResampleSettings:
         dead_after_tokens: A latent that did not fire for so long is dead. Used by the resampler
             and by the logged dead share alike.
         sample_tokens: Number of random training vectors whose loss is computed (rule 2).
+        toward: `input` as published, or `residual`.
     """
 
     at_tokens: Sequence[int | float | str] = ()
     dead_after_tokens: int | float | str = "10%"
     sample_tokens: int | float | str = 819_200
+    toward: str = "input"
+
+    def __post_init__(self) -> None:
+        if self.toward not in ("input", "residual"):
+            raise ConfigError(f"resample.toward={self.toward!r} must be input or residual.")
 
     def resolve(self, total_tokens: int) -> "ResampleSettings":
         """The same in plain tokens, for a run over `total_tokens`.
@@ -55,8 +65,18 @@ class ResampleSettings:
                 f"resample.dead_after_tokens={self.dead_after_tokens!r} and "
                 f"resample.sample_tokens={self.sample_tokens!r} must both be at least one token."
             )
+        if window > total_tokens:
+            raise ConfigError(
+                f"resample.dead_after_tokens={window:,} is longer than the run of {total_tokens:,} "
+                "tokens: no latent could ever count as dead. Train longer, or use resample=scaled."
+            )
         at = sorted(span_tokens(t, total_tokens, "resample.at_tokens") for t in self.at_tokens)
-        return ResampleSettings(at, window, sample)
+        if at and at[-1] >= total_tokens:
+            raise ConfigError(
+                f"resample.at_tokens={at[-1]:,} has no effect in a run of {total_tokens:,} tokens. "
+                "Train longer, or use resample=scaled."
+            )
+        return ResampleSettings(at, window, sample, self.toward)
 
     def due(self, before: int, after: int) -> bool:
         """Whether a resolved time lies in the tokens `(before, after]`."""
@@ -106,6 +126,7 @@ def resample(
     dead: Bool[Tensor, " d_sae"],
     inputs: Callable[[], Float[Tensor, "n d_in"]],
     generator: torch.Generator,
+    toward: str = "input",
 ) -> Int[Tensor, " n"]:
     """Apply rules 2 to 7 to the `dead` latents and return their indices.
 
@@ -115,13 +136,16 @@ def resample(
         dead: Mask of dead latents (rule 1).
         inputs: Gives the random sample of scaled training vectors; called only when needed.
         generator: CPU generator of the draw.
+        toward: `input` or `residual`: what the revived latents are pointed at.
     """
     latents = dead.nonzero().flatten()
     if len(latents) == 0:
         return latents
     x = inputs().to(dead.device)
     losses = torch.cat([dictionary.row_losses(part).float() for part in x.split(_ENCODE_AT_ONCE)])
-    chosen = draw_inputs(losses, len(latents), generator).to(x.device)
-    dictionary.revive(latents, x[chosen], ~dead)
+    losses[x.norm(dim=1) == 0] = 0.0  # a vector of zeros has no direction to point at
+    drawn = x[draw_inputs(losses, len(latents), generator).to(x.device)]
+    target = drawn - dictionary(drawn).float() if toward == "residual" else drawn
+    dictionary.revive(latents, drawn, unit_rows(target), ~dead)
     reset_adam_rows(optimizer, dictionary.latent_parameters(), latents)
     return latents

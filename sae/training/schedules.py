@@ -23,7 +23,7 @@ def span_tokens(span: int | float | str, total_tokens: int, name: str = "span") 
             tokens = float(span.strip()[:-1]) / 100 * total_tokens
         else:
             tokens = float(span)
-    except ValueError:
+    except (TypeError, ValueError):
         tokens = -1.0
     if isinstance(span, bool) or not 0 <= tokens < float("inf"):
         raise ConfigError(

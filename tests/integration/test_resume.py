@@ -13,8 +13,8 @@ import torch
 ROOT = Path(__file__).parents[2]
 # Resampling at several times, validation, logging and checkpoints at different rhythms.
 OVERRIDES = [
-    "debug=tiny", "epochs=12", "sae=l1", "l1=3e-3", "dict_ratio=4", "trainer.validations=5",
-    "resample.at_tokens=[15%,30%,45%,60%]", "resample.dead_after_tokens=5%",
+    "debug=tiny", "epochs=12", "sae=topk", "k=4", "dict_ratio=8", "trainer.validations=5",
+    "resample.at_tokens=[15%,30%,45%,60%]", "resample.dead_after_tokens=256",
     "resample.sample_tokens=512", "callbacks.downstream.num_tokens=64", "eval=[core]",
     "trainer.checkpoint_every_steps=11", "trainer.log_every_steps=5",
 ]  # fmt: skip

@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[2]
 FAST = ["debug=tiny", "epochs=1", "eval=[core]", "~callbacks.downstream"]
 
 
-def sweep(folder, *overrides, code=0, cache=None):
+def sweep(folder, *overrides, code=0, **environment):
     command = [sys.executable, "train.py", "-m", *FAST, *overrides, f"sweep_dir={folder}"]
-    environment = os.environ | ({"SAE_CACHE": str(cache)} if cache else {})
+    environment = os.environ | environment
     result = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=280, env=environment
     )
@@ -25,8 +25,6 @@ def sweep(folder, *overrides, code=0, cache=None):
 
 @pytest.mark.parametrize("launcher", [[], ["launcher=joblib"]])
 def test_one_harvest_one_table_and_failed_jobs_do_not_stop_the_others(launcher, tmp_path):
-    # layer 9 does not exist: harvesting it would fail the whole sweep, so the bad value is one
-    # that only training can find out
     output = sweep(
         tmp_path / "sweep", "layer=0,2", "trainer.batch_size=256,99999999", *launcher, code=1
     )
@@ -40,20 +38,41 @@ def test_one_harvest_one_table_and_failed_jobs_do_not_stop_the_others(launcher, 
     assert "batch_size=99999999 is more than" in output
 
 
-def test_a_killed_sweep_continues(tmp_path):
+def test_a_killed_sweep_continues_and_another_is_refused(tmp_path):
     folder = tmp_path / "sweep"
     sweep(folder, "l1=1e-3,1e-2")
     first = (folder / "0" / "results.json").read_bytes()
     (folder / "1" / "results.json").unlink()  # as if killed before the second job's end
     (folder / "1" / "checkpoints" / "last.ckpt").unlink()
-    output = sweep(folder, "l1=1e-3,1e-2")
+    output = sweep(folder, "l1=1e-3,1e-2,1e-1")  # a longer sweep begins with the same jobs
     assert "holds a finished run" in output
     assert (folder / "0" / "results.json").read_bytes() == first
     assert json.loads((folder / "1" / "results.json").read_text())["core"]
-    assert pd.read_csv(folder / "sweep.csv")["status"].tolist() == ["finished", "finished"]
+    table = pd.read_csv(folder / "sweep.csv")
+    assert table["status"].tolist() == ["finished"] * 3
+    assert table["l1"].tolist() == [1e-3, 1e-2, 1e-1]
 
-
-def test_a_missing_layer_is_one_clear_error(tmp_path):
-    output = sweep(tmp_path / "sweep", "layer=0,9", code=1)
-    assert "SiteError" in output
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    output = sweep(folder, "l1=1e-3,3e-1", code=1)
+    assert "1 holds a run with l1=0.01, but l1=0.3 was given" in output
     assert "Traceback" not in output
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_what_cannot_be_had_fails_its_own_jobs_only(tmp_path):
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")}
+    output = sweep(tmp_path / "sweep", "lm=gpt2,tiny-llama", "layer=0,9,2", code=1, **nowhere)
+    assert "Traceback" not in output
+    table = pd.read_csv(tmp_path / "sweep" / "sweep.csv")
+    assert table["status"].tolist() == ["failed"] * 3 + ["finished", "failed", "finished"]
+    assert table["error"][:3].str.startswith("SourceError").all()
+    assert table["error"][4].startswith("SiteError")
+    assert output.count("harvest resid.0, resid.2 (train)") == 1
+
+
+def test_harvest_only_is_one_pass_and_no_table(tmp_path):
+    output = sweep(tmp_path / "sweep", "layer=0,2", "harvest_only=true")
+    assert output.count("harvest resid.0, resid.2 (train)") == 1
+    assert output.count("harvest ") == 3  # one a split
+    assert "Table and plot" not in output
+    assert not (tmp_path / "sweep" / "sweep.csv").exists()

@@ -110,43 +110,6 @@ def test_a_conflicting_override_shows_both_values_and_harms_nothing(run, shared_
     assert {name: (run[0] / name).read_bytes() for name in FILES} == before
 
 
-def test_evaluate_recomputes_what_the_run_reported(run, shared_cache):
-    program("evaluate.py", f"run={run[0]}", "eval.downstream.num_tokens=2048",
-            SAE_CACHE=shared_cache)  # fmt: skip
-    results = json.loads((run[0] / "results.json").read_text())
-    for name in ("core", "downstream"):
-        again = json.loads((run[0] / "evals" / f"{name}.json").read_text())
-        assert again["tokens"] == results[name]["tokens"]
-        for metric, estimate in again["metrics"].items():
-            reported = results[name]["metrics"][metric]["value"]
-            assert estimate["value"] == pytest.approx(reported, rel=1e-6), metric
-
-
-def test_evaluate_on_other_text(run, shared_cache):
-    result = program(
-        "evaluate.py", f"run={run[0]}", "eval=[core]", "corpus=random_words", "corpus.seed=99",
-        "tokens=2048", SAE_CACHE=shared_cache,
-    )  # fmt: skip
-    assert "fvu" in result.stdout
-    other = json.loads((run[0] / "evals" / "core-random_words.json").read_text())
-    assert other["tokens"]["vectors"] == 2048 // 32 * 31
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["run=nowhere"], "No saved SAE at nowhere: it does not exist"),
-        ([], "run has no value"),
-        (["run=nowhere", "eval=[cor]"], "Available options in 'eval': core downstream"),
-        (["run=nowhere", "tokens=0"], "tokens=0 must be a whole number of at least 1"),
-    ],
-)
-def test_evaluate_explains_mistakes(arguments, message):
-    result = program("evaluate.py", *arguments, code=1)
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
-
-
 class TestInProcess:
     """The plain functions beside the command line."""
 

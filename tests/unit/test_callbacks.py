@@ -1,6 +1,7 @@
 import io
 import json
 import logging
+from dataclasses import dataclass
 
 import lightning as L
 import numpy as np
@@ -17,8 +18,12 @@ from callbacks.metrics_csv import MetricsCSV
 from callbacks.progress import TrainingProgress
 from callbacks.reconstruction import Reconstruction
 from sae import functional
+from sae.activations.folder import TensorActivations
+from sae.activations.store import ActivationStore
+from sae.dictionaries import build_dictionary
 from sae.dictionaries.codes import DenseCode
 from sae.errors import ConfigError
+from sae.evals import DownstreamEval, EvalContext
 from sae.types import Point
 
 ROWS, D = 48, 6
@@ -161,15 +166,34 @@ def contexts(lm):
 POINT = Point("resid", 0)
 
 
-def downstream(lm, contexts, load=None, **kwargs):
-    tokens, document = contexts
-    kwargs = {"batch_contexts": 2, "mean": torch.zeros(lm.d_model)} | kwargs
-    return DownstreamPerplexity(load or (lambda: lm), tokens, document, POINT, **kwargs)
+@dataclass
+class Spec:
+    keep_first: bool = False
 
 
-def test_downstream_agrees_with_a_slow_loop(lm, contexts):
+class Store(ActivationStore):
+    """Tokens without activations."""
+
+    def __init__(self, contexts, folder):
+        self.tokens, self.document = contexts
+        self.spec, self.folder = Spec(), folder
+
+
+@pytest.fixture
+def downstream(lm, contexts, tmp_path):
+    def make(load=None, mean=None, **kwargs):
+        mean = torch.zeros(lm.d_model) if mean is None else mean
+        return DownstreamPerplexity(
+            load or (lambda: lm), Store(contexts, tmp_path), POINT, mean,
+            **({"batch_contexts": 2} | kwargs),
+        )  # fmt: skip
+
+    return make
+
+
+def test_downstream_agrees_with_a_slow_loop(lm, contexts, downstream):
     mean = torch.randn(lm.d_model)
-    values = downstream(lm, contexts, mean=mean).measure(lambda x: 0.5 * x, mean)
+    values = downstream(mean=mean).measure(lambda x: 0.5 * x)
     tokens, document = (torch.tensor(a).long() for a in contexts)
     sums = dict.fromkeys(["clean", "sae", "zero", "mean", "kl"], 0.0)
     count = 0
@@ -199,16 +223,16 @@ def test_downstream_agrees_with_a_slow_loop(lm, contexts):
         assert values[f"ce_recovered_{name}"] == pytest.approx(recovered, rel=1e-3)
 
 
-def test_the_identity_recovers_everything_and_zero_ablation_nothing(lm, contexts):
-    callback = downstream(lm, contexts)
-    perfect = callback.measure(lambda x: x, torch.zeros(lm.d_model))
-    nothing = callback.measure(torch.zeros_like, torch.zeros(lm.d_model))
+def test_the_identity_recovers_everything_and_zero_ablation_nothing(downstream):
+    callback = downstream()
+    perfect = callback.measure(lambda x: x)
+    nothing = callback.measure(torch.zeros_like)
     assert perfect["ce_recovered_zero"] == pytest.approx(1.0, abs=1e-6)
     assert perfect["kl"] == pytest.approx(0.0, abs=1e-6)
     assert nothing["ce_recovered_zero"] == pytest.approx(0.0, abs=1e-6)
 
 
-def test_ablations_are_made_once_and_the_lm_is_loaded_late(lm, contexts):
+def test_ablations_are_made_once_and_the_lm_is_loaded_late(lm, downstream, caplog):
     calls, loads = [], []
 
     class Counting:
@@ -223,39 +247,55 @@ def test_ablations_are_made_once_and_the_lm_is_loaded_late(lm, contexts):
         loads.append(1)
         return Counting()
 
-    callback = downstream(lm, contexts, load=load)
+    callback = downstream(load=load)
     assert not loads
     torch.manual_seed(7)
-    first = callback.measure(lambda x: x * 0.5, torch.zeros(lm.d_model))
+    with caplog.at_level(logging.INFO):
+        first = callback.measure(lambda x: x * 0.5)
+    assert not caplog.records  # the bar of the training goes on
     assert torch.rand(()) == torch.rand((), generator=torch.Generator().manual_seed(7))
     assert (len(calls), len(loads)) == (12, 1)
-    assert callback.measure(lambda x: x * 0.5, torch.zeros(lm.d_model)) == first
+    assert callback.measure(lambda x: x * 0.5) == first
     assert (len(calls), len(loads)) == (18, 1)
+    # the next run on these tokens has no ablations to make either
+    assert downstream(load=load).measure(lambda x: x * 0.5) == first
+    assert (len(calls), len(loads)) == (24, 2)
 
 
-def test_downstream_logs_every_nth_validation_and_resumes_the_count(lm, contexts):
+def test_it_is_the_evaluation(lm, contexts, downstream, tmp_path):
+    """The same numbers as `eval=downstream`, by the same sums on disk."""
+    sae = build_dictionary({"architecture": "topk", "dict_ratio": 2, "k": 3}, d_in=lm.d_model,
+                           seed=1).folded(1.0)  # fmt: skip
+    rows = TensorActivations(torch.randn(400, lm.d_model)).split("test")
+    mean = torch.as_tensor(rows.stats.mean).float()
+    watched = downstream(mean=mean, num_tokens=50).measure(sae)
+    (kept,) = (tmp_path / "ablations").iterdir()
+    context = EvalContext(sae, POINT, rows, Store(contexts, tmp_path), lambda: lm)
+    result = DownstreamEval(num_tokens=50, batch_contexts=2).run(context)
+    assert {name: e.value for name, e in result.metrics.items()} == watched
+    assert result.tokens["tokens"] == 48
+    assert list((tmp_path / "ablations").iterdir()) == [kept]
+
+
+def test_downstream_logs_every_nth_validation_and_resumes_the_count(downstream):
     recorder = Recorder()
-    callback = downstream(
-        lm, contexts, every_n_validations=2, splice=lambda module: lambda x: x * 0.5
-    )
+    callback = downstream(every_n_validations=2, splice=lambda module: lambda x: x * 0.5)
     fit([callback], [recorder], steps=9)
     assert {s for s, k in recorder.logged if k.startswith("val/")} == {5}
     assert recorder.logged[5, "val/perplexity_clean"] > 1
     assert callback.state_dict() == {"validations": 3}
-    other = downstream(lm, contexts, every_n_validations=2)
+    other = downstream(every_n_validations=2)
     other.load_state_dict(callback.state_dict())
     assert other.state_dict() == {"validations": 3}
 
 
-def test_downstream_splices_the_sae_as_it_would_be_saved(lm, contexts):
-    from sae.dictionaries import build_dictionary
-
+def test_downstream_splices_the_sae_as_it_would_be_saved(lm, downstream):
     dictionary = build_dictionary(
         {"architecture": "topk", "dict_ratio": 2, "k": 3}, d_in=lm.d_model, seed=1
     )
     module = Module()
     module.dictionary, module.scale = dictionary, 0.3
-    splice = downstream(lm, contexts).splice(module)
+    splice = downstream().splice(module)
     x = torch.randn(2, 5, lm.d_model)
     expected = dictionary(x.reshape(10, -1) * 0.3).reshape(x.shape) / 0.3
     torch.testing.assert_close(splice(x), expected, rtol=1e-4, atol=1e-5)
@@ -263,18 +303,15 @@ def test_downstream_splices_the_sae_as_it_would_be_saved(lm, contexts):
 
 @pytest.mark.parametrize(
     ("kwargs", "words"),
-    [({"every_n_validations": 0}, "every_n_validations=0"), ({"batch_contexts": 0}, "at least 1")],
+    [
+        ({"every_n_validations": 0}, "every_n_validations=0"),
+        ({"batch_contexts": 0}, "at least 1"),
+        ({"num_tokens": 15}, "callbacks.downstream: num_tokens=15 is less than one context of 16"),
+    ],
 )
-def test_downstream_refuses_nonsense(lm, contexts, kwargs, words):
+def test_downstream_refuses_nonsense(downstream, kwargs, words):
     with pytest.raises(ConfigError, match=words):
-        downstream(lm, contexts, **kwargs)
-    with pytest.raises(ConfigError, match="at least one context"):
-        downstream(lm, (contexts[0][:0], contexts[1][:0]))
-
-
-def test_mean_ablation_without_a_mean_says_what_to_pass(lm, contexts):
-    with pytest.raises(ConfigError, match="mean="):
-        fit([downstream(lm, contexts, mean=None, splice=lambda m: torch.zeros_like)], [])
+        downstream(**kwargs)
 
 
 def test_manifest_keeps_all_sessions(tmp_path):

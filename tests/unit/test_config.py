@@ -1,5 +1,6 @@
 """The command line: what it accepts, and what it says when it does not."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,8 +8,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conf.commandline import FOLDER, check_command_line, compose_job, jobs, names_of, parse
-from conf.runs import continued, save_config
+from conf.commandline import (
+    FOLDER,
+    check_command_line,
+    compose_job,
+    jobs,
+    names_of,
+    parse,
+    sweep_jobs,
+)
 from conf.schema import SHORT, check, register
 from sae.errors import ConfigError
 
@@ -71,6 +79,39 @@ def test_lists_where_the_design_allows_them():
         (["lm=folder"], "lm.path has no value"),
         (["l1=1e-3,1e-2"], "Sweep over them with -m"),
         (["l1"], "Write key=value"),
+        (["l1=1e-3,"], r"^l1=1e-3, cannot be read\. A list must not end in a comma"),
+        (["l1=interval(0,1)", "-m"], "List the values: key=a,b,c"),
+        (["resample.at_tokens=20%"], r"in quotes .*: 'resample.at_tokens=\[20%\]'"),
+        (["resample.at_tokens=[20]x"], "cannot be read"),
+        (["resample.at_tokens=[abc]"], "at_tokens=abc must be a number of tokens"),
+        (["resample.dead_after_tokens=null"], r"tokens=null must be a number of tokens \(2000"),
+        (["optimizer.warmup_tokens=null"], "must be a number of tokens .* or a share of the run"),
+        (["optimizer.warmup_tokens=120%"], "must be a number of tokens"),
+        (["optimizer=null"], "optimizer=null is no choice. Choose one of adam, authors_adam"),
+        (["callbacks=null"], "callbacks=null is no choice. Choose one of default"),
+        (["~callbacks"], "callbacks has no value. Choose callbacks=… from default"),
+        (["eval=[]"], "eval has no value. Choose eval=… from core, downstream"),
+        (["~trainer.batch_size"], "trainer.batch_size is needed and cannot be removed"),
+        (["~activations.ctx"], "activations.ctx has no value"),
+        (["callbacks.downstream=null"], "~callbacks.downstream removes it"),
+        (["callbacks.downstream.num_tokens=0.5"], "callbacks.downstream.num_tokens=0.5 must be"),
+        (["eval.downstream.num_tokens=abc"], "eval.downstream.num_tokens=abc must be a whole"),
+        (["activations.ctx=abc"], "activations.ctx=abc must be a whole number of at least 2"),
+        (["activations.normalize=yes"], "must be one of mean_square, none"),
+        (["activations.dtype=float64"], "must be one of bfloat16, float16, float32"),
+        (["activations.val_fraction=1"], "must be a number of at least 0 and below 1"),
+        (["activations.buffer_rows=null"], "buffer_rows=null must be a whole number"),
+        (["activations.kind=zarr"], "activations.kind=zarr must be one of lm, folder"),
+        (["+activations.foo=1"], "activations.foo is not known. There are: activations.kind"),
+        (["sae.sparsity_warmup_tokens=x"], "must be a number of tokens"),
+        (["sae.k=1.5", "sae=topk"], "sae.k=1.5 must be a whole number"),
+        (["optimizer.beta1=1"], "must be a number of at least 0 and below 1"),
+        (["trainer.devices=2"], "several devices are not supported yet"),
+        (["trainer.precision=16-mixed"], "must be one of auto, 32-true, bf16-mixed"),
+        (["sweep_dir=x"], "sweep_dir has no effect on one run.* Give run_dir=… instead"),
+        (["-m", "l1=1,2", "run_dir=x"], "run_dir has no effect on a sweep. Give sweep_dir=…"),
+        (["sweep=l1", "run_dir=x"], "run_dir has no effect on a sweep"),
+        (["hydra.mode=MULTIRUN", "run_dir=x"], "run_dir has no effect on a sweep"),
         (["name=don't"], "Write key=value"),
     ],
 )
@@ -86,6 +127,74 @@ def test_every_job_of_a_sweep_is_checked_before_it_starts():
     assert jobs(parse(["l1=1,2", "layer=range(0,2)"])) == [
         ["l1=1", "layer=0"], ["l1=1", "layer=1"], ["l1=2", "layer=0"], ["l1=2", "layer=1"],
     ]  # fmt: skip
+
+
+def test_swept_values_of_an_option_are_checked_too():
+    overrides = parse(["layer=2", "l1=7"])
+    assert sweep_jobs(overrides, {"l1": "1,2", "k": "3"}) == [["l1=7", "k=3", "layer=2"]]
+    assert sweep_jobs(parse(["layer=2"]), {"l1": "1,2"}) == [
+        ["l1=1", "layer=2"], ["l1=2", "layer=2"],
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="l1=0.0003 has no effect with sae=topk"):
+        check_command_line("train", ["sweep=l1", "sae=topk"])
+
+
+def test_every_job_is_composed_once(monkeypatch):
+    import conf.commandline as module
+
+    composed, real = [], module.compose
+    monkeypatch.setattr(module, "compose", lambda *a, **k: composed.append(a) or real(*a, **k))
+    module._compose.cache_clear()
+    overrides = ["l1=1e-3,2e-3,3e-3", "layer=1,2"]
+    check_command_line("train", ["-m", *overrides])
+    for job in jobs(parse(overrides)):
+        compose_job("train", job)["l1"] = 0  # whoever changes it changes a copy
+        assert compose_job("train", job)["l1"] != 0
+    assert len(composed) == 6
+
+
+def test_integral_floats_become_whole_numbers_everywhere():
+    config = composed(
+        "activations.buffer_rows=1e6", "activations.val_tokens=2e3",
+        "callbacks.downstream.num_tokens=2e3", "eval.downstream.num_tokens=2e4",
+        "eval.core.resamples=1e2", "resample.sample_tokens=1e3", "resample.at_tokens=[1e3,20%]",
+    )  # fmt: skip
+    assert repr(config["activations"]["buffer_rows"]) == "1000000"
+    assert repr(config["activations"]["val_tokens"]) == "2000"
+    assert repr(config["callbacks"]["downstream"]["num_tokens"]) == "2000"
+    assert repr(config["eval"]) == (
+        "{'core': {'resamples': 100}, 'downstream': {'num_tokens': 20000, 'batch_contexts': 16, "
+        "'resamples': 1000}}"
+    )
+    assert repr(config["resample"]["sample_tokens"]) == "1000"
+    assert repr(config["resample"]["at_tokens"]) == "[1000, '20%']"
+    assert composed("~callbacks.downstream")["callbacks"].keys() == {
+        "dead_features", "reconstruction"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["-sc", "query=bash"], "layer="),
+        (["--shell-completion", "install=bash"], "hydra_bash_completion"),
+        (["--info"], "Hydra"),
+        (["--info", "config"], "Config"),
+        (["--hydra-help"], "Hydra"),
+        (["--version"], "Hydra 1."),
+        (["-cn", "evaluate", "--cfg", "job", "run=x"], "run: x"),
+        (["--cfg", "job", "--resolve", "-p", "sae"], "tied"),
+        (["-c", "job", "l1=0.5"], "l1: 0.5"),
+    ],
+)
+def test_hydras_own_flags_pass_through(flags, says):
+    result = subprocess.run(
+        [sys.executable, "train.py", *flags], cwd=ROOT, capture_output=True, text=True, timeout=60,
+        env=os.environ | {"COMP_LINE": "python train.py lay", "COMP_POINT": "19"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert says in result.stdout + result.stderr
+    assert "ConfigError" not in result.stderr
 
 
 def yamls(group):
@@ -152,38 +261,3 @@ def test_errors_come_as_one_line_without_traceback():
     assert result.returncode == 1
     assert result.stderr.startswith("ConfigError: layr is not known. Did you mean layer?")
     assert len(result.stderr.splitlines()) == 1
-
-
-class TestContinued:
-    def test_a_new_folder_takes_the_configuration_as_it_is(self, tmp_path):
-        config = composed("layer=3")
-        assert continued(tmp_path, config, ["layer"]) == config
-
-    def test_the_saved_configuration_decides(self, tmp_path):
-        save_config(tmp_path, composed("layer=3", "l1=5e-3"))
-        assert continued(tmp_path, composed(), [])["layer"] == 3
-        assert continued(tmp_path, composed("layer=3"), ["layer"])["l1"] == 5e-3
-
-    @pytest.mark.parametrize(
-        ("override", "given", "both"),
-        [
-            ("layer=4", "layer", "layer=3, but layer=4"),
-            ("sae=topk", "sae", "sae.architecture=tied, but sae.architecture=topk"),
-            ("trainer.batch_size=8", "trainer.batch_size", "trainer.batch_size=1024, but"),
-            ("optimizer.lr=5", "optimizer.lr", "optimizer.lr=0.001, but optimizer.lr=5.0"),
-        ],
-    )
-    def test_contradictions_show_both_values(self, tmp_path, override, given, both):
-        save_config(tmp_path, composed("layer=3"))
-        with pytest.raises(ConfigError, match=both):
-            continued(tmp_path, composed(override), [given])
-
-    def test_length_loggers_and_hardware_may_change(self, tmp_path):
-        save_config(tmp_path, composed("layer=3"))
-        overrides = ["epochs=9", "logger.wandb=disabled", "trainer.accelerator=cpu"]
-        config = continued(tmp_path, composed(*overrides), names_of(parse(overrides)))
-        assert (config["epochs"], config["layer"]) == (9, 3)
-        assert config["logger"]["wandb"] == "disabled"
-        assert config["trainer"]["accelerator"] == "cpu"
-        with pytest.raises(ConfigError, match="not for less"):
-            continued(tmp_path, composed("epochs=1"), ["epochs"])

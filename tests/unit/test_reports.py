@@ -123,7 +123,7 @@ def test_sweep_table_has_a_row_a_job(sweep):
     assert list(table[0])[:6] == ["job", "status", "l1", "layer", "fvu", "l0"]
     assert [r["status"] for r in table] == ["finished", "finished", "failed", "running", "pending"]
     assert [(r["l1"], r["layer"]) for r in table[:3]] == [
-        ("1e-3", "2"), ("3e-3", "2"), ("1e-3", "4"),
+        ("0.001", "2"), ("0.003", "2"), ("0.001", "4"),
     ]  # fmt: skip
     assert (table[1]["fvu"], table[1]["dead"], table[1]["ce_recovered_mean"]) == (
         "0.2", "0.0023", "",
@@ -131,6 +131,24 @@ def test_sweep_table_has_a_row_a_job(sweep):
     assert table[2]["error"] == "NonFiniteLossError: loss is nan"
     assert rows[1]["l0"] == 45.0
     assert (sweep / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table_shows_what_a_job_ran_with_not_what_was_asked_last(sweep):
+    config = sweep / "0" / "config.yaml"
+    config.write_text(config.read_text() + "l1: 0.001\nlayer: 2\n")
+    (sweep / "0" / ".hydra" / "overrides.yaml").write_text('["l1=0.7", "layer=9"]')
+    (sweep / "3" / "config.yaml").unlink()  # has not started: its overrides are all there is
+    rows = write_sweep(sweep)
+    assert (rows[0]["l1"], rows[0]["layer"]) == ("0.001", "2")
+    assert (rows[3]["l1"], rows[3]["layer"]) == ("0.003", "4")
+
+
+def test_swept_groups_are_shown_by_their_option(tmp_path):
+    for job, option in enumerate(("tied", "topk")):
+        write_run(tmp_path / str(job))
+        (tmp_path / str(job) / ".hydra").mkdir()
+        (tmp_path / str(job) / ".hydra" / "overrides.yaml").write_text(f'["sae={option}"]')
+    assert [row["sae"] for row in write_sweep(tmp_path)] == ["tied", "topk"]
 
 
 def test_a_retried_job_counts_as_finished(sweep):

@@ -78,7 +78,7 @@ def test_rules_4_to_6_untied(word):
     dead = torch.zeros(24, dtype=torch.bool)
     dead[[2, 7]] = True
     x = torch.randn(2, D_IN, generator=seeded())
-    dictionary.revive(torch.tensor([2, 7]), x, ~dead)
+    dictionary.revive(torch.tensor([2, 7]), x, x / x.norm(dim=1, keepdim=True), ~dead)
     alive_norm = before["W_enc"][:, ~dead].norm(dim=0).mean()
     for latent, row in zip([2, 7], x, strict=True):
         direction = row / row.norm()
@@ -101,13 +101,13 @@ def test_rules_4_to_6_tied_answer_with_a_fifth(centre):
     dead = torch.zeros(24, dtype=torch.bool)
     dead[[2, 7]] = True
     x = torch.randn(2, D_IN, generator=seeded()) * 3
-    dictionary.revive(torch.tensor([2, 7]), x, ~dead)
-    centred = x - dictionary.centre
+    direction = torch.nn.functional.normalize(x + torch.randn(2, D_IN, generator=seeded(4)), dim=1)
+    dictionary.revive(torch.tensor([2, 7]), x, direction, ~dead)
     W = dictionary.W / dictionary.W.norm(dim=1, keepdim=True)
-    torch.testing.assert_close(W[[2, 7]], centred / centred.norm(dim=1, keepdim=True))
+    torch.testing.assert_close(W[[2, 7]], direction)
     f = dictionary.encode(x)
     answers = torch.stack([f[0, 2], f[1, 7]])
-    torch.testing.assert_close(answers, 0.2 * centred.norm(dim=1))
+    torch.testing.assert_close(answers, 0.2 * ((x - dictionary.centre) * direction).sum(1))
     alive_norm = before["W"][~dead].norm(dim=1).mean()
     torch.testing.assert_close(dictionary.W[[2, 7]].norm(dim=1), alive_norm.expand(2))
     assert torch.equal(dictionary.W[~dead], before["W"][~dead])
@@ -139,17 +139,20 @@ def test_rule_7_adam_rows_of_revived_latents_and_no_others(word, optimizer_class
     assert steps == [s["step"] for s in optimizer.state.values() if "step" in s]
 
 
+@pytest.mark.parametrize("toward", ["input", "residual"])
 @pytest.mark.parametrize("word", sorted(CONFIGS))
-def test_a_whole_resampling_draws_badly_reconstructed_inputs(word):
+def test_a_whole_resampling_draws_badly_reconstructed_inputs(word, toward):
     dictionary, optimizer = trained(word)
     x = torch.randn(100, D_IN, generator=seeded(5))
     x[17] *= 1000  # nothing else has a loss that counts beside this one
     dead = torch.zeros(24, dtype=torch.bool)
     dead[3] = True
-    latents = resample(dictionary, optimizer, dead, lambda: x, seeded())
+    missed = (x - dictionary(x)).detach()[17]
+    target = {"input": x[17], "residual": missed}[toward]
+    latents = resample(dictionary, optimizer, dead, lambda: x, seeded(), toward)
     assert latents.tolist() == [3]
     atom = dictionary.folded(1.0).W_dec[3]
-    torch.testing.assert_close(atom, x[17] / x[17].norm())
+    torch.testing.assert_close(atom, target / target.norm())
 
 
 def test_settings_resolve_shares_and_say_what_is_wrong():
@@ -158,5 +161,7 @@ def test_settings_resolve_shares_and_say_what_is_wrong():
     assert [settings.due(a, a + 400) for a in (600, 700, 1000, 4800)] == [True, True, False, True]
     with pytest.raises(ConfigError, match="dead_after_tokens"):
         ResampleSettings((), "ten", 1).resolve(100)
+    with pytest.raises(ConfigError, match="input or residual"):
+        ResampleSettings(toward="error")
     with pytest.raises(ConfigError, match="at least one token"):
         ResampleSettings((), 0, 1).resolve(100)

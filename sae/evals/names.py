@@ -1,0 +1,79 @@
+"""Names of result files, so that no result takes the place of one that was made otherwise."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sae.activations.sources import ActivationSource, LMActivations
+from sae.dictionaries.sae import SAE
+from sae.errors import ArtifactError
+from sae.evals.base import EvalResult
+from sae.evals.build import ctx_of, make_evals, own_settings
+from sae.provenance import content_key
+
+
+def result_file(folder: Path, result: EvalResult, sae: SAE, source: ActivationSource) -> Path:
+    """Where a result of `evaluate.py` goes.
+
+    `<eval>.json` is the run's own result again: same text, LM, tokens and settings. What differs
+    follows the word, for example `core-houseofcommons-tokens=2048.json`; a hash follows if a file
+    of that name was made otherwise, for example of another text of the same name.
+
+    Args:
+        folder: The folder of the results.
+        result: What is to be saved.
+        sae: The SAE that was measured.
+        source: What it was measured on.
+    """
+    differences = [*_of_source(sae, source), *_of_settings(result, sae, source)]
+    name = "-".join(re.sub(r"[^\w.=]+", "_", part) for part in [result.eval, *differences])
+    file = folder / f"{name}.json"
+    if differences and file.is_file() and _made_by(file) not in (None, _key(result)):
+        return folder / f"{name}-{_key(result)}.json"
+    return file
+
+
+def _of_source(sae: SAE, source: ActivationSource) -> list[str]:
+    if not isinstance(source, LMActivations):
+        return []
+    trained: Any = sae.metadata["activations"]
+    test = source.specs["test"]
+    differences = []
+    if test.test_fraction == 1:  # `source_of` chooses so for another text; no training can
+        differences.append(source.corpus.name)
+    if source.source.to_config() != trained["lm"]:
+        differences.append(source.source.name)
+    if test.tokens != trained["tokens"]["test"]:
+        differences.append(f"tokens={test.tokens}")
+    return differences
+
+
+def _of_settings(result: EvalResult, sae: SAE, source: ActivationSource) -> list[str]:
+    own = own_settings(sae).get(result.eval, {})
+    expected = _deciding(asdict(make_evals({result.eval: own}, ctx_of(source))[result.eval]))
+    got = _deciding(result.settings)
+    return [f"{name}={value}" for name, value in got.items() if value != expected[name]]
+
+
+def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that decide the numbers; those of memory are left out."""
+    flat = {"resamples": settings["bootstrap"]["num_resamples"], **settings}
+    return {name: flat[name] for name in flat if name not in (
+        "bootstrap", "batch_rows", "batch_contexts"
+    )}  # fmt: skip
+
+
+def _key(result: EvalResult) -> str:
+    made = {name: result.provenance.get(name) for name in ("point", "store")}
+    return content_key({**made, "settings": _deciding(result.settings)})
+
+
+def _made_by(file: Path) -> str | None:
+    """Key of the result in a file; None if it holds none."""
+    try:
+        return _key(EvalResult.from_json(json.loads(file.read_text())))
+    except (ValueError, KeyError, TypeError, AttributeError, ArtifactError):
+        return None

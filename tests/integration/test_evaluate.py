@@ -1,0 +1,131 @@
+"""evaluate.py as a user runs it, on a tiny random LM and random words."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def evaluate(*arguments, code=0, cwd=ROOT, **environment):
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "evaluate.py"), *map(str, arguments)],
+        cwd=cwd, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL,
+        env=os.environ | environment,
+    )  # fmt: skip
+    assert result.returncode == code, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    return result
+
+
+def trained(folder, *overrides):
+    """A run that was trained in this process, with its activations in a cache of its own."""
+    from train import compose, train
+
+    words = ["debug=tiny", "epochs=1", "trainer.validations=0", "~callbacks.downstream", *overrides]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAE_CACHE", str(folder / "cache"))
+        train(compose(words), folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Trained with settings of its evaluations that are not the usual ones."""
+    return trained(
+        tmp_path_factory.mktemp("lm"), "eval.downstream.num_tokens=1024", "eval.core.resamples=50"
+    )
+
+
+@pytest.fixture(scope="module")
+def folder_run(tmp_path_factory):
+    """Trained on a folder that was given by a relative path."""
+    folder = tmp_path_factory.mktemp("folder")
+    rows = np.random.default_rng(0).normal(size=(4000, 16)).astype(np.float32)
+    np.save(folder / "mine.npy", rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return trained(folder, "activations=folder", "activations.path=mine.npy")
+
+
+def saved(run, name):
+    return json.loads((run / "evals" / f"{name}.json").read_text())
+
+
+def test_without_settings_or_cache_it_gives_the_numbers_of_the_run(run, tmp_path):
+    """From another folder, where it leaves nothing; the training text is not harvested."""
+    (tmp_path / "cwd").mkdir()
+    home = tmp_path / "home"
+    shutil.copytree(run, home / "run")
+    evaluate("run='~/run'", cwd=tmp_path / "cwd", HOME=str(home), SAE_CACHE=str(tmp_path / "new"))
+    assert list((tmp_path / "cwd").iterdir()) == []
+    assert len(list((tmp_path / "new" / "activations").glob("*/metadata.json"))) == 1
+    results = json.loads((run / "results.json").read_text())
+    for name in ("core", "downstream"):
+        again = saved(home / "run", name)
+        assert again["tokens"] == results[name]["tokens"]
+        assert again["settings"] == results[name]["settings"]
+        for metric, estimate in again["metrics"].items():
+            assert estimate == pytest.approx(results[name]["metrics"][metric], rel=1e-6), metric
+    assert again["settings"]["num_tokens"] == 1024
+
+
+def test_other_text_and_other_settings_stand_beside_it(run, tmp_path):
+    before = tuple((run / "evals").glob("*")) if (run / "evals").exists() else ()
+    result = evaluate(
+        f"run={run}", "eval=[core]", "corpus=random_words", "corpus.seed=99", "tokens=2048",
+        "eval.core.resamples=30", SAE_CACHE=str(tmp_path / "new"),
+    )  # fmt: skip
+    assert "fvu" in result.stdout
+    (new,) = set((run / "evals").glob("*")) - set(before)
+    assert new.name == "core-random_words-tokens=2048-resamples=30.json"
+    content = json.loads(new.read_text())
+    assert content["tokens"]["vectors"] == 2048 // 32 * 31
+    assert content["settings"]["bootstrap"]["num_resamples"] == 30
+
+
+def test_a_folder_of_activations(folder_run, tmp_path):
+    from evaluate import evaluate as function
+    from sae.errors import ConfigError
+
+    results = function(folder_run, {"core": {}, "downstream": {}}, device="cpu")
+    assert list(results) == ["core"]
+    assert saved(folder_run, "core")["provenance"]["point"] is None
+    with pytest.raises(ConfigError, match="needs the tokens"):
+        function(folder_run, {"downstream": {}}, device="cpu")
+
+
+def test_none_means_as_in_the_run(run, monkeypatch):
+    from evaluate import evaluate as function
+
+    monkeypatch.setenv("SAE_CACHE", str(run.parent / "cache"))
+    result = function(run, {"core": {"resamples": None}}, device="cpu")["core"]
+    assert result.settings["bootstrap"]["num_resamples"] == 50
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run=nowhere"], "No saved SAE at nowhere: it does not exist"),
+        ([], "run has no value"),
+        (["run=nowhere", "eval=[cor]"], "Available options in 'eval': core downstream"),
+        (["run=nowhere", "tokens=0"], "tokens=0 must be a whole number of at least 1"),
+        (["run=nowhere", "device=foo"], "device=foo is not there. This machine has: auto, cpu"),
+    ],
+)
+def test_mistakes_are_explained(arguments, message):
+    assert message in evaluate(*arguments, code=1).stderr
+
+
+def test_mistakes_in_settings_come_before_the_harvest(run, tmp_path):
+    result = evaluate(
+        f"run={run}", "eval.downstream.num_tokens=8", code=1, SAE_CACHE=str(tmp_path / "new")
+    )
+    assert "eval.downstream: num_tokens=8 is less than one context of 32" in result.stderr
+    assert not list(tmp_path.glob("new/activations/*"))

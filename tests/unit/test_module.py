@@ -1,0 +1,131 @@
+"""SAEModule step by step: counters, resampling times, schedules, logged numbers."""
+
+import lightning as L
+import pytest
+import torch
+
+from sae.activations.datamodule import ActivationDataModule
+from sae.activations.folder import TensorActivations
+from sae.dictionaries import build_dictionary
+from sae.dictionaries.base import unit_rows
+from sae.errors import NonFiniteLossError
+from sae.training.module import RunLength, SAEModule
+from sae.training.optimizers import OptimizerSettings
+from sae.training.resampling import ResampleSettings
+from sae.training.schedules import linear_decay, warmup
+
+BATCH, STEPS = 20, 30
+
+
+class Watch(L.Callback):
+    """Notes what the module looks like after every step."""
+
+    def __init__(self):
+        self.lr, self.since, self.revived, self.loss = [], [], [], []
+
+    def on_train_batch_start(self, trainer, pl_module, *_):
+        self.lr.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, *_):
+        self.since.append(pl_module.tokens_since_fired.clone())
+        self.revived.append(int(pl_module.revived))
+        self.loss.append(float(outputs["loss"]))
+
+
+def train(word="l1", rows=None, dead=(), resampling=None, **settings):
+    rows = torch.randn(BATCH * STEPS * 2, 8, generator=torch.Generator().manual_seed(0))
+    data = ActivationDataModule(TensorActivations(rows), batch_size=BATCH, epochs=1)
+    data.prepare_data()
+    own = {"l1": {"l1": 1e-3}, "tied": {"l1": 1e-3, "centre": "none"}, "topk": {"k": 2}}[word]
+    dictionary = build_dictionary({"architecture": word, "dict_ratio": 2, **own}, d_in=8)
+    with torch.no_grad():
+        dictionary.b_enc[list(dead)] = -1e6  # these can never fire
+    module = SAEModule(
+        dictionary,
+        length=RunLength(STEPS, BATCH),
+        optimizer=OptimizerSettings(lr=1e-2, warmup_tokens=5 * BATCH, decay_tokens="50%"),
+        resampling=resampling or ResampleSettings((), 10 * BATCH, 100),
+        scale=data.scale,
+        **settings,
+    )
+    watch = Watch()
+    trainer = L.Trainer(
+        max_steps=STEPS, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+        callbacks=[watch], log_every_n_steps=5,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    return module, watch
+
+
+def test_learning_rate_rises_and_falls_by_tokens():
+    _, watch = train()
+    expected = [1e-2 * warmup(s, 5) * linear_decay(s, STEPS, 15) for s in range(STEPS)]
+    assert watch.lr == pytest.approx(expected)
+    assert watch.lr[0] == pytest.approx(2e-3)
+    assert watch.lr[-1] == pytest.approx(1e-2 / 15)
+
+
+def test_counters_count_tokens_since_the_last_firing():
+    module, watch = train(dead=[3])
+    for step, since in enumerate(watch.since, start=1):
+        assert since[3] == step * BATCH
+        assert since.min() == 0
+    assert module.dead_share() == pytest.approx((watch.since[-1] >= 200).double().mean().item())
+    assert module.tokens_seen == STEPS * BATCH
+
+
+@pytest.mark.parametrize("word", ["l1", "tied", "topk"])
+def test_dead_latents_are_revived_at_the_set_time_and_only_then(word):
+    settings = ResampleSettings([12 * BATCH], 10 * BATCH, 100, "residual")
+    module, watch = train(word, dead=[3, 5], resampling=settings)
+    assert watch.revived[10] == 0
+    assert watch.revived[11] >= 2  # at the end of the twelfth step
+    assert watch.revived[11] == watch.revived[-1]
+    assert watch.since[11][3] == 0
+    assert watch.since[11][5] == 0
+    assert module.dictionary.b_enc[3] > -1e3
+
+
+def test_latents_that_are_silent_for_less_than_the_window_are_left_alone():
+    settings = ResampleSettings([9 * BATCH], 10 * BATCH, 100)
+    _, watch = train(dead=[3], resampling=settings)
+    assert watch.revived[-1] == 0
+
+
+def test_sparsity_warms_up_linearly():
+    module, _ = train(sparsity_warmup_tokens=4 * BATCH)
+    x = torch.randn(50, 8)
+    full = module.dictionary.training_output(x, 1.0).terms["sparsity"]
+    half = module.dictionary.training_output(x, warmup(1, 4)).terms["sparsity"]
+    torch.testing.assert_close(half, full / 2)
+    assert module.sparsity_warmup_steps == 4
+
+
+def test_a_loss_that_is_not_finite_stops_training():
+    module, _ = train()
+    module.dictionary.b_enc.data[0] = float("nan")
+    with pytest.raises(NonFiniteLossError, match="b_enc holds NaN"):
+        module.on_save_checkpoint({})
+
+
+def test_unit_rows_has_the_right_gradient():
+    weight = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(unit_rows, (weight,))
+    plain = weight / weight.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(unit_rows(weight), plain)
+    torch.testing.assert_close(unit_rows(torch.zeros(2, 3)), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("word", ["l1", "tied", "topk"])
+def test_bfloat16_products_stay_close_to_float32(word):
+    own = {"l1": {"l1": 1e-3}, "tied": {"l1": 1e-3, "centre": "none"}, "topk": {"k": 8}}[word]
+    dictionary = build_dictionary({"architecture": word, "dict_ratio": 4, **own}, d_in=64)
+    x = torch.randn(256, 64, generator=torch.Generator().manual_seed(0))
+    exact = dictionary.training_output(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        fast = dictionary.training_output(x)
+    assert fast.x_hat.dtype == torch.float32
+    for name, term in exact.terms.items():
+        torch.testing.assert_close(fast.terms[name], term, rtol=0.03, atol=1e-4)
+    assert (fast.code.l0() - exact.code.l0()).abs().float().mean() < 0.02 * exact.code.l0().float().mean() + 0.1
