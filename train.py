@@ -81,6 +81,7 @@ def train(
     from callbacks.build import build_loggers
     from callbacks.manifest import Manifest
     from sae.activations.build import build_source
+    from sae.evals.build import check_evals, ctx_of
     from sae.training.build import (
         build_data,
         build_module,
@@ -93,8 +94,9 @@ def train(
     settings = config["trainer"]
     device = resolve_device(settings["accelerator"])
     settings["precision"] = resolve_precision(settings["precision"], device)
-    check_settings(config)  # before the harvest, which may take long
+    check_settings(config)  # mistakes come before the harvest, which may take long
     source = build_source(config["activations"], config["lm"], config["corpus"], device)
+    check_evals(config["eval"], ctx_of(source))
     manifest = Manifest(run_dir / "manifest.json", config, {"seed": config["seed"]})
     with manifest.stage("harvest"):
         source.prepare()

@@ -194,6 +194,15 @@ def _explained(config_name: str, job: Sequence[str], error: Exception) -> Config
             return ConfigError(
                 f"{key} is not known.{hint} {where} has: {', '.join(sorted(known))}."
             )
+    for override in parse(job):
+        options = sorted(path.stem for path in (FOLDER / override.key_or_group).glob("*.yaml"))
+        wanted = override.value()
+        for option in wanted if isinstance(wanted, list) else [wanted]:
+            if options and isinstance(option, str) and option not in options:
+                return ConfigError(
+                    f"{override.key_or_group}={option} is not known. Available options in "
+                    f"'{override.key_or_group}': {' '.join(options)}."
+                )
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     noise = ("HYDRA_FULL_ERROR", "search path", "provider=")
     keep = [line for line in lines if not any(word in line for word in noise)]

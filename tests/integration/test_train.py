@@ -120,8 +120,9 @@ class TestInProcess:
     def train(self, run_dir, *overrides):
         from train import compose, train
 
-        return train(compose(["debug=tiny", "eval=[core]", "~callbacks.downstream", *overrides]),
-                     run_dir)  # fmt: skip
+        evals = [] if any(o.startswith("eval=") for o in overrides) else ["eval=[core]"]
+        own = ["debug=tiny", "~callbacks.downstream", *evals, *overrides]
+        return train(compose(own), run_dir)
 
     @pytest.mark.parametrize("architecture", ["tied", "l1", "topk"])
     def test_every_architecture_learns(self, architecture, tmp_path):
@@ -142,6 +143,48 @@ class TestInProcess:
         table = pd.read_csv(tmp_path / "metrics.csv")
         assert table["step"].is_monotonic_increasing
         assert table["test/fvu"].notna().sum() == 1
+        train_steps = table.loc[table["train/loss"].notna(), "step"]
+        assert train_steps.tolist() == list(range(4, long["global_step"], 5))
+        assert (table["train/lr"].dropna() > 0).all()
+        settled = table.loc[table["step"] > short["global_step"], "train/lr"].dropna()
+        assert settled.iloc[0] == pytest.approx(1e-3), "the longer run has its own decay"
+
+    def test_a_finished_run_without_checkpoint_is_left_alone(self, tmp_path):
+        from sae.errors import ArtifactError
+        from train import compose, train
+
+        self.train(tmp_path, "epochs=1")
+        (tmp_path / "checkpoints" / "last.ckpt").unlink()
+        before = (tmp_path / "results.json").read_bytes()
+        assert train(compose(["epochs=1"]), tmp_path, ["epochs"])["core"]
+        with pytest.raises(ArtifactError, match="cannot be trained further"):
+            train(compose(["epochs=2"]), tmp_path, ["epochs"])
+        assert (tmp_path / "results.json").read_bytes() == before
+
+    def test_a_damaged_checkpoint_is_named(self, tmp_path):
+        from sae.errors import ArtifactError
+
+        self.train(tmp_path, "epochs=1")
+        (tmp_path / "results.json").unlink()
+        file = tmp_path / "checkpoints" / "last.ckpt"
+        file.write_bytes(file.read_bytes()[:500])
+        with pytest.raises(ArtifactError, match=r"last.ckpt is damaged .* Delete it"):
+            self.train(tmp_path, "epochs=1")
+
+    def test_without_validation_and_with_downstream_alone(self, tmp_path):
+        results = self.train(
+            tmp_path, "epochs=1", "trainer.validations=0", "eval=[downstream]",
+            "eval.downstream.num_tokens=256",
+        )  # fmt: skip
+        assert results.keys() == {"downstream", "training"}
+        assert "val/fvu" not in pd.read_csv(tmp_path / "metrics.csv").columns
+
+    def test_wrong_evaluation_settings_stop_before_training(self, tmp_path):
+        from sae.errors import ConfigError
+
+        with pytest.raises(ConfigError, match="num_tokens"):
+            self.train(tmp_path, "eval=[downstream]", "eval.downstream.num_tokens=8")
+        assert not (tmp_path / "config.yaml").exists()
 
     def test_killed_between_training_and_results(self, tmp_path):
         results = self.train(tmp_path)

@@ -18,8 +18,8 @@ from _evals import (
     values,
 )
 
-from sae.evals import DownstreamEval, Estimate
-from sae.evals.downstream import measure
+from sae.evals import DownstreamEval, Estimate, downstream
+from sae.provenance import content_key
 
 
 @pytest.fixture(params=[False, True], ids=["without_first", "keep_first"])
@@ -108,18 +108,20 @@ def test_harmless_ablation_gives_null(tmp_path):
     assert result.metrics["ce_clean"].value == pytest.approx(math.log(VOCAB))
 
 
-def test_kept_sums_are_those_of_the_same_mean_and_device_type(tmp_path, caplog):
-    lm = TinyLM()
+def test_kept_sums_are_those_of_the_same_mean_and_device_type(tmp_path, monkeypatch, caplog):
+    lm, identities = TinyLM(), []
     store = Store(lm, tmp_path, keep_first=False)
+    monkeypatch.setattr(
+        downstream, "content_key", lambda found: identities.append(found) or content_key(found)
+    )
 
-    def passes(mean: float, lm=lm) -> float:
+    def passes(mean: float) -> int:
         lm.calls = 0
-        measure(lm, store, POINT, coarse_sae(), torch.full((D_IN,), mean),
-                num_tokens=CONTEXTS * CTX, batch_contexts=CONTEXTS, quiet=True)  # fmt: skip
+        downstream.measure(lm, store, POINT, coarse_sae(), torch.full((D_IN,), mean),
+                           num_tokens=CONTEXTS * CTX, batch_contexts=CONTEXTS, quiet=True)  # fmt: skip # noqa: E501
         return lm.calls
 
-    assert [passes(0.0), passes(0.0), passes(1.0)] == [4, 2, 4]
-
-    files = {file.name for file in (tmp_path / "ablations").iterdir()}
-    assert len(files) == 2
+    with caplog.at_level("INFO"):
+        assert [passes(0.0), passes(0.0), passes(1.0)] == [4, 2, 4]
     assert not caplog.records
+    assert {identity["device"] for identity in identities} == {"cpu"}

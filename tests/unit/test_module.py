@@ -128,4 +128,6 @@ def test_bfloat16_products_stay_close_to_float32(word):
     assert fast.x_hat.dtype == torch.float32
     for name, term in exact.terms.items():
         torch.testing.assert_close(fast.terms[name], term, rtol=0.03, atol=1e-4)
-    assert (fast.code.l0() - exact.code.l0()).abs().float().mean() < 0.02 * exact.code.l0().float().mean() + 0.1
+    assert (
+        fast.code.l0() - exact.code.l0()
+    ).abs().float().mean() < 0.02 * exact.code.l0().float().mean() + 0.1
