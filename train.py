@@ -273,7 +273,7 @@ def _evaluate(
 def _publish(results: dict[str, Any], run_dir: Path, loggers: list[Any], step: int) -> None:
     """To every logger, to `results.json` (last: it marks the run as finished), report, screen."""
     from callbacks.dashboard import Dashboard
-    from sae.reports import results_table, write_report
+    from sae.reports import print_summary, results_table, write_report
 
     rows = results_table(results)
     values = {f"test/{row['metric']}": row["value"] for row in rows if row["value"] is not None}
@@ -284,41 +284,7 @@ def _publish(results: dict[str, Any], run_dir: Path, loggers: list[Any], step: i
             logger.log_sae(run_dir / "sae", metadata=values)
     write_json(run_dir / "results.json", results)
     write_report(run_dir)
-    _show(results, run_dir)
-
-
-def _show(results: Mapping[str, Any], run_dir: Path) -> None:
-    """The short table at the end of a run."""
-    from rich.console import Console
-    from rich.table import Table
-
-    core, downstream = (results.get(name, {}).get("metrics", {}) for name in ("core", "downstream"))
-    training = results["training"]
-    table = Table("metric", "test split", "95 % interval", title=str(run_dir))
-    for label, group, name in (
-        ("FVU", core, "fvu"),
-        ("L0", core, "l0"),
-        ("CE clean", downstream, "ce_clean"),
-        ("CE spliced", downstream, "ce_sae"),
-        ("CE recovered (zero)", downstream, "ce_recovered_zero"),
-        ("CE recovered (mean)", downstream, "ce_recovered_mean"),
-        ("perplexity clean", downstream, "perplexity_clean"),
-        ("perplexity spliced", downstream, "perplexity_sae"),
-        ("silent on the test split", core, "silent"),
-    ):
-        if name in group:
-            estimate = group[name]
-            table.add_row(label, _number(estimate["value"]),
-                          f"{_number(estimate['low'])} to {_number(estimate['high'])}")  # fmt: skip
-    table.add_row("dead", _number(training["dead"]), "")
-    table.add_row("tokens trained on", f"{training['tokens']:,}", "")
-    rate = training["vectors_per_second"]
-    table.add_row("vectors/s", _number(rate), "")
-    Console().print(table)
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
+    print_summary(results, str(run_dir))
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

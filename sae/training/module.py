@@ -222,7 +222,7 @@ class SAEModule(L.LightningModule):
 
     def _check_finite(self, loss: Tensor) -> None:
         if not bool(torch.isfinite(loss)):
-            raise self._diverged(f"the loss is {float(loss)}")
+            raise self._diverged(f"the loss is {loss.item()}")
 
     def _diverged(self, what: str) -> NonFiniteLossError:
         return NonFiniteLossError(

@@ -1,0 +1,43 @@
+"""The short table at the end of a run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_summary(results: Mapping[str, Any], title: str) -> None:
+    """Print the numbers that a run is judged by, with their intervals.
+
+    Args:
+        results: Content of `results.json`.
+        title: Put above the table, for example the run folder.
+    """
+    core, downstream = (results.get(name, {}).get("metrics", {}) for name in ("core", "downstream"))
+    training = results["training"]
+    table = Table("metric", "test split", "95 % interval", title=title)
+    for label, group, name in (
+        ("FVU", core, "fvu"),
+        ("L0", core, "l0"),
+        ("CE clean", downstream, "ce_clean"),
+        ("CE spliced", downstream, "ce_sae"),
+        ("CE recovered (zero)", downstream, "ce_recovered_zero"),
+        ("CE recovered (mean)", downstream, "ce_recovered_mean"),
+        ("perplexity clean", downstream, "perplexity_clean"),
+        ("perplexity spliced", downstream, "perplexity_sae"),
+        ("silent on the test split", core, "silent"),
+    ):
+        if name in group:
+            estimate = group[name]
+            table.add_row(label, _number(estimate["value"]),
+                          f"{_number(estimate['low'])} to {_number(estimate['high'])}")  # fmt: skip
+    table.add_row("dead", _number(training["dead"]), "")
+    table.add_row("tokens trained on", f"{training['tokens']:,}", "")
+    rate = training["vectors_per_second"]
+    table.add_row("vectors/s", _number(rate), "")
+    Console().print(table)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
