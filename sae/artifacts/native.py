@@ -22,6 +22,7 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "sae.safetensors"
 
 _TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
+_MORE_TENSORS = {"jumprelu": ("threshold",)}
 _ACCEPTED = (
     f"a run folder (it has sae/{CONFIG_FILE}) or an SAE folder ({CONFIG_FILE} and {WEIGHTS_FILE})"
 )
@@ -45,7 +46,8 @@ def save_sae(folder: str | Path, sae: SAE) -> Path:
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
     try:
-        tensors = {name: getattr(sae, name).detach().cpu().contiguous() for name in _TENSORS}
+        names = _tensors(sae.config.activation)
+        tensors = {name: getattr(sae, name).detach().cpu().contiguous() for name in names}
         save_file(tensors, new / WEIGHTS_FILE)
         write_json(
             new / CONFIG_FILE,
@@ -83,7 +85,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> SAE:
     """
     folder = _find(Path(path).expanduser())
     content = _read_config(folder / CONFIG_FILE)
-    tensors = _read_weights(folder / WEIGHTS_FILE, content["weights_sha256"], device)
+    names = _tensors(content["activation"])
+    tensors = _read_weights(folder / WEIGHTS_FILE, content["weights_sha256"], names, device)
     try:
         config = SAEConfig(**{field.name: content[field.name] for field in fields(SAEConfig)})
         return SAE(**tensors, config=config, metadata=content["metadata"])
@@ -131,7 +134,13 @@ def _read_config(file: Path) -> dict:
     return content
 
 
-def _read_weights(file: Path, checksum: str, device: str | torch.device) -> dict[str, Tensor]:
+def _tensors(activation: str) -> tuple[str, ...]:
+    return _TENSORS + _MORE_TENSORS.get(activation, ())
+
+
+def _read_weights(
+    file: Path, checksum: str, names: tuple[str, ...], device: str | torch.device
+) -> dict[str, Tensor]:
     if _checksum(file) != checksum:
         raise ArtifactError(
             f"{file} is damaged: its checksum differs from the one in {CONFIG_FILE}. Copy the "
@@ -141,8 +150,8 @@ def _read_weights(file: Path, checksum: str, device: str | torch.device) -> dict
         tensors = load_file(file, device=str(device))
     except safetensors.SafetensorError as error:
         raise ArtifactError(f"{file} is no safetensors file ({error}).") from error
-    if sorted(tensors) != sorted(_TENSORS):
-        raise ArtifactError(f"{file} holds {sorted(tensors)}; an SAE has {sorted(_TENSORS)}.")
+    if sorted(tensors) != sorted(names):
+        raise ArtifactError(f"{file} holds {sorted(tensors)}; this SAE has {sorted(names)}.")
     return tensors
 
 

@@ -7,15 +7,22 @@ activations to the LM's own activations.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
-from sae.dictionaries.codes import Code
+from sae.dictionaries.codes import Code, DenseCode, SparseCode
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ConfigError
+from sae.kernels import Pattern, latent_values, select_positive_up_to
+
+SPARSE_BELOW = 0.06
+"""Share of positive pre-activations in a batch up to which the sparse kernels beat dense products.
+
+Measured with benchmarks/scaling.py (docs/speed.md); it depends little on the sizes."""
 
 
 class StepOutput(NamedTuple):
@@ -57,6 +64,7 @@ class Dictionary(nn.Module, ABC):
         if d_in < 1 or d_sae < 1:
             raise ConfigError(f"d_in={d_in} and d_sae={d_sae} must both be at least 1.")
         self.d_in, self.d_sae = d_in, d_sae
+        self.kernels = "auto"  # or another of sae.kernels.BACKENDS
 
     @abstractmethod
     def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
@@ -97,6 +105,39 @@ class Dictionary(nn.Module, ABC):
         code = self.encode_code(x)
         return code, self.decode_code(code)
 
+    def _sparse_enough(self, pre: Float[Tensor, "batch d_sae"]) -> Pattern | None:
+        """The positive pre-activations, if they are so few that the sparse kernels are faster.
+
+        The dense product that selects is the start of a dense code as well, so that measuring the
+        density of each batch costs one count.
+        """
+        # on a GPU the count would have to be waited for, and dense products are hard to beat
+        if self.kernels == "dense" or (self.kernels == "auto" and pre.device.type != "cpu"):
+            return None
+        share = SPARSE_BELOW if self.kernels == "auto" else 1.0
+        return select_positive_up_to(pre, int(share * pre.numel()))
+
+    def _relu_code(self, x: Tensor, W: Tensor, bias: Tensor) -> Code:
+        """`relu(x @ W.T + bias)`, dense or sparse."""
+        pre = linear(x, W, bias)
+        pattern = self._sparse_enough(pre)
+        if pattern is None:
+            return DenseCode(torch.relu(pre))
+        return SparseCode(pattern, torch.relu(latent_values(x, W, bias, pattern)))
+
+    def _selected_code(
+        self, x: Tensor, W: Tensor, bias: Tensor, select: Callable[[Tensor], Pattern]
+    ) -> Code:
+        """ReLU code of the latents that `select` picks from the pre-activations."""
+        if self.kernels == "dense":
+            pre = linear(x, W, bias)
+            pattern = select(pre)
+            values = torch.relu(pre[pattern.rows, pattern.latents])
+            return DenseCode(SparseCode(pattern, values).dense())
+        with torch.no_grad():
+            pattern = select(linear(x, W, bias))
+        return SparseCode(pattern, torch.relu(latent_values(x, W, bias, pattern)))
+
     def row_penalties(self, code: Code) -> dict[str, Float[Tensor, " batch"]]:
         """Loss terms beside the reconstruction, one value per vector, with their coefficients."""
         del code
@@ -104,7 +145,9 @@ class Dictionary(nn.Module, ABC):
 
     def training_output(self, x: Float[Tensor, "batch d_in"], factor: float = 1.0) -> StepOutput:
         """Encode, decode and the loss terms; `factor` in [0, 1] is the sparsity warm-up."""
-        code, x_hat = self._encode_decode(x)
+        return self._output(x, *self._encode_decode(x), factor)
+
+    def _output(self, x: Tensor, code: Code, x_hat: Tensor, factor: float) -> StepOutput:
         x_hat = x_hat.float()
         terms = {"reconstruction": (x - x_hat).square().mean()}
         for name, rows in self.row_penalties(code).items():
@@ -132,6 +175,10 @@ class Dictionary(nn.Module, ABC):
     def constrain_parameters(self) -> None:
         """Edit parameters right after the optimiser step (for example back to unit rows)."""
 
+    def thresholds(self) -> Float[Tensor, " d_sae"] | None:
+        """What a pre-activation must exceed to fire, for architectures that end as JumpReLU."""
+        return None
+
     def inference_config(self) -> SAEConfig:
         """How the saved SAE encodes."""
         return SAEConfig(
@@ -144,11 +191,11 @@ class Dictionary(nn.Module, ABC):
 
         With scaled training inputs $x' = s x$ and decoder norms $n_j$:
         $W_{enc} \to W_{enc} n_j$, $b_{enc} \to b_{enc} n_j / s$, $W_{dec} \to W_{dec} / n_j$,
-        $b_{dec} \to b_{dec} / s$. ReLU and TopK commute with positive factors that are equal for
-        all latents, so the code is the same up to the unit of f.
+        $b_{dec} \to b_{dec} / s$, thresholds as $b_{enc}$. ReLU and TopK commute with positive
+        factors that are equal for all latents, so the code is the same up to the unit of f.
         """
         W_enc, b_enc, W_dec, b_dec = (t.detach().float().cpu() for t in self.tensors())
-        norms = W_dec.norm(dim=1)
+        norms, threshold = W_dec.norm(dim=1), self.thresholds()
         return SAE(
             W_enc=(W_enc * norms).contiguous(),
             b_enc=b_enc * norms / scale,
@@ -156,6 +203,7 @@ class Dictionary(nn.Module, ABC):
             b_dec=b_dec / scale,
             config=self.inference_config(),
             metadata=dict(metadata or {}),
+            threshold=None if threshold is None else threshold.float().cpu() * norms / scale,
         )
 
 
@@ -168,13 +216,14 @@ class Tensors(NamedTuple):
     b_dec: Float[Tensor, " d_in"]
 
 
+D = TypeVar("D", bound=type[Dictionary])
 ARCHITECTURES: dict[str, type[Dictionary]] = {}
 
 
-def register(word: str) -> Callable[[type[Dictionary]], type[Dictionary]]:
+def register(word: str) -> Callable[[D], D]:
     """Make a dictionary class known as `sae.architecture=<word>`."""
 
-    def enter(cls: type[Dictionary]) -> type[Dictionary]:
+    def enter(cls: D) -> D:
         cls.architecture = word
         ARCHITECTURES[word] = cls
         return cls
@@ -213,28 +262,6 @@ def build_dictionary(
     d_sae = max(1, round(ratio * d_in))
     generator = torch.Generator().manual_seed(seed)
     return cls(d_in, d_sae, mean=mean, generator=generator, **settings)  # pyright: ignore[reportCallIssue]
-
-
-class _UnitRows(torch.autograd.Function):
-    """W / ||rows||; its gradient by hand, because autograd's takes ten passes over the matrix."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor) -> Tensor:
-        norms = weight.norm(dim=1, keepdim=True).clamp_min_(1e-8)
-        unit = weight / norms
-        ctx.save_for_backward(unit, norms)
-        return unit
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        unit, norms = ctx.saved_tensors
-        along = torch.linalg.vecdot(grads[0], unit).unsqueeze(1)
-        return torch.addcmul(grads[0], along, unit, value=-1).div_(norms)
-
-
-def unit_rows(weight: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
-    """Rows scaled to length 1 (a row of zeros stays zero); gradients flow through."""
-    return _UnitRows.apply(weight)  # pyright: ignore[reportReturnType]
 
 
 def matmul_dtype(tensor: Tensor) -> Tensor:

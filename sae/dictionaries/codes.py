@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.functional import firing
+from sae.kernels import Pattern, atoms_sum
 
 
 class Code(ABC):
@@ -27,6 +28,10 @@ class Code(ABC):
     @abstractmethod
     def dense(self) -> Float[Tensor, "batch d_sae"]:
         """All feature activations, zeros included."""
+
+    @abstractmethod
+    def atoms_sum(self, W: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
+        """Sum over the latents of f times the latent's row of W."""
 
     @abstractmethod
     def l0(self) -> Int[Tensor, " batch"]:
@@ -67,6 +72,10 @@ class DenseCode(Code):
         """The activations themselves."""
         return self.values
 
+    def atoms_sum(self, W: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
+        """`f @ W`."""
+        return self.values @ W
+
     def l0(self) -> Int[Tensor, " batch"]:
         """Number of latents with f != 0, per vector."""
         return firing(self.values.detach())[0]
@@ -82,58 +91,52 @@ class DenseCode(Code):
 
 @dataclass(frozen=True)
 class SparseCode(Code):
-    """Only the selected latents, in compressed rows: row r owns `offsets[r]:offsets[r + 1]`.
+    """Only the selected latents: a pattern and one value for each of its pairs.
 
-    Latents that were selected but have the value 0 (TopK followed by ReLU) do not count as firing.
+    Latents that were selected but have the value 0 (ReLU of a selected negative) do not fire.
 
     Example:
-        >>> code = SparseCode.from_topk(torch.tensor([[1, 2], [2, 0]]),
-        ...                             torch.tensor([[2.0, 1.0], [3.0, 0.0]]), d_sae=3)
+        >>> from sae.kernels import select_topk
+        >>> pattern = select_topk(torch.tensor([[0.0, 2.0, 1.0], [0.0, 0.0, 3.0]]), k=2)
+        >>> code = SparseCode(pattern, torch.tensor([2.0, 1.0, 3.0]))
         >>> code.dense().tolist(), code.l0().tolist(), code.firing_counts().tolist()
         ([[0.0, 2.0, 1.0], [0.0, 0.0, 3.0]], [2, 1], [0, 1, 2])
     """
 
-    offsets: Int[Tensor, " batch_plus_1"]
-    indices: Int[Tensor, " nnz"]
-    values: Float[Tensor, " nnz"]
-    d_sae: int
+    pattern: Pattern
+    values: Float[Tensor, " pairs"]
 
-    @classmethod
-    def from_topk(
-        cls, indices: Int[Tensor, "batch k"], values: Float[Tensor, "batch k"], d_sae: int
-    ) -> "SparseCode":
-        """Code of rows that select `k` latents each."""
-        batch, k = indices.shape
-        offsets = torch.arange(0, (batch + 1) * k, k, device=indices.device)[: batch + 1]
-        return cls(offsets, indices.reshape(-1), values.reshape(-1), d_sae)
+    @property
+    def d_sae(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Number of latents."""
+        return self.pattern.d_sae
 
     @property
     def batch(self) -> int:
         """Number of encoded vectors."""
-        return self.offsets.shape[0] - 1
-
-    def _rows(self) -> Int[Tensor, " nnz"]:
-        lengths = self.offsets.diff()
-        rows = torch.arange(self.batch, device=self.offsets.device)
-        return rows.repeat_interleave(lengths, output_size=self.indices.shape[0])
+        return self.pattern.batch
 
     def dense(self) -> Float[Tensor, "batch d_sae"]:
         """All feature activations, zeros included; gradients reach the selected values."""
         flat = self.values.new_zeros(self.batch * self.d_sae)
-        return flat.scatter(0, self._rows() * self.d_sae + self.indices, self.values).view(
-            self.batch, self.d_sae
-        )
+        places = self.pattern.rows * self.d_sae + self.pattern.latents
+        return flat.scatter(0, places, self.values).view(self.batch, self.d_sae)
+
+    def atoms_sum(self, W: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
+        """Sum of the firing atoms, reading no others."""
+        return atoms_sum(self.values, W, self.pattern)
 
     def l0(self) -> Int[Tensor, " batch"]:
         """Number of latents with f != 0, per vector."""
         fired = (self.values.detach() != 0).long()
-        return fired.new_zeros(self.batch).index_add_(0, self._rows(), fired)
+        return fired.new_zeros(self.batch).index_add_(0, self.pattern.rows, fired)
 
     def l1(self) -> Float[Tensor, " batch"]:
         """Sum of |f|, per vector, summed in float32."""
         size = self.values.abs().float()
-        return size.new_zeros(self.batch).index_add(0, self._rows(), size)
+        return size.new_zeros(self.batch).index_add(0, self.pattern.rows, size)
 
     def firing_counts(self) -> Int[Tensor, " d_sae"]:
         """In how many vectors of the batch each latent fired."""
-        return torch.bincount(self.indices[self.values.detach() != 0], minlength=self.d_sae)
+        fired = self.pattern.latents[self.values.detach() != 0]
+        return torch.bincount(fired, minlength=self.d_sae)

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae.dictionaries.base import check_coefficient, register
-from sae.dictionaries.codes import Code, DenseCode
+from sae.dictionaries.codes import Code
 from sae.dictionaries.untied import Untied
 
 
@@ -37,7 +37,7 @@ class L1(Untied):
 
     def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
         """ReLU of the pre-activations."""
-        return DenseCode(torch.relu(self.pre(x)))
+        return self._relu_code(*self.encoder_terms(x))
 
     def row_penalties(self, code: Code) -> dict[str, Float[Tensor, " batch"]]:
         """`l1` times the sum of f."""

@@ -24,6 +24,8 @@ class SAEConfig:
         d_in: Width of the LM's activations.
         d_sae: Number of latents.
         k: Latents that may fire for each vector; `topk` needs it, the others do not take it.
+
+    With activation `jumprelu` the SAE has a fifth tensor, `threshold`.
     """
 
     architecture: str
@@ -60,6 +62,7 @@ class SAE(nn.Module):
         b_enc: Encoder bias.
         W_dec: Decoder, a unit row (dictionary atom) for each latent.
         b_dec: Decoder bias.
+        threshold: What a pre-activation must exceed to fire, at least 0; for `jumprelu` only.
         config: How it encodes.
         metadata: Where it comes from: LM, text, point, context length. Plain JSON values.
 
@@ -84,13 +87,18 @@ class SAE(nn.Module):
         b_dec: Tensor,
         config: SAEConfig,
         metadata: Mapping[str, object] | None = None,
+        threshold: Tensor | None = None,
     ):
         super().__init__()
-        _check({"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}, config)
+        weights = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+        _check(weights | ({} if threshold is None else {"threshold": threshold}), config)
         self.W_enc = nn.Parameter(W_enc.detach(), requires_grad=False)
         self.b_enc = nn.Parameter(b_enc.detach(), requires_grad=False)
         self.W_dec = nn.Parameter(W_dec.detach(), requires_grad=False)
         self.b_dec = nn.Parameter(b_dec.detach(), requires_grad=False)
+        self.threshold = (
+            None if threshold is None else nn.Parameter(threshold.detach(), requires_grad=False)
+        )
         self.config = config
         self.metadata = dict(metadata or {})
         self._activation = ACTIVATIONS[config.activation]
@@ -118,7 +126,7 @@ class SAE(nn.Module):
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Feature activations, dense, in the LM's units."""
         pre = x.to(self.W_enc) @ self.W_enc + self.b_enc
-        return self._activation(pre, self.config)
+        return self._activation(pre, self)
 
     def decode(self, f: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]:
         """Reconstruction from feature activations."""
@@ -134,25 +142,39 @@ class SAE(nn.Module):
         return f"{self.config.architecture}, d_in={self.d_in}, d_sae={self.d_sae}{k}"
 
 
-def _relu(pre: Tensor, config: SAEConfig) -> Tensor:
-    del config
+def _relu(pre: Tensor, sae: SAE) -> Tensor:
+    del sae
     return pre.relu()
 
 
-def _topk(pre: Tensor, config: SAEConfig) -> Tensor:
+def _topk(pre: Tensor, sae: SAE) -> Tensor:
     """Keep the k largest pre-activations, then ReLU, so fewer than k may fire."""
-    assert config.k is not None
-    values, indices = pre.topk(config.k, dim=-1)
+    assert sae.config.k is not None
+    values, indices = pre.topk(sae.config.k, dim=-1)
     return torch.zeros_like(pre).scatter(-1, indices, values.relu())
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor, SAEConfig], Tensor]] = {"relu": _relu, "topk": _topk}
+def _jumprelu(pre: Tensor, sae: SAE) -> Tensor:
+    """Keep what exceeds the latent's threshold, unchanged."""
+    assert sae.threshold is not None
+    return pre * (pre > sae.threshold)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor, SAE], Tensor]] = {
+    "relu": _relu, "topk": _topk, "jumprelu": _jumprelu,
+}  # fmt: skip
 """Activation functions by the word that a saved config names."""
 
 
 def _check(weights: Mapping[str, Tensor], config: SAEConfig) -> None:
     d_in, d_sae = config.d_in, config.d_sae
     shapes = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
+    if (config.activation == "jumprelu") != ("threshold" in weights):
+        raise ConfigError(
+            f"activation={config.activation} and {'a' if 'threshold' in weights else 'no'} "
+            "threshold do not fit: jumprelu, and only jumprelu, has one."
+        )
+    shapes |= {"threshold": (d_sae,)}
     for name, tensor in weights.items():
         if tuple(tensor.shape) != shapes[name]:
             raise ConfigError(
@@ -163,6 +185,8 @@ def _check(weights: Mapping[str, Tensor], config: SAEConfig) -> None:
             raise ConfigError(f"{name} is {tensor.dtype}; weights are floating-point numbers.")
         if not tensor.isfinite().all():
             raise ConfigError(f"{name} holds NaN or infinite numbers; nothing can be computed.")
+    if "threshold" in weights and bool((weights["threshold"] < 0).any()):
+        raise ConfigError("threshold holds negative numbers; latents never fire below 0.")
     if len(dtypes := {tensor.dtype for tensor in weights.values()}) > 1:
         raise ConfigError(f"The four tensors have several dtypes: {sorted(map(str, dtypes))}.")
     W_dec = weights["W_dec"]

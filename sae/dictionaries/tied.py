@@ -14,10 +14,10 @@ from sae.dictionaries.base import (
     check_coefficient,
     matmul_dtype,
     register,
-    unit_rows,
 )
-from sae.dictionaries.codes import Code, DenseCode
+from sae.dictionaries.codes import Code, DenseCode, SparseCode
 from sae.errors import ConfigError
+from sae.kernels import tied_code, unit_rows
 
 REVIVED_RESPONSE = 0.2
 """Share of its projection with which a revived latent answers the input it was drawn for."""
@@ -71,23 +71,27 @@ class Tied(Dictionary):
 
     def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
         """ReLU code of the centred input."""
-        return self._encode(x, unit_rows(self.W))
+        return self._relu_code(self._centred(x), unit_rows(self.W), self.b_enc)
 
     def decode_code(self, code: Code) -> Float[Tensor, "batch d_in"]:
         """Sum of the firing atoms, plus the centre."""
-        return self._decode(code, unit_rows(self.W))
+        return self._uncentred(code.atoms_sum(unit_rows(self.W)))
 
     def _encode_decode(self, x: Tensor) -> tuple[Code, Tensor]:
-        W = matmul_dtype(unit_rows(self.W))
-        code = self._encode(x, W)
-        return code, self._decode(code, W)
+        x, W = self._centred(x), unit_rows(self.W)
+        W_fast = matmul_dtype(W)
+        pre = linear(x, W_fast, self.b_enc)
+        pattern = self._sparse_enough(pre)
+        if pattern is None:
+            code: Code = DenseCode(torch.relu(pre))
+            return code, self._uncentred(code.atoms_sum(W_fast))
+        values, x_hat = tied_code(x, W, self.b_enc, pattern)
+        return SparseCode(pattern, values), self._uncentred(x_hat)
 
-    def _encode(self, x: Tensor, W: Tensor) -> Code:
-        x = x - self.centre if self.centred else x
-        return DenseCode(torch.relu(linear(x, W, self.b_enc)))
+    def _centred(self, x: Tensor) -> Tensor:
+        return x - self.centre if self.centred else x
 
-    def _decode(self, code: Code, W: Tensor) -> Tensor:
-        x_hat = code.dense() @ W
+    def _uncentred(self, x_hat: Tensor) -> Tensor:
         return x_hat + self.centre if self.centred else x_hat
 
     def row_penalties(self, code: Code) -> dict[str, Float[Tensor, " batch"]]:

@@ -7,10 +7,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae.dictionaries.base import register
-from sae.dictionaries.codes import Code, SparseCode
+from sae.dictionaries.codes import Code
 from sae.dictionaries.sae import SAEConfig
 from sae.dictionaries.untied import Untied
 from sae.errors import ConfigError
+from sae.kernels import select_topk
 
 
 @register("topk")
@@ -43,8 +44,9 @@ class TopK(Untied):
 
     def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
         """Indices and values of the k largest pre-activations."""
-        values, indices = self.pre(x).topk(self.k, dim=1, sorted=False)
-        return SparseCode.from_topk(indices, torch.relu(values), self.d_sae)
+        return self._selected_code(
+            *self.encoder_terms(x), select=lambda pre: select_topk(pre, self.k)
+        )
 
     def inference_config(self) -> SAEConfig:
         """How the saved SAE encodes: TopK, then ReLU."""

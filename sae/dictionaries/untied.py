@@ -3,9 +3,11 @@
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
-from sae.dictionaries.base import Dictionary, LatentParameter, Tensors, unit_rows
+from sae.dictionaries.base import Dictionary, LatentParameter, Tensors
 from sae.dictionaries.codes import Code
+from sae.kernels import normalize_rows_, project_off_rows_, unit_rows
 
 REVIVED_NORM = 0.2
 """Norm of a revived encoder column, as a share of the mean norm of the alive ones."""
@@ -37,7 +39,8 @@ class Untied(Dictionary):
         super().__init__(d_in, d_sae)
         atoms = unit_rows(torch.randn(d_sae, d_in, generator=generator))
         self.W_dec = nn.Parameter(atoms)
-        self.W_enc = nn.Parameter(atoms.T.clone())
+        # [d_in d_sae] as everywhere, but a latent's weights lie together: the kernels read them
+        self.W_enc = nn.Parameter(atoms.clone().T)
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.b_dec = nn.Parameter(
             torch.zeros(d_in) if mean is None else mean.detach().clone().float()
@@ -45,11 +48,22 @@ class Untied(Dictionary):
 
     def pre(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
         """Pre-activations."""
-        return torch.addmm(self.b_enc, x - self.b_dec, self.W_enc)
+        return linear(*self.encoder_terms(x))
+
+    def encoder_terms(self, x: Float[Tensor, "batch d_in"]) -> tuple[Tensor, Tensor, Tensor]:
+        """`x - b_dec`, the encoder's rows and its bias, with all gradients.
+
+        The gradient of b_dec by way of x - b_dec would cost a product as large as the decoder's,
+        only to be summed over the batch. It equals minus the gradient of b_enc times W_enc: one
+        row times a matrix. So b_dec takes part in the bias, by a term of value 0.
+        """
+        b_dec = self.b_dec.detach()
+        zero = self.b_dec - b_dec
+        return x - b_dec, self.W_enc.T, self.b_enc - zero @ self.W_enc.detach()
 
     def decode_code(self, code: Code) -> Float[Tensor, "batch d_in"]:
         """Sum of the firing atoms plus the decoder bias."""
-        return code.dense() @ self.W_dec + self.b_dec
+        return code.atoms_sum(self.W_dec) + self.b_dec
 
     def tensors(self) -> Tensors:
         """The four tensors, with the subtraction of b_dec folded into b_enc."""
@@ -68,12 +82,12 @@ class Untied(Dictionary):
         """Remove the component of each decoder row's gradient that is parallel to the row."""
         grad = self.W_dec.grad
         if grad is not None:
-            grad -= (grad * self.W_dec).sum(dim=1, keepdim=True) * self.W_dec
+            project_off_rows_(grad, self.W_dec.detach())
 
     @torch.no_grad()
     def constrain_parameters(self) -> None:
         """Bring the decoder rows back to length 1."""
-        self.W_dec /= self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8)
+        normalize_rows_(self.W_dec.detach())
 
     @torch.no_grad()
     def revive(

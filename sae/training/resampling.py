@@ -24,8 +24,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae.dictionaries.base import Dictionary, LatentParameter, unit_rows
+from sae.dictionaries.base import Dictionary, LatentParameter
 from sae.errors import ConfigError
+from sae.kernels import unit_rows
 from sae.training.schedules import span_tokens
 
 _ENCODE_AT_ONCE = 8192

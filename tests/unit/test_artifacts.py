@@ -157,7 +157,7 @@ def test_missing_tensor_and_wrong_rows(run):
     del tensors["b_dec"]
     save_file(tensors, file)
     edit(run / "sae", weights_sha256=_checksum(file))
-    with pytest.raises(ArtifactError, match=r"an SAE has \['W_dec', 'W_enc', 'b_dec', 'b_enc'\]"):
+    with pytest.raises(ArtifactError, match=r"this SAE has \['W_dec', 'W_enc', 'b_dec', 'b_enc'\]"):
         load(run)
 
 

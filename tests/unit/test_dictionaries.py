@@ -6,8 +6,14 @@ import torch
 from sae.dictionaries import ARCHITECTURES, build_dictionary
 from sae.dictionaries.codes import DenseCode, SparseCode
 from sae.errors import ConfigError
+from sae.kernels import select_topk
 
-SETTINGS = {"tied": {"l1": 1e-2, "centre": "none"}, "l1": {"l1": 1e-2}, "topk": {"k": 4}}
+SETTINGS = {
+    "tied": {"l1": 1e-2, "centre": "none"},
+    "l1": {"l1": 1e-2},
+    "topk": {"k": 4},
+    "batch_topk": {"k": 4},
+}
 D_IN, RATIO = 12, 3
 
 
@@ -60,6 +66,8 @@ def test_loss_is_mean_over_d_in_plus_row_penalties(word):
     assert output.terms.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(output.terms[name], value)
+    if word == "batch_topk":  # what fires on a vector in training depends on the others
+        return
     rows = dictionary.row_losses(x)
     torch.testing.assert_close(
         rows.mean(), sum(dictionary.training_output(x, 1.0).terms.values()).detach()
@@ -98,7 +106,7 @@ def test_gradients_reach_every_parameter(word):
         assert parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("word", ["l1", "topk"])
+@pytest.mark.parametrize("word", ["l1", "topk", "batch_topk"])
 def test_decoder_stays_on_the_sphere_and_moves_along_it(word):
     dictionary = build(word)
     optimizer = torch.optim.SGD(dictionary.parameters(), lr=0.1)
@@ -145,21 +153,57 @@ def test_topk_keeps_the_k_largest_and_never_negatives():
         torch.testing.assert_close(row, expected)
 
 
+@pytest.mark.parametrize("kernels", ["dense", "cpu"])
+def test_decoder_bias_gets_both_of_its_gradients(kernels):
+    dictionary, x = build("l1", mean=torch.linspace(-1, 1, D_IN)), x_of(200)
+    dictionary.kernels = kernels
+    sum(dictionary.training_output(x).terms.values()).backward()
+    W_enc, b_enc, W_dec, b_dec = (
+        parameter.detach().clone().requires_grad_()
+        for parameter in (dictionary.W_enc, dictionary.b_enc, dictionary.W_dec, dictionary.b_dec)
+    )
+    f = torch.relu((x - b_dec) @ W_enc + b_enc)
+    ((x - f @ W_dec - b_dec).square().mean() + 1e-2 * f.sum(1).mean()).backward()
+    for plain, name in ((W_enc, "W_enc"), (b_enc, "b_enc"), (W_dec, "W_dec"), (b_dec, "b_dec")):
+        torch.testing.assert_close(getattr(dictionary, name).grad, plain.grad)
+
+
+def test_batch_topk_shares_the_budget_and_ends_as_jumprelu():
+    dictionary, x = build("batch_topk", k=4), x_of(50)
+    pre = dictionary.pre(x)
+    smallest = pre.flatten().topk(4 * 50).values.min()
+    f = dictionary.training_output(x).code.dense()
+    torch.testing.assert_close(f, pre * (pre >= smallest))
+    assert f.count_nonzero() == 4 * 50
+    assert len(set((f != 0).sum(1).tolist())) > 1  # some vectors have more latents than others
+
+    dictionary.constrain_parameters()
+    assert torch.equal(dictionary.threshold, smallest)  # exact while few batches were seen
+    torch.testing.assert_close(dictionary.encode(x), pre * (pre > smallest))
+    alone = torch.cat([dictionary.encode(row[None]) for row in x])
+    torch.testing.assert_close(alone, dictionary.encode(x))  # whatever the others are
+
+
+def test_batch_topk_threshold_is_a_running_mean():
+    dictionary = build("batch_topk", k=4)
+    seen = []
+    for seed in range(5):
+        x = x_of(50, seed)
+        seen.append(dictionary.pre(x).flatten().topk(4 * 50).values.min())
+        dictionary.training_output(x)
+        dictionary.constrain_parameters()
+    torch.testing.assert_close(dictionary.threshold, torch.stack(seen).mean())
+
+
 def test_sparse_code_gradient_equals_the_dense_one():
-    values = torch.rand(5, 3, dtype=torch.float64, requires_grad=True)
-    indices = torch.stack([torch.randperm(7)[:3] for _ in range(5)])
+    pattern = select_topk(torch.randn(5, 7, dtype=torch.float64), 3)
+    values = torch.rand(len(pattern.latents), dtype=torch.float64, requires_grad=True)
     W = torch.randn(7, 4, dtype=torch.float64)
 
-    def through_sparse(v):
-        code = SparseCode.from_topk(indices, v, 7)
-        return code.dense() @ W
-
-    assert torch.autograd.gradcheck(through_sparse, (values,))
-    dense = torch.zeros(5, 7, dtype=torch.float64).scatter(1, indices, values)
-    torch.testing.assert_close(through_sparse(values), dense @ W)
-    assert torch.equal(
-        SparseCode.from_topk(indices, values, 7).l0(), DenseCode(dense.detach()).l0()
-    )
+    assert torch.autograd.gradcheck(lambda v: SparseCode(pattern, v).dense() @ W, (values,))
+    code = SparseCode(pattern, values.detach())
+    torch.testing.assert_close(code.atoms_sum(W), code.dense() @ W)
+    assert torch.equal(code.l0(), DenseCode(code.dense()).l0())
 
 
 @pytest.mark.parametrize(

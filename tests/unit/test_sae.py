@@ -42,10 +42,34 @@ def test_topk_keeps_the_largest_then_relu():
     assert sae.encode(torch.zeros(1, D_IN)).tolist() == [[0, 0, 0, 2, 0]]  # -1 is kept, then cut
 
 
+def test_jumprelu_keeps_what_exceeds_the_threshold_unchanged():
+    threshold = torch.tensor([0.0, 1.0, 5.0, 3.0, 0.0])
+    sae = SAE(**weights(), config=config("jumprelu"), threshold=threshold)
+    sae.W_enc.zero_()
+    sae.b_enc.copy_(torch.tensor([0.5, -1.0, 5.0, 4.0, -2.0]))
+    assert sae.encode(torch.zeros(1, D_IN)).tolist() == [[0.5, 0, 0, 4, 0]]
+
+
+@pytest.mark.parametrize(
+    ("activation", "threshold", "message"),
+    [
+        ("jumprelu", None, "only jumprelu"),
+        ("relu", torch.zeros(D_SAE), "only jumprelu"),
+        ("jumprelu", torch.zeros(D_SAE + 1), "shape"),
+        ("jumprelu", torch.full((D_SAE,), -1.0), "negative"),
+    ],
+)
+def test_threshold_must_fit(activation, threshold, message):
+    with pytest.raises(ConfigError, match=message):
+        SAE(**weights(), config=config(activation), threshold=threshold)
+
+
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
 @pytest.mark.parametrize("shape", [(), (4,), (2, 4), (2, 3, 4), (0,)])
 def test_any_leading_dimensions(activation, shape):
-    sae = SAE(**weights(), config=config(activation, k=2 if activation == "topk" else None))
+    threshold = torch.full((D_SAE,), 0.3) if activation == "jumprelu" else None
+    chosen = config(activation, k=2 if activation == "topk" else None)
+    sae = SAE(**weights(), config=chosen, threshold=threshold)
     x = torch.randn(*shape, D_IN)
     assert sae.encode(x).shape == (*shape, D_SAE)
     assert sae(x).shape == x.shape
@@ -100,7 +124,7 @@ def test_wrong_tensors_are_refused(name, change, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"activation": "gelu"}, r"activation='gelu' is not known.*\['relu', 'topk'\]"),
+        ({"activation": "gelu"}, r"activation='gelu' is not known.*\['jumprelu', 'relu', 'topk'\]"),
         ({"activation": "topk"}, "k=None must be between 1 and d_sae=5"),
         ({"activation": "topk", "k": 6}, "k=6 must be between 1 and d_sae=5"),
         ({"activation": "relu", "k": 3}, "k=3 has no effect with activation=relu"),

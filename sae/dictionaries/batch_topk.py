@@ -1,0 +1,90 @@
+"""BatchTopK dictionary: the k * batch largest of a batch fire (arXiv 2412.06410)."""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae.dictionaries.base import StepOutput, register
+from sae.dictionaries.codes import Code, SparseCode
+from sae.dictionaries.sae import SAEConfig
+from sae.dictionaries.topk import TopK
+from sae.kernels import select_batch_topk, select_positive
+
+THRESHOLD_PACE = 1e-3
+"""Weight of a batch's smallest firing activation in the running mean that becomes the threshold."""
+
+
+@register("batch_topk")
+class BatchTopK(TopK):
+    """Keeps the `k * batch` largest pre-activations of a training batch, then ReLU; no penalty.
+
+    What fires must not depend on the other vectors of a batch once training is over: the mean over
+    the training batches of the smallest activation that fired becomes a threshold, and evaluation
+    and the saved SAE keep what exceeds it (JumpReLU). The mean is exact for the first 1000 batches
+    and then runs with weight 0.001, as in the paper's code.
+
+    Args:
+        d_in: Width of the activations.
+        d_sae: Number of latents.
+        k: How many latents fire per vector on average, 1 to d_sae.
+        mean: Scaled mean of the training split.
+        generator: Source of the initial weights.
+    """
+
+    threshold: Tensor
+    batches: Tensor
+
+    def __init__(
+        self,
+        d_in: int,
+        d_sae: int,
+        *,
+        k: int,
+        mean: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(d_in, d_sae, k=k, mean=mean, generator=generator)
+        self.register_buffer("threshold", torch.zeros(()))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.long))
+        self._smallest: Tensor | None = None
+
+    def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
+        """What exceeds the threshold: the code of a vector whatever the others are."""
+        code = self._selected_code(
+            *self.encoder_terms(x), select=lambda pre: select_positive(pre - self.threshold)
+        )
+        if isinstance(code, SparseCode):
+            values = code.values * (code.values > self.threshold)
+            return SparseCode(code.pattern, values)
+        return code
+
+    def training_output(self, x: Float[Tensor, "batch d_in"], factor: float = 1.0) -> StepOutput:
+        """Selects over the batch, and notes the smallest activation that fired."""
+        code = self._selected_code(
+            *self.encoder_terms(x), select=lambda pre: select_batch_topk(pre, self.k)
+        )
+        fired = code.values.detach() if isinstance(code, SparseCode) else code.dense().detach()
+        self._smallest = fired.where(fired > 0, torch.inf).min()
+        return self._output(x, code, self.decode_code(code), factor)
+
+    @torch.no_grad()
+    def constrain_parameters(self) -> None:
+        """Unit decoder rows, and the threshold of the batch that was just trained on."""
+        super().constrain_parameters()
+        if self._smallest is None:
+            return
+        given = torch.isfinite(self._smallest)  # in a batch where nothing fires there is none
+        self.batches += given
+        pace = (1 / self.batches.clamp_min(1)).clamp_min(THRESHOLD_PACE)
+        self.threshold.lerp_(self._smallest.where(given, self.threshold).float(), pace.float())
+        self._smallest = None
+
+    def thresholds(self) -> Float[Tensor, " d_sae"]:
+        """The same for every latent."""
+        return self.threshold.expand(self.d_sae)
+
+    def inference_config(self) -> SAEConfig:
+        """How the saved SAE encodes: JumpReLU."""
+        return replace(super().inference_config(), activation="jumprelu", k=None)

@@ -1,0 +1,237 @@
+"""The sparse step: which latents fire, their values, and the sum of their atoms.
+
+Three products make the forward and the backward pass of every dictionary with a sparse code, and
+each is the gradient of the others, with E the (row, latent) pairs of a `Pattern`:
+
+- `pair_dots`: for each pair of E the dot product of a row of x and a row of W;
+- `rows_sum`: for each row the sum over its pairs of value times row of W;
+- `latents_sum`: for each latent the sum over its pairs of value times row of x.
+
+A back end is a module with these three, the three selections and `transpose`; `ops` adds autograd.
+Cost is O(pairs * d_in), where a dense product is O(batch * d_sae * d_in).
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae.errors import ConfigError
+
+BACKENDS = ("auto", "dense", "cpu", "triton")
+"""Values of `trainer.kernels`; `dense` multiplies whole matrices, whatever the code."""
+
+_MODULES = {"cpu": "sae.kernels.numba_cpu", "triton": "sae.kernels.triton_gpu"}
+
+
+class ByLatent(NamedTuple):
+    """The pairs of a pattern sorted by latent: latent j owns `offsets[j]:offsets[j + 1]`."""
+
+    offsets: Int[Tensor, " d_sae_plus_1"]
+    rows: Int[Tensor, " pairs"]
+    order: Int[Tensor, " pairs"]
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Which latents each row selects: row r owns `latents[offsets[r]:offsets[r + 1]]`.
+
+    Attributes:
+        offsets: Start of each row's pairs, and their number at the end.
+        latents: Selected latents, rising within a row.
+        d_sae: Number of latents.
+    """
+
+    offsets: Int[Tensor, " batch_plus_1"]
+    latents: Int[Tensor, " pairs"]
+    d_sae: int
+
+    @property
+    def batch(self) -> int:
+        """Number of rows."""
+        return self.offsets.shape[0] - 1
+
+    @cached_property
+    def rows(self) -> Int[Tensor, " pairs"]:
+        """Row of each pair."""
+        rows = torch.arange(self.batch, device=self.offsets.device)
+        return rows.repeat_interleave(self.offsets.diff(), output_size=self.latents.shape[0])
+
+    @cached_property
+    def by_latent(self) -> ByLatent:
+        """The same pairs in the order of the weight gradients; sorted once a step."""
+        offsets, rows, order = backend_for(self.latents.device).transpose(self)
+        return ByLatent(offsets, rows, order)
+
+
+def backend_for(device: torch.device) -> ModuleType | Any:
+    """The fastest back end for tensors on `device`; stock PyTorch where there is none.
+
+    A GPU needs Triton, which PyTorch's CUDA builds bring along.
+    """
+    if device.type == "cpu":
+        return import_module(_MODULES["cpu"])
+    if device.type == "cuda" and find_spec("triton") is not None:
+        return import_module(_MODULES["triton"])
+    return import_module("sae.kernels.stock")
+
+
+def check_backend(word: str, device: torch.device) -> str:
+    """Return `word` if tensors on `device` can be multiplied by it.
+
+    Raises:
+        ConfigError: If the word is unknown, or its kernels do not run there.
+    """
+    if word not in BACKENDS:
+        raise ConfigError(f"trainer.kernels={word!r} must be one of {', '.join(BACKENDS)}.")
+    runs_on = {"cpu": "cpu", "triton": "cuda"}.get(word, device.type)
+    if runs_on != device.type or (word == "triton" and find_spec("triton") is None):
+        raise ConfigError(
+            f"trainer.kernels={word} does not run on {device.type}. Use auto or dense."
+        )
+    return word
+
+
+def select_positive(pre: Float[Tensor, "batch d_sae"]) -> Pattern:
+    """All latents with a positive pre-activation (ReLU).
+
+    Example:
+        >>> pattern = select_positive(torch.tensor([[0.5, -1.0, 2.0], [0.0, -3.0, -1.0]]))
+        >>> pattern.offsets.tolist(), pattern.latents.tolist()
+        ([0, 2, 2], [0, 2])
+    """
+    pattern = select_positive_up_to(pre, pre.numel())
+    assert pattern is not None
+    return pattern
+
+
+def select_positive_up_to(pre: Float[Tensor, "batch d_sae"], most: int) -> Pattern | None:
+    """The same; None if there are more than `most`, which costs a count and no more."""
+    selected = backend_for(pre.device).select_positive(pre.detach().contiguous(), most)
+    if selected is None:
+        return None
+    offsets, latents = selected
+    return Pattern(offsets, latents, pre.shape[1])
+
+
+def select_topk(pre: Float[Tensor, "batch d_sae"], k: int) -> Pattern:
+    """The k largest of each row, as far as they are positive; of equals the first.
+
+    Example:
+        >>> pattern = select_topk(torch.tensor([[0.5, 1.0, 2.0], [0.0, -3.0, 1.0]]), 2)
+        >>> pattern.offsets.tolist(), pattern.latents.tolist()
+        ([0, 2, 3], [1, 2, 2])
+    """
+    return _select("select_topk", pre, k)
+
+
+def select_batch_topk(pre: Float[Tensor, "batch d_sae"], k: int) -> Pattern:
+    """The `batch * k` largest of the whole batch, as far as they are positive; of equals the first.
+
+    Example:
+        >>> pattern = select_batch_topk(torch.tensor([[0.5, 1.0, 2.0], [0.1, -3.0, 0.2]]), 1)
+        >>> pattern.offsets.tolist(), pattern.latents.tolist()
+        ([0, 2, 2], [1, 2])
+    """
+    return _select("select_batch_topk", pre, k)
+
+
+def _select(name: str, pre: Tensor, *args: Any) -> Pattern:
+    backend = backend_for(pre.device)
+    offsets, latents = getattr(backend, name)(pre.detach().contiguous(), *args)
+    return Pattern(offsets, latents, pre.shape[1])
+
+
+def latent_values(
+    x: Float[Tensor, "batch d_in"],
+    W: Float[Tensor, "d_sae d_in"],
+    bias: Float[Tensor, " d_sae"],
+    pattern: Pattern,
+) -> Float[Tensor, " pairs"]:
+    """Pre-activations `x[r] . W[j] + bias[j]` of the selected pairs, with gradients."""
+    return _LatentValues.apply(x.to(W.dtype), W, bias, pattern)  # pyright: ignore[reportReturnType]
+
+
+def atoms_sum(
+    values: Float[Tensor, " pairs"], W: Float[Tensor, "d_sae d_in"], pattern: Pattern
+) -> Float[Tensor, "batch d_in"]:
+    """Reconstruction: for each row the sum of its selected atoms, with gradients."""
+    return _AtomsSum.apply(values, W, pattern)  # pyright: ignore[reportReturnType]
+
+
+def tied_code(
+    x: Float[Tensor, "batch d_in"],
+    W: Float[Tensor, "d_sae d_in"],
+    bias: Float[Tensor, " d_sae"],
+    pattern: Pattern,
+) -> tuple[Float[Tensor, " pairs"], Float[Tensor, "batch d_in"]]:
+    """`f = relu(latent_values(x, W, bias))` and `atoms_sum(f, W)` of one matrix, with gradients.
+
+    Both uses of W give it a gradient; summed where they are made they are written once.
+    """
+    return _TiedCode.apply(x.to(W.dtype), W, bias, pattern)  # pyright: ignore[reportReturnType]
+
+
+class _LatentValues(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, W: Tensor, bias: Tensor, pattern: Pattern) -> Tensor:
+        ctx.save_for_backward(x, W)
+        ctx.pattern, ctx.backend = pattern, backend_for(x.device)
+        return ctx.backend.pair_dots(x, W, pattern) + bias[pattern.latents]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (x, W), grad = ctx.saved_tensors, grads[0].contiguous()
+        wants_x, wants_W, wants_bias, _ = ctx.needs_input_grad
+        return (
+            ctx.backend.rows_sum(grad, W, ctx.pattern) if wants_x else None,
+            ctx.backend.latents_sum(grad, x, ctx.pattern) if wants_W else None,
+            grad.new_zeros(W.shape[0]).index_add_(0, ctx.pattern.latents, grad)
+            if wants_bias
+            else None,
+            None,
+        )
+
+
+class _AtomsSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, W: Tensor, pattern: Pattern) -> Tensor:
+        ctx.save_for_backward(values, W)
+        ctx.pattern, ctx.backend = pattern, backend_for(W.device)
+        return ctx.backend.rows_sum(values.contiguous(), W, pattern)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (values, W), grad = ctx.saved_tensors, grads[0].contiguous()
+        wants_values, wants_W, _ = ctx.needs_input_grad
+        return (
+            ctx.backend.pair_dots(grad, W, ctx.pattern) if wants_values else None,
+            ctx.backend.latents_sum(values.contiguous(), grad, ctx.pattern) if wants_W else None,
+            None,
+        )
+
+
+class _TiedCode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, W: Tensor, bias: Tensor, pattern: Pattern) -> Any:
+        ctx.pattern, ctx.backend = pattern, backend_for(x.device)
+        f = (ctx.backend.pair_dots(x, W, pattern) + bias[pattern.latents]).relu_()
+        ctx.save_for_backward(x, W, f)
+        return f, ctx.backend.rows_sum(f, W, pattern)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (x, W, f), grad_x_hat = ctx.saved_tensors, grads[1].contiguous()
+        grad = ctx.backend.pair_dots(grad_x_hat, W, ctx.pattern).add_(grads[0]).mul_(f > 0)
+        return (
+            ctx.backend.rows_sum(grad, W, ctx.pattern) if ctx.needs_input_grad[0] else None,
+            ctx.backend.latents_sum_of_two(grad, x, f, grad_x_hat, ctx.pattern),
+            grad.new_zeros(W.shape[0]).index_add_(0, ctx.pattern.latents, grad),
+            None,
+        )

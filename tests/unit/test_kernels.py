@@ -1,0 +1,245 @@
+"""The sparse step: selections, products and gradients against stock PyTorch and dense products."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sae.dictionaries import build_dictionary
+from sae.dictionaries.base import SPARSE_BELOW
+from sae.dictionaries.codes import DenseCode, SparseCode
+from sae.errors import ConfigError
+from sae.kernels import (
+    Pattern,
+    atoms_sum,
+    check_backend,
+    latent_values,
+    normalize_rows_,
+    numba_cpu,
+    project_off_rows_,
+    select_batch_topk,
+    select_positive,
+    select_positive_up_to,
+    select_topk,
+    stock,
+    tied_code,
+    unit_rows,
+)
+
+CPU = torch.device("cpu")
+SAES = {
+    "tied": {"l1": 1e-2, "centre": "none"},
+    "l1": {"l1": 1e-2},
+    "topk": {"k": 8},
+    "batch_topk": {"k": 8},
+}
+
+
+def same(one, other):
+    return all(torch.equal(a.long(), b.long()) for a, b in zip(one, other, strict=True))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(0, 9),
+    columns=st.integers(1, 40),
+    k=st.integers(1, 40),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
+    steps=st.sampled_from([1, 4, 1000]),  # few steps: many equal values
+    shift=st.sampled_from([-3.0, 0.0, 3.0]),
+    seed=st.integers(0, 99),
+)
+def test_selections_equal_stock_pytorch(rows, columns, k, dtype, steps, shift, seed):
+    generator = torch.Generator().manual_seed(seed)
+    pre = torch.randn(rows, columns, generator=generator) + shift
+    pre = ((pre * steps).round() / steps).to(dtype)
+    k = min(k, columns)
+    all_of_them = pre.numel()
+    assert same(
+        numba_cpu.select_positive(pre, all_of_them), stock.select_positive(pre, all_of_them)
+    )
+    assert same(numba_cpu.select_topk(pre, k), stock.select_topk(pre, k))
+    assert same(numba_cpu.select_batch_topk(pre, k), stock.select_batch_topk(pre, k))
+
+
+def test_extreme_values_are_ordered():
+    pre = torch.tensor([[3e38, 1e-38, 1e-45, 0.0, -0.0, -1e-45, torch.inf, -torch.inf]])
+    assert select_positive(pre).latents.tolist() == [0, 1, 2, 6]
+    assert select_topk(pre, 2).latents.tolist() == [0, 6]
+    assert select_batch_topk(pre, 3).latents.tolist() == [0, 1, 6]
+
+
+def test_too_many_positives_are_not_selected():
+    pre = torch.ones(3, 5)
+    assert select_positive_up_to(pre, 14) is None
+    assert select_positive_up_to(pre, 15) is not None
+
+
+@pytest.mark.parametrize("d_in", [1, 7, 64])
+def test_products_equal_loops(d_in):
+    x, W = torch.randn(6, d_in), torch.randn(11, d_in)
+    mask = torch.rand(6, 11) < 0.3
+    mask[2], mask[:, 4], mask[:, 5] = False, True, False  # an empty row, a dense and a dead latent
+    pattern = select_positive(mask.float())
+    values = torch.randn(len(pattern.latents))
+    pairs = mask.nonzero().tolist()
+    dots = [float(x[r].double() @ W[j].double()) for r, j in pairs]
+    rows, latents = np.zeros((6, d_in)), np.zeros((11, d_in))
+    for value, (r, j) in zip(values.tolist(), pairs, strict=True):
+        rows[r] += value * W[j].double().numpy()
+        latents[j] += value * x[r].double().numpy()
+    for backend in (numba_cpu, stock):
+        for found, expected in (
+            (backend.pair_dots(x, W, pattern), dots),
+            (backend.rows_sum(values, W, pattern), rows),
+            (backend.latents_sum(values, x, pattern), latents),
+        ):
+            torch.testing.assert_close(found, torch.tensor(np.array(expected)).float())
+
+
+def test_transposed_pattern_equals_stock():
+    pattern = select_positive(torch.randn(30, 17))
+    assert same(numba_cpu.transpose(pattern), stock.transpose(pattern))
+
+
+@pytest.mark.parametrize("pre", [-torch.ones(3, 5), torch.ones(0, 5)])
+def test_nothing_selected(pre):
+    pattern = select_positive(pre)
+    W = torch.randn(5, 4, requires_grad=True)
+    x_hat = atoms_sum(torch.zeros(0), W, pattern)
+    x_hat.sum().backward()
+    assert x_hat.shape == (len(pre), 4)
+    assert not x_hat.any()
+    assert not W.grad.any()
+
+
+def test_gradients():
+    x, W, bias = (
+        torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+        for shape in ((6, 4), (9, 4), (9,))
+    )
+    pattern = select_positive((x @ W.T - 1).detach())
+
+    def autoencode(x, W, bias):
+        return atoms_sum(torch.relu(latent_values(x, W, bias, pattern)), W, pattern)
+
+    assert torch.autograd.gradcheck(autoencode, (x, W, bias))
+    assert torch.autograd.gradcheck(lambda *given: tied_code(*given, pattern), (x, W, bias))
+    torch.testing.assert_close(tied_code(x, W, bias, pattern)[1], autoencode(x, W, bias))
+
+
+def test_the_number_of_threads_changes_no_bit():
+    x, W = torch.randn(50, 33), torch.randn(70, 33)
+    pattern = select_topk(x @ W.T, 9)
+    values = torch.randn(len(pattern.latents))
+    threads, found = torch.get_num_threads(), []
+    try:
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            found.append((
+                numba_cpu.pair_dots(x, W, pattern),
+                numba_cpu.rows_sum(values, W, pattern),
+                numba_cpu.latents_sum(values, x, pattern),
+            ))  # fmt: skip
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def train(word, kernels, steps=200, autocast=False):
+    """Loss curve, and the final dictionary with a batch it has not seen."""
+    generator = torch.Generator().manual_seed(0)
+    atoms = torch.nn.functional.normalize(torch.randn(96, 24, generator=generator), dim=1)
+    config = {"architecture": word, "dict_ratio": 4, **SAES[word]}
+    dictionary = build_dictionary(config, d_in=24)
+    dictionary.kernels = kernels
+    optimizer = torch.optim.Adam(dictionary.parameters(), lr=3e-3, fused=True)
+    losses = []
+
+    def batch():
+        f = torch.rand(128, 96, generator=generator)
+        return f * (torch.rand(128, 96, generator=generator) < 0.05) @ atoms * 4
+
+    for _ in range(steps):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            output = dictionary.training_output(batch())
+        loss = torch.stack(list(output.terms.values())).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        dictionary.constrain_gradients()
+        optimizer.step()
+        dictionary.constrain_parameters()
+        losses.append(loss.item())
+    return torch.tensor(losses), dictionary, batch()
+
+
+@pytest.mark.parametrize("word", sorted(SAES))
+def test_sparse_training_equals_dense_training(word):
+    dense, sparse = train(word, "dense")[0], train(word, "cpu")[0]
+    assert dense[-1] < dense[0] / 2
+    torch.testing.assert_close(sparse, dense, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("word", sorted(SAES))
+def test_selecting_in_bfloat16_ends_at_the_same_dictionary(word):
+    ends = []
+    for kernels, autocast in (("dense", False), ("cpu", True)):
+        _, dictionary, x = train(word, kernels, steps=400, autocast=autocast)
+        code = dictionary.encode_code(x)
+        error = (x - dictionary.decode_code(code)).square().sum() / (x - x.mean(0)).square().sum()
+        ends.append((error.item(), code.l0().double().mean().item()))
+    (fvu, l0), (other_fvu, other_l0) = ends
+    assert other_fvu == pytest.approx(fvu, rel=0.03)  # 128 vectors; 1 % on real activations
+    assert other_l0 == pytest.approx(l0, rel=0.03)
+
+
+def test_the_density_of_each_batch_decides():
+    dictionary = build_dictionary({"architecture": "l1", "dict_ratio": 4, "l1": 0.0}, d_in=50)
+    x = torch.randn(40, 50)
+    pre = dictionary.pre(x).detach()
+    for density, kind in ((1.5 * SPARSE_BELOW, DenseCode), (0.5 * SPARSE_BELOW, SparseCode)):
+        dictionary.b_enc.data.fill_(-pre.flatten().quantile(1 - density).item())
+        code = dictionary.encode_code(x)
+        assert isinstance(code, kind)
+        torch.testing.assert_close(code.dense(), torch.relu(dictionary.pre(x)))
+        dictionary.kernels = "dense"
+        assert isinstance(dictionary.encode_code(x), DenseCode)
+        dictionary.kernels = "cpu"
+        assert isinstance(dictionary.encode_code(x), SparseCode)
+        dictionary.kernels = "auto"
+
+
+@pytest.mark.parametrize(
+    ("word", "message"), [("fast", "must be one of auto"), ("triton", "does not run on cpu")]
+)
+def test_unknown_or_impossible_kernels_are_refused(word, message):
+    assert check_backend("cpu", CPU) == "cpu"
+    with pytest.raises(ConfigError, match=message):
+        check_backend(word, CPU)
+
+
+def test_pattern_rows():
+    pattern = Pattern(torch.tensor([0, 2, 2, 3]), torch.tensor([1, 4, 0]), 5)
+    assert pattern.rows.tolist() == [0, 0, 2]
+    assert pattern.by_latent.offsets.tolist() == [0, 1, 2, 2, 2, 3]
+    assert pattern.by_latent.rows.tolist() == [2, 0, 0]
+
+
+def test_unit_rows_has_the_right_gradient():
+    weight = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(unit_rows, (weight,))
+    plain = weight / weight.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(unit_rows(weight), plain)
+    torch.testing.assert_close(unit_rows(torch.zeros(2, 3)), torch.zeros(2, 3))
+
+
+def test_rows_keep_their_length_and_gradients_their_tangent():
+    weight, grad = torch.randn(7, 5), torch.randn(7, 5)
+    for layout in (weight, weight.t().contiguous().t()):  # compiled, and stock for other strides
+        unit, tangent = layout.clone(), grad.clone()
+        normalize_rows_(unit)
+        project_off_rows_(tangent, unit)
+        torch.testing.assert_close(unit, torch.nn.functional.normalize(weight, dim=1))
+        torch.testing.assert_close((tangent * unit).sum(1), torch.zeros(7))
+        torch.testing.assert_close(tangent, grad - (grad * unit).sum(1, keepdim=True) * unit)
