@@ -8,6 +8,7 @@ From Python: `train(compose(["layer=4", "l1=1e-3"]), Path("my_run"))`.
 import json
 import logging
 import pickle
+import sys
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,10 +20,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from callbacks.interruption import Interrupted, handling
+from conf import ensemble
 from conf.commandline import compose_job, fail, names_of, parse, run_program
 from conf.runs import continued, save_config
 from conf.schema import check, register
 from sae.errors import ArtifactError, ConfigError, SAEError
+from sae.lockstep import meet
+from sae.memory import keep_freed_memory
 from sae.provenance import write_json
 
 if TYPE_CHECKING:  # importing these takes seconds, which --help and errors need not wait for
@@ -44,11 +49,13 @@ def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
 def harvest(config: dict[str, Any]) -> None:
     """Fill the cache for every layer and site of the configuration, in one LM pass a split."""
     from sae.activations.build import lm_activations, points_of
+    from sae.planning import Machine, check_fits, plan_runs
     from sae.training.build import resolve_device
 
     activations, points = config["activations"], points_of(config["activations"])
     device = resolve_device(config["trainer"]["accelerator"])
     source = lm_activations(config["lm"], config["corpus"], points[0], activations, device)
+    check_fits(plan_runs([config]), Machine.here(device))
     source.prepare(also=points[1:])
 
 
@@ -63,7 +70,7 @@ def train(
         given: Keys that must agree with a run that is continued, the others follow it; None: all.
 
     Returns:
-        The content of `results.json`.
+        The content of `results.json`; nothing in the processes of trainer=ddp but the first.
 
     Raises:
         SAEError: If anything the user gave is wrong. What was saved before stays as it was.
@@ -77,19 +84,25 @@ def train(
         return finished
     _reject_lists(config)
     _quiet_lightning()
+    keep_freed_memory()
+
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
 
     from callbacks.build import build_loggers
     from callbacks.manifest import Manifest
     from sae.activations.build import build_source
     from sae.evals.build import check_evals, ctx_of
+    from sae.planning import Machine, check_fits, plan_runs
     from sae.training.build import (
         build_data,
         build_module,
+        check_processes,
         check_settings,
         l1_equivalents,
         resolve_device,
         resolve_precision,
     )
+    from sae.training.ranks import part
 
     settings = config["trainer"]
     device = resolve_device(settings["accelerator"])
@@ -97,26 +110,34 @@ def train(
     check_settings(config)  # mistakes come before the harvest, which may take long
     source = build_source(config["activations"], config["lm"], config["corpus"], device)
     check_evals(config["eval"], ctx_of(source))
-    manifest = Manifest(run_dir / "manifest.json", config, {"seed": config["seed"]})
+    check_fits(plan_runs([config]), Machine.here(device))
+    seeds = {"seed": config["seed"], "activations.seed": config["activations"]["seed"]}
+    manifest = Manifest(run_dir / "manifest.json", config, seeds)
     with manifest.stage("harvest"):
         source.prepare()
     data = build_data(config, source)
     module = build_module(config, data)
     checkpoint = _read_checkpoint(run_dir)
     start = 0 if checkpoint is None else int(checkpoint["global_step"])
-    save_config(run_dir, config)
+    if rank_zero_only.rank == 0:
+        save_config(run_dir, config)
 
     loggers = build_loggers(config, run_dir, start)
     try:
         for logger in loggers:
             logger.log_hyperparams({"l1_equivalents": l1_equivalents(config, data)})
         trainer = _trainer(config, run_dir, data, manifest, loggers)
+        check_processes(trainer.world_size, settings)
         if start < data.steps:
             path = None if checkpoint is None else _checkpoint(run_dir)
             del checkpoint
             trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+            part()
+            meet()  # SAEs that train in lockstep: nobody measures while a neighbour trains
         elif checkpoint is not None:  # killed between the last step and the results
             module.load_state_dict(checkpoint["state_dict"])
+        if rank_zero_only.rank != 0:  # the rest is one process's work
+            return {}
         _save(config, run_dir, data, module)
         with manifest.stage("evaluate"):
             results = _evaluate(config, run_dir, data, device)
@@ -165,18 +186,20 @@ def _reject_lists(config: Mapping[str, Any]) -> None:
         if isinstance(config[name], list):
             values = ",".join(map(str, config[name]))
             raise ConfigError(
-                f"{name}=[{values}] names several SAEs. Train them as a sweep: "
-                f"python train.py -m {name}={values}. Lists of layers and sites are for "
-                "harvest_only=true."
+                f"{name}=[{values}] names several SAEs, and this is one run. Without -m, "
+                f"python train.py '{name}=[{values}]' trains them from one read; as jobs of a "
+                f"sweep: python train.py -m {name}={values}; from Python: docs/ensembles.md."
             )
 
 
 def _quiet_lightning() -> None:
     """Lightning's hints (hardware found, products to try) are not ours to repeat at every run."""
-    import lightning  # noqa: F401  importing it sets the levels that are set here
+    from lightning.fabric.utilities.rank_zero import rank_zero_only  # sets levels, too
 
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    if rank_zero_only.rank != 0:  # the first of several processes speaks for all
+        logging.getLogger().setLevel(logging.WARNING)
     # Lightning 2.6 with torch 2.13; nothing that a user could act on
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 
@@ -212,12 +235,15 @@ def _trainer(
     from callbacks.build import build_watchers
     from callbacks.checkpoint import LastCheckpoint
     from callbacks.progress import TrainingProgress
+    from sae.training.build import num_processes
 
     settings = config["trainer"]
     validations = settings["validations"]
     return L.Trainer(
         accelerator=settings["accelerator"],
         devices=settings["devices"],
+        num_nodes=settings.get("num_nodes", 1),
+        strategy="ddp" if num_processes(settings) > 1 else "auto",
         precision=settings["precision"],
         max_steps=data.steps,
         max_epochs=-1,
@@ -287,20 +313,32 @@ def _publish(results: dict[str, Any], run_dir: Path, loggers: list[Any], step: i
     print_summary(results, str(run_dir))
 
 
+def objectives(results: Mapping[str, Any]) -> tuple[float, float] | None:
+    """What a sweeper minimises: FVU and L0 on the test split; None where they were not measured."""
+    metrics = results.get("core", {}).get("metrics", {})
+    found = [metrics.get(name, {}).get("value") for name in ("fvu", "l0")]
+    return None if None in found else (found[0], found[1])
+
+
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(composed: DictConfig) -> None:
-    """One job: compose has happened, check, then harvest or train."""
+def main(composed: DictConfig) -> Any:
+    """One job: compose has happened, check, then harvest or train. Returns its `objectives`."""
     job = HydraConfig.get()
     run_dir = Path(job.runtime.output_dir)
     multirun = job.mode == RunMode.MULTIRUN
     try:
-        given = names_of(parse(list(job.overrides.task)))
-        config = check(composed, given)
-        if config["harvest_only"]:
-            harvest(config)
-        else:
+        with handling():
+            given = names_of(parse(list(job.overrides.task)))
+            config = check(composed, given)
+            if config["harvest_only"]:
+                return harvest(config)
             (run_dir / "error.txt").unlink(missing_ok=True)
-            train(config, run_dir, given)
+            return objectives(train(config, run_dir, given))
+    except Interrupted as stopped:
+        if stopped.code:
+            where = f"sweep_dir={run_dir.parent}" if multirun else f"run_dir={run_dir}"
+            sys.stderr.write(f"Stopped by {stopped}. The same command with {where} continues.\n")
+        raise SystemExit(stopped.code) from None
     except Exception as error:
         if not multirun and isinstance(error, SAEError):
             fail(error)
@@ -311,7 +349,9 @@ def main(composed: DictConfig) -> None:
         text = str(error) if isinstance(error, SAEError) else traceback.format_exc()
         (run_dir / "error.txt").write_text(f"{type(error).__name__}: {text}\n")
         log.error("Job %s failed: %s: %s", job.job.num, type(error).__name__, text)
+        return None
 
 
 if __name__ == "__main__":
+    ensemble.register()
     run_program("train", main)

@@ -41,7 +41,7 @@ def _downstream(data: ActivationDataModule, **settings: Any) -> DownstreamPerple
     source = data.source
     assert isinstance(source, LMActivations)
     return DownstreamPerplexity(
-        lambda: source.source.load(source.device),  # pyright: ignore[reportArgumentType]
+        lambda: source.load_lm(source.device),
         source.store("val"),
         source.point,
         data.mean_of("val"),  # no metric reads training text

@@ -16,6 +16,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import WandbLogger
 
 from sae.errors import ConfigError
+from sae.lockstep import once
 
 log = logging.getLogger(__name__)
 
@@ -209,15 +210,20 @@ def _start(arguments: Mapping[str, Any], *, online: bool, expected: bool) -> Any
     )
     # create_new leaves a run alone that a notebook may have open
     arguments = {**arguments, "settings": settings, "reinit": "create_new"}
-    if online:
+    neighbours: list[str] = once("W&B runs", list)  # those of SAEs that train in lockstep
+    if online and "offline" not in neighbours:  # what the first found out holds for all
         try:
             if wandb.login(prompt=False, verify=True):
-                return wandb.init(mode="online", resume="allow", **arguments)
+                run = wandb.init(mode="online", resume="allow", **arguments)
+                neighbours.append("online")
+                return run
             if expected:
                 log.warning("W&B is not logged in (run `wandb login`); this run is kept offline.")
         except Exception as error:  # no server, no access, wrong key: the reason is in the message
             log.warning("W&B cannot be used online, this run is kept offline: %s", _short(error))
-            wandb.teardown()  # a half-started run would keep its id taken
+            if not neighbours:  # it would end their runs
+                wandb.teardown()  # a half-started run would keep its id taken
+    neighbours.append("offline")
     return wandb.init(mode="offline", **arguments)
 
 

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
+from callbacks.interruption import Interrupted
+from sae.lockstep import Stopped
 from sae.provenance import provenance, write_json
 
 
@@ -77,8 +80,8 @@ class Manifest(L.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Count vectors."""
-        self.training["vectors"] += len(batch)
+        """Count vectors, of all processes."""
+        self.training["vectors"] += len(batch) * trainer.world_size
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop counting time as training."""
@@ -101,7 +104,7 @@ class Manifest(L.Callback):
     ) -> None:
         """Close the session and say what happened."""
         if self._session is not None:
-            interrupted = isinstance(exception, KeyboardInterrupt)
+            interrupted = isinstance(exception, KeyboardInterrupt | Interrupted | Stopped)
             self._session["error"] = f"{type(exception).__name__}: {exception}"
             self._update(trainer, "interrupted" if interrupted else "failed")
 
@@ -122,6 +125,7 @@ class Manifest(L.Callback):
         self._session.update(to_step=trainer.global_step, status=status, ended_utc=ended)
         self._write()
 
+    @rank_zero_only
     def _write(self) -> None:
         assert self._session is not None
         session = self._session | {"stage_seconds": self._stages, "training": self.training}

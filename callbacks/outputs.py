@@ -40,4 +40,5 @@ def log_values(module: L.LightningModule, values: Mapping[str, float | None]) ->
     if tokens is not None:
         numbers["tokens"] = float(tokens)
     for name, value in numbers.items():
-        module.log(name, torch.tensor(value, dtype=torch.float64), batch_size=1)
+        number = torch.tensor(value, dtype=torch.float64, device=module.device)
+        module.log(name, number, batch_size=1, sync_dist=True)  # equal on all ranks anyway

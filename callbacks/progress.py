@@ -13,10 +13,13 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from sae.lockstep import member_name, once
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +27,8 @@ log = logging.getLogger(__name__)
 class TrainingProgress(ProgressBar):
     """A bar on a terminal; elsewhere (a log file, a cluster job) a line every `log_seconds`.
 
-    Lightning drops its own bar when it finds this one among the callbacks.
+    Lightning drops its own bar when it finds this one among the callbacks. SAEs that train in
+    lockstep draw one bar with a row each.
 
     Args:
         log_seconds: Time between two lines where the output is no terminal.
@@ -37,6 +41,7 @@ class TrainingProgress(ProgressBar):
         self.console = console or Console(stderr=True)
         self._enabled = True
         self._bar: Progress | None = None
+        self._task = TaskID(0)
         self._vectors = self._first_step = self._steps = 0
         self._start = self._shown = self._paused = 0.0
         self._validating_since = 0.0
@@ -56,13 +61,12 @@ class TrainingProgress(ProgressBar):
         self._first_step, self._vectors, self._paused = trainer.global_step, 0, 0.0
         self._start = self._shown = time.monotonic()
         if self._enabled and self.console.is_terminal:
-            self._bar = bar = Progress(
-                SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24),
-                MofNCompleteColumn(), TextColumn("{task.fields[state]}", style="cyan"),
-                TimeElapsedColumn(), TimeRemainingColumn(), console=self.console,
-            )  # fmt: skip
+            self._bar = bar = once("training bar", self._new_bar)
             bar.start()
-            bar.add_task("train", total=self._steps, completed=self._first_step, state="steps")
+            self._task = bar.add_task(
+                self._description("train"), total=self._steps, completed=self._first_step,
+                state="steps", going=True,
+            )  # fmt: skip
 
     def on_train_batch_end(
         self,
@@ -73,13 +77,13 @@ class TrainingProgress(ProgressBar):
         batch_idx: int,
     ) -> None:
         """Move on; the numbers are read twice a second at most."""
-        self._vectors += len(batch)
+        self._vectors += len(batch) * trainer.world_size
         now = time.monotonic()
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=trainer.global_step)
+            self._bar.update(self._task, completed=trainer.global_step)
             if now - self._shown > 0.5:
                 self._shown = now
-                self._bar.update(self._bar.task_ids[0], state=f"steps, {self._state(trainer)}")
+                self._bar.update(self._task, state=f"steps, {self._state(trainer)}")
         elif self._enabled and now - self._shown >= self.log_seconds:
             self._shown = now
             left = (self._steps - trainer.global_step) * self._seconds_per_step(trainer)
@@ -89,20 +93,20 @@ class TrainingProgress(ProgressBar):
         """Say so; this time is none of the training rate's."""
         self._validating_since = time.monotonic()
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], description="validate")
+            self._bar.update(self._task, description=self._description("validate"))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Go on."""
         self._paused += time.monotonic() - self._validating_since
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], description="train")
+            self._bar.update(self._task, description=self._description("train"))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the finished bar, or one last line."""
         if self._bar is None and self._enabled:
             log.info("%s", self._line(trainer))
         elif self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], state=f"steps, {self._state(trainer)}")
+            self._bar.update(self._task, state=f"steps, {self._state(trainer)}")
         self._stop()
 
     def on_exception(
@@ -117,8 +121,20 @@ class TrainingProgress(ProgressBar):
 
     def _stop(self) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            self._bar.update(self._task, going=False)
+            if not any(task.fields["going"] for task in self._bar.tasks):
+                self._bar.stop()
             self._bar = None
+
+    def _new_bar(self) -> Progress:
+        return Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24),
+            MofNCompleteColumn(), TextColumn("{task.fields[state]}", style="cyan"),
+            TimeElapsedColumn(), TimeRemainingColumn(), console=self.console,
+        )  # fmt: skip
+
+    def _description(self, doing: str) -> str:
+        return " ".join(filter(None, (member_name(), doing)))
 
     def _line(self, trainer: L.Trainer) -> str:
         return f"train: step {trainer.global_step:,} of {self._steps:,}, {self._state(trainer)}"

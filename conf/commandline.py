@@ -13,7 +13,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -23,8 +23,10 @@ from conf.schema import check, options
 from sae.errors import ConfigError, SAEError
 
 FOLDER = Path(__file__).parent
-OPTIONS = ("experiment", "sweep", "launcher", "debug")
+OPTIONS = ("experiment", "sweep", "launcher", "sweeper", "debug")
 """Groups whose files set keys all over the configuration."""
+LISTS = ("layer", "site", "l1", "k", "dict_ratio", "seed")
+"""Short overrides of which a list stands for several SAEs."""
 
 
 def parse(arguments: Sequence[str]) -> list[Override]:
@@ -50,14 +52,22 @@ def parse(arguments: Sequence[str]) -> list[Override]:
 def jobs(overrides: Sequence[Override]) -> list[list[str]]:
     """Override lists of the jobs that a sweep over `overrides` runs, in job order.
 
+    Of a range that is searched, its two ends stand for all values.
+
     Raises:
         ConfigError: If one of them cannot be listed.
     """
+    listed = [end for override in overrides for end in _ends(override)]
     try:
-        batches = BasicSweeper.split_arguments(list(overrides), max_batch_size=None)
+        batches = BasicSweeper.split_arguments(listed, max_batch_size=None)
     except HydraException as error:
         raise ConfigError(f"{error}. List the values: key=a,b,c or key=range(0,3).") from None
     return [list(job) for batch in batches for job in batch]
+
+
+def searches(sweeper: Mapping[str, Any]) -> bool:
+    """Whether this sweeper chooses values of its own, so that the jobs cannot be listed."""
+    return "Optuna" in sweeper["_target_"]
 
 
 def sweep_jobs(overrides: Sequence[Override], params: Mapping[str, Any] | None) -> list[list[str]]:
@@ -98,15 +108,18 @@ def names_of(overrides: Sequence[Override]) -> list[str]:
     ]
 
 
-def check_command_line(config_name: str, arguments: Sequence[str]) -> None:
+def check_command_line(config_name: str, arguments: Sequence[str]) -> list[dict[str, Any]]:
     """Check the whole command line, every job of a sweep included, before anything starts.
+
+    Returns:
+        The configuration of every job; none where only Hydra itself is asked.
 
     Raises:
         ConfigError: At the first mistake.
     """
     flags = get_args_parser().parse_args(list(arguments))
     if any(getattr(flags, name) for name in _HYDRAS_OWN):
-        return  # another configuration, or none: Hydra's own checks must do
+        return []  # another configuration, or none: Hydra's own checks must do
     overrides = parse(flags.overrides)
     own = [o for o in overrides if not o.key_or_group.startswith("hydra")]
     first = _compose(config_name, tuple(jobs(own)[0]))
@@ -121,22 +134,63 @@ def check_command_line(config_name: str, arguments: Sequence[str]) -> None:
             f"{swept[0]} names several values. Sweep over them with -m, "
             "or quote a list as 'key=[a,b]'."
         )
+    if multirun:
+        _check_ranges(own, first.hydra.sweeper)
+    configs = []
     for job in sweep_jobs(own, first.hydra.sweeper.get("params") if multirun else None):
         composed = compose_job(config_name, job)
         if flags.cfg or flags.help:
             continue
         given = names_of(parse(job))
         config = check(composed, given)
-        if config_name == "train" and not multirun:
+        if config_name == "train" and multirun:
+            _check_processes(config["trainer"])
+        elif config_name == "train":
             # Hydra writes into the folder before the program can look at what it holds
-            continued(Path(config["run_dir"]), config, given)
+            config = continued(Path(config["run_dir"]), config, given)
+        configs.append(config)
+    return configs
+
+
+def as_sweep(arguments: Sequence[str]) -> list[str]:
+    """A command line of train.py that lists values, as the sweep that it stands for.
+
+    Its jobs train from one read (conf/ensemble.py), unless it names another launcher. Lists of a
+    harvest, and whatever is a sweep already, stay as they are.
+
+    Raises:
+        ConfigError: If it cannot be read or composed.
+    """
+    flags = get_args_parser().parse_args(list(arguments))
+    if flags.multirun or flags.cfg or flags.help or any(getattr(flags, n) for n in _HYDRAS_OWN):
+        return list(arguments)
+    own = [o for o in parse(flags.overrides) if not o.key_or_group.startswith("hydra")]
+    config = compose_job("train", jobs(own)[0])
+    listed = {name: config[name] for name in LISTS if OmegaConf.is_list(config[name])}
+    if not listed or config.harvest_only or not all(listed.values()):
+        return list(arguments)
+    lists = {o.input_line for o in own if o.key_or_group in listed}
+    words = [
+        word.replace("run_dir=", "sweep_dir=", 1) if word.startswith("run_dir=") else word
+        for word in arguments
+        if word not in lists
+    ]
+    words += [f"{name}={','.join(map(str, values))}" for name, values in listed.items()]
+    named = any(o.key_or_group == "launcher" for o in own)
+    return ["-m", *words, *([] if named else ["launcher=ensemble"])]
 
 
 def run_program(config_name: str, program: Any) -> None:
     """Run a Hydra main with errors that a user can read, and no traceback for theirs."""
     try:
-        check_command_line(config_name, sys.argv[1:])
-        program()
+        if config_name == "train":
+            sys.argv[1:] = as_sweep(sys.argv[1:])
+        configs = check_command_line(config_name, sys.argv[1:])
+        if configs and configs[0].get("plan"):
+            given = names_of(parse(get_args_parser().parse_args(sys.argv[1:]).overrides))
+            _show_plan(configs, together="launcher=ensemble" in given)
+        else:
+            program()
     except SAEError as error:
         fail(error)
 
@@ -147,6 +201,15 @@ def fail(error: SAEError) -> None:
     raise SystemExit(1)
 
 
+def _show_plan(configs: Sequence[dict[str, Any]], together: bool) -> None:
+    """Print what the jobs cost. Hydra does not even start: it would make the run folder."""
+    from sae.planning import Machine, plan_runs, print_plan
+
+    plan = plan_runs(configs, together=together)
+    print_plan(plan, Machine.here(plan.device))
+
+
+_PLUGINS = {"hydra/launcher/submitit": "slurm", "hydra/sweeper/optuna": "optuna"}
 _HYDRAS_OWN = (
     "hydra_help", "shell_completion", "config_path", "config_name", "config_dir",
     "experimental_rerun", "info",
@@ -158,6 +221,38 @@ def _check_folders(overrides: Sequence[Override], multirun: bool) -> None:
     if wrong in names_of(overrides):
         which = "a sweep" if multirun else "one run; only a sweep (-m) has a sweep_dir"
         raise ConfigError(f"{wrong} has no effect on {which}. Give {right}=… instead.")
+
+
+def _check_ranges(overrides: Sequence[Override], sweeper: Mapping[str, Any]) -> None:
+    ranges = [o.input_line for o in overrides if o.is_interval_sweep()]
+    if ranges and not searches(sweeper):
+        raise ConfigError(
+            f"{ranges[0]} is a range. List the values: key=a,b,c, or search it with sweeper=optuna."
+        )
+    swept = sweeper.get("params") or any(o.is_sweep_override() for o in overrides)
+    if searches(sweeper) and not swept:
+        raise ConfigError(
+            "sweeper=optuna has nothing to search. Give a range, such as "
+            "'l1=tag(log,interval(1e-4,1e-2))' or 'k=tag(log,int(interval(8,128)))'."
+        )
+
+
+def _ends(override: Override) -> list[Override]:
+    value = override.value()
+    if not isinstance(value, IntervalSweep):
+        return [override]
+    return parse([f"{override.key_or_group}={value.start},{value.end}"])
+
+
+def _check_processes(trainer: Mapping[str, Any]) -> None:
+    """Lightning starts the other processes with this command line: with -m, each would sweep."""
+    if trainer["devices"] * trainer["num_nodes"] > 1:
+        raise ConfigError(
+            f"trainer.devices={trainer['devices']} trainer.num_nodes={trainer['num_nodes']} means "
+            "several processes, which a sweep (-m) cannot start for its jobs. Use "
+            "trainer.devices=1 with launcher=joblib or launcher=submitit, a device for each job, "
+            "or start single runs with trainer=ddp (docs/cluster.md)."
+        )
 
 
 @cache
@@ -203,6 +298,9 @@ def _explained(config_name: str, job: Sequence[str], error: Exception) -> Config
                     f"{override.key_or_group}={option} is not known. Available options in "
                     f"'{override.key_or_group}': {' '.join(options)}."
                 )
+    for plugin, extra in _PLUGINS.items():
+        if f"Could not find '{plugin}" in message:
+            return ConfigError(f'{plugin} is not installed: pip install "lightning-sae[{extra}]"')
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     noise = ("HYDRA_FULL_ERROR", "search path", "provider=")
     keep = [line for line in lines if not any(word in line for word in noise)]

@@ -7,12 +7,12 @@ from typing import Any
 
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from conf.commandline import compose_job, fail, names_of, parse, sweep_jobs
+from conf.commandline import compose_job, fail, names_of, parse, searches, sweep_jobs
 from conf.runs import continued
 from conf.schema import check
-from sae.errors import SAEError, SiteError
+from sae.errors import ConfigError, SAEError, SiteError
 from sae.types import Point
 
 log = logging.getLogger(__name__)
@@ -33,10 +33,16 @@ class SweepCallback(Callback):
             configs = []
             for number, job in enumerate(sweep_jobs(overrides, sweeper.get("params"))):
                 composed = check(compose_job("train", job), names_of(parse(job)))
-                # Hydra writes into the folder before the job itself could find the conflict
-                configs.append(continued(folder / str(number), composed))
+                if not searches(sweeper):
+                    # Hydra writes into the folder before the job itself could find the conflict
+                    composed = continued(folder / str(number), composed)
+                configs.append(composed)
         except SAEError as error:
             fail(error)
+        _check_fits(configs, together="launcher=ensemble" in names_of(overrides))
+        if searches(sweeper):  # Hydra's own sweeper writes this file, Optuna's does not
+            folder.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(config, folder / "multirun.yaml")
         _harvest_all(configs)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
@@ -59,6 +65,20 @@ class SweepCallback(Callback):
             raise SystemExit(1)
 
 
+def _check_fits(configs: Sequence[dict[str, Any]], together: bool) -> None:
+    """Leave before the harvest where disk or memory cannot hold the sweep."""
+    from sae.planning import Machine, check_fits, plan_runs
+
+    try:
+        plan = plan_runs(configs, together=together)
+    except SAEError:  # the job that causes it says so itself, the others run
+        return
+    try:
+        check_fits(plan, Machine.here(plan.device))
+    except ConfigError as error:
+        fail(error)
+
+
 def _harvest_all(configs: Sequence[dict[str, Any]]) -> None:
     """One LM pass for each text and LM, over all points that any job reads there.
 
@@ -70,7 +90,7 @@ def _harvest_all(configs: Sequence[dict[str, Any]]) -> None:
     wanted: dict[str, tuple[dict[str, Any], list[Point]]] = {}
     for config in configs:
         activations = config["activations"]
-        if activations["kind"] != "lm":
+        if activations["kind"] != "lm" or activations.get("stream"):  # nothing to harvest
             continue
         shared = {k: v for k, v in activations.items() if k not in ("layer", "site")}
         key = content_key({"lm": config["lm"], "corpus": config["corpus"], "activations": shared})

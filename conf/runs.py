@@ -13,7 +13,7 @@ from sae.errors import ArtifactError, ConfigError
 
 CHANGEABLE = (
     "epochs", "run_dir", "sweep_dir", "logger", "trainer.accelerator", "trainer.devices",
-    "trainer.precision", "harvest_only",
+    "trainer.num_nodes", "trainer.precision", "harvest_only", "plan",
 )  # fmt: skip
 """What a continued run may set anew: its length, loggers and hardware."""
 
@@ -88,7 +88,8 @@ def continued(
                 raise ConfigError(
                     f"{run_dir} holds a run with {name}={shown(old)}, but {name}={shown(new)} was "
                     "given. Only its length (epochs), loggers and hardware (trainer.accelerator, "
-                    f"trainer.precision) may change. Drop {word}, or choose another folder."
+                    "trainer.devices, trainer.num_nodes, trainer.precision) may change. "
+                    f"Drop {word}, or choose another folder."
                 )
     if merged["epochs"] < saved["epochs"]:
         raise ConfigError(

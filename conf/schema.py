@@ -13,9 +13,9 @@ from conf.fields import SPAN, checked, lacking, ranged, shown
 from sae.errors import ConfigError
 from sae.types import SITES
 
+KERNELS = ("auto", "dense", "cpu", "triton")
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
-ONE_DEVICE = "several devices are not supported yet (their counters of dead latents would differ)"
 
 
 @dataclass
@@ -25,6 +25,7 @@ class ActivationsConfig:
     kind: Any = ranged(str)
     val_fraction: Any = ranged(float, low=0, below=1)
     test_fraction: Any = ranged(float, low=0, below=1)
+    seed: Any = ranged(int, low=0)
     normalize: Any = ranged(str, choices=("mean_square", "none"))
     buffer_rows: Any = ranged(int, low=1)
 
@@ -48,8 +49,8 @@ class LMActivationsConfig(ActivationsConfig):
     ctx: Any = ranged(int, low=2)
     dtype: Any = ranged(str, choices=("bfloat16", "float16", "float32"))
     keep_first: Any = ranged(bool)
-    seed: Any = ranged(int, low=0)
     batch_contexts: Any = ranged(int, low=1)
+    stream: Any = ranged(bool, False)
 
 
 @dataclass
@@ -69,8 +70,10 @@ class TrainerConfig:
 
     batch_size: Any = ranged(int, low=1)
     precision: Any = ranged(str, choices=PRECISIONS)
+    kernels: Any = ranged(str, choices=KERNELS)
     accelerator: Any = ranged(str)
-    devices: Any = ranged(int, low=1, high=1, because=ONE_DEVICE)
+    devices: Any = ranged(int, low=1)
+    num_nodes: Any = ranged(int, 1, low=1)
     gradient_clip: Any = ranged(float, above=0, null=True)
     log_every_steps: Any = ranged(int, low=1)
     validations: Any = ranged(int, low=0)
@@ -147,6 +150,7 @@ class TrainConfig:
     run_dir: Any = ranged(str)
     sweep_dir: Any = ranged(str)
     harvest_only: Any = ranged(bool, default=False)
+    plan: Any = ranged(bool, default=False)
 
 
 @dataclass
@@ -260,6 +264,11 @@ def reject_unused(config: Mapping[str, Any], given: Sequence[str], readers: Sequ
             raise ConfigError(
                 f"{name} has no effect with activations=folder: the vectors are already there."
             )
+    if config.get("harvest_only") and _at(config, "activations", "stream"):
+        raise ConfigError(
+            "harvest_only=true has no effect with activations.stream=true, which keeps no "
+            "activations. Drop one of them."
+        )
 
 
 def _typed_nodes(plain: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], type]]:

@@ -10,6 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    # Read when Triton is first imported, which Lightning does: kernels then run on CPU tensors
+    os.environ["TRITON_INTERPRET"] = "1"
+
 _USER_CACHE = os.environ.get("SAE_CACHE")
 FAMILIES = ("gpt_neox", "gpt2", "llama")
 

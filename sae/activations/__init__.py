@@ -5,6 +5,7 @@ cache.py       the folder of stores: keys, locks, remedies
 store.py       zarr arrays and their checksums; the only file that knows zarr
 harvest.py     text x LM -> store
 sources.py     what a data module reads from: activations of an LM
+stream.py      the same without a cache: the LM runs whenever rows are read
 folder.py      or your own; files.py opens them
 build.py       from plain configuration to such a source
 order.py       which row comes when; reading ahead in a thread

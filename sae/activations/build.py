@@ -5,6 +5,7 @@ from typing import Any
 
 from sae.activations.folder import FolderActivations
 from sae.activations.sources import LMActivations
+from sae.activations.stream import StreamedActivations
 from sae.errors import ConfigError
 from sae.language import LMSource, corpus_from_config
 from sae.types import Point
@@ -28,13 +29,14 @@ def lm_activations(
         lm: Configuration of the LM (`LMSource.from_config`).
         corpus: Configuration of the text (`corpus_from_config`).
         point: Where to read.
-        settings: Token counts, ctx, dtype and the other settings of conf/activations/lm.yaml;
-            what is not for `LMActivations` is passed over.
+        settings: Token counts, ctx, dtype, stream and the other settings of
+            conf/activations/lm.yaml; what is not for `LMActivations` is passed over.
         device: Where the LM runs.
     """
     chosen = {name: settings[name] for name in _LM if name in settings}
     source, text = LMSource.from_config(lm), corpus_from_config(corpus)
-    return LMActivations(source, text, point, device=device, **chosen)
+    kind = StreamedActivations if settings.get("stream") else LMActivations
+    return kind(source, text, point, device=device, **chosen)
 
 
 def points_of(activations: Mapping[str, Any]) -> list[Point]:

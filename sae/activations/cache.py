@@ -81,6 +81,16 @@ class StoreSpec:
         return max(1, ROWS_PER_CHUNK // self.rows_per_context)
 
     @property
+    def chunk_rows(self) -> int:
+        """Rows in a chunk; the last one may have fewer."""
+        return self.contexts_per_chunk * self.rows_per_context
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the whole split."""
+        return self.tokens // self.ctx * self.rows_per_context
+
+    @property
     def key(self) -> str:
         """Name of the store in the cache."""
         return content_key(asdict(self))

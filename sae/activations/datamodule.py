@@ -14,6 +14,8 @@ from sae.activations.order import ShuffledOrder, shuffled_batches
 from sae.activations.rows import Rows
 from sae.activations.sources import ActivationSource
 from sae.errors import ConfigError, StoreError
+from sae.lockstep import broadcast, shared
+from sae.provenance import content_key
 from sae.types import Split
 
 Normalize = Literal["mean_square", "none"]
@@ -32,7 +34,7 @@ class ActivationDataModule(LightningDataModule):
         batch_size: Rows in an optimiser step, over all ranks.
         epochs: Passes over the training rows.
         buffer_rows: Rows shuffled together in memory. Two such blocks are held at most.
-        seed: Decides the order.
+        seed: Decides the order of training rows.
         normalize: `mean_square`: scale so that the mean of ||x||^2 is d_in. `none`: scale 1.
         read_ahead: Read the next block in a thread; changes nothing about the batches.
 
@@ -128,18 +130,23 @@ class ActivationDataModule(LightningDataModule):
         rows = self.rows("train")
         order = ShuffledOrder(rows, seed=self.seed, buffer_rows=self.buffer_rows)
 
-        def batches() -> Iterator[Tensor]:
+        def batches_from(step: int) -> Iterator[Tensor]:
             return shuffled_batches(
                 rows,
                 order,
                 batch_size=self.batch_size,
-                start_step=0 if self.trainer is None else self.trainer.global_step,
+                start_step=step,
                 stop_step=self.steps,
                 scale=self.scale,
                 rank=rank,
                 world_size=world_size,
                 read_ahead=self.read_ahead,
             )
+
+        def batches() -> Iterator[Tensor]:
+            start = 0 if self.trainer is None else self.trainer.global_step
+            key = ("batches", rank, world_size, content_key(self.state_dict()))
+            return broadcast(key, start, batches_from)
 
         return Batches(batches, self.steps)
 
@@ -157,6 +164,10 @@ class ActivationDataModule(LightningDataModule):
         Few chunks are read: twice the rows asked for, at least 8 chunks. If `n` is the number of
         rows or more, all rows come, in stored order.
         """
+        key = ("sample", n, seed, content_key(self.state_dict()))
+        return shared(key, lambda: self._sample(n, seed))
+
+    def _sample(self, n: int, seed: int) -> Float[Tensor, "n d_in"]:
         rows = self.rows("train")
         generator = torch.Generator().manual_seed(seed)
         if n >= rows.num_rows:

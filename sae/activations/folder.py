@@ -153,6 +153,16 @@ class FolderActivations:
         self._fractions = {"val": val_fraction, "test": test_fraction}
         self._splits = _split(parts, val_fraction, test_fraction)
 
+    @property
+    def num_rows(self) -> dict[Split, int]:
+        """Rows of each split; nothing is read or measured."""
+        return {split: rows.num_rows for split, rows in self._splits.items()}
+
+    @property
+    def d_in(self) -> int:
+        """Width of the rows."""
+        return self._splits["train"].d_in
+
     def prepare(self) -> None:
         """Measure and check all rows, unless the cache knows these files.
 

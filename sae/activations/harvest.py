@@ -2,12 +2,13 @@
 
 import logging
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int32
 from torch import Tensor
 
 from sae.activations.cache import StoreSpec, refuse_write, store_lock
@@ -35,7 +36,7 @@ class CapturingLM(Protocol):
         ...
 
     def capture(self, tokens: Tensor, points: Sequence[Point]) -> Mapping[Point, Tensor]:
-        """Activations [batch ctx d_in] of each point for tokens [batch ctx]."""
+        """Activations [batch ctx d_in] of each point for tokens [batch ctx]; from any thread."""
         ...
 
 
@@ -73,7 +74,7 @@ def harvest(
 
     Args:
         spec: What decides text, order and values.
-        points: Where activations are read.
+        points: Where activations are read; none for a store that holds tokens alone.
         source: Where the LM comes from.
         corpus: The text.
         batch_contexts: Contexts handed to the LM at once.
@@ -99,10 +100,45 @@ def harvest(
         there = store.points()
         missing = sorted({point for point in points if point not in there}, key=str)
         arrays = {point: store.partial(point, lm.width(point)) for point in missing}
-        _fill(store, arrays, lm, batch_contexts, device)
+        if arrays:
+            _fill(store, arrays, lm, batch_contexts, device)
         with suppress(OSError):  # stays if a killed harvest of other points left something there
             (store.folder / "partial").rmdir()
     return store
+
+
+def rows_of(
+    tokens: Int32[np.ndarray, "contexts ctx"],
+    points: Sequence[Point],
+    lm: CapturingLM,
+    spec: StoreSpec,
+    *,
+    batch_contexts: int,
+    device: str,
+    advance: Callable[[int], None] = lambda num_tokens: None,
+) -> dict[Point, Float[Tensor, "rows d_in"]]:
+    """What the LM says at some points about some contexts: the rows that a store keeps of them.
+
+    Args:
+        tokens: The contexts.
+        points: Where activations are read.
+        lm: The LM, on `device`.
+        spec: Which positions are kept, and in which dtype.
+        batch_contexts: Contexts handed to the LM at once.
+        device: Where the LM runs.
+        advance: Told the number of tokens after each batch.
+
+    Raises:
+        StoreError: If a value is not finite or does not fit into the dtype.
+    """
+    captured: dict[Point, list[Tensor]] = {point: [] for point in points}
+    for start in range(0, len(tokens), batch_contexts):
+        batch = torch.from_numpy(tokens[start : start + batch_contexts])
+        for point, x in lm.capture(batch.to(device).long(), list(points)).items():
+            rows = x[:, spec.ctx - spec.rows_per_context :].flatten(0, 1)
+            captured[point].append(_as_stored(rows, spec.dtype, point))
+        advance(batch.numel())
+    return {point: torch.cat(captured.pop(point)) for point in points}
 
 
 def _complete(spec: StoreSpec, points: Sequence[Point]) -> ActivationStore | None:
@@ -159,15 +195,12 @@ def _fill(
     with progress(title, num_contexts * spec.ctx, done=first * spec.ctx) as advance:
         for group in groups[finished:]:
             stop = min(first + len(group) * spec.contexts_per_chunk, num_contexts)
-            captured: dict[Point, list[Tensor]] = {point: [] for point in arrays}
-            for start in range(first, stop, batch_contexts):
-                batch = torch.from_numpy(store.tokens[start : min(start + batch_contexts, stop)])
-                for point, x in lm.capture(batch.to(device).long(), list(arrays)).items():
-                    rows = x[:, spec.ctx - spec.rows_per_context :].flatten(0, 1)
-                    captured[point].append(_as_stored(rows, spec.dtype, point))
-                advance(batch.numel())
+            captured = rows_of(
+                store.tokens[first:stop], list(arrays), lm, spec, batch_contexts=batch_contexts,
+                device=device, advance=advance,
+            )  # fmt: skip
             for point, array in arrays.items():
-                parts = torch.cat(captured.pop(point)).split(array.layout.chunk_rows)
+                parts = captured.pop(point).split(array.layout.chunk_rows)
                 for i, rows in zip(group, parts, strict=True):
                     array.write(i, rows)
                     stats[point].update(rows)

@@ -114,9 +114,10 @@ def shuffled_batches(
     """
     share = batch_size // world_size
     needed = order.blocks_between(start_step * batch_size, stop_step * batch_size)
-    loaded = ((block, _load(rows, block)) for block in needed)
+    closed = threading.Event()  # a block may take the LM a minute: leaving does not wait for it
+    loaded = ((block, _load(rows, block, closed)) for block in needed)
     if read_ahead:
-        loaded = prefetch(loaded)
+        loaded = prefetch(loaded, closed)
     step, batch, filled = start_step, torch.empty(share, rows.d_in), 0
     with closing(loaded):
         for block, data in loaded:
@@ -133,9 +134,11 @@ def shuffled_batches(
                 step, batch, filled = step + 1, torch.empty(share, rows.d_in), 0
 
 
-def _load(rows: Rows, block: Block) -> Shaped[Tensor, "rows d_in"]:
+def _load(rows: Rows, block: Block, closed: threading.Event) -> Shaped[Tensor, "rows d_in"]:
     data, filled = None, 0
     for i in block.chunks:
+        if closed.is_set():
+            raise InterruptedError("nobody waits for this block any more")
         chunk = rows.read(i)
         if data is None:
             data = torch.empty(block.stop - block.start, rows.d_in, dtype=chunk.dtype)
@@ -150,18 +153,24 @@ class _End:
     error: BaseException | None
 
 
-def prefetch(source: Iterator[T]) -> Generator[T, None, None]:
+def prefetch(
+    source: Iterator[T], closed: threading.Event | None = None
+) -> Generator[T, None, None]:
     """Yield what `source` yields, made in a thread, one item ahead of the consumer.
 
     An error in the thread is raised in the consumer. The thread ends when the generator is
     exhausted, closed or garbage-collected.
+
+    Args:
+        source: Makes the items.
+        closed: Set when nobody waits any more, for a source that wants to stop within an item.
 
     Example:
         >>> list(prefetch(iter("abc")))
         ['a', 'b', 'c']
     """
     items: Queue[T | _End] = Queue()
-    slot, closed = threading.Semaphore(), threading.Event()
+    slot, closed = threading.Semaphore(), closed or threading.Event()
 
     def work() -> None:
         error = None

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from sae.activations.cache import StoredDtype, StoreSpec
 from sae.activations.harvest import CapturingLM, LoadsLM, harvest
 from sae.activations.rows import Rows
-from sae.activations.store import ActivationStore, StoredRows
+from sae.activations.store import ActivationStore
 from sae.errors import ConfigError, StoreError
 from sae.language.corpus import Corpus
 from sae.language.text import Tokenizer
@@ -111,7 +111,7 @@ class LMActivations:
             also: Further points to harvest on the way, for example the other layers of a sweep.
             splits: Which splits. Nothing is asked of the text of the others.
         """
-        source = _LoadedOnce(self.source)
+        source = LoadedOnce(self.source)
         for name, spec in self.specs.items():
             if name not in splits:
                 continue
@@ -124,11 +124,15 @@ class LMActivations:
                 device=self.device,
             )
 
+    def load_lm(self, device: str) -> Any:
+        """The LM itself, for those who measure what it predicts."""
+        return self.source.load(device)
+
     def store(self, split: Split) -> ActivationStore:
         """The store of a split, with its tokens."""
         return ActivationStore.open(self.specs[split])
 
-    def split(self, name: Split) -> StoredRows:
+    def split(self, name: Split) -> Rows:
         """The rows of one split.
 
         Raises:
@@ -170,8 +174,8 @@ class LMActivations:
         return not ((folder / "metadata.json").exists() and published.exists())
 
 
-class _LoadedOnce:
-    """A source whose LM and tokenizer are loaded at most once, for all splits."""
+class LoadedOnce:
+    """A source whose LM and tokenizer are loaded at most once, for all who ask."""
 
     def __init__(self, source: LoadsLM):
         self.name = source.name
@@ -179,7 +183,9 @@ class _LoadedOnce:
         self._load_tokenizer = cache(source.load_tokenizer)
 
     def load(self, device: str = "cpu") -> CapturingLM:
+        """The LM, the same at every call."""
         return self._load(device)
 
     def load_tokenizer(self) -> Tokenizer:
+        """Its tokenizer."""
         return self._load_tokenizer()

@@ -208,6 +208,16 @@ class ActivationStore:
         """Number of documents that the contexts touch."""
         return int(self.document.max()) + 1
 
+    def contexts_of(self, i: int) -> slice:
+        """The contexts whose rows are chunk `i`."""
+        per_chunk = self.spec.contexts_per_chunk
+        return slice(i * per_chunk, (i + 1) * per_chunk)
+
+    def documents_of(self, i: int) -> Int[np.ndarray, " rows"]:
+        """The document that each row of chunk `i` comes from."""
+        first = self.spec.ctx - self.spec.rows_per_context
+        return self.document[self.contexts_of(i), first:].reshape(-1)
+
     def points(self) -> list[Point]:
         """The points that are there, complete, lowest layer first."""
         found = [Point.parse(path.parent.name) for path in self.folder.glob(
@@ -228,9 +238,7 @@ class ActivationStore:
 
     def layout(self, d_in: int) -> Layout:
         """Layout of an array of activations of width `d_in`."""
-        per_context = self.spec.rows_per_context
-        chunk_rows = self.spec.contexts_per_chunk * per_context
-        return Layout(self.num_contexts * per_context, d_in, chunk_rows, self.spec.dtype)
+        return Layout(self.spec.num_rows, d_in, self.spec.chunk_rows, self.spec.dtype)
 
     def partial(self, point: Point, d_in: int) -> ChunkedArray:
         """The array that a harvest writes before it is published."""
@@ -281,9 +289,7 @@ class StoredRows:
 
     def documents(self, i: int) -> Int[np.ndarray, " rows"]:
         """The document that each row of chunk `i` comes from."""
-        spec = self.store.spec
-        contexts = slice(i * spec.contexts_per_chunk, (i + 1) * spec.contexts_per_chunk)
-        return self.store.document[contexts, spec.ctx - spec.rows_per_context :].reshape(-1)
+        return self.store.documents_of(i)
 
 
 def open_foreign_zarr(path: Path) -> zarr.Array:

@@ -44,7 +44,7 @@ def run_evals(
         point=of_lm.point if of_lm else None,
         rows=source.split("test"),
         store=of_lm.store("test") if of_lm else None,
-        load_lm=cache(lambda: of_lm.source.load(device)) if of_lm else None,  # pyright: ignore
+        load_lm=cache(lambda: of_lm.load_lm(device)) if of_lm else None,
     )
     return {word: evaluation.run(context) for word, evaluation in evaluations.items()}
 

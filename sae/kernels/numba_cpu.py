@@ -142,8 +142,11 @@ def _two(length: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _set_threads() -> int:
     """As many threads as PyTorch uses, as far as Numba was started with so many."""
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # pyright: ignore
+    wanted = torch.get_num_threads()
+    threads = min(wanted, numba.config.NUMBA_NUM_THREADS)  # pyright: ignore
     numba.set_num_threads(threads)
+    if torch.get_num_threads() != wanted:  # the start of Numba's threads resets OpenMP's number
+        torch.set_num_threads(wanted)
     return threads
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from hashlib import sha256
+from threading import RLock
 from typing import Any
 
 import torch
@@ -65,6 +66,8 @@ class LanguageModel:
         self.vocab_size: int = config.vocab_size
         self.max_ctx: int = config.max_position_embeddings
         self.separator_id = separator_id(tokenizer)
+        # Hooks see every pass through the model, so passes of other threads wait.
+        self._lock = RLock()
         if identity is not None:
             self.identity = dict(identity)
 
@@ -190,17 +193,18 @@ class LanguageModel:
         for point in functions:
             self.check(point)
         handles: list[RemovableHandle] = []
-        try:
-            for point, function in functions.items():
-                module = sites.module_at(self.model, point)
-                if sites.is_input(point):
-                    handles.append(module.register_forward_pre_hook(_on_input(function)))
-                else:
-                    handles.append(module.register_forward_hook(_on_output(function)))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        with self._lock:
+            try:
+                for point, function in functions.items():
+                    module = sites.module_at(self.model, point)
+                    if sites.is_input(point):
+                        handles.append(module.register_forward_pre_hook(_on_input(function)))
+                    else:
+                        handles.append(module.register_forward_hook(_on_output(function)))
+                yield
+            finally:
+                for handle in handles:
+                    handle.remove()
 
 
 class GivenLM:

@@ -24,7 +24,9 @@ from sae.language.kinds import Kind, absolute, build
 from sae.language.lm import LanguageModel
 from sae.language.quiet import first_line, quiet, require_hub
 from sae.language.sites import FAMILIES
+from sae.language.sizes import LMSizes, sizes_of
 from sae.language.text import Tokenizer
+from sae.lockstep import once
 from sae.provenance import cache_dir, content_key
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -74,19 +76,35 @@ class LMSource(Kind):
     def load(self, device: str = "cpu") -> LanguageModel:
         """The LM, fetched or converted first where the cache lacks it.
 
+        SAEs that train in lockstep share one.
+
         Raises:
             SourceError: If it cannot be had; the message says what to do.
             SiteError: If its family is not known.
         """
-        model = self._model(getattr(torch, self.dtype)).to(device)
-        tokenizer = self.load_tokenizer()
-        return LanguageModel(model, tokenizer, name=self.name, identity=self.identity())
+
+        def made() -> LanguageModel:
+            model = self._model(getattr(torch, self.dtype)).to(device)
+            tokenizer = self.load_tokenizer()
+            return LanguageModel(model, tokenizer, name=self.name, identity=self.identity())
+
+        return once(("lm", content_key(self.identity()), device), made)
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer, without loading the weights."""
         raise NotImplementedError
 
+    def sizes(self) -> LMSizes | None:
+        """How large the LM is, without its weights or the network; None while that is unknown."""
+        with quiet():
+            config = self._config()
+            return None if config is None else sizes_of(config)
+
     def _model(self, dtype: torch.dtype) -> nn.Module:
+        raise NotImplementedError
+
+    def _config(self) -> Any:
+        """Its transformers configuration, where no network is needed for it; else None."""
         raise NotImplementedError
 
 
@@ -114,6 +132,15 @@ class HubLM(LMSource):
         from transformers import AutoModelForCausalLM
 
         return self._get(AutoModelForCausalLM.from_pretrained, dtype=dtype, **_MODEL_OPTIONS)
+
+    def _config(self) -> Any:
+        from transformers import AutoConfig
+
+        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        try:
+            return AutoConfig.from_pretrained(self.repo, revision=self.revision, **options)
+        except (OSError, ValueError):
+            return None
 
     def _get(self, from_pretrained: Callable[..., Any], **options: object) -> Any:
         options |= {"revision": self.revision}
@@ -157,6 +184,9 @@ class FolderLM(LMSource):
     def _model(self, dtype: torch.dtype) -> nn.Module:
         return _model_in(self._folder(), dtype)
 
+    def _config(self) -> Any:
+        return _config_in(self._folder())
+
     def _folder(self) -> Path:
         folder = Path(self.path)
         if not (folder / "config.json").is_file():
@@ -174,10 +204,13 @@ class WheelLM(LMSource):
 
     Args:
         wheel: The file.
+        architecture: Its transformers configuration as far as sizes go, so that a run can be
+            planned before anything is fetched; the fetched file decides what runs.
     """
 
     kind = "wheel"
     wheel: WheelFile
+    architecture: dict | None = None
 
     def identity(self) -> dict[str, object]:
         """The wheel's hash and the file in it: the same from whatever index it came."""
@@ -190,10 +223,22 @@ class WheelLM(LMSource):
     def _model(self, dtype: torch.dtype) -> nn.Module:
         return _model_in(self._folder(), dtype)
 
-    def _folder(self) -> Path:
+    def _config(self) -> Any:
+        from transformers import AutoConfig
+
+        if self.converted.exists():
+            return _config_in(self.converted)
+        return AutoConfig.for_model(**self.architecture) if self.architecture else None
+
+    @property
+    def converted(self) -> Path:
+        """Where the converted LM is, or will be."""
         # The layout of the folder is part of its name: a later one must not read this one's.
         key = content_key(self.wheel.identity() | {"layout": 1})
-        folder = cache_dir() / "lms" / f"{self.wheel.package}-{key}"
+        return cache_dir() / "lms" / f"{self.wheel.package}-{key}"
+
+    def _folder(self) -> Path:
+        folder = self.converted
         if folder.exists():
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -248,6 +293,9 @@ class RandomLM(LMSource):
             )
         return model.to(dtype)
 
+    def _config(self) -> Any:
+        return tiny.random_config(self.family, self.d_model, self.num_layers, self.max_ctx)
+
 
 KINDS: dict[str, type[LMSource]] = {c.kind: c for c in (HubLM, FolderLM, WheelLM, RandomLM)}
 
@@ -260,6 +308,15 @@ def _model_in(folder: Path, dtype: torch.dtype) -> nn.Module:
 
     with quiet():
         return _explained(load, f"The LM in {folder}", "Save it again with save_pretrained.")
+
+
+def _config_in(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    def load() -> Any:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+    return _explained(load, f"The configuration in {folder}", "Save the LM again.")
 
 
 def _tokenizer_in(folder: Path) -> Tokenizer:

@@ -23,15 +23,15 @@ def byte_tokenizer() -> Any:
     )
 
 
-def random_model(family: str, seed: int, d_model: int, num_layers: int, max_ctx: int) -> nn.Module:
-    """A causal LM of a transformers `model_type` with four heads and seeded weights.
+def random_config(family: str, d_model: int, num_layers: int, max_ctx: int) -> Any:
+    """Configuration of a tiny LM of a transformers `model_type` with four heads.
 
     Weights have the standard deviation 1 / sqrt(d_model): at transformers' 0.02 so narrow an LM
     hardly depends on its input.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    config = AutoConfig.for_model(
+    return AutoConfig.for_model(
         family,
         vocab_size=257,
         hidden_size=d_model,
@@ -43,6 +43,13 @@ def random_model(family: str, seed: int, d_model: int, num_layers: int, max_ctx:
         bos_token_id=256,
         eos_token_id=256,
     )
+
+
+def random_model(family: str, seed: int, d_model: int, num_layers: int, max_ctx: int) -> nn.Module:
+    """A causal LM with the configuration of `random_config` and seeded weights."""
+    from transformers import AutoModelForCausalLM
+
+    config = random_config(family, d_model, num_layers, max_ctx)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")

@@ -1,4 +1,4 @@
-"""`sweep.csv` and `sweep.png`: all jobs of a sweep in one table and one picture."""
+"""`sweep.csv`, `front.csv` and `sweep.png`: all jobs of a sweep, the best of them, a picture."""
 
 import csv
 import io
@@ -28,7 +28,7 @@ Row = dict[str, Any]
 
 
 def write_sweep(sweep_folder: str | Path) -> list[Row]:
-    """Scan the jobs of a sweep and write `sweep.csv` and `sweep.png`; call it after every job.
+    """Scan the jobs of a sweep and write its tables and its plot; call it after every job.
 
     Jobs are the sub-folders whose names are numbers. Jobs that end at the same time wait for
     each other; a reader never sees half a file.
@@ -49,8 +49,25 @@ def write_sweep(sweep_folder: str | Path) -> list[Row]:
                 for job, value in zip(jobs, values, strict=True)]  # fmt: skip
         columns = ["job", "status", *swept, *(name for _, name in _METRICS), *_TRAINING, "error"]
         write_bytes(folder / "sweep.csv", _table(columns, rows))
+        write_bytes(folder / "front.csv", _table(columns, pareto_front(rows)))
         write_bytes(folder / "sweep.png", _plot(rows, swept))
     return rows
+
+
+def pareto_front(rows: Sequence[Row]) -> list[Row]:
+    """Finished jobs that no other job beats in FVU and L0 at once, in the order of L0.
+
+    Example:
+        >>> jobs = [{"l0": 9, "fvu": 0.1}, {"l0": 5, "fvu": 0.3}, {"l0": 6, "fvu": 0.4}]
+        >>> [job["l0"] for job in pareto_front(jobs)]
+        [5, 9]
+    """
+    front: list[Row] = []
+    measured = [row for row in rows if row["fvu"] is not None and row["l0"] is not None]
+    for row in sorted(measured, key=lambda row: (row["l0"], row["fvu"])):
+        if not front or row["fvu"] < front[-1]["fvu"]:
+            front.append(row)
+    return front
 
 
 def _row(job: Path, overrides: Mapping[str, Any]) -> Row:
@@ -142,6 +159,11 @@ def _plot(rows: Sequence[Row], swept: Sequence[str]) -> bytes:
     figure = Figure(figsize=(11, 4.6), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2)
     handles = _panel(left, rows, swept, "fvu", "FVU (lower is better)", shift=(5, 5))
+    front = [row for row in pareto_front(rows) if row["l0"] > 0]
+    if len(front) < sum(row["status"] == "finished" for row in rows):
+        x, y = [row["l0"] for row in front], [row["fvu"] for row in front]
+        handles += left.plot(x, y, "o--", color="#333333", markersize=10, markerfacecolor="none",
+                             linewidth=1, label="front: no job is better in both")  # fmt: skip
     label = "CE recovered, zero ablation (higher is better)"
     _panel(right, rows, swept, "ce_recovered_zero", label, shift=(6, -9))
     if len(handles) > 1:

@@ -2,6 +2,7 @@
 
 module.py       the LightningModule
 resampling.py   dead latents start again, rule by rule
+ranks.py        what several training processes tell each other
 schedules.py    warm-ups, decay, spans in tokens or shares of the run
 optimizers.py   Adam, and Adam as the authors ran it
 build.py        from plain configuration to a module

@@ -8,6 +8,8 @@ import torch
 from sae.activations.datamodule import ActivationDataModule
 from sae.activations.sources import ActivationSource
 from sae.dictionaries import build_dictionary
+from sae.errors import ConfigError
+from sae.kernels import check_backend
 from sae.training.module import RunLength, SAEModule
 from sae.training.optimizers import OptimizerSettings
 from sae.training.resampling import ResampleSettings
@@ -26,6 +28,7 @@ def build_module(config: Mapping[str, Any], data: ActivationDataModule) -> SAEMo
     dictionary = build_dictionary(
         settings, d_in=data.d_in, mean=data.mean * data.scale, seed=config["seed"]
     )
+    dictionary.kernels = config["trainer"]["kernels"]
     return SAEModule(
         dictionary,
         length=RunLength(data.steps, data.batch_size),
@@ -45,6 +48,42 @@ def check_settings(config: Mapping[str, Any]) -> None:
     """
     OptimizerSettings(**config["optimizer"])
     ResampleSettings(**config["resample"])
+    trainer = config["trainer"]
+    check_backend(trainer["kernels"], torch.device(resolve_device(trainer["accelerator"])))
+    trainer = config["trainer"]
+    devices, processes = trainer["devices"], num_processes(trainer)
+    if trainer["batch_size"] % processes:
+        raise ConfigError(
+            f"trainer.batch_size={trainer['batch_size']} is not divisible among {processes} "
+            f"processes. Use a multiple of {processes}."
+        )
+    there = torch.cuda.device_count()
+    if resolve_device(trainer["accelerator"]) == "cuda" and devices > there:
+        raise ConfigError(
+            f"trainer.devices={devices} is more than the {there} GPUs here. Use fewer, or "
+            "trainer.accelerator=cpu."
+        )
+
+
+def check_processes(started: int, trainer: Mapping[str, Any]) -> None:
+    """Compare the processes that a cluster started with those that were asked for.
+
+    Raises:
+        ConfigError: If they differ: some would wait for ever, or train alone.
+    """
+    wanted = num_processes(trainer)
+    if started != wanted:
+        nodes = trainer.get("num_nodes", 1)
+        raise ConfigError(
+            f"trainer.devices={trainer['devices']} on trainer.num_nodes={nodes} means {wanted} "
+            f"processes, but the cluster started {started}. On Slurm: sbatch --nodes={nodes} "
+            f"--ntasks-per-node={trainer['devices']}, and srun before python."
+        )
+
+
+def num_processes(trainer: Mapping[str, Any]) -> int:
+    """Processes that train together; a run saved before there could be several has one node."""
+    return trainer["devices"] * trainer.get("num_nodes", 1)
 
 
 def build_data(config: Mapping[str, Any], source: ActivationSource) -> ActivationDataModule:
@@ -59,7 +98,7 @@ def build_data(config: Mapping[str, Any], source: ActivationSource) -> Activatio
         batch_size=trainer["batch_size"],
         epochs=config["epochs"],
         buffer_rows=activations["buffer_rows"],
-        seed=config["seed"],
+        seed=activations["seed"],
         normalize=activations["normalize"],
     )
     needed: list[Split] = ["train", "test", *(["val"] if trainer["validations"] else [])]

@@ -12,8 +12,9 @@ from torch import Tensor
 from sae.dictionaries.base import Dictionary
 from sae.dictionaries.codes import Code
 from sae.errors import NonFiniteLossError
-from sae.functional import reconstruction
+from sae.functional import reconstruction_metrics, reconstruction_terms
 from sae.training.optimizers import OptimizerSettings
+from sae.training.ranks import copy_from_first_rank, mean_over_ranks, sum_over_ranks
 from sae.training.resampling import ResampleSettings, dead_latents, resample
 from sae.training.schedules import linear_decay, span_tokens, warmup
 
@@ -114,23 +115,27 @@ class SAEModule(L.LightningModule):
         factor = warmup(self.global_step, self.sparsity_warmup_steps)
         output = self.dictionary.training_output(x, factor)
         loss = torch.stack(list(output.terms.values())).sum()
-        self._counts = output.code.firing_counts()
+        # over all ranks: whatever follows from the counts is equal on each of them
+        self._counts = sum_over_ranks(output.code.firing_counts())
         rhythm = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
         logged = (self.global_step + 1) % rhythm == 0
         if logged or loss.device.type == "cpu":  # on an accelerator every look costs a wait
-            self._check_finite(loss)
+            self._check_finite(mean_over_ranks(loss))  # so that all ranks stop, or none
         if logged:
             self._log_step(x, output, loss, factor)
         return loss
 
     def _log_step(self, x: Tensor, output: Any, loss: Tensor, factor: float) -> None:
         assert self._counts is not None
-        values = {"train/loss": loss.detach()}
-        fvu = reconstruction(x, output.x_hat.detach())["fvu"]
+        values = {"train/loss": mean_over_ranks(loss.detach())}
+        terms = reconstruction_terms(x, output.x_hat.detach())
+        sums = {name: sum_over_ranks(term.sum(0)) for name, term in terms.items()}
+        fvu = reconstruction_metrics(sums)["fvu"]
         if bool(torch.isfinite(fvu)):  # undefined for a batch of equal rows
             values["train/fvu"] = fvu
-        values |= {f"train/loss_{name}": term.detach() for name, term in output.terms.items()}
-        values["train/l0"] = self._counts.sum() / output.code.batch
+        for name, term in output.terms.items():
+            values[f"train/loss_{name}"] = mean_over_ranks(term.detach())
+        values["train/l0"] = self._counts.sum() / sums["rows"]
         values["train/revived"] = self.revived.float()
         values["train/lr"] = torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"])
         values["train/sparsity_factor"] = torch.tensor(factor)
@@ -170,6 +175,8 @@ class SAEModule(L.LightningModule):
             torch.Generator().manual_seed(draw),
             self.resampling.toward,
         )
+        # the sample is the same on every rank; rounding on unlike hardware need not be
+        copy_from_first_rank(self.dictionary.parameters())
         self.tokens_since_fired[latents] = 0
         self.revived += len(latents)
 

@@ -1,4 +1,4 @@
-"""A run killed with SIGKILL at any step and continued equals a run that was not killed."""
+"""A run killed or told to stop at any step, and continued, equals a run that was left alone."""
 
 import os
 import random
@@ -19,6 +19,8 @@ OVERRIDES = [
     "trainer.checkpoint_every_steps=11", "trainer.log_every_steps=5",
 ]  # fmt: skip
 
+SOFT = (signal.SIGTERM, signal.SIGUSR1)
+
 
 def start(run_dir: Path) -> subprocess.Popen:
     command = [sys.executable, "train.py", *OVERRIDES, f"run_dir={run_dir}"]
@@ -36,12 +38,15 @@ def last_step(run_dir: Path) -> int:
     return int(lines[-1].split(",")[0]) if len(lines) > 1 else -1
 
 
-def kill_at(process: subprocess.Popen, run_dir: Path, step: int) -> None:
+def kill_at(process: subprocess.Popen, run_dir: Path, step: int, number: int) -> str:
     while last_step(run_dir) < step and process.poll() is None:
         time.sleep(0.005)
     assert process.poll() is None, f"ended before step {step}"
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    os.kill(process.pid, number)
+    output = process.communicate()[0].decode()
+    # 75 asks a cluster to queue the job again
+    assert process.returncode == (75 if number in SOFT else -number), output
+    return output
 
 
 def equal(a, b) -> bool:
@@ -54,14 +59,18 @@ def equal(a, b) -> bool:
     return a == b
 
 
-def test_killed_three_times_equals_never_killed(tmp_path):
+def test_stopped_three_times_equals_never_stopped(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     finish(start(whole))
 
     seed = random.randrange(10**6)
     kills = sorted(random.Random(seed).sample(range(20, 340), 3))
-    for step in kills:
-        kill_at(start(broken), broken, step)
+    for step, number in zip(kills, (signal.SIGKILL, *SOFT), strict=True):
+        output = kill_at(start(broken), broken, step, number)
+        if number in SOFT:  # nothing is lost, and the user is told how to go on
+            saved = torch.load(broken / "checkpoints" / "last.ckpt", weights_only=True)
+            assert saved["global_step"] > step
+            assert f"The same command with run_dir={broken} continues." in output
     finish(start(broken))
 
     where = f"kills at steps {kills}"

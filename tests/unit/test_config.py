@@ -10,6 +10,7 @@ import yaml
 
 from conf.commandline import (
     FOLDER,
+    as_sweep,
     check_command_line,
     compose_job,
     jobs,
@@ -49,12 +50,31 @@ def test_lists_where_the_design_allows_them():
 
 
 @pytest.mark.parametrize(
+    ("words", "sweep"),
+    [
+        ("l1=1e-3", "l1=1e-3"),
+        ("l1=[1e-3,1e-2] run_dir=x", "-m sweep_dir=x l1=0.001,0.01 launcher=ensemble"),
+        ("sae=topk k=[8,16] seed=[0,1]", "-m sae=topk k=8,16 seed=0,1 launcher=ensemble"),
+        ("l1=[1e-3,1e-2] launcher=joblib", "-m launcher=joblib l1=0.001,0.01"),
+        ("-m l1=[1e-3,1e-2]", "-m l1=[1e-3,1e-2]"),
+        ("layer=[2,4] harvest_only=true", "layer=[2,4] harvest_only=true"),
+        ("l1=[]", "l1=[]"),
+        ("l1=[1e-3,1e-2] --cfg job", "l1=[1e-3,1e-2] --cfg job"),
+    ],
+)
+def test_a_list_stands_for_a_sweep_from_one_read(words, sweep):
+    assert as_sweep(words.split()) == sweep.split()
+    if "[]" not in words and not words.startswith("-m"):
+        check_command_line("train", sweep.split())
+
+
+@pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["layr=4"], "layr is not known. Did you mean layer"),
         (["sae.ll1=4"], "sae.ll1 is not known. Did you mean l1"),
         (["trainer.batchsize=4"], "Did you mean batch_size"),
-        (["sae=topkk"], "Available options in 'sae': l1 tied topk"),
+        (["sae=topkk"], "Available options in 'sae': batch_topk l1 tied topk"),
         (["layer=abc"], "layer=abc must be a whole number of at least 0, or a list"),
         (["layer=2.5"], "layer=2.5 must be a whole number"),
         (["layer=-1"], "layer=-1 must be a whole number of at least 0"),
@@ -106,7 +126,10 @@ def test_lists_where_the_design_allows_them():
         (["sae.sparsity_warmup_tokens=x"], "must be a number of tokens"),
         (["sae.k=1.5", "sae=topk"], "sae.k=1.5 must be a whole number"),
         (["optimizer.beta1=1"], "must be a number of at least 0 and below 1"),
-        (["trainer.devices=2"], "several devices are not supported yet"),
+        (["-m", "sweeper=optuna"], "sweeper=optuna has nothing to search. Give a range"),
+        (["sweeper=optuna", "hydra.mode=MULTIRUN", "l1=interval(-1,1)"], "l1=-1.0 must be"),
+        (["-m", "trainer=ddp", "l1=1,2"], "several processes, which a sweep .* cannot start"),
+        (["trainer.devices=0"], "trainer.devices=0 must be a whole number of at least 1"),
         (["trainer.precision=16-mixed"], "must be one of auto, 32-true, bf16-mixed"),
         (["sweep_dir=x"], "sweep_dir has no effect on one run.* Give run_dir=… instead"),
         (["-m", "l1=1,2", "run_dir=x"], "run_dir has no effect on a sweep. Give sweep_dir=…"),

@@ -270,8 +270,8 @@ def test_a_program_that_stops_in_the_middle_ends_at_once():
 def test_two_blocks_are_held_at_most(read_ahead, monkeypatch):
     load, live, most = order_module._load, set(), []
 
-    def counting_load(rows, block):
-        data = load(rows, block)
+    def counting_load(rows, block, closed):
+        data = load(rows, block, closed)
         live.add(block.start)
         weakref.finalize(data, live.remove, block.start)
         most.append(len(live))

@@ -83,7 +83,7 @@ def test_commands_are_accepted(words, monkeypatch):
     module, *arguments = arguments
     spec = importlib.util.find_spec(module)
     assert spec is not None, f"there is no module {module}"
-    if module.split(".")[0] not in ("sae", "callbacks", "conf"):
+    if module.split(".")[0] not in ("sae", "callbacks", "conf", "benchmarks"):
         return  # pip, venv
     if spec.submodule_search_locations is not None:
         module += ".__main__"

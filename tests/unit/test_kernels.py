@@ -142,6 +142,7 @@ def test_the_number_of_threads_changes_no_bit():
                 numba_cpu.rows_sum(values, W, pattern),
                 numba_cpu.latents_sum(values, x, pattern),
             ))  # fmt: skip
+            assert torch.get_num_threads() == n  # Numba's start must not change it
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

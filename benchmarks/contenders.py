@@ -1,0 +1,205 @@
+"""Training steps that are compared: this project's, plain autograd, and a dense step by hand.
+
+A step is all of forward, loss, backward, optimiser, constraints and firing counters, and no
+trainer around it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from benchmarks.common import has_bf16
+from benchmarks.problem import L1, LR, Problem
+from sae.dictionaries import Dictionary, build_dictionary
+from sae.functional import firing
+from sae.training.optimizers import OptimizerSettings
+
+Step = Callable[[Float[Tensor, "batch d_in"]], object]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A training step with a name.
+
+    Attributes:
+        name: For tables.
+        library: `ours`, `by hand`, or the name of the peer.
+        step: Trains on one batch.
+        encode: Feature activations, dense: what L0 is measured by.
+        bf16: Whether its matrix products run in bfloat16.
+    """
+
+    name: str
+    library: str
+    step: Step
+    encode: Callable[[Tensor], Tensor]
+    bf16: bool
+
+
+def ours(problem: Problem, architecture: str, kernels: str, device: str) -> Contender:
+    """The step of `SAEModule` with `trainer.kernels=<kernels>`, without Lightning."""
+    sparsity = {"l1": {"l1": L1}, "tied": {"l1": L1, "centre": "none"}}
+    config = {
+        "architecture": architecture,
+        "dict_ratio": problem.d_sae / problem.d_in,
+        **sparsity.get(architecture, {"k": round(problem.l0)}),
+    }
+    dictionary = build_dictionary(config, d_in=problem.d_in).to(device)
+    dictionary.kernels = kernels
+    bias = problem.bias if architecture in sparsity else 0.0
+    with torch.no_grad():
+        for name, parameter in dictionary.named_parameters():
+            if name in ("W", "W_dec"):
+                parameter.copy_(problem.W)
+            elif name == "W_enc":
+                parameter.copy_(problem.W.T)
+            else:
+                parameter.fill_(bias if name == "b_enc" else 0.0)
+    step = OurStep(dictionary, device)
+    return Contender(f"{architecture}, {kernels}", "ours", step, step.encode, step.bf16)
+
+
+class OurStep:
+    """What `sae/training/module.py` does in a step.
+
+    Args:
+        dictionary: What is trained.
+        device: Where it is.
+    """
+
+    def __init__(self, dictionary: Dictionary, device: str) -> None:
+        self.dictionary, self.device, self.bf16 = dictionary, device, has_bf16(device)
+        self.optimizer = OptimizerSettings(lr=LR).build(dictionary.parameters())
+        self.since_fired = torch.zeros(dictionary.d_sae, dtype=torch.long, device=device)
+
+    def __call__(self, x: Tensor) -> None:
+        """Train on one batch."""
+        with self._autocast():
+            output = self.dictionary.training_output(x)
+            loss = torch.stack(list(output.terms.values())).sum()
+            counts = output.code.firing_counts()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.dictionary.constrain_gradients()
+        self.optimizer.step()
+        self.dictionary.constrain_parameters()
+        self.since_fired += len(x)
+        self.since_fired[counts > 0] = 0
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Tensor:
+        """Feature activations in training."""
+        with self._autocast():
+            return self.dictionary.training_output(x).code.dense()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.bf16)
+
+
+class ByHand:
+    """A dense step of the untied L1 SAE without autograd: what a dense step costs at best.
+
+    Weights, moments and loss are float32; every product is in `dtype`, and every matrix of size
+    [batch d_sae] is read and written as rarely as dense products allow.
+
+    Args:
+        problem: Start values.
+        dtype: What is multiplied.
+        device: Where.
+    """
+
+    def __init__(self, problem: Problem, dtype: torch.dtype, device: str) -> None:
+        self.dtype = dtype
+        self.W_enc, self.W_dec = problem.W.clone(), problem.W.clone()  # both [d_sae d_in]
+        self.b_enc = torch.full((problem.d_sae,), problem.bias, device=device)
+        self.b_dec = torch.zeros(problem.d_in, device=device)
+        parameters = [self.W_enc, self.W_dec, self.b_enc, self.b_dec]
+        self.optimizer = torch.optim.Adam(parameters, lr=LR, fused=True)
+        self.since_fired = torch.zeros(problem.d_sae, dtype=torch.long, device=device)
+        self.loss = torch.zeros(())
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> None:
+        """Train on one batch."""
+        batch, dtype = len(x), self.dtype
+        W_enc, W_dec = self.W_enc.to(dtype), self.W_dec.to(dtype)
+        centred = (x - self.b_dec).to(dtype)
+        f = torch.addmm(self.b_enc.to(dtype), centred, W_enc.T).relu_()
+        error = (f @ W_dec) + (self.b_dec - x)
+        self.loss = error.square().mean() + L1 / batch * f.sum(dtype=torch.float32)
+        counts = firing(f)[1]
+
+        g = error.mul_(2 / error.numel()).to(dtype)
+        penalty = torch.full((f.shape[1],), L1 / batch, dtype=dtype, device=x.device)
+        self.W_dec.grad = (f.T @ g).float()
+        df = torch.ops.aten.threshold_backward(torch.addmm(penalty, g, W_dec.T), f, 0)
+        self.W_enc.grad = (df.T @ centred).float()
+        self.b_enc.grad = df_sum = df.sum(0, dtype=torch.float32)
+        self.b_dec.grad = g.sum(0, dtype=torch.float32) - df_sum @ self.W_enc
+
+        along = torch.linalg.vecdot(self.W_dec.grad, self.W_dec).unsqueeze(1)
+        self.W_dec.grad.addcmul_(along, self.W_dec, value=-1)
+        self.optimizer.step()
+        self.W_dec /= self.W_dec.norm(dim=1, keepdim=True)
+        self.since_fired += batch
+        self.since_fired[counts > 0] = 0
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Feature activations."""
+        W_enc = self.W_enc.to(self.dtype)
+        return torch.addmm(
+            self.b_enc.to(self.dtype), (x - self.b_dec).to(self.dtype), W_enc.T
+        ).relu_()
+
+
+class Plain:
+    """The same step as one would write it with autograd, in float32.
+
+    Args:
+        problem: Start values.
+        device: Where.
+    """
+
+    def __init__(self, problem: Problem, device: str) -> None:
+        self.W_enc = problem.W.T.clone().requires_grad_()
+        self.W_dec = problem.W.clone().requires_grad_()
+        self.b_enc = torch.full((problem.d_sae,), problem.bias, device=device, requires_grad=True)
+        self.b_dec = torch.zeros(problem.d_in, device=device, requires_grad=True)
+        parameters = [self.W_enc, self.W_dec, self.b_enc, self.b_dec]
+        self.optimizer = torch.optim.Adam(parameters, lr=LR, fused=True)
+        self.since_fired = torch.zeros(problem.d_sae, dtype=torch.long, device=device)
+
+    def __call__(self, x: Tensor) -> None:
+        """Train on one batch."""
+        f = self.encode(x)
+        x_hat = f @ self.W_dec + self.b_dec
+        loss = (x - x_hat).square().mean() + L1 * f.sum(1).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            grad = self.W_dec.grad
+            assert grad is not None
+            grad -= (grad * self.W_dec).sum(1, keepdim=True) * self.W_dec
+            self.optimizer.step()
+            self.W_dec /= self.W_dec.norm(dim=1, keepdim=True)
+            self.since_fired += len(x)
+            self.since_fired[(f > 0).any(0)] = 0
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Feature activations."""
+        return torch.relu((x - self.b_dec) @ self.W_enc + self.b_enc)
+
+
+def dense_steps(problem: Problem, device: str) -> list[Contender]:
+    """Dense steps of the untied L1 SAE that no library is needed for."""
+    found = []
+    if has_bf16(device):
+        step = ByHand(problem, torch.bfloat16, device)
+        found.append(Contender("dense bf16 by hand", "by hand", step, step.encode, True))
+    step = ByHand(problem, torch.float32, device)
+    found.append(Contender("dense float32 by hand", "by hand", step, step.encode, False))
+    plain = Plain(problem, device)
+    return [*found, Contender("plain autograd float32", "by hand", plain, plain.encode, False)]

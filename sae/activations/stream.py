@@ -1,0 +1,209 @@
+"""Activations without a cache: the LM runs again whenever rows are read; only tokens are on disk.
+
+A chunk is computed from the contexts that it would hold in a cache, in the same batches, so a
+streamed run sees the rows of a cached one in the same order. What differs is written at `SMALL`.
+"""
+
+import logging
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae.activations.cache import (
+    StoreSpec,
+    read_sealed,
+    refuse_write,
+    remedy,
+    store_lock,
+    write_sealed,
+)
+from sae.activations.harvest import CapturingLM, harvest, rows_of
+from sae.activations.rows import Rows, RunningStats, Stats
+from sae.activations.sources import IdentifiedLM, LMActivations, LoadedOnce
+from sae.activations.store import ActivationStore
+from sae.errors import StoreError
+from sae.language.corpus import Corpus
+from sae.lockstep import once
+from sae.progress import progress
+from sae.provenance import content_key
+from sae.types import SPLITS, Point, Split
+
+log = logging.getLogger(__name__)
+
+SMALL = 131_072
+"""Rows. A split of no more is computed once and kept in memory. A larger one is computed at every
+read, and its statistics (mean, scale) come from about so many rows, in random chunks of it."""
+
+
+class StreamedRows:
+    """The activations of one point, computed when they are read: `Rows`.
+
+    Args:
+        store: Tokens and documents of the split.
+        point: Where activations are read.
+        lm: The LM, on `device`.
+        batch_contexts: Contexts handed to the LM at once.
+        device: Where the LM runs.
+    """
+
+    def __init__(
+        self,
+        store: ActivationStore,
+        point: Point,
+        lm: CapturingLM,
+        *,
+        batch_contexts: int,
+        device: str,
+    ):
+        self.store, self.point, self.lm = store, point, lm
+        self.batch_contexts, self.device = batch_contexts, device
+        self.d_in = lm.width(point)
+        self._layout = store.layout(self.d_in)
+        self.num_rows, self.num_chunks = self._layout.num_rows, self._layout.num_chunks
+        self.num_bytes = self.num_chunks * self._layout.chunk_bytes
+        self._kept: dict[int, Tensor] = {}
+
+    def chunk_bounds(self, i: int) -> tuple[int, int]:
+        """First row of chunk `i` and the row after its last."""
+        return self._layout.bounds(i)
+
+    def read(self, i: int) -> Float[Tensor, "rows d_in"]:
+        """Chunk `i` in the LM's own units and the dtype that a cache would have."""
+        self._layout.bounds(i)  # refuses a chunk that is not there
+        if i in self._kept:
+            return self._kept[i]
+        # Whoever reads, a thread or a step of training, gets the bits of a harvest.
+        device = torch.device(self.device).type
+        with torch.inference_mode(False), torch.autocast(device, enabled=False):
+            rows = rows_of(
+                self.store.tokens[self.store.contexts_of(i)], [self.point], self.lm,
+                self.store.spec, batch_contexts=self.batch_contexts, device=self.device,
+            )[self.point]  # fmt: skip
+        if self.num_rows <= SMALL:
+            self._kept[i] = rows
+        return rows
+
+    def documents(self, i: int) -> Int[np.ndarray, " rows"]:
+        """The document that each row of chunk `i` comes from."""
+        return self.store.documents_of(i)
+
+    @property
+    def stats(self) -> Stats:
+        """Of all rows where they are `SMALL`, else of a sample; that is kept beside the tokens."""
+        return self._stats
+
+    @cached_property
+    def _stats(self) -> Stats:
+        if self.num_rows <= SMALL:
+            return self._measure()
+        folder = self.store.folder
+        file = folder / "samples" / f"{self.point}.json"
+        if not file.exists():
+            with store_lock(folder):
+                if not file.exists():  # another process may have measured it meanwhile
+                    content = {"stats": self._measure().to_json()}
+                    try:
+                        write_sealed(file, content)
+                    except OSError as error:
+                        refuse_write(file, error, None)
+        return Stats.from_json(read_sealed(file, remedy(folder))["stats"])
+
+    def _measure(self) -> Stats:
+        running, spec = RunningStats(self.d_in), self.store.spec
+        chunks = measured_chunks(spec)
+        title = f"measure {self.point} ({spec.split})"
+        with progress(title, _measured_rows(spec), "vectors") as advance:
+            for i in chunks:
+                rows = self.read(i)
+                running.update(rows)
+                advance(len(rows))
+        return running.result()
+
+
+class StreamedActivations(LMActivations):
+    """`LMActivations` that stores tokens alone; the arguments are the same.
+
+    The LM stays loaded, and `load_lm` gives that one.
+    """
+
+    def __init__(self, source: IdentifiedLM, corpus: Corpus, point: Point, **settings: Any):
+        super().__init__(source, corpus, point, **settings)
+        self._shared = LoadedOnce(source)
+        self._rows: dict[tuple[Split, Point], StreamedRows] = {}
+
+    def prepare(self, also: Sequence[Point] = (), splits: Sequence[str] = SPLITS) -> None:
+        """Tokenise, load the LM and measure the scale, so that mistakes come before training.
+
+        Args:
+            also: Further points that the LM must have; nothing is computed for them.
+            splits: Which splits. Nothing is asked of the text of the others.
+        """
+        lm = self.load_lm(self.device)
+        for point in (self.point, *also):
+            lm.check(point)
+        for name, spec in self.specs.items():
+            if name in splits:
+                harvest(spec, [], source=self._shared, corpus=self.corpus, device=self.device)
+        if "train" in splits:
+            rows = self._streamed("train")
+            log.info(
+                "Streaming %s: the LM runs while training reads, instead of a cache of %.2f GB.",
+                self.point, rows.num_bytes / 1e9,
+            )  # fmt: skip
+            _ = rows.stats
+
+    def load_lm(self, device: str) -> Any:
+        """The one LM of this source on that device."""
+        return self._shared.load(device)
+
+    def split(self, name: Split) -> Rows:
+        """The rows of one split, the same object at every call.
+
+        Raises:
+            StoreError: If `prepare` was not called.
+        """
+        return self._streamed(name)
+
+    def describe(self) -> dict[str, object]:
+        """Provenance. The key is that of cached activations where the scale is theirs too."""
+        described, train = super().describe(), self.specs["train"]
+        described |= {"stream": True, "measured_rows": _measured_rows(train)}
+        if train.num_rows > SMALL:
+            of = {"rows": described["key"], "measured_chunks": measured_chunks(train)}
+            described["key"] = content_key(of)
+        return described
+
+    def _streamed(self, name: Split) -> StreamedRows:
+        key = (name, self.point)
+        if key not in self._rows:
+            if not (self.specs[name].folder / "metadata.json").exists():
+                raise StoreError(
+                    f"The {name} text is not tokenised yet. "
+                    "Call prepare() (of the data module: prepare_data()) first."
+                )
+            spec = self.specs[name].key
+            self._rows[key] = once(  # SAEs that train in lockstep share what is kept of small ones
+                ("rows", spec, self.point, self.batch_contexts, self.device),
+                lambda: StreamedRows(
+                    self.store(name), self.point, self.load_lm(self.device),
+                    batch_contexts=self.batch_contexts, device=self.device,
+                ),
+            )  # fmt: skip
+        return self._rows[key]
+
+
+def measured_chunks(spec: StoreSpec) -> list[int]:
+    """Chunks whose rows give the statistics of a split: all of a small one, else random ones."""
+    if spec.num_rows <= SMALL:
+        return list(range(-(-spec.num_rows // spec.chunk_rows)))
+    whole, wanted = spec.num_rows // spec.chunk_rows, max(1, SMALL // spec.chunk_rows)
+    return sorted(np.random.default_rng(spec.seed).permutation(whole)[:wanted].tolist())
+
+
+def _measured_rows(spec: StoreSpec) -> int:
+    return min(len(measured_chunks(spec)) * spec.chunk_rows, spec.num_rows)

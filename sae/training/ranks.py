@@ -1,0 +1,57 @@
+"""What several training processes (ranks) tell each other; alone, a process talks to itself.
+
+Lightning's DDP averages the gradients. What else a step decides on must be equal on every rank,
+or their weights and counters drift apart: it goes through these functions, and so there are no
+ranks anywhere else.
+"""
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Shaped
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def sum_over_ranks(value: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """Sum of the ranks' values; one process gets its own tensor back.
+
+    Example:
+        >>> sum_over_ranks(torch.tensor([1, 2]))
+        tensor([1, 2])
+    """
+    if world_size() > 1:
+        value = value.detach().clone()
+        dist.all_reduce(value)
+    return value
+
+
+def mean_over_ranks(value: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """Mean of the ranks' values: of means over equal shares, the mean over the whole batch."""
+    return value if world_size() == 1 else sum_over_ranks(value) / world_size()
+
+
+def any_rank(decision: bool, device: torch.device) -> bool:
+    """Whether any rank says yes; `device` is where its tensors are."""
+    if world_size() == 1:
+        return decision
+    return bool(sum_over_ranks(torch.tensor(int(decision), device=device)) > 0)
+
+
+def copy_from_first_rank(tensors: Iterable[Tensor]) -> None:
+    """Overwrite the tensors with those of rank 0."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), src=0)
+
+
+def part() -> None:
+    """Wait for all ranks and end their group: from here on, each is a process of its own."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()

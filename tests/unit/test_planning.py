@@ -1,0 +1,267 @@
+"""The planner against independent counts: of PyTorch, the disk, the data module, the system."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from conf.commandline import FOLDER, check_command_line, compose_job, names_of, parse
+from conf.schema import check, register
+from sae.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+GIGA = 10**9
+register()
+
+
+def composed(*overrides):
+    return check(compose_job("train", overrides), names_of(parse(overrides)))
+
+
+def planned(*overrides, **options):
+    from sae.planning import plan_runs
+
+    return {stage.name: stage for stage in plan_runs([composed(*overrides)], **options).stages}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
+def test_lm_flops_and_sizes_are_those_that_pytorch_counts(family, tiny_source, tiny_lm):
+    from sae.planning.costs import lm_flops
+    from sae.types import SITES, Point
+
+    sizes, lm = tiny_source(family).sizes(), tiny_lm(family)
+    tokens = torch.zeros(2, 16, dtype=torch.long)
+    assert sizes.parameters == sum(p.numel() for p in lm.model.parameters())
+    for point in [None, *(Point(site, 1) for site in SITES)]:
+        # the counter knows the plain products of attention, not the CPU's fused kernel
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            lm.logits(tokens) if point is None else lm.capture(tokens, [point])
+        counted = counter.get_total_flops()
+        # rotary angles, too small for the formula: [head/2] x [ctx] once a pass
+        assert lm_flops(sizes, 16, point) * tokens.numel() == pytest.approx(counted, rel=0.01)
+        if point is not None:
+            assert sizes.width(point) == lm.width(point)
+
+
+@pytest.mark.parametrize("architecture", [{"architecture": "tied", "l1": 0.1, "centre": "none"},
+                                          {"architecture": "l1", "l1": 0.1}])  # fmt: skip
+def test_a_dense_step_has_five_products(architecture):
+    from sae.dictionaries import build_dictionary
+    from sae.planning.costs import parameters, step_flops
+
+    dictionary = build_dictionary({"dict_ratio": 4, **architecture}, d_in=32)
+    numbers = sum(p.numel() for p in dictionary.parameters())
+    assert parameters(architecture["architecture"], 32, 128) == numbers
+    if dictionary.architecture != "tied":
+        return  # autograd adds a sixth product there, for the gradient of b_dec
+    with FlopCounterMode(display=False) as counter:
+        sum(dictionary.training_output(torch.randn(64, 32)).terms.values()).backward()
+    assert 64 * step_flops(32, 128, None) == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert step_flops(32, 128, 5) == 2 * 32 * 128 + 8 * 32 * 5
+
+
+def test_cache_bytes_and_steps_are_those_of_a_real_harvest(cache):
+    from sae.activations.build import build_source
+    from sae.training.build import build_data
+
+    overrides = ["debug=tiny", "site=mlp", "activations.ctx=24", "tokens=20000"]
+    before, config = planned(*overrides), composed(*overrides)
+    assert before["harvest"].found == "0 of 3 arrays cached"
+    source = build_source(config["activations"], config["lm"], config["corpus"])
+    source.prepare()
+    chunks = sum(f.stat().st_size for f in cache.rglob("c/*/*") if f.is_file())
+    assert before["harvest"].disk == chunks
+    everything = sum(f.stat().st_size for f in cache.rglob("*") if f.is_file())
+    assert before["harvest"].disk == pytest.approx(everything, rel=0.05)  # json beside the chunks
+    assert before["train"].steps == build_data(config, source).steps
+    after = planned(*overrides)
+    assert after["harvest"].found == "3 of 3 arrays cached"
+    assert (after["harvest"].disk, after["harvest"].flops) == (0, 0)
+
+
+def test_a_half_finished_harvest_needs_only_the_rest(cache):
+    from sae.activations.build import lm_activations
+    from sae.types import Point
+
+    overrides = ["debug=tiny", "tokens=20000"]
+    config = composed(*overrides)
+    source = lm_activations(
+        config["lm"], config["corpus"], Point("resid", 1), config["activations"]
+    )
+    whole = planned(*overrides)["harvest"].disk
+    source.prepare()
+    folder = source.specs["train"].folder
+    (folder / "partial").mkdir()
+    (folder / "activations" / "resid.1").rename(folder / "partial" / "resid.1")
+    assert 0 == planned(*overrides)["harvest"].disk < whole
+
+
+def test_jobs_and_lists_add_up_and_share_the_harvest():
+    from sae.planning import plan_runs
+
+    one = planned("debug=tiny", "layer=1")
+    listed = plan_runs([composed("debug=tiny", "layer=[0,2]", "seed=[0,1]")])
+    jobs = [composed("debug=tiny", f"layer={i}", f"seed={j}") for i in (0, 2) for j in (0, 1)]
+    for plan in (listed, plan_runs(jobs), plan_runs(jobs, together=True)):
+        fetch, harvest, train, evaluate = plan.stages
+        assert plan.members == 4
+        assert train.steps == 4 * one["train"].steps
+        assert 3.5 < train.flops / one["train"].flops < 4  # ablations: once a point
+        assert harvest.disk < 2 * one["harvest"].disk  # tokens are kept once
+        assert harvest.flops == pytest.approx(1.5 * one["harvest"].flops)  # 3 blocks, not 2 + 6
+        assert evaluate.flops < 4 * one["evaluate"].flops  # ablations are measured once a point
+    apart, shared = (plan_runs(jobs, together=word).stages[2].memory for word in (False, True))
+    assert shared["dictionary"] == 2 * apart["dictionary"]
+    assert shared["blocks"] == apart["blocks"]
+
+
+def test_streaming_writes_tokens_only_and_runs_the_lm_in_training():
+    cached, streamed = planned("debug=tiny"), planned("debug=tiny", "activations.stream=true")
+    assert 0 < streamed["harvest"].disk < 0.2 * cached["harvest"].disk
+    assert streamed["harvest"].flops == 0
+    assert streamed["train"].flops > cached["train"].flops + 4 * cached["harvest"].flops * 0.5
+
+
+def test_own_activations_need_no_lm(tmp_path):
+    torch.save(torch.randn(1000, 8), tmp_path / "x.pt")
+    found = planned("activations=folder", f"activations.path={tmp_path}", "trainer.batch_size=50")
+    assert found["train"].steps == 3 * 850 // 50
+    assert found["harvest"].disk == found["fetch"].disk == 0
+
+
+def test_the_default_lm_is_planned_before_it_is_there(cache):
+    stages = planned("layer=4")
+    assert stages["fetch"].disk == pytest.approx(92.9e6 + 10.5e6 + 2 * 134.5e6, rel=0.01)
+    # 5 blocks of 3.54 M weights, 2 operations each, 1,163,776 tokens; attention adds 4 %
+    assert stages["harvest"].flops == pytest.approx(1_163_776 * 5 * 2 * 3.54e6, rel=0.05)
+    assert stages["harvest"].disk == pytest.approx(1.33e9, rel=0.02)
+    assert not cache.exists(), "a plan writes nothing"
+
+
+def test_what_is_unknown_is_not_invented(capsys, monkeypatch):
+    from sae.planning import Machine, plan_runs, print_plan
+
+    config = composed("layer=4")
+    config["lm"]["architecture"] = None
+    plan = plan_runs([config])
+    train = plan.stages[2]
+    assert (train.steps, train.flops, train.peak) == (None, None, None)
+    plan.check_fits(0, plan.disk)  # what is not known is no reason to refuse
+    monkeypatch.setattr(Machine, "rate", lambda *_: 1e9)
+    print_plan(plan, Machine.here("cpu"))
+    assert "?: unknown until the LM is fetched" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "memory", "disk", "message"),
+    [
+        ([], 99 * GIGA, GIGA, r"needs 1\.7 GB of disk in .* 1\.0 GB are free there.*tokens=…"),
+        ([], 99 * GIGA, GIGA, r"activations\.stream=true \(no cache\)"),
+        (["dict_ratio=512"], 4 * GIGA, 99 * GIGA, r"4\.0 GB can be had.*Make smaller: dict_ratio"),
+        (["tokens=9e6", "activations.buffer_rows=4e6"], 4 * GIGA, 99 * GIGA,
+         r"to train \(the program .*blocks 9\..*Make smaller: activations\.buffer_rows"),
+    ],
+)  # fmt: skip
+def test_a_run_that_cannot_fit_says_what_to_change(overrides, memory, disk, message):
+    from sae.planning import plan_runs
+
+    with pytest.raises(ConfigError, match=message):
+        plan_runs([composed("layer=4", *overrides)]).check_fits(memory, disk)
+
+
+def test_a_normal_run_refuses_before_the_harvest(cache, tmp_path, monkeypatch):
+    import sae.planning.plan
+    from train import harvest, train
+
+    monkeypatch.setattr(sae.planning.plan, "free_disk", lambda folder: 1000)
+    run_dir = tmp_path / "run"
+    with pytest.raises(ConfigError, match="0.0 MB are free there"):
+        train(composed("debug=tiny"), run_dir)
+    with pytest.raises(ConfigError, match="0.0 MB are free there"):
+        harvest(composed("debug=tiny", "harvest_only=true"))
+    assert not run_dir.exists()
+    assert not cache.exists()
+
+
+def test_the_memory_estimate_is_near_that_of_a_real_run(tmp_path):
+    overrides = [
+        "debug=tiny", "epochs=1", "dict_ratio=512", "~callbacks.downstream", "eval=[core]",
+        "resample=none",
+        f"run_dir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    code = (
+        "import json, resource, sys\n"
+        "from pathlib import Path\n"
+        "from train import compose, train\n"
+        "config = compose(sys.argv[1:])\n"
+        "from sae.planning import plan_runs\n"
+        "plan = plan_runs([config])\n"
+        "train(config, Path(config['run_dir']))\n"
+        "held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "print(json.dumps([held, plan.largest.peak]))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, *overrides],
+        cwd=ROOT, capture_output=True, text=True, timeout=250,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    held, estimate = json.loads(result.stdout.splitlines()[-1])
+    assert estimate == pytest.approx(held, rel=0.3)
+
+
+def test_plan_prints_and_starts_nothing(cache, tmp_path, monkeypatch, capsys):
+    from conf.commandline import run_program
+    from sae.planning import Machine
+
+    monkeypatch.setattr(Machine, "rate", lambda *_: 1e9)
+    folder = tmp_path / "folder"
+    for words in (
+        ["run_dir={}"], ["-m", "l1=1e-3,1e-2", "sweep_dir={}"], ["l1=[1e-3,1e-2]", "run_dir={}"],
+    ):  # fmt: skip
+        words = [word.format(folder) for word in words]
+        monkeypatch.setattr(sys, "argv", ["train.py", *words, "plan=true", "debug=tiny"])
+        run_program("train", lambda: pytest.fail("it started"))
+        assert "nothing was started" in capsys.readouterr().out
+    assert not folder.exists()
+    assert not cache.exists()
+    with pytest.raises(ConfigError, match="plan=7 must be true or false"):
+        check_command_line("train", ["plan=7"])
+
+
+def test_time_is_work_over_the_measured_rate():
+    from sae.planning import Machine
+    from sae.planning.machine import Product
+    from sae.planning.plan import Stage
+    from sae.planning.times import Work
+
+    machine = Machine("cpu", memory=0)
+    product = Product(64, 32, 16, "float32")
+    rate = machine.rate(product)
+    assert 1e6 < rate < 1e15
+    assert machine.rate(product) == rate  # measured once
+    stage = Stage("train", work=[Work(3 * rate, product, 2.0)], seconds=1.0)
+    assert stage.time(machine) == pytest.approx(7.0)
+    assert replace(stage, work=None).time(machine) is None
+
+
+@pytest.mark.real_lm
+def test_the_sizes_in_the_yaml_are_those_of_the_fetched_lm(real_lm):
+    from sae.language import LMSource
+    from sae.language.sizes import sizes_of
+
+    config = yaml.safe_load((FOLDER / "lm" / "smollm2-135m.yaml").read_text())
+    assert sizes_of(real_lm.model.config) == LMSource.from_config(config).sizes()
+    from transformers import AutoConfig
+
+    assert sizes_of(AutoConfig.for_model(**config["architecture"])) == sizes_of(
+        real_lm.model.config
+    )
