@@ -52,10 +52,8 @@ def ours(problem: Problem, architecture: str, kernels: str, device: str) -> Cont
     bias = problem.bias if architecture in sparsity else 0.0
     with torch.no_grad():
         for name, parameter in dictionary.named_parameters():
-            if name in ("W", "W_dec"):
+            if name in ("W", "W_dec", "encoder_rows"):
                 parameter.copy_(problem.W)
-            elif name == "W_enc":
-                parameter.copy_(problem.W.T)
             else:
                 parameter.fill_(bias if name == "b_enc" else 0.0)
     step = OurStep(dictionary, device)

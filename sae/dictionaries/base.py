@@ -19,7 +19,7 @@ from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ConfigError
 from sae.kernels import Pattern, latent_values, select_positive_up_to
 
-SPARSE_BELOW = 0.06
+SPARSE_BELOW = 0.08
 """Share of positive pre-activations in a batch up to which the sparse kernels beat dense products.
 
 Measured with benchmarks/scaling.py (docs/speed.md); it depends little on the sizes."""

@@ -1,5 +1,7 @@
 """What the untied dictionaries share: two matrices, two biases, unit-norm decoder rows."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -39,27 +41,25 @@ class Untied(Dictionary):
         super().__init__(d_in, d_sae)
         atoms = unit_rows(torch.randn(d_sae, d_in, generator=generator))
         self.W_dec = nn.Parameter(atoms)
-        # [d_in d_sae] as everywhere, but a latent's weights lie together: the kernels read them
-        self.W_enc = nn.Parameter(atoms.clone().T)
+        self.encoder_rows = nn.Parameter(atoms.clone())  # a latent's weights lie together
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.b_dec = nn.Parameter(
             torch.zeros(d_in) if mean is None else mean.detach().clone().float()
         )
+
+    @property
+    def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
+        """The encoder, a column for each latent: a view of the parameter `encoder_rows`."""
+        return self.encoder_rows.T
 
     def pre(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
         """Pre-activations."""
         return linear(*self.encoder_terms(x))
 
     def encoder_terms(self, x: Float[Tensor, "batch d_in"]) -> tuple[Tensor, Tensor, Tensor]:
-        """`x - b_dec`, the encoder's rows and its bias, with all gradients.
-
-        The gradient of b_dec by way of x - b_dec would cost a product as large as the decoder's,
-        only to be summed over the batch. It equals minus the gradient of b_enc times W_enc: one
-        row times a matrix. So b_dec takes part in the bias, by a term of value 0.
-        """
-        b_dec = self.b_dec.detach()
-        zero = self.b_dec - b_dec
-        return x - b_dec, self.W_enc.T, self.b_enc - zero @ self.W_enc.detach()
+        """`x - b_dec`, the encoder's rows and its bias, with all gradients."""
+        rows = self.encoder_rows
+        return x - self.b_dec.detach(), rows, _EncoderBias.apply(self.b_enc, self.b_dec, rows)  # pyright: ignore[reportReturnType]
 
     def decode_code(self, code: Code) -> Float[Tensor, "batch d_in"]:
         """Sum of the firing atoms plus the decoder bias."""
@@ -70,9 +70,9 @@ class Untied(Dictionary):
         return Tensors(self.W_enc, self.b_enc - self.b_dec @ self.W_enc, self.W_dec, self.b_dec)
 
     def latent_parameters(self) -> list[LatentParameter]:
-        """Encoder columns, encoder bias entries, decoder rows."""
+        """Encoder rows, encoder bias entries, decoder rows."""
         return [
-            LatentParameter(self.W_enc, 1),
+            LatentParameter(self.encoder_rows, 0),
             LatentParameter(self.b_enc, 0),
             LatentParameter(self.W_dec, 0),
         ]
@@ -97,12 +97,32 @@ class Untied(Dictionary):
         direction: Float[Tensor, "n d_in"],
         alive: Bool[Tensor, " d_sae"],
     ) -> None:
-        """Decoder row := the direction; encoder column := 0.2 of the alive norm times it; bias 0.
+        """Decoder row := the direction; encoder row := 0.2 of the alive norm times it; bias 0.
 
         Source: Towards Monosemanticity, 2023, appendix "Neuron resampling".
         """
         del x
-        norm = self.W_enc[:, alive].norm(dim=0).mean() if bool(alive.any()) else 1.0
+        norm = self.encoder_rows[alive].norm(dim=1).mean() if bool(alive.any()) else 1.0
         self.W_dec[latents] = direction
-        self.W_enc[:, latents] = (REVIVED_NORM * norm * direction).T
+        self.encoder_rows[latents] = REVIVED_NORM * norm * direction
         self.b_enc[latents] = 0.0
+
+
+class _EncoderBias(torch.autograd.Function):
+    """b_enc, which hands on to b_dec the gradient that it is due by way of `x - b_dec`.
+
+    That gradient is a product as large as the decoder's, summed over the batch. The sum over the
+    batch of the pre-activations' gradients is the gradient of b_enc, so that it equals minus W_enc
+    times that: a matrix times one vector.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, b_enc: Tensor, b_dec: Tensor, rows: Tensor) -> Tensor:
+        del b_dec
+        ctx.save_for_backward(rows.detach())
+        return b_enc.view_as(b_enc)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (rows,) = ctx.saved_tensors
+        return grads[0], -(grads[0] @ rows), None

@@ -164,7 +164,8 @@ def test_decoder_bias_gets_both_of_its_gradients(kernels):
     )
     f = torch.relu((x - b_dec) @ W_enc + b_enc)
     ((x - f @ W_dec - b_dec).square().mean() + 1e-2 * f.sum(1).mean()).backward()
-    for plain, name in ((W_enc, "W_enc"), (b_enc, "b_enc"), (W_dec, "W_dec"), (b_dec, "b_dec")):
+    torch.testing.assert_close(dictionary.encoder_rows.grad, W_enc.grad.T)
+    for plain, name in ((b_enc, "b_enc"), (W_dec, "W_dec"), (b_dec, "b_dec")):
         torch.testing.assert_close(getattr(dictionary, name).grad, plain.grad)
 
 

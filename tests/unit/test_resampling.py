@@ -79,14 +79,16 @@ def test_rules_4_to_6_untied(word):
     dead[[2, 7]] = True
     x = torch.randn(2, D_IN, generator=seeded())
     dictionary.revive(torch.tensor([2, 7]), x, x / x.norm(dim=1, keepdim=True), ~dead)
-    alive_norm = before["W_enc"][:, ~dead].norm(dim=0).mean()
+    alive_norm = before["encoder_rows"][~dead].norm(dim=1).mean()
     for latent, row in zip([2, 7], x, strict=True):
         direction = row / row.norm()
         torch.testing.assert_close(dictionary.W_dec[latent], direction)  # rule 4
-        torch.testing.assert_close(dictionary.W_enc[:, latent], 0.2 * alive_norm * direction)  # 5
+        torch.testing.assert_close(
+            dictionary.encoder_rows[latent], 0.2 * alive_norm * direction
+        )  # 5
         assert dictionary.b_enc[latent] == 0  # rule 6
     assert torch.equal(dictionary.W_dec[~dead], before["W_dec"][~dead])
-    assert torch.equal(dictionary.W_enc[:, ~dead], before["W_enc"][:, ~dead])
+    assert torch.equal(dictionary.encoder_rows[~dead], before["encoder_rows"][~dead])
     assert torch.equal(dictionary.b_enc[~dead], before["b_enc"][~dead])
     assert torch.equal(dictionary.b_dec, before["b_dec"])
 
