@@ -13,7 +13,7 @@ from conf.fields import SPAN, checked, lacking, ranged, shown
 from sae.errors import ConfigError
 from sae.types import SITES
 
-KERNELS = ("auto", "dense", "cpu", "triton")
+KERNELS = ("auto", "dense", "sparse")
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 

@@ -5,7 +5,7 @@ import sys
 from contextlib import suppress
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # <malloc.h>
-_LARGE = 2**30
+_LARGE, _LARGEST_OF_OLD = 2**30, 2**25
 
 
 def keep_freed_memory() -> None:
@@ -17,5 +17,6 @@ def keep_freed_memory() -> None:
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             mallopt = ctypes.CDLL("libc.so.6").mallopt
-            mallopt(_MMAP_THRESHOLD, _LARGE)
+            if not mallopt(_MMAP_THRESHOLD, _LARGE):  # glibc before 2.35 allows no more than this
+                mallopt(_MMAP_THRESHOLD, _LARGEST_OF_OLD)
             mallopt(_TRIM_THRESHOLD, _LARGE)

@@ -64,7 +64,7 @@ class Dictionary(nn.Module, ABC):
         if d_in < 1 or d_sae < 1:
             raise ConfigError(f"d_in={d_in} and d_sae={d_sae} must both be at least 1.")
         self.d_in, self.d_sae = d_in, d_sae
-        self.kernels = "auto"  # or another of sae.kernels.BACKENDS
+        self.kernels = "auto"  # or dense, sparse: what `trainer.kernels` says
 
     @abstractmethod
     def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:

@@ -10,7 +10,7 @@ from sae.dictionaries.base import StepOutput, register
 from sae.dictionaries.codes import Code, SparseCode
 from sae.dictionaries.sae import SAEConfig
 from sae.dictionaries.topk import TopK
-from sae.kernels import select_batch_topk, select_positive
+from sae.kernels import Pattern, select_batch_topk, select_positive
 
 THRESHOLD_PACE = 1e-3
 """Weight of a batch's smallest firing activation in the running mean that becomes the threshold."""
@@ -61,13 +61,20 @@ class BatchTopK(TopK):
         return code
 
     def training_output(self, x: Float[Tensor, "batch d_in"], factor: float = 1.0) -> StepOutput:
-        """Selects over the batch, and notes the smallest activation that fired."""
-        code = self._selected_code(
-            *self.encoder_terms(x), select=lambda pre: select_batch_topk(pre, self.k)
-        )
-        fired = code.values.detach() if isinstance(code, SparseCode) else code.dense().detach()
-        self._smallest = fired.where(fired > 0, torch.inf).min()
+        """Selects over the batch, and notes the smallest pre-activation that fired."""
+        code = self._selected_code(*self.encoder_terms(x), select=self._select)
         return self._output(x, code, self.decode_code(code), factor)
+
+    def _select(self, pre: Float[Tensor, "batch d_sae"]) -> Pattern:
+        """The smallest selected pre-activation is noted as it was selected.
+
+        The smallest of the recomputed values would lie below it: it is the extreme of many values
+        near the border, each moved a little by the rounding of the selection.
+        """
+        pattern = select_batch_topk(pre, self.k)
+        fired = pre.detach()[pattern.rows, pattern.latents]
+        self._smallest = fired.min().float() if len(fired) else None  # nothing was positive
+        return pattern
 
     @torch.no_grad()
     def constrain_parameters(self) -> None:
@@ -75,10 +82,8 @@ class BatchTopK(TopK):
         super().constrain_parameters()
         if self._smallest is None:
             return
-        given = torch.isfinite(self._smallest)  # in a batch where nothing fires there is none
-        self.batches += given
-        pace = (1 / self.batches.clamp_min(1)).clamp_min(THRESHOLD_PACE)
-        self.threshold.lerp_(self._smallest.where(given, self.threshold).float(), pace.float())
+        self.batches += 1
+        self.threshold.lerp_(self._smallest, (1 / self.batches).clamp_min(THRESHOLD_PACE))
         self._smallest = None
 
     def thresholds(self) -> Float[Tensor, " d_sae"]:

@@ -134,9 +134,9 @@ class SparseCode(Code):
     def l1(self) -> Float[Tensor, " batch"]:
         """Sum of |f|, per vector, summed in float32."""
         size = self.values.abs().float()
-        return size.new_zeros(self.batch).index_add(0, self.pattern.rows, size)
+        return atoms_sum(size, size.new_ones(self.d_sae, 1), self.pattern).squeeze(1)
 
     def firing_counts(self) -> Int[Tensor, " d_sae"]:
         """In how many vectors of the batch each latent fired."""
-        fired = self.pattern.latents[self.values.detach() != 0]
-        return torch.bincount(fired, minlength=self.d_sae)
+        fired = (self.values.detach() != 0).long()
+        return fired.new_zeros(self.d_sae).index_add_(0, self.pattern.latents, fired)

@@ -5,11 +5,9 @@ rows of a matrix at length 1.
 """
 
 from sae.kernels.ops import (
-    BACKENDS,
     Pattern,
     atoms_sum,
     backend_for,
-    check_backend,
     latent_values,
     select_batch_topk,
     select_positive,
@@ -20,11 +18,9 @@ from sae.kernels.ops import (
 from sae.kernels.rows import normalize_rows_, project_off_rows_, unit_rows
 
 __all__ = [
-    "BACKENDS",
     "Pattern",
     "atoms_sum",
     "backend_for",
-    "check_backend",
     "latent_values",
     "normalize_rows_",
     "project_off_rows_",

@@ -6,6 +6,8 @@ Every output element is summed by one thread in a fixed order: results do not de
 of threads.
 """
 
+import os
+from pathlib import Path
 from typing import no_type_check
 
 import numba
@@ -16,8 +18,12 @@ from numba import njit, prange
 from torch import Tensor
 
 from sae.kernels.ops import Pattern
+from sae.provenance import cache_dir
 
 Selected = tuple[Int[Tensor, " batch_plus_1"], Int[Tensor, " pairs"]]
+
+if not os.access(Path(__file__).parent, os.W_OK):  # Numba stops where its cache has no place
+    numba.config.CACHE_DIR = numba.config.CACHE_DIR or str(cache_dir() / "numba")  # pyright: ignore
 
 _jit = njit(parallel=True, fastmath=True, nogil=True, cache=True)
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -204,7 +210,7 @@ def _kth_largest(values, k):
         high = max(high, values[i])
     # fewer than k are above `high`; `low` is 0, or at least k are above low - 1
     while low < high:
-        middle = (low + high) // 2
+        middle = low + (high - low) // 2
         threshold, above = values.dtype.type(middle), 0
         for i in range(values.shape[0]):
             above += values[i] > threshold

@@ -22,11 +22,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae.errors import ConfigError
-
-BACKENDS = ("auto", "dense", "cpu", "triton")
-"""Values of `trainer.kernels`; `dense` multiplies whole matrices, whatever the code."""
-
 _MODULES = {"cpu": "sae.kernels.numba_cpu", "triton": "sae.kernels.triton_gpu"}
 
 
@@ -80,22 +75,6 @@ def backend_for(device: torch.device) -> ModuleType | Any:
     if device.type == "cuda" and find_spec("triton") is not None:
         return import_module(_MODULES["triton"])
     return import_module("sae.kernels.stock")
-
-
-def check_backend(word: str, device: torch.device) -> str:
-    """Return `word` if tensors on `device` can be multiplied by it.
-
-    Raises:
-        ConfigError: If the word is unknown, or its kernels do not run there.
-    """
-    if word not in BACKENDS:
-        raise ConfigError(f"trainer.kernels={word!r} must be one of {', '.join(BACKENDS)}.")
-    runs_on = {"cpu": "cpu", "triton": "cuda"}.get(word, device.type)
-    if runs_on != device.type or (word == "triton" and find_spec("triton") is None):
-        raise ConfigError(
-            f"trainer.kernels={word} does not run on {device.type}. Use auto or dense."
-        )
-    return word
 
 
 def select_positive(pre: Float[Tensor, "batch d_sae"]) -> Pattern:
@@ -178,6 +157,12 @@ def tied_code(
     return _TiedCode.apply(x.to(W.dtype), W, bias, pattern)  # pyright: ignore[reportReturnType]
 
 
+def _bias_grad(ctx: Any, grad: Tensor) -> Tensor:
+    """Sums over the pairs of each latent; `index_add_` would add in any order on a GPU."""
+    ones = grad.new_ones(ctx.pattern.batch, 1)
+    return ctx.backend.latents_sum(grad, ones, ctx.pattern).squeeze(1)
+
+
 class _LatentValues(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, W: Tensor, bias: Tensor, pattern: Pattern) -> Tensor:
@@ -192,9 +177,7 @@ class _LatentValues(torch.autograd.Function):
         return (
             ctx.backend.rows_sum(grad, W, ctx.pattern) if wants_x else None,
             ctx.backend.latents_sum(grad, x, ctx.pattern) if wants_W else None,
-            grad.new_zeros(W.shape[0]).index_add_(0, ctx.pattern.latents, grad)
-            if wants_bias
-            else None,
+            _bias_grad(ctx, grad) if wants_bias else None,
             None,
         )
 
@@ -232,6 +215,6 @@ class _TiedCode(torch.autograd.Function):
         return (
             ctx.backend.rows_sum(grad, W, ctx.pattern) if ctx.needs_input_grad[0] else None,
             ctx.backend.latents_sum_of_two(grad, x, f, grad_x_hat, ctx.pattern),
-            grad.new_zeros(W.shape[0]).index_add_(0, ctx.pattern.latents, grad),
+            _bias_grad(ctx, grad),
             None,
         )

@@ -118,9 +118,16 @@ def dictionary_memory(num_parameters: int) -> int:
     return 4 * num_parameters * FLOAT32
 
 
-def step_memory(batch: int, d_in: int, d_sae: int, num_parameters: int, itemsize: int) -> int:
-    """Bytes of a dense step: codes, their gradients and masks, and normalised weights twice."""
+def step_memory(
+    batch: int, d_in: int, d_sae: int, num_parameters: int, itemsize: int, k: int | None = None
+) -> int:
+    """Bytes of a step: codes, their gradients and masks, and normalised weights twice.
+
+    With `k` the code is sparse: pre-activations, and for each pair its place, value and gradient.
+    """
     codes = batch * d_sae * (4 * itemsize + FLOAT32)
+    if k is not None:
+        codes = batch * d_sae * itemsize + batch * k * 8 * FLOAT32
     return codes + 4 * batch * d_in * FLOAT32 + 2 * num_parameters * FLOAT32
 
 

@@ -186,8 +186,8 @@ def _train(jobs: Sequence[Sequence[Member]]) -> Stage:
 def _add_steps(stage: Stage, member: Member) -> None:
     d_in, d_sae, vectors = member.d_in or 0, member.d_sae, member.vectors
     product = member.product(member.dtype)
-    k = member.config["sae"].get("k")
-    dense = times.dense_vectors(k, vectors)
+    k = times.sparse_k(member.config)
+    dense = times.dense_vectors(member.config, vectors)
     l0 = times.SETTLED_L0 if k is None else k
     stage.add(Work(dense * costs.step_flops(d_in, d_sae, None), product, times.DENSE))
     sparse = Work((vectors - dense) * costs.step_flops(d_in, d_sae, l0), product, times.SPARSE)
@@ -249,7 +249,9 @@ def _hold_training(stage: Stage, job: Sequence[Member]) -> None:
         resident["LM"] = first.sizes.parameters * costs.ITEMSIZE[first.lm_dtype]
     widest = max(job, key=lambda member: member.d_sae)
     d_sae, held = widest.d_sae, costs.ITEMSIZE[widest.dtype]
-    peaks = {"step": costs.step_memory(widest.batch_size, d_in, d_sae, widest.parameters, held)}
+    k = times.sparse_k(widest.config)
+    step = costs.step_memory(widest.batch_size, d_in, d_sae, widest.parameters, held, k)
+    peaks = {"step": step}
     times_, sample = _resampling(widest)
     if times_:
         peaks["resampling"] = costs.resampling_memory(sample, d_in, d_sae, _RESAMPLED_AT_ONCE)

@@ -3,15 +3,16 @@
 Calibrated on 2 cores (AMD EPYC with AVX512-bf16); docs/planning.md has the measurements.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from sae.planning.machine import Machine, Product
 
-LM = 1.2
+LM = 1.35
 """Time of an LM pass over that of its matrix products."""
 DENSE = 1.3
 """Time of a dense training step over that of its five products."""
-SPARSE = 3.0
+SPARSE = 3.3
 """Time of a sparse training step over that of its one dense product, the encode."""
 ENCODE = 1.3
 """Time of evaluating reconstructions over that of encode and decode."""
@@ -40,6 +41,13 @@ class Work(NamedTuple):
         return self.factor * self.flops / machine.rate(self.product)
 
 
-def dense_vectors(architecture_k: int | None, vectors: int) -> int:
+def sparse_k(config: Mapping[str, Any]) -> int | None:
+    """Latents that fire, where the code is sparse from the first step; None with l1, or forced."""
+    return None if config["trainer"]["kernels"] == "dense" else config["sae"].get("k")
+
+
+def dense_vectors(config: Mapping[str, Any], vectors: int) -> int:
     """How many of a run's vectors are trained with a dense code: none where k is set."""
-    return 0 if architecture_k is not None else min(vectors, DENSE_VECTORS)
+    if config["trainer"]["kernels"] == "dense":
+        return vectors
+    return 0 if sparse_k(config) is not None else min(vectors, DENSE_VECTORS)

@@ -9,7 +9,6 @@ from sae.activations.datamodule import ActivationDataModule
 from sae.activations.sources import ActivationSource
 from sae.dictionaries import build_dictionary
 from sae.errors import ConfigError
-from sae.kernels import check_backend
 from sae.training.module import RunLength, SAEModule
 from sae.training.optimizers import OptimizerSettings
 from sae.training.resampling import ResampleSettings
@@ -48,8 +47,6 @@ def check_settings(config: Mapping[str, Any]) -> None:
     """
     OptimizerSettings(**config["optimizer"])
     ResampleSettings(**config["resample"])
-    trainer = config["trainer"]
-    check_backend(trainer["kernels"], torch.device(resolve_device(trainer["accelerator"])))
     trainer = config["trainer"]
     devices, processes = trainer["devices"], num_processes(trainer)
     if trainer["batch_size"] % processes:

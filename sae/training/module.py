@@ -93,6 +93,7 @@ class SAEModule(L.LightningModule):
         )
         self._resample_inputs = resample_inputs
         self._counts: Tensor | None = None
+        self._loss: Tensor | None = None
         self.register_buffer("tokens_since_fired", torch.zeros(dictionary.d_sae, dtype=torch.long))
         self.register_buffer("revived", torch.zeros((), dtype=torch.long))
 
@@ -117,6 +118,7 @@ class SAEModule(L.LightningModule):
         loss = torch.stack(list(output.terms.values())).sum()
         # over all ranks: whatever follows from the counts is equal on each of them
         self._counts = sum_over_ranks(output.code.firing_counts())
+        self._loss = loss.detach()
         rhythm = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
         logged = (self.global_step + 1) % rhythm == 0
         if logged or loss.device.type == "cpu":  # on an accelerator every look costs a wait
@@ -164,6 +166,8 @@ class SAEModule(L.LightningModule):
         self.tokens_since_fired[fired] = 0
 
     def _resample(self, seen: int) -> None:
+        assert self._loss is not None
+        self._check_finite(mean_over_ranks(self._loss))  # rows are drawn by their losses
         dead = dead_latents(self.tokens_since_fired, self.dead_after_tokens)
         draw = hash((self.seed, seen)) % 2**63
         inputs = self._resample_inputs or self.trainer.datamodule.sample_rows  # pyright: ignore

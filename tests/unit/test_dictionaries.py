@@ -153,7 +153,7 @@ def test_topk_keeps_the_k_largest_and_never_negatives():
         torch.testing.assert_close(row, expected)
 
 
-@pytest.mark.parametrize("kernels", ["dense", "cpu"])
+@pytest.mark.parametrize("kernels", ["dense", "sparse"])
 def test_decoder_bias_gets_both_of_its_gradients(kernels):
     dictionary, x = build("l1", mean=torch.linspace(-1, 1, D_IN)), x_of(200)
     dictionary.kernels = kernels
@@ -183,6 +183,17 @@ def test_batch_topk_shares_the_budget_and_ends_as_jumprelu():
     torch.testing.assert_close(dictionary.encode(x), pre * (pre > smallest))
     alone = torch.cat([dictionary.encode(row[None]) for row in x])
     torch.testing.assert_close(alone, dictionary.encode(x))  # whatever the others are
+
+
+@pytest.mark.parametrize("kernels", ["dense", "sparse"])
+def test_batch_topk_where_nothing_fires(kernels):
+    dictionary = build("batch_topk", k=4)
+    dictionary.kernels = kernels
+    output = dictionary.training_output(torch.zeros(8, D_IN))
+    sum(output.terms.values()).backward()
+    dictionary.constrain_parameters()
+    assert output.code.l0().sum() == 0
+    assert dictionary.threshold == 0
 
 
 def test_batch_topk_threshold_is_a_running_mean():
