@@ -126,6 +126,32 @@ def test_gradients():
     torch.testing.assert_close(tied_code(x, W, bias, pattern)[1], autoencode(x, W, bias))
 
 
+def test_an_auxiliary_loss_on_dead_latents_needs_nothing_else():
+    """AuxK (arXiv 2406.04093): the k largest of the dead latents reconstruct what is missing."""
+    x, W_enc, W_dec = (
+        torch.randn(*shape, dtype=torch.float64) for shape in ((6, 4), (9, 4), (9, 4))
+    )
+    bias, missing = torch.randn(9, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
+    dead = torch.tensor([1, 4, 5, 8])
+    pattern = select_topk((x @ W_enc[dead].T + bias[dead]), 2)
+    mask = torch.zeros(6, 4, dtype=torch.bool)
+    mask[pattern.rows, pattern.latents] = True
+    grads = []
+    for sparse in (True, False):
+        given = [tensor.clone().requires_grad_() for tensor in (W_enc, bias, W_dec)]
+        rows, b, atoms = (tensor[dead] for tensor in given)
+        if sparse:
+            values = torch.relu(latent_values(x, rows, b, pattern))
+            guess = atoms_sum(values, atoms, pattern)
+        else:
+            guess = torch.relu(x @ rows.T + b) * mask @ atoms
+        (guess - missing).square().mean().backward()
+        grads.append([tensor.grad for tensor in given])
+    torch.testing.assert_close(*grads)
+    assert grads[0][0][dead].any()
+    assert not grads[0][0][[0, 2, 3, 6, 7]].any()
+
+
 def test_the_number_of_threads_changes_no_bit():
     x, W = torch.randn(50, 33), torch.randn(70, 33)
     pattern = select_topk(x @ W.T, 9)
