@@ -1,5 +1,6 @@
 """What a corpus is, and what all kinds of corpora share."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -36,7 +37,7 @@ class Corpus(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorpusKind(Kind):
+class CorpusKind(Kind, ABC):
     """What all kinds share.
 
     Args:
@@ -60,8 +61,9 @@ class CorpusKind(Kind):
         """The documents that are not empty."""
         return (text for text in self._texts() if text.strip())
 
+    @abstractmethod
     def _texts(self) -> Iterable[str]:
-        raise NotImplementedError
+        """All documents, empty ones included."""
 
 
 def no_field(where: str, field: str, there: Iterable[object]) -> str:

@@ -6,6 +6,7 @@ activations; it reads at most a local folder's own files, so a cached run never 
 
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ _INSTEAD = "Use the default LM (lm=smollm2-135m) or a local folder (lm=folder lm
 
 
 @dataclass(frozen=True, kw_only=True)
-class LMSource(Kind):
+class LMSource(Kind, ABC):
     """Base of all kinds; `LMSource.from_config` builds the right one.
 
     Args:
@@ -90,9 +91,9 @@ class LMSource(Kind):
 
         return once(("lm", content_key(self.identity()), device), made)
 
+    @abstractmethod
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer, without loading the weights."""
-        raise NotImplementedError
 
     def sizes(self) -> LMSizes | None:
         """How large the LM is, without its weights or the network; None while that is unknown."""
@@ -100,12 +101,13 @@ class LMSource(Kind):
             config = self._config()
             return None if config is None else sizes_of(config)
 
+    @abstractmethod
     def _model(self, dtype: torch.dtype) -> nn.Module:
-        raise NotImplementedError
+        """The weights, in this dtype."""
 
+    @abstractmethod
     def _config(self) -> Any:
         """Its transformers configuration, where no network is needed for it; else None."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
