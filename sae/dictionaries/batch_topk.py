@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae.dictionaries.base import StepOutput, register
+from sae.dictionaries.base import NOMINAL, Moment, StepOutput, register
 from sae.dictionaries.codes import Code, SparseCode
 from sae.dictionaries.sae import SAEConfig
 from sae.dictionaries.topk import TopK
@@ -61,10 +61,12 @@ class BatchTopK(TopK):
             return SparseCode(code.pattern, values)
         return code
 
-    def training_output(self, x: Float[Tensor, "batch d_in"], factor: float = 1.0) -> StepOutput:
+    def training_output(
+        self, x: Float[Tensor, "batch d_in"], moment: Moment = NOMINAL
+    ) -> StepOutput:
         """Selects over the batch, and notes the smallest pre-activation that fired."""
         code = self._selected_code(*self.encoder_terms(x), select=self._select)
-        return self._output(x, code, self.decode_code(code), factor)
+        return self._output(x, code, self.decode_code(code), moment)
 
     def _select(self, pre: Float[Tensor, "batch d_sae"]) -> Pattern:
         """The smallest selected pre-activation is noted as it was selected.

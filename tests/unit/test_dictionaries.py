@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sae.dictionaries import ARCHITECTURES, build_dictionary
+from sae.dictionaries.base import Moment
 from sae.dictionaries.codes import DenseCode, SparseCode
 from sae.errors import ConfigError
 from sae.kernels import select_topk
@@ -58,7 +59,7 @@ def test_code_agrees_with_dense_activations(word):
 
 def test_loss_is_mean_over_d_in_plus_row_penalties(word):
     dictionary, x = build(word), x_of()
-    output = dictionary.training_output(x, 0.5)
+    output = dictionary.training_output(x, Moment(0.5))
     f = dictionary.encode(x)
     expected = {"reconstruction": sum(((x - output.x_hat) ** 2).flatten()) / (20 * D_IN)}
     if word in ("tied", "l1"):
@@ -70,7 +71,7 @@ def test_loss_is_mean_over_d_in_plus_row_penalties(word):
         return
     rows = dictionary.row_losses(x)
     torch.testing.assert_close(
-        rows.mean(), sum(dictionary.training_output(x, 1.0).terms.values()).detach()
+        rows.mean(), sum(dictionary.training_output(x).terms.values()).detach()
     )
 
 
