@@ -148,6 +148,8 @@ class WordConfig:
     batch_rows: Any = ranged(int, None, low=1)
     resamples: Any = ranged(int, None, low=1)
     every_n_validations: Any = ranged(int, None, low=1)
+    max_steps: Any = ranged(int, None, low=1)
+    threshold: Any = ranged(float, None, above=0, below=1)
 
 
 @dataclass

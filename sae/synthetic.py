@@ -77,7 +77,7 @@ class World:
         ConfigError: If a setting is out of range or has no effect.
 
     Example:
-        >>> codes, x = World(d_in=4, num_features=8, active=2, decay=1).sample(100, seed=1)
+        >>> codes, x = World(d_in=4, num_features=8, active=2.0, decay=1.0).sample(100, seed=1)
         >>> codes.shape, x.shape
         (torch.Size([100, 8]), torch.Size([100, 4]))
     """
