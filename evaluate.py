@@ -68,8 +68,8 @@ def evaluate(
     from sae.evals.names import result_file, results_folder
 
     device = build.find_device(device)
-    sae = load(run, format)
     folder = results_folder(str(run), out)
+    sae = load(run, format)
     place: dict[str, Any] = {"layer": layer, "site": site, "ctx": ctx}
     if not foreign.is_placed(sae):
         text, settings = corpus or values("corpus", "news"), values("activations", "lm")

@@ -42,7 +42,7 @@ def load(path: Path) -> SAE:
     is_residual = re.fullmatch(r"resid_post_layer_\d+", str(submodule)) is not None
     point = Point("resid", layer) if is_residual and isinstance(layer, int) else None
     ctx = (config.get("buffer") or {}).get("ctx_len")
-    place = Place(trainer.get("lm_name"), point, ctx)
+    place = Place.said(trainer.get("lm_name"), point, ctx)
     return fold(weights, described("dictionary_learning", place, submodule=submodule), file)
 
 

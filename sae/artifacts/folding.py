@@ -130,7 +130,7 @@ def require(sae: SAE, activations: tuple[str, ...], library: str) -> None:
 
 def tensors_of(sae: SAE, *, subtracts_b_dec: bool) -> dict[str, Tensor]:
     """The SAE's tensors on the CPU, with b_enc for an encoder that sees `x - b_dec`, or x."""
-    tensors = {name: tensor.detach().cpu() for name, tensor in sae.named_parameters()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.named_parameters()}
     if subtracts_b_dec:
         shift = tensors["b_dec"].double() @ tensors["W_enc"].double()
         tensors["b_enc"] = (tensors["b_enc"].double() + shift).to(sae.dtype)

@@ -56,8 +56,9 @@ def fetch(text: str) -> Path:
             folder = Path(snapshot_download(repo, **options))  # pyright: ignore[reportArgumentType]
         except (OSError, ValueError) as error:
             raise ArtifactError(
-                f"{repo} cannot be had from the hub: {first_line(error)}. Check the name; a "
-                "private or gated repository needs a login to the hub."
+                f"There is no folder {text} here, and {repo} cannot be had from the hub: "
+                f"{first_line(error)}. Check the name; a private or gated repository needs a login "
+                "to the hub."
             ) from error
     if not (folder / inside).exists():
         raise ArtifactError(f"{repo} is on the hub, but has no {inside} with an SAE's files.")

@@ -33,6 +33,19 @@ class Place:
     ctx: int | None = None
     corpus: str | None = None
 
+    @classmethod
+    def said(
+        cls, lm: object = None, point: Point | None = None, ctx: object = None,
+        corpus: object = None,
+    ) -> "Place":  # fmt: skip
+        """From what a file says; what is no name, or no number of tokens, is left out."""
+        return cls(
+            lm if isinstance(lm, str) else None,
+            point,
+            ctx if isinstance(ctx, int) and ctx > 1 else None,
+            corpus if isinstance(corpus, str) else None,
+        )
+
 
 def described(format: str, place: Place, **more: object) -> dict[str, Any]:
     """`metadata["origin"]` of an SAE from another library's file."""
@@ -53,12 +66,12 @@ def place_of(sae: SAE) -> Place:
     if isinstance(made_of, dict) and made_of.get("kind") == "lm":
         lm, corpus = made_of["lm"], made_of["corpus"]
         return Place(
-            lm.get("repo") or lm["name"], Point.parse(made_of["point"]), made_of["ctx"],
-            corpus["name"],
+            lm.get("repo") or lm.get("name"), Point.parse(made_of["point"]), made_of["ctx"],
+            corpus.get("name"),
         )  # fmt: skip
     origin: Any = sae.metadata.get("origin") or {}
     point = Point.parse(origin["point"]) if "point" in origin else None
-    return Place(origin.get("lm"), point, origin.get("ctx"), origin.get("corpus"))
+    return Place.said(origin.get("lm"), point, origin.get("ctx"), origin.get("corpus"))
 
 
 def hook_of(point: Point) -> str:

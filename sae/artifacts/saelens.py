@@ -37,7 +37,9 @@ def load(path: Path) -> SAE:
     _apply_normalisation(weights, config, path)
     hook = about.get("hook_name") or about.get("hook_point")
     ctx = about.get("context_size")
-    place = Place(about.get("model_name"), point_of(hook), ctx, about.get("dataset_path"))
+    # one head's activations are a part of a site
+    point = None if about.get("hook_head_index") is not None else point_of(hook)
+    place = Place.said(about.get("model_name"), point, ctx, about.get("dataset_path"))
     return fold(weights, described("saelens", place, hook=hook), path)
 
 

@@ -5,7 +5,6 @@ them without its dependencies, of which nnsight is only imported.
 """
 
 import json
-import os
 import sys
 from types import ModuleType
 
@@ -54,9 +53,10 @@ def dl():
 
 @pytest.fixture(scope="module")
 def coder():
-    os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")  # read when it is imported
-    from sparsify import SparseCoder
-    from sparsify.config import SparseCoderConfig
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPARSIFY_DISABLE_TRITON", "1")  # read when it is imported
+        from sparsify import SparseCoder
+        from sparsify.config import SparseCoderConfig
 
     def make():
         made = SparseCoder(D_IN, SparseCoderConfig(num_latents=D_SAE, k=K), dtype=torch.float32)

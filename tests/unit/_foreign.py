@@ -29,6 +29,23 @@ THRESHOLD = 0.8 * numbers(4, D_SAE)  # some are negative
 B_GATE, R_MAG, B_MAG = 0.5 * numbers(5, D_SAE), 0.3 * numbers(6, D_SAE), 0.5 * numbers(7, D_SAE)
 ROTATION = torch.linalg.qr(numbers(8, D_IN, D_IN)).Q.contiguous()
 SCALE = 0.5 + numbers(9, D_IN).abs()
+X = 2 * numbers(10, 40, D_IN)
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def ours(activation: str = "relu", **metadata: object) -> Any:
+    from sae.dictionaries.sae import SAE, SAEConfig
+
+    threshold = THRESHOLD.clamp(min=0) if activation == "jumprelu" else None
+    return SAE(
+        W_ENC, B_ENC, UNIT, B_DEC, threshold=threshold, metadata=metadata,
+        config=SAEConfig("l1", activation, D_IN, D_SAE, K if activation == "topk" else None),
+    )  # fmt: skip
+
+
+def made_of() -> dict:
+    lm = {"kind": "hub", "name": "pythia-70m", "repo": "EleutherAI/pythia-70m-deduped"}
+    return {"kind": "lm", "lm": lm, "corpus": {"name": "news"}, "point": "resid.4", "ctx": 128}
 
 
 def pre_of(x, W, b):
