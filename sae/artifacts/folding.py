@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae.dictionaries.sae import SAE, SAEConfig
+from sae.dictionaries.sae import SAE, WITH_K, SAEConfig
 from sae.errors import ArtifactError, ConfigError
 
 _EQUAL_NORMS = 1e-4
@@ -27,9 +27,9 @@ class Weights:
         W_dec: [d_sae d_in].
         b_dec: [d_in].
         architecture: That library's word for it; a label.
-        activation: `relu`, `topk` or `jumprelu`.
+        activation: `relu`, `topk`, `abs_topk` or `jumprelu`.
         subtracts_b_dec: Whether the encoder sees `x - b_dec`.
-        k: For `topk`.
+        k: For `topk` and `abs_topk`.
         threshold: For `jumprelu`: one number, or one for each latent.
         by_norm: Whether latents are compared by pre-activation times length of the decoder row:
             `topk` then selects by it, and the threshold is in its unit.
@@ -67,7 +67,7 @@ def fold(weights: Weights, origin: Mapping[str, Any], where: object) -> SAE:
     _check_shapes(weights, where)
     given = weights.W_dec.float()
     norms = given.norm(dim=1)
-    if weights.activation == "topk" and not weights.by_norm:
+    if weights.activation in WITH_K and not weights.by_norm:
         _check_equal(norms, weights.W_dec.dtype, where)
     zero = norms == 0
     W_dec = given / norms.where(~zero, torch.ones(()))[:, None]
@@ -120,11 +120,11 @@ def require(sae: SAE, activations: tuple[str, ...], library: str) -> None:
         )
     more = {name for name, _ in sae.named_parameters()}
     more -= {"W_enc", "b_enc", "W_dec", "b_dec", "threshold"}
-    if more or sae.W_dec.shape[1] != sae.d_in:
-        what = ", ".join(sorted(more)) or f"outputs of width {sae.W_dec.shape[1]}"
+    if more or sae.config.d_out is not None:
+        what = ", ".join(sorted(more)) or f"another output than its input (d_out={sae.d_out})"
         raise ArtifactError(
-            f"This SAE has {what} beside the four tensors and the threshold, which the format of "
-            f"{library} cannot hold. Choose format=native."
+            f"This SAE has {what}, which is not written in the format of {library}. Choose "
+            "format=native."
         )
 
 

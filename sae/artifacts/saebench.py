@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sae.artifacts.folding import require
 from sae.artifacts.places import hook_of, place_of
-from sae.dictionaries.sae import SAE
+from sae.dictionaries.sae import ACTIVATIONS, SAE
 from sae.errors import ArtifactError
 
 
@@ -127,8 +128,9 @@ def to_saebench(
         hook_name: TransformerLens' name of the place, default what the metadata say.
 
     Raises:
-        ArtifactError: If one of them is neither given nor known.
+        ArtifactError: If one of them is neither given nor known, or the SAE is a transcoder.
     """
+    require(sae, tuple(ACTIVATIONS), "SAEBench")
     place = place_of(sae)
     model_name = model_name or place.lm
     hook_name = hook_name or (hook_of(place.point) if place.point else None)

@@ -11,14 +11,14 @@ from sae.artifacts.files import read_json, read_safetensors, taken, whole
 from sae.artifacts.folding import Weights, fold, gated, require, tensors_of
 from sae.artifacts.format import Format
 from sae.artifacts.places import Place, described, hook_of, place_of, point_of
-from sae.dictionaries.sae import SAE
+from sae.dictionaries.sae import SAE, WITH_K
 from sae.errors import ArtifactError
 from sae.provenance import write_json
 
 CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
 FORMAT_OF = "6.54.12"
 """Version whose files are written; without one in `metadata` the library expects older files."""
-_WORDS = {"relu": "standard", "topk": "topk", "jumprelu": "jumprelu"}
+_WORDS = {"relu": "standard", "topk": "topk", "abs_topk": "abstopk", "jumprelu": "jumprelu"}
 _BATCHTOPK = ("batchtopk", "matryoshka_batchtopk")
 
 
@@ -26,8 +26,8 @@ def load(path: Path) -> SAE:
     """Read an inference SAE, or the SAE of a checkpoint.
 
     Raises:
-        ArtifactError: If it is damaged, of another kind than standard, topk, jumprelu, gated or
-            batchtopk, or normalises each input.
+        ArtifactError: If it is damaged, of another kind than standard, topk, abstopk, jumprelu,
+            gated or batchtopk, or normalises each input.
     """
     file = path / WEIGHTS
     config, tensors = read_json(path / CONFIG), read_safetensors(file)
@@ -100,7 +100,7 @@ def _weights(config: Mapping[str, Any], tensors: dict[str, Tensor], file: Path) 
         encoder = gated(W_enc, *taken(tensors, ("b_gate", "r_mag", "b_mag"), file))
         common |= zip(("W_enc", "b_enc", "threshold"), encoder, strict=True)
         return Weights(**common, activation="jumprelu")
-    known = {"standard": (), "topk": (), "jumprelu": ("threshold",)}
+    known = {"standard": (), "topk": (), "abstopk": (), "jumprelu": ("threshold",)}
     known |= dict.fromkeys(_BATCHTOPK, ("topk_threshold",))
     if word not in known:
         raise ArtifactError(
@@ -110,8 +110,8 @@ def _weights(config: Mapping[str, Any], tensors: dict[str, Tensor], file: Path) 
     if "log_threshold" in tensors:  # checkpoints of JumpReLU training, older ones
         tensors = {**tensors, "threshold": tensors["log_threshold"].exp()}
     b_enc, *threshold = taken(tensors, ("b_enc", *known[word]), file)
-    activation = {"standard": "relu", "topk": "topk"}.get(word, "jumprelu")
-    number = whole({"k": k}, "k", file.with_name(CONFIG)) if word == "topk" else None
+    activation = {theirs: own for own, theirs in _WORDS.items()}.get(word, "jumprelu")
+    number = whole({"k": k}, "k", file.with_name(CONFIG)) if activation in WITH_K else None
     return Weights(
         **common,
         b_enc=b_enc,

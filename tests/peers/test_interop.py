@@ -87,7 +87,7 @@ def ours(activation):
                "point": "resid.4", "ctx": 128}  # fmt: skip
     return SAE(
         0.4 * W_enc, b_enc, W_dec, torch.randn(D_IN, generator=generator), threshold=threshold,
-        config=SAEConfig("l1", activation, D_IN, D_SAE, K if activation == "topk" else None),
+        config=SAEConfig("l1", activation, D_IN, D_SAE, K if "topk" in activation else None),
         metadata={"activations": made_of},
     )  # fmt: skip
 
@@ -98,7 +98,7 @@ def same(sae, x, f, x_hat, norms):
     torch.testing.assert_close(sae(x), x_hat, **TOLERANCE)
 
 
-SAE_LENS = ["standard", "topk", "jumprelu", "gated"]
+SAE_LENS = ["standard", "topk", "abstopk", "jumprelu", "gated"]
 
 
 @pytest.mark.parametrize("subtract", [True, False], ids=["x_minus_b_dec", "x"])
@@ -109,16 +109,16 @@ def test_from_sae_lens(word, subtract, x, tmp_path):
 
     from sae.artifacts import load
 
-    name = {"standard": "StandardSAE", "topk": "TopKSAE", "jumprelu": "JumpReLUSAE",
-            "gated": "GatedSAE"}[word]  # fmt: skip
-    more = {"k": K} if word == "topk" else {}
+    name = {"standard": "StandardSAE", "topk": "TopKSAE", "abstopk": "AbsTopKSAE",
+            "jumprelu": "JumpReLUSAE", "gated": "GatedSAE"}[word]  # fmt: skip
+    more = {"k": K} if "topk" in word else {}
     config = getattr(saes, f"{name}Config")(
         d_in=D_IN, d_sae=D_SAE, apply_b_dec_to_input=subtract, **more
     )
     config.metadata.hook_name = "blocks.3.hook_mlp_out"
     theirs = getattr(saes, name)(config)
     shake(theirs)
-    if word == "topk":
+    if "topk" in word:
         theirs.W_dec.div_(theirs.W_dec.norm(dim=1, keepdim=True))
     theirs.save_model(tmp_path / "theirs")
     sae = load(tmp_path / "theirs")
@@ -170,7 +170,7 @@ def test_from_a_scaled_checkpoint_of_sae_lens(x, tmp_path):
     same(sae, x, theirs.encode(x), theirs(x), theirs.W_dec.norm(dim=1))
 
 
-@pytest.mark.parametrize("activation", ["relu", "topk", "jumprelu"])
+@pytest.mark.parametrize("activation", ["relu", "topk", "abs_topk", "jumprelu"])
 @torch.no_grad()
 def test_to_sae_lens(activation, x, tmp_path):
     from sae_lens import SAE

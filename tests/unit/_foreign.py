@@ -39,7 +39,8 @@ def ours(activation: str = "relu", **metadata: object) -> Any:
     threshold = THRESHOLD.clamp(min=0) if activation == "jumprelu" else None
     return SAE(
         W_ENC, B_ENC, UNIT, B_DEC, threshold=threshold, metadata=metadata,
-        config=SAEConfig("l1", activation, D_IN, D_SAE, K if activation == "topk" else None),
+        config=SAEConfig("l1", activation, D_IN, D_SAE, K if "topk" in activation else None,
+                         steps=3 if activation == "lista" else None),
     )  # fmt: skip
 
 
@@ -66,6 +67,11 @@ def relu(pre):
 def topk(pre):
     kept = sorted(range(D_SAE), key=lambda j: -pre[j])[:K]
     return [max(0.0, pre[j]) if j in kept else 0.0 for j in range(D_SAE)]
+
+
+def abs_topk(pre):
+    kept = sorted(range(D_SAE), key=lambda j: -abs(pre[j]))[:K]
+    return [pre[j] if j in kept else 0.0 for j in range(D_SAE)]
 
 
 def jump(pre, threshold):
@@ -258,6 +264,9 @@ CASES = [
     Case("saelens_topk",
          saelens({"architecture": "topk", "k": K, **V6}, FOUR | {"W_dec": 3 * UNIT}),
          linear(lambda x: topk(_pre(x)), 3 * UNIT), 3 * UNIT, "topk"),
+    Case("saelens_abstopk",
+         saelens({"architecture": "abstopk", "k": K, **V6}, FOUR | {"W_dec": 3 * UNIT}),
+         linear(lambda x: abs_topk(_pre(x)), 3 * UNIT), 3 * UNIT, "abs_topk"),
     Case("saelens_topk_by_norm",
          saelens({"architecture": "topk", "k": K, "rescale_acts_by_decoder_norm": True}, FOUR),
          by_norm, UNIT, "topk"),
