@@ -19,8 +19,12 @@ FIXED: dict[str, tuple[str, str, Control, float, str, Mapping[str, Any]]] = {
     "topk": ("TopK", "topk", "k", 0, "k", {}),
     "batch_topk": ("BatchTopK", "batch_topk", "k", 0, "k", {}),
     "jumprelu": (
-        "JumpReLU", "jumprelu", "target", 0, "target_l0",
-        {"jumprelu_sparsity_loss_mode": "quadratic"},
+        "JumpReLU", "jumprelu", "coefficient", 1.0, "l0_coefficient",
+        # with its defaults (step, bandwidth 0.05) short runs move no threshold far enough; this is
+        # the other setup that it documents
+        {"jumprelu_sparsity_loss_mode": "tanh", "jumprelu_bandwidth": 2.0,
+         "jumprelu_init_threshold": 0.1, "jumprelu_ste_to_input": True,
+         "pre_act_loss_coefficient": 3e-6},
     ),
     "gated": ("Gated", "gated", "coefficient", 1.0, "l1_coefficient", {}),
     "matryoshka": ("MatryoshkaBatchTopK", "matryoshka", "k", 0, "k", {}),
@@ -49,7 +53,7 @@ def _fit(name: str, data: Data, d_sae: int, setting: Setting) -> Fitted:
     settings[option] = round(setting.value) if control == "k" else setting.value
     if option == "l1_coefficient":
         settings["l1_warm_up_steps"] = round(0.05 * steps)  # its tutorial
-    if option == "target_l0":
+    if option == "l0_coefficient":
         settings["l0_warm_up_steps"] = round(0.05 * steps)
     if name == "matryoshka":
         settings["matryoshka_widths"] = [round(part * d_sae) for part in WIDTHS]

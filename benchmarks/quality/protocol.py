@@ -6,7 +6,7 @@ import multiprocessing
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from sae.provenance import write_json
 log = logging.getLogger(__name__)
 SLOPE: dict[Control, float] = {"k": 1.0, "target": 1.0, "coefficient": -1.0}
 """First guess of how log L0 follows the log of the control's value."""
-LIMIT: dict[Control, int] = {"k": 1, "target": 2, "coefficient": 3}
+LIMIT: dict[Control, int] = {"k": 2, "target": 2, "coefficient": 3}
 """Trainings that may be spent on meeting an L0."""
 TOLERANCE = 0.1
 
@@ -108,7 +108,7 @@ def chain(key: str, plan: Plan) -> None:
         for seed in range(plan.seeds):
             point(contender, task, plan, Setting(lr, best.value, seed), task.size, final=True)
         for l0 in task.frontier:
-            value = l0 if contender.control == "k" else _for_l0(contender, points, l0)
+            value = next_value(points, l0, SLOPE[contender.control])
             points.append(point(contender, task, plan, Setting(lr, value, 0), task.size))
         summary |= {
             "lr": lr, "value": best.value, "control": contender.control,
@@ -121,16 +121,14 @@ def chain(key: str, plan: Plan) -> None:
         write_json(folder / name, summary)
 
 
-def tune(
-    contender: Contender, task: Task, plan: Plan
-) -> tuple[float, float, dict[float, float]]:
+def tune(contender: Contender, task: Task, plan: Plan) -> tuple[float, float, dict[float, float]]:
     """The learning rate with the least validation FVU at the asked L0; its value of the control."""
     found: dict[float, list[Point]] = {}
 
     def score(lr: float) -> float:
         start = first_value(contender, task.l0)
         known = [p for points in found.values() for p in points]
-        if known and contender.control != "k":
+        if known:
             start = closest(known, task.l0).value
         found[lr] = meet(contender, task, plan, lr, start, task.tuning)
         return fvu_at(found[lr], task.l0)
@@ -165,16 +163,6 @@ def point(
 def first_value(contender: Contender, l0: float) -> float:
     """Where the search begins: at the L0 itself where the control is one."""
     return contender.start if contender.control == "coefficient" else l0
-
-
-def quick(task: Task) -> Task:
-    """The same at a size that only shows whether it runs."""
-    size = replace(task.size, vectors=20_000, val=4000, test=4000)
-    return replace(task, size=size, tuning=size, frontier=())
-
-
-def _for_l0(contender: Contender, points: Sequence[Point], l0: float) -> float:
-    return next_value(points, l0, SLOPE[contender.control])
 
 
 def _or_none(score: float) -> float | None:

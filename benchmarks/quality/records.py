@@ -58,9 +58,10 @@ def trained(
     try:
         with redirect_stdout(sys.stderr):
             vectors = prepare(data, size, work)
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             fitted = contender.fit(vectors, d_sae, given)
             record["seconds"] = time.perf_counter() - start
+            record["cpu_seconds"] = time.process_time() - cpu
             record["val"] = measured(fitted, vectors, "val")
             record["test"] = measured(fitted, vectors, "test")
             if ce_contexts:
@@ -68,7 +69,9 @@ def trained(
         if not math.isfinite(record["val"]["fvu"]):
             record |= {"error": "not finite", "val": None, "test": None, "ce": None}
     except (RuntimeError, ValueError, AssertionError, ArithmeticError) as error:
-        record["error"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        record["error"] = (
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        )
         log.exception("%s failed", key)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, record)

@@ -27,7 +27,8 @@ def next_value(points: Sequence[Point], target: float, slope: float) -> float:
         >>> round(next_value([Point(1.0, 64.0, 0.1)], target=32, slope=-1.0), 6)
         2.0
     """
-    near = sorted(points, key=lambda p: abs(_log(p.l0) - _log(target)))[:2]
+    # of equally near points the later ones: a search that is stuck goes on
+    near = sorted(reversed(points), key=lambda p: abs(_log(p.l0) - _log(target)))[:2]
     first = near[0]
     if len(near) == 2 and near[1].value != first.value:
         found = (_log(near[1].l0) - _log(first.l0)) / math.log(near[1].value / first.value)
