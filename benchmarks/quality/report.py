@@ -245,7 +245,17 @@ def _plot(frontiers: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
 
 def _draw(axes: Any, row: Mapping[str, Any], what: str) -> None:
     library = row["contender"].split("/")[0]
-    families = "l1 tied april topk batch_topk jumprelu gated matryoshka p_anneal".split()
+    families = [
+        "l1",
+        "tied",
+        "april",
+        "topk",
+        "batch_topk",
+        "jumprelu",
+        "gated",
+        "matryoshka",
+        "p_anneal",
+    ]
     markers = dict(zip(families, "osv^D*Xp<", strict=True))
     style = {
         "color": COLOURS.get(library, "black"), "marker": markers.get(row["family"], "."),

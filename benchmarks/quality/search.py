@@ -117,10 +117,7 @@ def tuned_lr(score: Callable[[float], float], default: float) -> tuple[float, di
         10.0
     """
     scores = {lr: score(lr) for lr in (default, default * LR_STEP)}
-    if scores[default * LR_STEP] < scores[default]:
-        third = default * 10
-    else:
-        third = default / LR_STEP
+    third = default * 10 if scores[default * LR_STEP] < scores[default] else default / LR_STEP
     scores[third] = score(third)
     return min(scores, key=lambda lr: scores[lr]), scores
 

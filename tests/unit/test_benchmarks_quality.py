@@ -1,4 +1,4 @@
-"""The pure parts of the comparison of quality, and its chain of trainings with a made-up trainer."""
+"""The pure parts of the comparison of quality, and its chain with a made-up trainer."""
 
 import json
 import math
