@@ -149,6 +149,7 @@ def train(
             "revived": int(module.revived),
             "vectors_per_second": manifest.training.get("vectors_per_second"),
             **l1_equivalents(config, data),
+            **module.coefficient,
         }
         _publish(results, run_dir, loggers, data.steps)
     finally:
@@ -182,7 +183,7 @@ def _finished(run_dir: Path, config: Mapping[str, Any]) -> dict[str, Any] | None
 
 
 def _reject_lists(config: Mapping[str, Any]) -> None:
-    for name in ("layer", "site", "l1", "k", "dict_ratio", "seed"):
+    for name in ("layer", "site", "l1", "k", "target_l0", "dict_ratio", "seed"):
         if isinstance(config[name], list):
             values = ",".join(map(str, config[name]))
             raise ConfigError(
@@ -281,6 +282,7 @@ def _save(
         "l1_equivalents": l1_equivalents(config, data),
         "tokens": data.steps * data.batch_size,
         "dead": module.dead_share(),
+        "steered": module.coefficient,
     }
     save_sae(run_dir / "sae", module.dictionary.folded(data.scale, metadata))
 

@@ -14,6 +14,7 @@ from callbacks.metrics_csv import MetricsCSV
 from callbacks.reconstruction import Reconstruction
 from sae.activations.datamodule import ActivationDataModule
 from sae.activations.sources import LMActivations
+from sae.dictionaries.base import sparsity_of
 from sae.errors import ConfigError
 
 
@@ -83,6 +84,6 @@ def run_name(config: Mapping[str, Any]) -> str:
     """
     sae, activations = config["sae"], config["activations"]
     where = f"{activations['site']}.{activations['layer']}" if "site" in activations else "own"
-    sparsity = [f"{key}={sae[key]:g}" for key in ("l1", "k") if key in sae]
+    sparsity = sparsity_of(sae)
     parts = [sae["architecture"], where, *sparsity, f"x{sae['dict_ratio']:g}"]
     return "-".join([*parts, f"seed{config['seed']}"])

@@ -25,7 +25,7 @@ from sae.errors import ConfigError, SAEError
 FOLDER = Path(__file__).parent
 OPTIONS = ("experiment", "sweep", "launcher", "sweeper", "debug")
 """Groups whose files set keys all over the configuration."""
-LISTS = ("layer", "site", "l1", "k", "dict_ratio", "seed")
+LISTS = ("layer", "site", "l1", "k", "target_l0", "dict_ratio", "seed")
 """Short overrides of which a list stands for several SAEs."""
 
 

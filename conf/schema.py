@@ -61,6 +61,7 @@ class SAEConfig:
     dict_ratio: Any = ranged(float, above=0, many=True)
     l1: Any = ranged(float, None, low=0, many=True)
     k: Any = ranged(int, None, low=1, many=True)
+    target_l0: Any = ranged(float, None, above=0, many=True, null=True)
     sparsity_warmup_tokens: Any = ranged(SPAN, None)
 
 
@@ -143,6 +144,7 @@ class TrainConfig:
     site: Any = ranged(str, choices=SITES, many=True)
     l1: Any = ranged(float, low=0, many=True)
     k: Any = ranged(int, low=1, many=True)
+    target_l0: Any = ranged(float, None, above=0, many=True, null=True)
     dict_ratio: Any = ranged(float, above=0, many=True)
     seed: Any = ranged(int, low=0, many=True)
     tokens: Any = ranged(int, low=1)
@@ -172,7 +174,7 @@ NODES: dict[str, type] = {
 }  # fmt: skip
 WORDS = ("callbacks", "eval")
 """Nodes that hold one node a word; each checks its own further settings."""
-SHORT = ("layer", "site", "l1", "k", "dict_ratio", "tokens", "epochs", "seed")
+SHORT = ("layer", "site", "l1", "k", "target_l0", "dict_ratio", "tokens", "epochs", "seed")
 USED_BY_PROGRAM = ("epochs", "seed")
 """Short overrides that train.py reads itself, so that no yaml node needs to mention them."""
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sae.dictionaries.sae import SAE, SAEConfig
+from sae.dictionaries.sae import SAE, WITH_THRESHOLD, SAEConfig
 from sae.errors import ArtifactError, ConfigError
 from sae.provenance import write_json
 
@@ -22,7 +22,8 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "sae.safetensors"
 
 _TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
-_MORE_TENSORS = {"jumprelu": ("threshold",)}
+_LATER = ("steps", "d_out", "W_skip")
+"""Entries that only some SAEs have: written where they say something."""
 _ACCEPTED = (
     f"a run folder (it has sae/{CONFIG_FILE}) or an SAE folder ({CONFIG_FILE} and {WEIGHTS_FILE})"
 )
@@ -46,7 +47,7 @@ def save_sae(folder: str | Path, sae: SAE) -> Path:
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
     try:
-        names = _tensors(sae.config.activation)
+        names = _tensors(sae.config.activation, sae.W_skip is not None)
         tensors = {name: getattr(sae, name).detach().cpu().contiguous() for name in names}
         save_file(tensors, new / WEIGHTS_FILE)
         write_json(
@@ -54,7 +55,8 @@ def save_sae(folder: str | Path, sae: SAE) -> Path:
             {
                 "format": FORMAT,
                 "format_version": FORMAT_VERSION,
-                **asdict(sae.config),
+                **{n: v for n, v in asdict(sae.config).items() if n not in _LATER or v is not None},
+                **({} if sae.W_skip is None else {"W_skip": True}),
                 "weights_sha256": _checksum(new / WEIGHTS_FILE),
                 "metadata": sae.metadata,
             },
@@ -85,7 +87,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> SAE:
     """
     folder = _find(Path(path).expanduser())
     content = _read_config(folder / CONFIG_FILE)
-    names = _tensors(content["activation"])
+    names = _tensors(content["activation"], bool(content["W_skip"]))
     tensors = _read_weights(folder / WEIGHTS_FILE, content["weights_sha256"], names, device)
     try:
         config = SAEConfig(**{field.name: content[field.name] for field in fields(SAEConfig)})
@@ -123,19 +125,22 @@ def _read_config(file: Path) -> dict:
             f"{FORMAT_VERSION}. Upgrade lightning-sae, or save the SAE again."
         )
     expected = {field.name: field.type for field in fields(SAEConfig)}
-    expected |= {"format": str, "weights_sha256": str, "metadata": dict}
+    expected |= {"format": str, "weights_sha256": str, "metadata": dict, "W_skip": bool | None}
+    content = dict.fromkeys(_LATER) | content
     if differing := sorted(content.keys() ^ expected.keys()):
         raise ArtifactError(
             f"{file} is damaged: missing or unknown entries {differing}. Save the SAE again."
         )
     for name, kind in expected.items():
-        if not isinstance(content[name], kind) or isinstance(content[name], bool):  # pyright: ignore[reportArgumentType]
+        boolean = isinstance(content[name], bool) and name != "W_skip"
+        if not isinstance(content[name], kind) or boolean:  # pyright: ignore[reportArgumentType]
             raise ArtifactError(f"{file} is damaged: {name}={content[name]!r} is no {kind}.")
     return content
 
 
-def _tensors(activation: str) -> tuple[str, ...]:
-    return _TENSORS + _MORE_TENSORS.get(activation, ())
+def _tensors(activation: str, skip: bool) -> tuple[str, ...]:
+    threshold = ("threshold",) if activation in WITH_THRESHOLD else ()
+    return (*_TENSORS, *threshold, *(("W_skip",) if skip else ()))
 
 
 def _read_weights(

@@ -7,6 +7,7 @@ activations to the LM's own activations.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from inspect import Parameter, signature
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -37,6 +38,24 @@ class StepOutput(NamedTuple):
     terms: dict[str, Float[Tensor, ""]]
 
 
+class Moment(NamedTuple):
+    """When in the training a step happens, as far as losses depend on it.
+
+    Attributes:
+        penalty: Factor of all sparsity penalties: the warm-up, times what `target_l0` steers.
+        progress: Share of the run that is done, from 0 to 1.
+        dead: Latents that count as dead; None where nobody counts.
+    """
+
+    penalty: float | Tensor = 1.0
+    progress: float = 0.0
+    dead: Bool[Tensor, " d_sae"] | None = None
+
+
+NOMINAL = Moment()
+"""Full penalties, the start of the run, nothing known to be dead."""
+
+
 class LatentParameter(NamedTuple):
     """A parameter and the axis along which it is indexed by latents (for Adam resets)."""
 
@@ -58,6 +77,8 @@ class Dictionary(nn.Module, ABC):
     architecture: ClassVar[str]
     options: ClassVar[frozenset[str]] = frozenset()
     """Names of the settings that the constructor reads besides those of this base."""
+    coefficient: ClassVar[str | None] = None
+    """Name of the setting that multiplies the sparsity penalty: what `target_l0` steers."""
 
     def __init__(self, d_in: int, d_sae: int) -> None:
         super().__init__()
@@ -125,7 +146,7 @@ class Dictionary(nn.Module, ABC):
             return DenseCode(torch.relu(pre))
         return SparseCode(pattern, torch.relu(latent_values(x, W, bias, pattern)))
 
-    def _selected_code(
+    def selected_code(
         self, x: Tensor, W: Tensor, bias: Tensor, select: Callable[[Tensor], Pattern]
     ) -> Code:
         """ReLU code of the latents that `select` picks from the pre-activations."""
@@ -143,15 +164,17 @@ class Dictionary(nn.Module, ABC):
         del code
         return {}
 
-    def training_output(self, x: Float[Tensor, "batch d_in"], factor: float = 1.0) -> StepOutput:
-        """Encode, decode and the loss terms; `factor` in [0, 1] is the sparsity warm-up."""
-        return self._output(x, *self._encode_decode(x), factor)
+    def training_output(
+        self, x: Float[Tensor, "batch d_in"], moment: Moment = NOMINAL
+    ) -> StepOutput:
+        """Encode, decode and the loss terms."""
+        return self._output(x, *self._encode_decode(x), moment)
 
-    def _output(self, x: Tensor, code: Code, x_hat: Tensor, factor: float) -> StepOutput:
+    def _output(self, x: Tensor, code: Code, x_hat: Tensor, moment: Moment) -> StepOutput:
         x_hat = x_hat.float()
         terms = {"reconstruction": (x - x_hat).square().mean()}
         for name, rows in self.row_penalties(code).items():
-            terms[name] = factor * rows.mean()
+            terms[name] = moment.penalty * rows.mean()
         return StepOutput(x_hat, code, terms)
 
     @torch.no_grad()
@@ -255,13 +278,34 @@ def build_dictionary(
     if not isinstance(ratio, int | float) or isinstance(ratio, bool) or not ratio > 0:
         raise ConfigError(f"dict_ratio={ratio!r} must be a number above 0, for example 8.")
     cls = ARCHITECTURES[word]
-    if set(settings) != cls.options:
+    if not _required(cls) <= set(settings) <= cls.options:
         raise ConfigError(
             f"sae.architecture={word} was given {sorted(settings)}; it reads {sorted(cls.options)}."
         )
     d_sae = max(1, round(ratio * d_in))
     generator = torch.Generator().manual_seed(seed)
     return cls(d_in, d_sae, mean=mean, generator=generator, **settings)  # pyright: ignore[reportCallIssue]
+
+
+def _required(cls: type[Dictionary]) -> set[str]:
+    """Options without a default, in the class or, where it hands them on, in a base."""
+    found: dict[str, bool] = {}
+    for one in cls.__mro__:
+        for name, parameter in signature(one.__init__).parameters.items():
+            found.setdefault(name, parameter.default is Parameter.empty)
+    return {name for name in cls.options if found.get(name, True)}
+
+
+def sparsity_of(config: Mapping[str, Any]) -> list[str]:
+    """What decides the sparsity of a configured dictionary, to name runs by.
+
+    Example:
+        >>> sparsity_of({"l1": 1e-3, "target_l0": None}), sparsity_of({"l1": 1e-3, "target_l0": 32})
+        (['l1=0.001'], ['target_l0=32'])
+    """
+    if config.get("target_l0") is not None:
+        return [f"target_l0={config['target_l0']:g}"]
+    return [f"{key}={config[key]:g}" for key in ("l1", "l0_coefficient", "k") if key in config]
 
 
 def matmul_dtype(tensor: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ class L1(Untied):
     """
 
     options = frozenset({"l1"})
+    coefficient = "l1"
 
     def __init__(
         self,

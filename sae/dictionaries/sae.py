@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import relu6
 
 from sae.errors import ConfigError
 
@@ -23,9 +24,12 @@ class SAEConfig:
         activation: Key of `ACTIVATIONS`.
         d_in: Width of the LM's activations.
         d_sae: Number of latents.
-        k: Latents that may fire for each vector; `topk` needs it, the others do not take it.
+        k: Latents that may fire for each vector; `topk` and `abs_topk` need it, the others do not
+            take it.
+        steps: Refinements of the code; `lista` needs it, the others do not take it.
+        d_out: Width of what is reconstructed, where that is not the input (transcoders).
 
-    With activation `jumprelu` the SAE has a fifth tensor, `threshold`.
+    With activations `jumprelu` and `smooth_jumprelu` the SAE has a fifth tensor, `threshold`.
     """
 
     architecture: str
@@ -33,6 +37,8 @@ class SAEConfig:
     d_in: int
     d_sae: int
     k: int | None = None
+    steps: int | None = None
+    d_out: int | None = None
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
@@ -41,13 +47,20 @@ class SAEConfig:
             )
         if self.d_in < 1 or self.d_sae < 1:
             raise ConfigError(f"d_in={self.d_in} and d_sae={self.d_sae} must be at least 1.")
-        if self.activation == "topk":
-            if self.k is None or not 1 <= self.k <= self.d_sae:
+        if self.d_out is not None and self.d_out < 1:
+            raise ConfigError(f"d_out={self.d_out} must be at least 1.")
+        for name, most, words in (("k", self.d_sae, WITH_K), ("steps", 100, WITH_STEPS)):
+            value = getattr(self, name)
+            if self.activation in words and (value is None or not 1 <= value <= most):
+                limit = f"d_sae={most}" if name == "k" else most
                 raise ConfigError(
-                    f"k={self.k} must be between 1 and d_sae={self.d_sae} with activation=topk."
+                    f"{name}={value} must be between 1 and {limit} with "
+                    f"activation={self.activation}."
                 )
-        elif self.k is not None:
-            raise ConfigError(f"k={self.k} has no effect with activation={self.activation}.")
+            if self.activation not in words and value is not None:
+                raise ConfigError(
+                    f"{name}={value} has no effect with activation={self.activation}."
+                )
 
 
 class SAE(nn.Module):
@@ -62,7 +75,9 @@ class SAE(nn.Module):
         b_enc: Encoder bias.
         W_dec: Decoder, a unit row (dictionary atom) for each latent.
         b_dec: Decoder bias.
-        threshold: What a pre-activation must exceed to fire, at least 0; for `jumprelu` only.
+        threshold: What a pre-activation must exceed to fire, at least 0; for `jumprelu` and
+            `smooth_jumprelu` only.
+        W_skip: Linear path from input to output, [d_in d_out]; None for none.
         config: How it encodes.
         metadata: Where it comes from: LM, text, point, context length. Plain JSON values.
 
@@ -88,16 +103,19 @@ class SAE(nn.Module):
         config: SAEConfig,
         metadata: Mapping[str, object] | None = None,
         threshold: Tensor | None = None,
+        W_skip: Tensor | None = None,
     ):
         super().__init__()
         weights = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
-        _check(weights | ({} if threshold is None else {"threshold": threshold}), config)
+        more = {"threshold": threshold, "W_skip": W_skip}
+        _check(weights | {name: t for name, t in more.items() if t is not None}, config)
         self.W_enc = nn.Parameter(W_enc.detach(), requires_grad=False)
         self.b_enc = nn.Parameter(b_enc.detach(), requires_grad=False)
         self.W_dec = nn.Parameter(W_dec.detach(), requires_grad=False)
         self.b_dec = nn.Parameter(b_dec.detach(), requires_grad=False)
-        self.threshold = (
-            None if threshold is None else nn.Parameter(threshold.detach(), requires_grad=False)
+        self.threshold, self.W_skip = (
+            None if tensor is None else nn.Parameter(tensor.detach(), requires_grad=False)
+            for tensor in (threshold, W_skip)
         )
         self.config = config
         self.metadata = dict(metadata or {})
@@ -107,6 +125,11 @@ class SAE(nn.Module):
     def d_in(self) -> int:
         """Width of the LM's activations."""
         return self.config.d_in
+
+    @property
+    def d_out(self) -> int:
+        """Width of what is reconstructed; that of the input but for transcoders."""
+        return self.config.d_out or self.config.d_in
 
     @property
     def d_sae(self) -> int:
@@ -128,13 +151,14 @@ class SAE(nn.Module):
         pre = x.to(self.W_enc) @ self.W_enc + self.b_enc
         return self._activation(pre, self)
 
-    def decode(self, f: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]:
-        """Reconstruction from feature activations."""
+    def decode(self, f: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_out"]:
+        """Reconstruction from feature activations; a skip connection is not part of it."""
         return f.to(self.W_dec) @ self.W_dec + self.b_dec
 
-    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        """Reconstruction of `x`."""
-        return self.decode(self.encode(x))
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        """Reconstruction of `x`, or of what the SAE was trained to make of it."""
+        x_hat = self.decode(self.encode(x))
+        return x_hat if self.W_skip is None else x_hat + x.to(self.W_skip) @ self.W_skip
 
     def extra_repr(self) -> str:
         """Shown by `print(sae)`."""
@@ -160,21 +184,64 @@ def _jumprelu(pre: Tensor, sae: SAE) -> Tensor:
     return pre * (pre > sae.threshold)
 
 
+def _smooth_jumprelu(pre: Tensor, sae: SAE) -> Tensor:
+    """The authors' thresholding function: 0 up to 0.9 of the threshold, the input from it on.
+
+    Source: HoagyC/sparse_coding, `FunctionalThresholdingSAE`.
+    """
+    assert sae.threshold is not None
+    return smooth_jump(pre, sae.threshold)
+
+
+def smooth_jump(pre: Tensor, threshold: Tensor) -> Tensor:
+    r"""$t\,(\mathrm{relu6}(60(s - 0.9))/6 + \mathrm{relu}(s - 1))$ with $s = pre / t$."""
+    s = pre / threshold.clamp_min(1e-8)
+    return threshold * (relu6(60 * (s - 0.9)) / 6 + (s - 1).relu())
+
+
+def _abs_topk(pre: Tensor, sae: SAE) -> Tensor:
+    """Keep the k pre-activations of largest size, with their signs."""
+    assert sae.config.k is not None
+    indices = pre.abs().topk(sae.config.k, dim=-1).indices
+    return torch.zeros_like(pre).scatter(-1, indices, pre.gather(-1, indices))
+
+
+def _identity(pre: Tensor, sae: SAE) -> Tensor:
+    """All pre-activations, signed: rotations and other baselines that are not sparse."""
+    del sae
+    return pre
+
+
+def _lista(pre: Tensor, sae: SAE) -> Tensor:
+    """A ReLU code, refined: `steps` times f := relu(pre + f - (f @ W_dec) @ W_enc)."""
+    assert sae.config.steps is not None
+    f = pre.relu()
+    for _ in range(sae.config.steps):
+        f = (pre + f - (f @ sae.W_dec) @ sae.W_enc).relu()
+    return f
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor, SAE], Tensor]] = {
-    "relu": _relu, "topk": _topk, "jumprelu": _jumprelu,
+    "relu": _relu, "topk": _topk, "jumprelu": _jumprelu, "smooth_jumprelu": _smooth_jumprelu,
+    "abs_topk": _abs_topk, "identity": _identity, "lista": _lista,
 }  # fmt: skip
 """Activation functions by the word that a saved config names."""
+WITH_K = ("topk", "abs_topk")
+WITH_STEPS = ("lista",)
+WITH_THRESHOLD = ("jumprelu", "smooth_jumprelu")
 
 
 def _check(weights: Mapping[str, Tensor], config: SAEConfig) -> None:
-    d_in, d_sae = config.d_in, config.d_sae
-    shapes = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
-    if (config.activation == "jumprelu") != ("threshold" in weights):
+    d_in, d_sae, d_out = config.d_in, config.d_sae, config.d_out or config.d_in
+    if (config.activation in WITH_THRESHOLD) != ("threshold" in weights):
         raise ConfigError(
             f"activation={config.activation} and {'a' if 'threshold' in weights else 'no'} "
-            "threshold do not fit: jumprelu, and only jumprelu, has one."
+            f"threshold do not fit: {' and '.join(WITH_THRESHOLD)}, and only they, have one."
         )
-    shapes |= {"threshold": (d_sae,)}
+    shapes = {
+        "W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_out), "b_dec": (d_out,),
+        "threshold": (d_sae,), "W_skip": (d_in, d_out),
+    }  # fmt: skip
     for name, tensor in weights.items():
         if tuple(tensor.shape) != shapes[name]:
             raise ConfigError(

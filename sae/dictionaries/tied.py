@@ -43,6 +43,7 @@ class Tied(Dictionary):
     """
 
     options = frozenset({"l1", "centre"})
+    coefficient = "l1"
 
     def __init__(
         self,

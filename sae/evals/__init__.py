@@ -1,21 +1,26 @@
-"""Evaluations: one file each, known by a word, each with a typed result."""
+"""Evaluations: one file each, known by a word, each with a typed result.
 
-from sae.evals.base import (
+Every module of this folder is imported here, so a new evaluation is one new file.
+"""
+
+import importlib
+import pkgutil
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+from sae.evals.base import (  # noqa: E402
+    EVALS,
     Bootstrap,
     Estimate,
     EvalContext,
     EvalResult,
     Evaluation,
     SplicedLM,
+    register,
 )
-from sae.evals.core import CoreEval
-from sae.evals.downstream import DownstreamEval
-
-EVALS: dict[str, type[CoreEval] | type[DownstreamEval]] = {
-    CoreEval.name: CoreEval,
-    DownstreamEval.name: DownstreamEval,
-}
-"""Evaluations by the word that `eval=` takes; add a class here to make it known."""
+from sae.evals.core import CoreEval  # noqa: E402
+from sae.evals.downstream import DownstreamEval  # noqa: E402
 
 __all__ = [
     "EVALS",
@@ -27,4 +32,5 @@ __all__ = [
     "EvalResult",
     "Evaluation",
     "SplicedLM",
+    "register",
 ]

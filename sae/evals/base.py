@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -134,13 +134,33 @@ class EvalResult:
 
 @runtime_checkable
 class Evaluation(Protocol):
-    """What `EVALS` holds: a dataclass of settings with a `run`."""
+    """What `EVALS` holds: a dataclass of settings with a `run`.
+
+    Attributes:
+        name: Its word.
+        needs: What must stand behind the activations, of `tokens` (the text that they come from,
+            and so an LM); sources that offer less leave the evaluation out.
+    """
 
     name: ClassVar[str]
+    needs: ClassVar[frozenset[str]]
 
     def run(self, context: EvalContext) -> EvalResult:
         """Measure."""
         ...
+
+
+EVALS: dict[str, type[Evaluation]] = {}
+"""Evaluations by the word that `eval=` takes."""
+
+E = TypeVar("E")
+
+
+def register(cls: E) -> E:
+    """Make an evaluation known by its `name`; its settings are the fields of the dataclass."""
+    kind: Any = cls
+    EVALS[kind.name] = kind
+    return cls
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,7 @@ from sae.activations.folder import FolderActivations
 from sae.activations.sources import ActivationSource, LMActivations
 from sae.dictionaries.sae import SAE
 from sae.errors import ArtifactError, ConfigError, SAEError
-from sae.evals import EVALS, CoreEval, DownstreamEval
-from sae.evals.base import Bootstrap, EvalContext, EvalResult
-from sae.evals.downstream import contexts_in
+from sae.evals.base import EVALS, Bootstrap, EvalContext, EvalResult, Evaluation
 from sae.types import Point
 
 Evals = Mapping[str, Mapping[str, Any]]
@@ -30,8 +28,8 @@ def run_evals(
     Args:
         sae: What is evaluated.
         source: Where its activations come from.
-        evals: Settings by the word of the evaluation; `downstream` is left out where the source
-            has no tokens.
+        evals: Settings by the word of the evaluation; those that need more than the source
+            offers (the tokens behind the activations) are left out.
         device: Where the SAE and the LM compute.
 
     Raises:
@@ -63,20 +61,20 @@ def check_evals(evals: Evals, ctx: int | None) -> None:
     make_evals(evals, ctx)
 
 
-def make_evals(evals: Evals, ctx: int | None) -> dict[str, CoreEval | DownstreamEval]:
-    """The evaluations of `check_evals`, ready to run; without tokens `downstream` is left out."""
+def make_evals(evals: Evals, ctx: int | None) -> dict[str, Evaluation]:
+    """The evaluations of `check_evals`, ready to run, less those that are not possible here."""
     if unknown := sorted(set(evals) - set(EVALS)):
         raise ConfigError(f"eval={unknown} is not known. Choose of {sorted(EVALS)}.")
     made = {word: _make(word, settings) for word, settings in evals.items()}
-    for word, evaluation in made.items():
-        if isinstance(evaluation, DownstreamEval) and ctx is not None:
+    offered = {"tokens"} if ctx is not None else set()
+    possible = {word: made[word] for word in made if made[word].needs <= offered}
+    for word, evaluation in possible.items():
+        check = getattr(evaluation, "check_ctx", None)
+        if check is not None and ctx is not None:
             try:
-                contexts_in(evaluation.num_tokens, ctx)
+                check(ctx)
             except ConfigError as error:
                 raise ConfigError(f"eval.{word}: {error}") from None
-    if ctx is not None:
-        return made
-    possible = {word: made[word] for word in made if not isinstance(made[word], DownstreamEval)}
     if made and not possible:
         raise ConfigError(
             f"eval=[{','.join(made)}] needs the tokens behind the activations; a folder of "
@@ -167,22 +165,47 @@ def find_device(device: str) -> str:
     return device
 
 
-def _make(word: str, settings: Mapping[str, Any]) -> CoreEval | DownstreamEval:
-    own = [field.name for field in fields(EVALS[word]) if field.name != "bootstrap"]
-    if unknown := sorted(set(settings) - {*own, "resamples"}):
+def _make(word: str, settings: Mapping[str, Any]) -> Evaluation:
+    defaults: dict[str, Any] = {
+        field.name: field.default
+        for field in fields(EVALS[word])  # pyright: ignore[reportArgumentType]
+    }
+    resampled = defaults.pop("bootstrap", None) is not None
+    own = [*defaults, *(["resamples"] if resampled else [])]
+    if unknown := sorted(set(settings) - set(own)):
         raise ConfigError(
-            f"eval.{word}.{unknown[0]} is not known. eval.{word} has: {', '.join(own)}, resamples."
+            f"eval.{word}.{unknown[0]} is not known. eval.{word} has: {', '.join(own)}."
         )
-    numbers = {name: _whole(f"eval.{word}.{name}", value) for name, value in settings.items()}
-    bootstrap = Bootstrap(num_resamples=numbers.pop("resamples", Bootstrap.num_resamples))
-    return EVALS[word](bootstrap=bootstrap, **numbers)
+    defaults["resamples"] = Bootstrap.num_resamples
+    values = {
+        name: _like(f"eval.{word}.{name}", value, defaults[name])
+        for name, value in settings.items()
+    }
+    if "resamples" in values:
+        values["bootstrap"] = Bootstrap(num_resamples=values.pop("resamples"))
+    return EVALS[word](**values)
 
 
-def _whole(name: str, value: Any) -> int:
+def _like(name: str, value: Any, default: Any) -> Any:
+    """A setting in the kind of its default; the class itself checks the range."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not float(value).is_integer() or value < 1:
-        raise ConfigError(f"{name}={value} must be a whole number of at least 1.")
-    return int(value)
+    if isinstance(default, bool | str):
+        if not isinstance(value, type(default)):
+            kind = "true or false" if isinstance(default, bool) else "a word"
+            raise ConfigError(f"{name}={value} must be {kind}, for example {str(default).lower()}.")
+    elif isinstance(default, int):
+        if not number or not float(value).is_integer() or value < 1:
+            raise ConfigError(f"{name}={value} must be a whole number of at least 1.")
+        return int(value)
+    elif isinstance(default, float):
+        if not number:
+            raise ConfigError(f"{name}={value} must be a number, for example {default}.")
+        return float(value)
+    elif isinstance(default, tuple):
+        if not isinstance(value, list | tuple) or not value:
+            raise ConfigError(f"{name}={value} must be a list, for example {list(default)}.")
+        return tuple(_like(name, entry, default[0]) for entry in value)
+    return value
 
 
 def _settings(made_of: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from sae import functional
 from sae.activations.rows import Rows
 from sae.dictionaries.sae import SAE
 from sae.errors import ConfigError
-from sae.evals.base import Bootstrap, EvalContext, EvalResult, describe, estimates
+from sae.evals.base import Bootstrap, EvalContext, EvalResult, describe, estimates, register
 from sae.metrics import Firing, Reconstruction
 from sae.progress import progress
 
 
+@register
 @dataclass(frozen=True)
 class CoreEval:
     """FVU, MSE, cosine, L2 ratio, relative bias, L0, silent and dense share, firing histogram.
@@ -26,6 +27,7 @@ class CoreEval:
     """
 
     name: ClassVar[str] = "core"
+    needs: ClassVar[frozenset[str]] = frozenset()
     batch_rows: int = 4096
     bootstrap: Bootstrap = Bootstrap()
 

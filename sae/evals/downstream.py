@@ -21,6 +21,7 @@ from sae.evals.base import (
     SplicedLM,
     describe,
     estimates,
+    register,
 )
 from sae.metrics.next_token import ABLATIONS, NextToken
 from sae.progress import progress
@@ -30,6 +31,7 @@ from sae.types import Point
 log = logging.getLogger(__name__)
 
 
+@register
 @dataclass(frozen=True)
 class DownstreamEval:
     """Cross entropy clean, spliced, zero- and mean-ablated; CE recovered, KL, perplexity, top 1.
@@ -44,6 +46,7 @@ class DownstreamEval:
     """
 
     name: ClassVar[str] = "downstream"
+    needs: ClassVar[frozenset[str]] = frozenset({"tokens"})
     num_tokens: int = 32_768
     batch_contexts: int = 8
     bootstrap: Bootstrap = Bootstrap()
@@ -54,6 +57,10 @@ class DownstreamEval:
                 f"num_tokens={self.num_tokens} and batch_contexts={self.batch_contexts} must be "
                 "at least 1."
             )
+
+    def check_ctx(self, ctx: int) -> None:
+        """Refuse settings that contexts of `ctx` tokens cannot serve."""
+        contexts_in(self.num_tokens, ctx)
 
     def run(self, context: EvalContext) -> EvalResult:
         """Measure on the first contexts of the split."""

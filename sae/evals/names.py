@@ -53,14 +53,16 @@ def _of_source(sae: SAE, source: ActivationSource) -> list[str]:
 
 def _of_settings(result: EvalResult, sae: SAE, source: ActivationSource) -> list[str]:
     own = own_settings(sae).get(result.eval, {})
-    expected = _deciding(asdict(make_evals({result.eval: own}, ctx_of(source))[result.eval]))
+    made: Any = make_evals({result.eval: own}, ctx_of(source))[result.eval]
+    expected = _deciding(asdict(made))
     got = _deciding(result.settings)
     return [f"{name}={value}" for name, value in got.items() if value != expected[name]]
 
 
 def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that decide the numbers; those of memory are left out."""
-    flat = {"resamples": settings["bootstrap"]["num_resamples"], **settings}
+    resamples = settings.get("bootstrap", {}).get("num_resamples")
+    flat = {**({} if resamples is None else {"resamples": resamples}), **settings}
     return {name: flat[name] for name in flat if name not in (
         "bootstrap", "batch_rows", "batch_contexts"
     )}  # fmt: skip

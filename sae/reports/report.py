@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from sae.dictionaries.base import sparsity_of
 from sae.errors import ArtifactError
 from sae.reports.figures import Scale, curves_figure, histogram_figure
 from sae.reports.files import metric, read_json, read_metrics, read_yaml, write_bytes
@@ -115,7 +116,7 @@ def title_of(config: Mapping[str, Any]) -> str:
         'topk k=64 · gpt2 · resid.4'
     """
     sae, lm, activations = (_mapping(config.get(key)) for key in ("sae", "lm", "activations"))
-    sparsity = [f"{key}={sae[key]:g}" for key in ("l1", "k") if key in sae]
+    sparsity = sparsity_of(sae)
     point = "{site}.{layer}".format_map(activations) if "site" in activations else ""
     parts = [" ".join([sae.get("architecture", ""), *sparsity]), lm.get("name", ""), point]
     return " · ".join(part for part in parts if part)

@@ -23,7 +23,7 @@ def build_module(config: Mapping[str, Any], data: ActivationDataModule) -> SAEMo
         data: Prepared; gives width, mean, scale and the length of the run.
     """
     settings = dict(config["sae"])
-    warmup = settings.pop("sparsity_warmup_tokens", 0)
+    warmup, target_l0 = settings.pop("sparsity_warmup_tokens", 0), settings.pop("target_l0", None)
     dictionary = build_dictionary(
         settings, d_in=data.d_in, mean=data.mean * data.scale, seed=config["seed"]
     )
@@ -34,6 +34,7 @@ def build_module(config: Mapping[str, Any], data: ActivationDataModule) -> SAEMo
         optimizer=OptimizerSettings(**config["optimizer"]),
         resampling=ResampleSettings(**config["resample"]),
         sparsity_warmup_tokens=warmup,
+        target_l0=target_l0,
         scale=data.scale,
         seed=config["seed"],
     )

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae.dictionaries.base import Dictionary
+from sae.dictionaries.base import Dictionary, Moment
 from sae.dictionaries.codes import Code
 from sae.errors import NonFiniteLossError
 from sae.functional import reconstruction_metrics, reconstruction_terms
@@ -17,6 +17,7 @@ from sae.training.optimizers import OptimizerSettings
 from sae.training.ranks import copy_from_first_rank, mean_over_ranks, sum_over_ranks
 from sae.training.resampling import ResampleSettings, dead_latents, resample
 from sae.training.schedules import linear_decay, span_tokens, warmup
+from sae.training.target_l0 import TargetL0
 
 
 class Evaluated(TypedDict):
@@ -58,6 +59,7 @@ class SAEModule(L.LightningModule):
         optimizer: Optimiser and learning-rate schedule.
         resampling: Dead window and resampling times.
         sparsity_warmup_tokens: Linear warm-up of all penalties; tokens or a share ("5%").
+        target_l0: L0 that the penalty's coefficient is steered to; None: it stays as given.
         scale: Factor that the batches were multiplied with; metrics divide by it.
         seed: Seed of the resampler's draws.
         resample_inputs: `(n, seed) -> [n d_in]` random scaled training vectors; default: the
@@ -75,6 +77,7 @@ class SAEModule(L.LightningModule):
         optimizer: OptimizerSettings | None = None,
         resampling: ResampleSettings | None = None,
         sparsity_warmup_tokens: int | float | str = "5%",
+        target_l0: float | None = None,
         scale: float = 1.0,
         seed: int = 0,
         resample_inputs: Callable[[int, int], Tensor] | None = None,
@@ -90,6 +93,9 @@ class SAEModule(L.LightningModule):
         )
         self._decay_steps = self._steps(
             self.optimizer_settings.decay_tokens, "optimizer.decay_tokens"
+        )
+        self.target_l0 = (
+            None if target_l0 is None else TargetL0(target_l0, dictionary, length.steps)
         )
         self._resample_inputs = resample_inputs
         self._counts: Tensor | None = None
@@ -113,8 +119,7 @@ class SAEModule(L.LightningModule):
 
     def training_step(self, x: Float[Tensor, "batch d_in"], batch_idx: int) -> Tensor:
         """Loss of one batch."""
-        factor = warmup(self.global_step, self.sparsity_warmup_steps)
-        output = self.dictionary.training_output(x, factor)
+        output = self.dictionary.training_output(x, self._moment())
         loss = torch.stack(list(output.terms.values())).sum()
         # over all ranks: whatever follows from the counts is equal on each of them
         self._counts = sum_over_ranks(output.code.firing_counts())
@@ -124,10 +129,29 @@ class SAEModule(L.LightningModule):
         if logged or loss.device.type == "cpu":  # on an accelerator every look costs a wait
             self._check_finite(mean_over_ranks(loss))  # so that all ranks stop, or none
         if logged:
-            self._log_step(x, output, loss, factor)
+            self._log_step(x, output, loss)
         return loss
 
-    def _log_step(self, x: Tensor, output: Any, loss: Tensor, factor: float) -> None:
+    def _moment(self) -> Moment:
+        penalty = self._sparsity_factor
+        return Moment(
+            penalty if self.target_l0 is None else penalty * self.target_l0.gain(),
+            self.global_step / self.length.steps,
+            dead_latents(self.tokens_since_fired, self.dead_after_tokens),
+        )
+
+    @property
+    def _sparsity_factor(self) -> float:
+        return warmup(self.global_step, self.sparsity_warmup_steps)
+
+    @property
+    def coefficient(self) -> dict[str, float]:
+        """The penalty's coefficient as `target_l0` has steered it, by its name; else nothing."""
+        if self.target_l0 is None:
+            return {}
+        return self.target_l0.coefficient(self.dictionary)
+
+    def _log_step(self, x: Tensor, output: Any, loss: Tensor) -> None:
         assert self._counts is not None
         values = {"train/loss": mean_over_ranks(loss.detach())}
         terms = reconstruction_terms(x, output.x_hat.detach())
@@ -140,7 +164,9 @@ class SAEModule(L.LightningModule):
         values["train/l0"] = self._counts.sum() / sums["rows"]
         values["train/revived"] = self.revived.float()
         values["train/lr"] = torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"])
-        values["train/sparsity_factor"] = torch.tensor(factor)
+        values["train/sparsity_factor"] = torch.tensor(self._sparsity_factor)
+        for name, value in self.coefficient.items():
+            values[f"train/{name}"] = torch.tensor(value)
         values["tokens"] = torch.tensor(
             self.tokens_seen + self.length.batch_size, dtype=torch.double
         )
@@ -164,6 +190,8 @@ class SAEModule(L.LightningModule):
         fired = self._counts > 0
         self.tokens_since_fired += self.length.batch_size
         self.tokens_since_fired[fired] = 0
+        if self.target_l0 is not None and self._sparsity_factor == 1:
+            self.target_l0.steer(self._counts.sum() / self.length.batch_size)
 
     def _resample(self, seen: int) -> None:
         assert self._loss is not None

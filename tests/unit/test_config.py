@@ -37,7 +37,7 @@ def test_short_overrides_reach_their_nodes():
     assert isinstance(config["activations"]["tokens"], int)
     assert config["sae"] == {
         "architecture": "tied", "dict_ratio": 4.0, "l1": 2e-3, "centre": "none",
-        "sparsity_warmup_tokens": "5%",
+        "target_l0": None, "sparsity_warmup_tokens": "5%",
     }  # fmt: skip
     assert config["seed"] == 3
 
@@ -257,7 +257,8 @@ def test_help_names_every_short_override_with_its_default():
     config = yaml.safe_load((FOLDER / "train.yaml").read_text())
     for name in SHORT:
         line = next(line for line in help_text.splitlines() if line.split()[:1] == [name])
-        assert f"({config[name]}" in line, name
+        default = "null" if config[name] is None else config[name]
+        assert f"({default}" in line, name
 
 
 @pytest.mark.parametrize("program", ["train.py", "evaluate.py"])

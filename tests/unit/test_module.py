@@ -7,6 +7,7 @@ import torch
 from sae.activations.datamodule import ActivationDataModule
 from sae.activations.folder import TensorActivations
 from sae.dictionaries import build_dictionary
+from sae.dictionaries.base import Moment
 from sae.errors import NonFiniteLossError
 from sae.training.module import RunLength, SAEModule
 from sae.training.optimizers import OptimizerSettings
@@ -95,8 +96,8 @@ def test_latents_that_are_silent_for_less_than_the_window_are_left_alone():
 def test_sparsity_warms_up_linearly():
     module, _ = train(sparsity_warmup_tokens=4 * BATCH)
     x = torch.randn(50, 8)
-    full = module.dictionary.training_output(x, 1.0).terms["sparsity"]
-    half = module.dictionary.training_output(x, warmup(1, 4)).terms["sparsity"]
+    full = module.dictionary.training_output(x).terms["sparsity"]
+    half = module.dictionary.training_output(x, Moment(warmup(1, 4))).terms["sparsity"]
     torch.testing.assert_close(half, full / 2)
     assert module.sparsity_warmup_steps == 4
 

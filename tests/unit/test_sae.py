@@ -1,9 +1,18 @@
 """The inference SAE: encoding by hand, shapes, dtypes, and what it refuses."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from sae.dictionaries.sae import ACTIVATIONS, SAE, SAEConfig
+from sae.dictionaries.sae import (
+    ACTIVATIONS,
+    SAE,
+    WITH_K,
+    WITH_STEPS,
+    WITH_THRESHOLD,
+    SAEConfig,
+)
 from sae.errors import ConfigError
 
 D_IN, D_SAE = 3, 5
@@ -19,6 +28,9 @@ def weights(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
         "b_dec": torch.randn(D_IN, generator=generator),
     }
     return {name: tensor.to(dtype) for name, tensor in tensors.items()}
+
+
+CONFIG = SAEConfig("l1", "relu", D_IN, D_SAE)
 
 
 def config(activation: str = "relu", k: int | None = None) -> SAEConfig:
@@ -53,8 +65,8 @@ def test_jumprelu_keeps_what_exceeds_the_threshold_unchanged():
 @pytest.mark.parametrize(
     ("activation", "threshold", "message"),
     [
-        ("jumprelu", None, "only jumprelu"),
-        ("relu", torch.zeros(D_SAE), "only jumprelu"),
+        ("jumprelu", None, "only they"),
+        ("relu", torch.zeros(D_SAE), "only they"),
         ("jumprelu", torch.zeros(D_SAE + 1), "shape"),
         ("jumprelu", torch.full((D_SAE,), -1.0), "negative"),
     ],
@@ -67,8 +79,11 @@ def test_threshold_must_fit(activation, threshold, message):
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
 @pytest.mark.parametrize("shape", [(), (4,), (2, 4), (2, 3, 4), (0,)])
 def test_any_leading_dimensions(activation, shape):
-    threshold = torch.full((D_SAE,), 0.3) if activation == "jumprelu" else None
-    chosen = config(activation, k=2 if activation == "topk" else None)
+    threshold = torch.full((D_SAE,), 0.3) if activation in WITH_THRESHOLD else None
+    chosen = replace(
+        CONFIG, activation=activation, k=2 if activation in WITH_K else None,
+        steps=2 if activation in WITH_STEPS else None,
+    )  # fmt: skip
     sae = SAE(**weights(), config=chosen, threshold=threshold)
     x = torch.randn(*shape, D_IN)
     assert sae.encode(x).shape == (*shape, D_SAE)
@@ -124,7 +139,10 @@ def test_wrong_tensors_are_refused(name, change, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"activation": "gelu"}, r"activation='gelu' is not known.*\['jumprelu', 'relu', 'topk'\]"),
+        (
+            {"activation": "gelu"},
+            r"activation='gelu' is not known.*\['abs_topk', 'identity', 'jumprelu', .*\]",
+        ),
         ({"activation": "topk"}, "k=None must be between 1 and d_sae=5"),
         ({"activation": "topk", "k": 6}, "k=6 must be between 1 and d_sae=5"),
         ({"activation": "relu", "k": 3}, "k=3 has no effect with activation=relu"),
