@@ -57,6 +57,7 @@ class Contender:
         lr: The library's own default, given d_sae.
         start: First penalty of the search, where the control is a coefficient.
         fit: Trains by the library's own trainer.
+        on_request: Takes part only where it is named.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Contender:
     lr: Callable[[int], float]
     start: float
     fit: Callable[[Data, int, Setting], Fitted]
+    on_request: bool = False
 
     @property
     def key(self) -> str:

@@ -22,7 +22,8 @@ def chosen(patterns: list[str]) -> dict[str, Contender]:
     found = {
         key: contender
         for key, contender in contenders().items()
-        if not patterns or any(pattern in key for pattern in patterns)
+        if any(pattern in key for pattern in patterns)
+        or (not patterns and not contender.on_request)
     }
     if not found:
         raise SystemExit(f"No contender matches {patterns}. There are: {', '.join(contenders())}.")

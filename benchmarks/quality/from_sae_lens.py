@@ -15,7 +15,7 @@ DEAD_SHARE = 0.1
 """Of the run: a latent silent for so long is dead; its own 1000 steps are more than a short run."""
 FIXED: dict[str, tuple[str, str, Control, float, str, Mapping[str, Any]]] = {
     # class, family, control, first penalty, what the control sets, what else is set
-    "standard": ("Standard", "l1", "coefficient", 1.0, "l1_coefficient", {}),
+    "standard": ("Standard", "april", "coefficient", 1.0, "l1_coefficient", {}),
     "topk": ("TopK", "topk", "k", 0, "k", {}),
     "batch_topk": ("BatchTopK", "batch_topk", "k", 0, "k", {}),
     "jumprelu": (
@@ -29,8 +29,8 @@ FIXED: dict[str, tuple[str, str, Control, float, str, Mapping[str, Any]]] = {
     "gated": ("Gated", "gated", "coefficient", 1.0, "l1_coefficient", {}),
     "matryoshka": ("MatryoshkaBatchTopK", "matryoshka", "k", 0, "k", {}),
 }  # fmt: skip
-WIDTHS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
-"""Of the nested dictionaries, as shares of d_sae, in every library."""
+WIDTHS = (1 / 32, 3 / 32, 7 / 32, 15 / 32, 1)
+"""Of the nested dictionaries, as shares of d_sae, in every library: this project's defaults."""
 
 
 def contenders() -> list[Contender]:

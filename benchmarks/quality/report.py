@@ -28,8 +28,12 @@ COLOURS = {
     "ours": "#0b7a75", "authors": "#7b4fa3", "sae-lens": "#d08c60",
     "dictionary_learning": "#4a7ab5", "sparsify": "#999999",
 }  # fmt: skip
-STAND_INS = {"april": ("l1",), "p_anneal": ("l1",), "gated": ("l1",), "jumprelu": ("l1",),
-             "matryoshka": ("batch_topk",)}  # fmt: skip
+
+
+MARKERS = {
+    "l1": "o", "tied": "s", "april": "v", "topk": "^", "batch_topk": "D", "jumprelu": "*",
+    "gated": "X", "matryoshka": "p", "p_anneal": "<",
+}  # fmt: skip
 
 
 def report(plan: Plan, out: Path) -> Path:
@@ -81,7 +85,7 @@ def summaries(plan: Plan, task: Task) -> Iterator[dict[str, Any]]:
 def compared(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """FVU at equal L0 of each contender over that of this project's of the same kind.
 
-    Where this project lacks the architecture, over its nearest one; None for its own.
+    None for this project's own, and where it lacks the architecture.
     """
     ours = {
         row["family"]: float(np.mean(row["at_l0"]))
@@ -90,9 +94,7 @@ def compared(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     }
     found: dict[str, float | None] = {}
     for row in rows:
-        family = row["family"]
-        names = (family, *STAND_INS.get(family, ()))
-        against = next((ours[name] for name in names if name in ours), None)
+        against = ours.get(row["family"])
         own = row["contender"].startswith("ours/")
         if own or against is None or not row["at_l0"]:
             found[row["contender"]] = None
@@ -200,8 +202,7 @@ def _commands(task: Task, rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def _notes(plan: Plan) -> list[str]:
     return [
-        f"{PEER_BETTER}: this peer's FVU at equal L0 is lower than this project's of the same kind "
-        "(where that is missing, of the nearest one).",
+        f"{PEER_BETTER}: this peer's FVU at equal L0 is lower than this project's of the same kind.",
         "FVU and L0 are of the saved form (thresholds) on the test split, in the LM's own units.",
         "FVU at equal L0: log FVU moved along the method's own frontier over log L0.",
         "silent: share of latents that fire on none of the test vectors.",
@@ -245,20 +246,8 @@ def _plot(frontiers: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
 
 def _draw(axes: Any, row: Mapping[str, Any], what: str) -> None:
     library = row["contender"].split("/")[0]
-    families = [
-        "l1",
-        "tied",
-        "april",
-        "topk",
-        "batch_topk",
-        "jumprelu",
-        "gated",
-        "matryoshka",
-        "p_anneal",
-    ]
-    markers = dict(zip(families, "osv^D*Xp<", strict=True))
     style = {
-        "color": COLOURS.get(library, "black"), "marker": markers.get(row["family"], "."),
+        "color": COLOURS.get(library, "black"), "marker": MARKERS.get(row["family"], "."),
         "label": row["contender"], "alpha": 0.85,
     }  # fmt: skip
     if what != "fvu":
