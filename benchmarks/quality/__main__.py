@@ -96,7 +96,7 @@ def plan_of(given: argparse.Namespace):  # noqa: ANN201
 def size_of(given: argparse.Namespace, name: str) -> Size:
     """Vectors of a data set."""
     vectors = given.synthetic_vectors if name == SYNTHETIC else given.vectors
-    return Size(vectors, val=8192, test=32_768, batch=given.batch)
+    return Size(vectors, val=8192, test=16_384, batch=given.batch)
 
 
 def d_sae_of(given: argparse.Namespace, name: str) -> int:

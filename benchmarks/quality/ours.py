@@ -19,7 +19,7 @@ OFF = (
 """What only watches: nothing of it changes the weights."""
 AUTHORS = ("optimizer=authors_adam", "resample=none", "sae.sparsity_warmup_tokens=0")
 VARIANTS = ("lista", "positive_tied", "thresholding")
-"""The authors' further SAEs: no library has them, so they take part only where they are asked for."""
+"""The authors' further SAEs: no library has them, so they take part only on request."""
 START = 1e-3
 
 

@@ -202,7 +202,7 @@ def _commands(task: Task, rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def _notes(plan: Plan) -> list[str]:
     return [
-        f"{PEER_BETTER}: this peer's FVU at equal L0 is lower than this project's of the same kind.",
+        f"{PEER_BETTER}: at equal L0 this peer's FVU is lower than that of ours of the same kind.",
         "FVU and L0 are of the saved form (thresholds) on the test split, in the LM's own units.",
         "FVU at equal L0: log FVU moved along the method's own frontier over log L0.",
         "silent: share of latents that fire on none of the test vectors.",
