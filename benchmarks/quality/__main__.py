@@ -39,14 +39,20 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("what", choices=("plan", "run", "report", "train"))
     made.add_argument("--data", nargs="*", default=[SYNTHETIC, "resid.4", "resid.15"])
     made.add_argument("--methods", nargs="*", default=[], help="parts of keys; default: all")
-    made.add_argument("--vectors", type=int, default=200_000, help="of the LM")
-    made.add_argument("--synthetic-vectors", type=int, default=400_000)
+    made.add_argument("--vectors", type=int, default=122_880, help="of the LM")
+    made.add_argument("--synthetic-vectors", type=int, default=204_800)
     made.add_argument("--tuning-share", type=float, default=0.5, help="of the vectors, for tuning")
-    made.add_argument("--batch", type=int, default=512)
+    made.add_argument("--batch", type=int, default=256)
     made.add_argument("--ratio", type=float, default=4, help="d_sae over d_in")
     made.add_argument("--l0", type=float, default=32, help="on activations of the LM")
     made.add_argument("--synthetic-l0", type=float, default=16)
-    made.add_argument("--frontier", type=float, nargs="*", default=[0.5, 2], help="times the L0")
+    made.add_argument(
+        "--frontier",
+        type=float,
+        nargs="*",
+        default=[0.5, 2],
+        help="times the L0; where lr is tuned",
+    )
     made.add_argument("--seeds", type=int, default=3)
     made.add_argument("--ce-contexts", type=int, default=0, help="0: no cross entropy")
     made.add_argument("--jobs", type=int, default=2, help="processes, one thread each")
@@ -78,7 +84,7 @@ def plan_of(given: argparse.Namespace):  # noqa: ANN201
                 Size(share, size.val, size.test, size.batch),
                 d_sae_of(given, name),
                 l0,
-                tuple(part * l0 for part in given.frontier),
+                () if lr_from else tuple(part * l0 for part in given.frontier),
                 lr_from,
                 given.ce_contexts,
             )

@@ -1,5 +1,6 @@
 """What a trained dictionary is worth on held-out vectors."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,7 +31,8 @@ def measured(fitted: Fitted, data: Data, split: Split) -> dict[str, float]:
         x_hat = fitted.decode(code).float() / fitted.factor
         metric.update(x, x_hat, fires.sum(1))
         counts += fires.sum(0)
-    values = {name: metric.compute()[name] for name in ("fvu", "l0")}
+    computed = metric.compute()
+    values = {name: _number(computed[name]) for name in ("fvu", "l0")}
     values["silent"] = (counts == 0).double().mean().item()
     features = data.features()
     if features is not None:
@@ -81,6 +83,10 @@ def ce_recovered(fitted: Fitted, data: Data, contexts: int) -> dict[str, float]:
     )  # fmt: skip
     values = metric.compute()
     return {name: float(values[name]) for name in ("ce_recovered_zero", "ce_recovered_mean")}
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
 
 
 def _pieces(chunks: Iterator[Tensor]) -> Iterator[Tensor]:

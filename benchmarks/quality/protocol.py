@@ -77,8 +77,11 @@ def run(plan: Plan, patterns: list[str], jobs: int) -> None:
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_quiet) as pool:
         running = {pool.submit(chain, key, plan): key for key in chosen(patterns)}
         for done in as_completed(running):
-            done.result()
-            log.info("%s is complete", running[done])
+            error = done.exception()
+            if error is None:
+                log.info("%s is complete", running[done])
+            else:  # the others go on
+                log.error("%s stopped: %r", running[done], error)
 
 
 def _quiet() -> None:
@@ -101,7 +104,7 @@ def chain(key: str, plan: Plan) -> None:
             lr, summary["lr_scores"] = lrs[task.lr_from], None
         else:
             lr, start, scores = tune(contender, task, plan)
-            summary["lr_scores"] = {f"{lr:.3g}": _or_none(score) for lr, score in scores.items()}
+            summary["lr_scores"] = {f"{tried:.3g}": _or_none(scores[tried]) for tried in scores}
         lrs[task.data] = lr
         points = meet(contender, task, plan, lr, start, task.size)
         best = closest(points, task.l0)

@@ -172,7 +172,7 @@ def _table(task: Task, rows: Sequence[Mapping[str, Any]]) -> Table:
         library, _, method = row["contender"].partition("/")
         ratio = against[row["contender"]]
         cells: list[Cell] = [
-            PEER_BETTER if ratio is not None and ratio < 1 else "", method, library, row["lr"],
+            PEER_BETTER if ratio is not None and ratio < 1 else "", method, library, _lr(row),
             row["control"], row["value"], _spread(_all(row, "l0"), 3),
             _spread(_all(row, "fvu"), 3), _spread(row["at_l0"], 3), ratio,
             _spread(_all(row, "silent"), 2),
@@ -205,10 +205,20 @@ def _notes(plan: Plan) -> list[str]:
         f"{PEER_BETTER}: at equal L0 this peer's FVU is lower than that of ours of the same kind.",
         "FVU and L0 are of the saved form (thresholds) on the test split, in the LM's own units.",
         "FVU at equal L0: log FVU moved along the method's own frontier over log L0.",
+        "lr with an arrow: the best of the three that were tried is the largest, or the smallest.",
         "silent: share of latents that fire on none of the test vectors.",
         f"Tuning on seed 0 and the validation split; the learning rate with "
         f"{plan.options.get('tuning_share', 1):g} of the vectors. docs/quality.md.",
     ]
+
+
+def _lr(row: Mapping[str, Any]) -> str:
+    """With an arrow where the best was the largest or the smallest of the three."""
+    lr, tried = f"{row['lr']:.3g}", sorted(map(float, row["lr_scores"] or ()))
+    if not tried:
+        return lr
+    at_end = {tried[0]: " ↓", tried[-1]: " ↑"}
+    return lr + at_end.get(float(lr), "")
 
 
 def _all(row: Mapping[str, Any], name: str) -> list[float]:
