@@ -14,7 +14,7 @@ from benchmarks.quality.contender import Contender, Control, Setting
 from benchmarks.quality.contenders import chosen
 from benchmarks.quality.data import SYNTHETIC, Size, prepare
 from benchmarks.quality.records import trained
-from benchmarks.quality.search import Point, closest, fvu_at, next_value, search, tuned_lr
+from benchmarks.quality.search import Point, closest, next_value, score, search, tuned_lr
 from sae.provenance import write_json
 
 log = logging.getLogger(__name__)
@@ -128,15 +128,15 @@ def tune(contender: Contender, task: Task, plan: Plan) -> tuple[float, float, di
     """The learning rate with the least validation FVU at the asked L0; its value of the control."""
     found: dict[float, list[Point]] = {}
 
-    def score(lr: float) -> float:
+    def tried(lr: float) -> float:
         start = first_value(contender, task.l0)
         known = [p for points in found.values() for p in points]
         if known:
             start = closest(known, task.l0).value
         found[lr] = meet(contender, task, plan, lr, start, task.tuning)
-        return fvu_at(found[lr], task.l0)
+        return score(found[lr], task.l0)
 
-    lr, scores = tuned_lr(score, contender.lr(task.d_sae))
+    lr, scores = tuned_lr(tried, contender.lr(task.d_sae))
     points = found[lr]
     value = closest(points, task.l0).value
     return lr, value, scores

@@ -15,7 +15,7 @@ from benchmarks.quality.contenders import chosen
 from benchmarks.quality.data import SYNTHETIC, Size
 from benchmarks.quality.protocol import LIMIT, Plan, Task
 from benchmarks.quality.records import file_of, identity, records
-from benchmarks.quality.search import Point, closest, corrected, log_slope
+from benchmarks.quality.search import MISSED, Point, closest, corrected, log_slope
 
 PEER_BETTER = "▲"
 COLUMNS = [
@@ -46,7 +46,7 @@ def report(plan: Plan, out: Path) -> Path:
         if not rows:
             result.notes.append(f"{task.data}: no complete contender yet.")
             continue
-        result.tables += [_table(task, rows), _commands(task, rows)]
+        result.tables += [_table(task, rows), _commands(plan, task, rows)]
         result.raw[task.data] = rows
         frontiers[task.data] = rows
     result.notes += _notes(plan)
@@ -77,7 +77,11 @@ def summaries(plan: Plan, task: Task) -> Iterator[dict[str, Any]]:
             "failed_seeds": len(runs) - len(good),
             "test": [run["test"] for run in good],
             "ce": [run["ce"] for run in good if run["ce"]],
-            "at_l0": [_at(run["test"], points, task.l0) for run in good],
+            "at_l0": [
+                _at(run["test"], points, task.l0)
+                for run in good
+                if abs(run["test"]["l0"] / task.l0 - 1) <= MISSED
+            ],
             "cpu_seconds": [run["cpu_seconds"] for run in good],
         }
 
@@ -187,14 +191,14 @@ def _table(task: Task, rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _commands(task: Task, rows: Sequence[Mapping[str, Any]]) -> Table:
+def _commands(plan: Plan, task: Task, rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(f"{task.data}: how each row is made", ["row", "CPU s", "command"])
     for row in rows:
         vectors = "--synthetic-vectors" if task.data == SYNTHETIC else "--vectors"
         command = (
             f"`python -m benchmarks.quality train --method '{row['contender']}' --data {task.data} "
             f"{vectors} {task.size.vectors} --batch {task.size.batch} --lr {row['lr']:.6g} "
-            f"--value {row['value']:.6g} --seed 0`"
+            f"--value {row['value']:.6g} --seed 0 --ratio {plan.options.get('ratio', 4):g}`"
         )
         table.rows.append([row["contender"], _spread(row["cpu_seconds"], 3), command])
     return table
@@ -204,7 +208,8 @@ def _notes(plan: Plan) -> list[str]:
     return [
         f"{PEER_BETTER}: at equal L0 this peer's FVU is lower than that of ours of the same kind.",
         "FVU and L0 are of the saved form (thresholds) on the test split, in the LM's own units.",
-        "FVU at equal L0: log FVU moved along the method's own frontier over log L0.",
+        "FVU at equal L0: log FVU moved along the method's own frontier over log L0; "
+        "none where the L0 is off by more than a quarter.",
         "lr with an arrow: the best of the three that were tried is the largest, or the smallest.",
         "silent: share of latents that fire on none of the test vectors.",
         f"Tuning on seed 0 and the validation split; the learning rate with "

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 LR_STEP = 10**0.5
+MISSED = 0.25
+"""An L0 that is off by a larger share is not compared."""
 _FARTHEST = math.log(8)
 _FLATTEST = 0.2
 
@@ -91,6 +93,28 @@ def fvu_at(points: Sequence[Point], target: float) -> float:
     else:
         return good[0].fvu
     return corrected(first, log_slope(first, second), target)
+
+
+def missed(points: Sequence[Point], target: float) -> bool:
+    """Whether no L0 is within a quarter of the target and none lie on both sides of it."""
+    alive = [p for p in points if math.isfinite(p.fvu)]
+    both = any(p.l0 <= target for p in alive) and any(p.l0 > target for p in alive)
+    return not alive or not (both or _within(alive, target, MISSED))
+
+
+def score(points: Sequence[Point], target: float) -> float:
+    """What tuning minimises: FVU at the L0; where it was missed, worse than all that met it.
+
+    Example:
+        >>> score([Point(1, 320, 0.01)], 32) > score([Point(1, 64, 0.9)], 32) > 1e6
+        True
+    """
+    if not missed(points, target):
+        return fvu_at(points, target)
+    alive = [p for p in points if math.isfinite(p.fvu)]
+    if not alive:
+        return math.inf
+    return 1e7 * abs(_log(closest(alive, target).l0) - _log(target))
 
 
 def log_slope(first: Point, second: Point) -> float:

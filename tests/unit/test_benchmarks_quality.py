@@ -21,6 +21,7 @@ from benchmarks.quality.search import (
     fvu_at,
     log_slope,
     next_value,
+    score,
     search,
     tuned_lr,
 )
@@ -76,6 +77,13 @@ def test_a_training_that_diverged_loses():
     assert fvu_at([Point(1, 32, math.nan), Point(2, 16, 0.5)], 32) == 0.5
 
 
+def test_a_setting_that_misses_the_l0_loses_against_every_one_that_meets_it():
+    assert score([Point(1, 245, 0.001)], 16) > score([Point(1, 16, 5.0)], 16)
+    assert score([Point(1, 245, 0.001)], 16) > score([Point(1, 64, 0.9)], 16)
+    assert score([Point(1, 4, 0.9), Point(2, 64, 0.1)], 16) == pytest.approx(0.3)  # bracketed
+    assert score([], 16) == math.inf
+
+
 def test_correction_moves_along_the_slope():
     law = power_law(-1.0)
     slope = log_slope(law(0.5), law(1.0))
@@ -88,11 +96,11 @@ def test_correction_moves_along_the_slope():
 def test_three_learning_rates_are_tried_and_the_better_side_is_followed(best):
     tried = []
 
-    def score(lr):
+    def scored(lr):
         tried.append(lr)
         return abs(math.log(lr / best))
 
-    lr, scores = tuned_lr(score, 1.0)
+    lr, scores = tuned_lr(scored, 1.0)
     assert len(tried) == len(scores) == 3
     assert tried[:2] == [1.0, pytest.approx(LR_STEP)]
     assert lr == min(tried, key=lambda t: abs(math.log(t / best)))
