@@ -9,7 +9,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -157,6 +157,7 @@ class Data:
         return torch.from_numpy(np.load(file)) if file.exists() else None
 
 
+@cache
 def prepare(name: str, size: Size, work: Path) -> Data:
     """Write the rows unless they are there; the same arguments give the same rows."""
     identity = {"name": name, **asdict(size)}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from benchmarks.common import Cell, Result, Table
 from benchmarks.quality.contender import Control, Setting
@@ -248,10 +249,15 @@ def _plot(frontiers: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
         for row in frontiers[data]:
             _draw(axes, row, what)
         axes.set_xscale("log")
+        axes.axvline(frontiers[data][0]["l0"], color="#cccccc", linewidth=1, zorder=0)
         axes.set_xlabel("L0")
         axes.set_ylabel("FVU" if what == "fvu" else "share of features recovered")
         if what == "fvu":
             axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis):  # 32, not 3.2 x 10^1
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.tick_params(which="minor", labelsize=6)
         axes.set_title(data)
         axes.spines[["top", "right"]].set_visible(False)
     axes = figure.axes[-1]
