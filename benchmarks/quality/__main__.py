@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--vectors", type=int, default=98_304, help="of the LM")
     made.add_argument("--synthetic-vectors", type=int, default=204_800)
     made.add_argument("--tuning-share", type=float, default=0.5, help="of the vectors, for tuning")
+    made.add_argument("--lrs", type=int, default=3, help="learning rates that everybody tries")
     made.add_argument("--batch", type=int, default=256)
     made.add_argument("--ratio", type=float, default=4, help="d_sae over d_in")
     made.add_argument("--l0", type=float, default=32, help="on activations of the LM")
@@ -93,10 +94,10 @@ def plan_of(given: argparse.Namespace):  # noqa: ANN201
             tuned_on_lm = name
     options = {
         name: getattr(given, name)
-        for name in ("vectors", "synthetic_vectors", "tuning_share", "batch", "ratio", "l0",
+        for name in ("vectors", "synthetic_vectors", "tuning_share", "lrs", "batch", "ratio", "l0",
                      "synthetic_l0", "seeds", "ce_contexts")
     }  # fmt: skip
-    return Plan(tasks, given.seeds, given.work, options)
+    return Plan(tasks, given.seeds, given.work, given.lrs, options)
 
 
 def size_of(given: argparse.Namespace, name: str) -> Size:

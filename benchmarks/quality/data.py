@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +22,13 @@ from benchmarks.runs import configuration, prepared_data
 from sae.activations.build import build_source
 from sae.activations.sources import LMActivations
 from sae.provenance import content_key
+from sae.synthetic import World
 from sae.types import Split
 
 SYNTHETIC = "synthetic"
 BUFFER_ROWS = 65_536
 WORLD_SEED = 20_230_915
+_BLOCK = 16_384
 
 
 @dataclass(frozen=True)
@@ -46,53 +48,15 @@ class Size:
     batch: int
 
 
-class SuperpositionWorld(Protocol):
-    """What `sae.synthetic.World` offers."""
+def problem_a() -> World:
+    """The world of the synthetic data set: correlated, heavy-tailed, with parents and children.
 
-    features: Float[Tensor, "num_features d_in"]
-
-    def sample(self, n: int, seed: int) -> Float[Tensor, "n d_in"]:
-        """Vectors, the same for the same seed."""
-        ...
-
-
-class StandInWorld:
-    """Sparse sums of random directions: frequencies fall as a power law, groups fire together.
-
-    Args:
-        num_features: How many directions.
-        d_in: In how many dimensions.
-        l0: How many fire on average.
+    Its seed is that of no training: initial weights may be drawn just like its directions.
     """
-
-    GROUP, TOGETHER, NOISE, EXPONENT = 4, 0.7, 0.05, 1.0
-
-    def __init__(self, num_features: int, d_in: int, l0: float) -> None:
-        # not a seed of any training: some initial weights are drawn just like these directions
-        generator = torch.Generator().manual_seed(WORLD_SEED)
-        drawn = torch.randn(num_features, d_in, generator=generator)
-        self.features = torch.nn.functional.normalize(drawn, dim=1)
-        weights = torch.arange(1, num_features // self.GROUP + 1).float() ** -self.EXPONENT
-        self.frequency = (l0 / self.GROUP / self.TOGETHER * weights / weights.sum()).clamp(max=0.5)
-
-    def sample(self, n: int, seed: int) -> Float[Tensor, "n d_in"]:
-        """Draw vectors."""
-        generator = torch.Generator().manual_seed(WORLD_SEED + seed)
-        found = []
-        for start in range(0, n, 8192):
-            rows = min(8192, n - start)
-            group = torch.rand(rows, len(self.frequency), generator=generator) < self.frequency
-            fires = group.repeat_interleave(self.GROUP, dim=1)
-            fires &= torch.rand(fires.shape, generator=generator) < self.TOGETHER
-            size = 0.5 + torch.empty(fires.shape).exponential_(generator=generator)
-            noise = torch.randn(rows, self.features.shape[1], generator=generator)
-            found.append((fires * size) @ self.features + self.NOISE * noise)
-        return torch.cat(found)
-
-
-def problem_a() -> SuperpositionWorld:
-    """The world of the synthetic data set."""
-    return StandInWorld(num_features=512, d_in=128, l0=16)
+    return World(
+        d_in=128, num_features=512, active=12.0, decay=1.0, zipf=1.0, rescale=True,
+        branch="correlated", hierarchy=0.25, noise=0.02, seed=WORLD_SEED,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -162,9 +126,7 @@ def prepare(name: str, size: Size, work: Path) -> Data:
     """Write the rows unless they are there; the same arguments give the same rows."""
     identity = {"name": name, **asdict(size)}
     if name == SYNTHETIC:
-        world = problem_a()
-        identity["features"] = float(world.features.double().square().sum(0)[:8].sum())
-        identity["world"] = type(world).__name__
+        identity["world"] = problem_a().to_config()
     folder = work / "data" / f"{name}-{content_key(identity)}"
     data = Data(folder, name, size)
     if not (folder / "identity.json").exists():
@@ -188,11 +150,18 @@ def lm_source(point: str) -> LMActivations:
     return source
 
 
-def _write_synthetic(world: SuperpositionWorld, size: Size, folder: Path) -> None:
+def _write_synthetic(world: World, size: Size, folder: Path) -> None:
     np.save(folder / "features.npy", world.features.numpy())
-    np.save(folder / "rows/0-train.npy", world.sample(size.vectors, 1).numpy())
-    held = [world.sample(size.val, 2), world.sample(size.test, 3)]
-    np.save(folder / "rows/1-held-out.npy", torch.cat(held).numpy())
+    np.save(folder / "rows/0-train.npy", _vectors(world, size.vectors, 1))
+    held = [_vectors(world, size.val, 2), _vectors(world, size.test, 3)]
+    np.save(folder / "rows/1-held-out.npy", np.concatenate(held))
+
+
+def _vectors(world: World, n: int, seed: int) -> np.ndarray:
+    """Vectors in blocks, each with a seed of its own; codes are as wide as there are features."""
+    blocks = [min(_BLOCK, n - start) for start in range(0, n, _BLOCK)]
+    drawn = [world.sample(rows, 10_000 * seed + i)[1] for i, rows in enumerate(blocks)]
+    return torch.cat(drawn).numpy()
 
 
 def _write_harvested(point: str, size: Size, folder: Path) -> None:

@@ -58,11 +58,14 @@ class Plan:
         tasks: Data sets; one whose learning rate others take over comes before them.
         seeds: Trainings with the chosen setting.
         work: Folder of data and records.
+        lrs: Learning rates that everybody may try.
+        options: What the report says of the sizes.
     """
 
     tasks: Sequence[Task]
     seeds: int
     work: Path
+    lrs: int = 3
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -136,7 +139,7 @@ def tune(contender: Contender, task: Task, plan: Plan) -> tuple[float, float, di
         found[lr] = meet(contender, task, plan, lr, start, task.tuning)
         return score(found[lr], task.l0)
 
-    lr, scores = tuned_lr(tried, contender.lr(task.d_sae))
+    lr, scores = tuned_lr(tried, contender.lr(task.d_sae), plan.lrs)
     points = found[lr]
     value = closest(points, task.l0).value
     return lr, value, scores

@@ -123,7 +123,7 @@ def estimate(plan: Plan, patterns: list[str], jobs: int) -> str:
     for name, contender in chosen(patterns).items():
         parts = []
         for task in plan.tasks:
-            vectors = vectors_needed(contender.control, task, plan.seeds)
+            vectors = vectors_needed(contender.control, task, plan.seeds, plan.lrs)
             per_vector = rate.get((name, task.data))
             if per_vector is None:
                 unknown += 1
@@ -141,14 +141,14 @@ def estimate(plan: Plan, patterns: list[str], jobs: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def vectors_needed(control: Control, task: Task, seeds: int) -> float:
+def vectors_needed(control: Control, task: Task, seeds: int, lrs: int = 3) -> float:
     """Training vectors of a contender on a data set, if no search ends early.
 
     The first learning rate's search may take all of its trainings, later ones begin near their
     goal and mostly take two; so does the one at full length.
     """
     limit = LIMIT[control]
-    tuning = 0 if task.lr_from else limit + 2 * min(limit, 2)
+    tuning = 0 if task.lr_from else limit + (lrs - 1) * min(limit, 2)
     full = min(limit, 2) + (seeds - 1) + len(task.frontier)
     return tuning * task.tuning.vectors + full * task.size.vectors
 
@@ -211,7 +211,7 @@ def _notes(plan: Plan) -> list[str]:
         "FVU and L0 are of the saved form (thresholds) on the test split, in the LM's own units.",
         "FVU at equal L0: log FVU moved along the method's own frontier over log L0; "
         "none where the L0 is off by more than a quarter.",
-        "lr with an arrow: the best of the three that were tried is the largest, or the smallest.",
+        "lr with an arrow: the best of those that were tried is the largest, or the smallest.",
         "silent: share of latents that fire on none of the test vectors.",
         f"Tuning on seed 0 and the validation split; the learning rate with "
         f"{plan.options.get('tuning_share', 1):g} of the vectors. docs/quality.md.",
@@ -219,7 +219,7 @@ def _notes(plan: Plan) -> list[str]:
 
 
 def _lr(row: Mapping[str, Any]) -> str:
-    """With an arrow where the best was the largest or the smallest of the three."""
+    """With an arrow where the best was the largest or the smallest that was tried."""
     lr, tried = f"{row['lr']:.3g}", sorted(map(float, row["lr_scores"] or ()))
     if not tried:
         return lr
@@ -247,7 +247,8 @@ def _plot(frontiers: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     for i, (data, what) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), i + 1)
         for row in frontiers[data]:
-            _draw(axes, row, what)
+            if row["at_l0"]:  # one that missed it would only stretch the axes
+                _draw(axes, row, what)
         axes.set_xscale("log")
         axes.axvline(frontiers[data][0]["l0"], color="#cccccc", linewidth=1, zorder=0)
         axes.set_xlabel("L0")

@@ -130,20 +130,25 @@ def corrected(point: Point, slope: float, target: float) -> float:
     return point.fvu * math.exp(slope * (_log(target) - _log(point.l0)))
 
 
-def tuned_lr(score: Callable[[float], float], default: float) -> tuple[float, dict[float, float]]:
-    """Three learning rates: the default, half a decade above, and one more on the better side.
+def tuned_lr(
+    score: Callable[[float], float], default: float, tries: int = 3
+) -> tuple[float, dict[float, float]]:
+    """The default, half a decade above, and on in the better direction, `tries` in all.
 
     Returns:
-        The one with the least score, and all scores.
+        The learning rate with the least score, and all scores.
 
     Example:
-        >>> tuned_lr(lambda lr: abs(lr - 10), 1.0)[0]
+        >>> round(tuned_lr(lambda lr: abs(lr - 10), 1.0)[0], 6)
         10.0
     """
-    scores = {lr: score(lr) for lr in (default, default * LR_STEP)}
-    third = default * 10 if scores[default * LR_STEP] < scores[default] else default / LR_STEP
-    scores[third] = score(third)
-    return min(scores, key=lambda lr: scores[lr]), scores
+    powers = {power: score(default * LR_STEP**power) for power in (0, 1)}
+    direction = 1 if powers[1] < powers[0] else -1
+    while len(powers) < tries:
+        power = max(powers) + 1 if direction > 0 else min(powers) - 1
+        powers[power] = score(default * LR_STEP**power)
+    best = min(powers, key=lambda power: powers[power])
+    return default * LR_STEP**best, {default * LR_STEP**p: powers[p] for p in powers}
 
 
 def _within(points: Sequence[Point], target: float, tolerance: float) -> bool:

@@ -107,6 +107,13 @@ def test_three_learning_rates_are_tried_and_the_better_side_is_followed(best):
     assert tried[2] == pytest.approx(10.0 if best > 1.8 else 1 / LR_STEP)
 
 
+@pytest.mark.parametrize(("best", "expected"), [(100.0, 100.0), (0.03, 10**-1.5)])
+def test_more_learning_rates_go_further_in_the_same_direction(best, expected):
+    lr, scores = tuned_lr(lambda lr: abs(math.log(lr / best)), 1.0, tries=5)
+    assert len(scores) == 5
+    assert lr == pytest.approx(expected)
+
+
 def test_recovery_counts_both_ways_like_a_slow_loop():
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(7, 5, generator=generator)
@@ -135,12 +142,6 @@ def test_no_initial_dictionary_knows_the_features(seed):
     config = {"architecture": "topk", "dict_ratio": len(features) / features.shape[1], "k": 4}
     dictionary = build_dictionary(config, d_in=features.shape[1], seed=seed)
     assert recovery(features, dictionary.tensors().W_dec.detach())["recovered"] < 0.01
-
-
-def test_a_world_draws_the_same_vectors_for_the_same_seed():
-    world = problem_a()
-    assert torch.equal(world.sample(50, 1), world.sample(50, 1))
-    assert not torch.equal(world.sample(50, 1), world.sample(50, 2))
 
 
 def test_share_shortens_what_is_too_long_for_the_run():
