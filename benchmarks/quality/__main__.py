@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--batch", type=int, default=256)
     made.add_argument("--ratio", type=float, default=4, help="d_sae over d_in")
     made.add_argument("--l0", type=float, default=32, help="on activations of the LM")
-    made.add_argument("--synthetic-l0", type=float, default=16)
+    made.add_argument("--synthetic-l0", type=float, default=8)
     made.add_argument(
         "--frontier",
         type=float,

@@ -54,8 +54,8 @@ def problem_a() -> World:
     Its seed is that of no training: initial weights may be drawn just like its directions.
     """
     return World(
-        d_in=128, num_features=512, active=12.0, decay=1.0, zipf=1.0, rescale=True,
-        branch="correlated", hierarchy=0.25, noise=0.02, seed=WORLD_SEED,
+        d_in=128, num_features=512, active=6.0, decay=1.0, zipf=1.0, rescale=True,
+        branch="correlated", hierarchy=0.25, noise=0.03, seed=WORLD_SEED,
     )  # fmt: skip
 
 
