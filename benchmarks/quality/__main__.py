@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("what", choices=("plan", "run", "report", "train"))
     made.add_argument("--data", nargs="*", default=[SYNTHETIC, "resid.4", "resid.15"])
     made.add_argument("--methods", nargs="*", default=[], help="parts of keys; default: all")
-    made.add_argument("--vectors", type=int, default=98_304, help="of the LM")
+    made.add_argument("--vectors", type=int, default=81_920, help="of the LM")
     made.add_argument("--synthetic-vectors", type=int, default=204_800)
     made.add_argument("--tuning-share", type=float, default=0.5, help="of the vectors, for tuning")
     made.add_argument("--lrs", type=int, default=3, help="learning rates that everybody tries")
