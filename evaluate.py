@@ -33,6 +33,7 @@ def evaluate(
     corpus: Mapping[str, Any] | None = None,
     tokens: int | None = None,
     device: str = "auto",
+    saebench: bool = False,
 ) -> dict[str, "EvalResult"]:
     """Measure one saved SAE and write `<run>/evals/<eval>.json` (names: docs/formats.md).
 
@@ -44,6 +45,7 @@ def evaluate(
         corpus: Another text, as in conf/corpus/*.yaml.
         tokens: Test tokens, default as in training.
         device: `auto`, `cpu`, `cuda`, …
+        saebench: Write `<eval>_saebench.json` beside each result, in SAEBench's schema.
 
     Raises:
         SAEError: If there is no SAE, or nothing to measure it on.
@@ -51,6 +53,8 @@ def evaluate(
     from sae.artifacts import load
     from sae.evals import build
     from sae.evals.names import result_file
+    from sae.evals.saebench import WORDS, to_saebench
+    from sae.provenance import write_json
 
     run, device = run.expanduser(), build.find_device(device)
     sae = load(run)
@@ -64,6 +68,10 @@ def evaluate(
         file = result_file(run / "evals", result, sae, source)
         result.save(file)
         log.info("wrote %s", file)
+        if saebench and result.eval in WORDS:
+            foreign = file.with_name(f"{file.stem}_saebench.json")
+            write_json(foreign, to_saebench(result.eval, results, sae, run.name))
+            log.info("wrote %s", foreign)
     if left_out := sorted(set(evals) - set(results)):
         log.info("left out: %s (no tokens behind these activations)", ", ".join(left_out))
     return results
@@ -125,6 +133,7 @@ def main(composed: DictConfig) -> None:
                 corpus=config["corpus"],
                 tokens=config["tokens"],
                 device=config["device"],
+                saebench=config["saebench"],
             )
             show(results, run)
     except SAEError as error:

@@ -165,6 +165,7 @@ class EvaluateConfig:
     corpus: Any = None
     tokens: Any = ranged(int, low=1, null=True, default=None)
     device: Any = ranged(str, default="auto")
+    saebench: Any = ranged(bool, default=False)
 
 
 ACTIVATIONS: dict[str, type] = {"lm": LMActivationsConfig, "folder": FolderActivationsConfig}
