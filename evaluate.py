@@ -23,7 +23,7 @@ from sae.errors import ConfigError, SAEError
 if TYPE_CHECKING:
     from sae.evals import EvalResult
 
-_OF_EVALUATION = ("lm", "corpus", "layer", "site", "ctx", "tokens", "device")
+_OF_EVALUATION = ("lm", "corpus", "layer", "site", "ctx", "tokens", "device", "saebench")
 
 register()
 log = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ def evaluate(
     ctx: int | None = None,
     tokens: int | None = None,
     device: str = "auto",
+    saebench: bool = False,
     out: str | None = None,
 ) -> dict[str, "EvalResult"]:
     """Measure one saved SAE and write `<run>/evals/<eval>.json` (names: docs/formats.md).
@@ -58,6 +59,7 @@ def evaluate(
         ctx: For an SAE from another library; default as its files say, or as in conf.
         tokens: Test tokens, default as in training.
         device: `auto`, `cpu`, `cuda`, …
+        saebench: Write `<eval>_saebench.json` beside each result, in SAEBench's schema.
         out: Results go to `<out>/evals` instead.
 
     Raises:
@@ -66,6 +68,8 @@ def evaluate(
     from sae.artifacts import load
     from sae.evals import build, foreign
     from sae.evals.names import result_file, results_folder
+    from sae.evals.saebench import WORDS, to_saebench
+    from sae.provenance import write_json
 
     device = build.find_device(device)
     folder = results_folder(str(run), out)
@@ -92,6 +96,10 @@ def evaluate(
         file = result_file(folder, result, sae, source)
         result.save(file)
         log.info("wrote %s", file)
+        if saebench and result.eval in WORDS:
+            written = file.with_name(f"{file.stem}_saebench.json")
+            write_json(written, to_saebench(result.eval, results, sae, Path(run).name))
+            log.info("wrote %s", written)
     if left_out := sorted(set(evals) - set(results)):
         log.info("left out: %s (these activations offer less)", ", ".join(left_out))
     return results

@@ -195,6 +195,7 @@ class EvaluateConfig:
     ctx: Any = ranged(int, low=2, null=True, default=None)
     tokens: Any = ranged(int, low=1, null=True, default=None)
     device: Any = ranged(str, default="auto")
+    saebench: Any = ranged(bool, default=False)
     export: Any = ranged(str, null=True, default=None)
     out: Any = ranged(str, null=True, default=None)
 
