@@ -85,5 +85,6 @@ def run_name(config: Mapping[str, Any]) -> str:
     sae, activations = config["sae"], config["activations"]
     where = f"{activations['site']}.{activations['layer']}" if "site" in activations else "own"
     sparsity = sparsity_of(sae)
-    parts = [sae["architecture"], where, *sparsity, f"x{sae['dict_ratio']:g}"]
+    size = [f"x{sae['dict_ratio']:g}"] if "dict_ratio" in sae else []
+    parts = [sae["architecture"], where, *sparsity, *size]
     return "-".join([*parts, f"seed{config['seed']}"])

@@ -55,7 +55,7 @@ def encode_decode_flops(d_in: int, d_sae: int) -> int:
 
 
 def parameters(architecture: str, d_in: int, d_sae: int) -> int:
-    """Trained numbers: one matrix where it is tied, two and a bias more where not."""
+    """Numbers it consists of: one matrix where it is tied, two and a bias more where not."""
     matrices, biases = (1, d_sae) if architecture == "tied" else (2, d_sae + d_in)
     return matrices * d_in * d_sae + biases
 
