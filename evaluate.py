@@ -1,11 +1,13 @@
 """Measure trained sparse autoencoders on held-out text.
 
     python evaluate.py run=outputs/mine 'eval=[core,downstream]'
+    python evaluate.py 'run=[outputs/a,outputs/b]' 'eval=[compare]'
 
 From Python: `evaluate(Path("outputs/mine"), {"core": {}, "downstream": {}})`.
 """
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +71,52 @@ def evaluate(
     return results
 
 
+def compare(
+    runs: Sequence[Path],
+    settings: Mapping[str, Any] | None = None,
+    *,
+    folder: Path | None = None,
+    device: str = "auto",
+) -> Path:
+    """Compare saved SAEs with each other and write tables and a heat map (docs/compare.md).
+
+    Args:
+        runs: Run folders or SAE folders, at least two.
+        settings: As in conf/eval/compare.yaml; what is not given is as there.
+        folder: Where the tables go; default `compare-<key>` in the folder that all runs are in.
+        device: `auto`, `cpu`, `cuda`, …
+
+    Returns:
+        The folder.
+
+    Raises:
+        SAEError: If there is no SAE, or only one.
+    """
+    from sae.artifacts import load
+    from sae.evals.build import find_device, from_settings
+    from sae.evals.compare import Compare
+    from sae.provenance import content_key
+    from sae.reports import write_comparison
+
+    comparison: Compare = from_settings(Compare, "compare", settings or {})
+    paths = list(dict.fromkeys(run.expanduser().resolve() for run in runs))
+    common = Path(os.path.commonpath([path.parent for path in paths]))
+    saes = {str(path.relative_to(common)): load(path) for path in paths}
+    compared = comparison.run(saes, find_device(device))
+    if folder is None:
+        key = content_key({"runs": list(saes), "settings": compared.settings})
+        folder = common / f"compare-{key[:8]}"
+    return write_comparison(compared, folder)
+
+
+def _runs_in(run: Path) -> list[Path]:
+    """The run itself; of a sweep the jobs that are finished."""
+    if not (run.expanduser() / "multirun.yaml").is_file():
+        return [run]
+    jobs = [file.parent for file in run.expanduser().glob("*/results.json")]
+    return sorted(jobs, key=lambda job: (len(job.name), job.name))
+
+
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
@@ -85,6 +133,16 @@ def _set_by(
         }
         for word, settings in evals.items()
     }
+
+
+def _reject_for_compare(names: Sequence[str]) -> None:
+    """Dictionaries are compared on the test text they have in common: their own."""
+    for name in ("lm", "corpus", "tokens"):
+        if any(given.split(".")[0] == name for given in names):
+            raise ConfigError(
+                f"{name} has no effect with eval=[compare], which reads the test text of the runs. "
+                f"Drop {name}; eval.compare.num_tokens=… says how much of it."
+            )
 
 
 def show(results: Mapping[str, "EvalResult"], title: str) -> None:
@@ -116,17 +174,23 @@ def main(composed: DictConfig) -> None:
             raise ConfigError("eval is empty. Choose evaluations: 'eval=[core,downstream]'.")
         names = names_of(parse(list(HydraConfig.get().overrides.task)))
         evals = _set_by(names, config["eval"])
-        runs = config["run"] if isinstance(config["run"], list) else [config["run"]]
-        for run in runs:
+        named = config["run"] if isinstance(config["run"], list) else [config["run"]]
+        runs = [run for name in named for run in _runs_in(Path(name))]
+        comparison = evals.pop("compare", None)
+        if comparison is not None:
+            _reject_for_compare(names)
+            folder = compare(runs, comparison, device=config["device"])
+            log.info("wrote %s", folder / "pairs.csv")
+        for run in runs if evals else ():
             results = evaluate(
-                Path(run),
+                run,
                 evals,
                 lm=config["lm"],
                 corpus=config["corpus"],
                 tokens=config["tokens"],
                 device=config["device"],
             )
-            show(results, run)
+            show(results, str(run))
     except SAEError as error:
         fail(error)
 
