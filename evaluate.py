@@ -2,6 +2,8 @@
 
     python evaluate.py run=outputs/mine 'eval=[core,downstream]'
     python evaluate.py 'run=[outputs/a,outputs/b]' 'eval=[compare]'
+    python evaluate.py run=theirs format=saelens lm=gpt2 layer=4 site=resid
+    python evaluate.py run=outputs/mine export=saelens out=for_them
 
 From Python: `evaluate(Path("outputs/mine"), {"core": {}, "downstream": {}})`.
 """
@@ -17,72 +19,100 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from conf.commandline import fail, names_of, parse, run_program
-from conf.schema import check, register
+from conf.schema import check, register, values
 from sae.errors import ConfigError, SAEError
 
 if TYPE_CHECKING:
     from sae.evals import EvalResult
+
+_OF_EVALUATION = ("lm", "corpus", "layer", "site", "ctx", "tokens", "device")
 
 register()
 log = logging.getLogger(__name__)
 
 
 def evaluate(
-    run: Path,
+    run: str | Path,
     evals: Mapping[str, Mapping[str, Any]],
     *,
+    format: str | None = None,
     lm: Mapping[str, Any] | None = None,
     corpus: Mapping[str, Any] | None = None,
+    layer: int | None = None,
+    site: str | None = None,
+    ctx: int | None = None,
     tokens: int | None = None,
     device: str = "auto",
+    out: str | None = None,
 ) -> dict[str, "EvalResult"]:
     """Measure one saved SAE and write `<run>/evals/<eval>.json` (names: docs/formats.md).
 
     Args:
-        run: A run folder or an SAE folder.
+        run: A run folder, an SAE folder, files of another library, or an id on the hub.
+        format: Of these files; None finds it by their names.
         evals: Settings by the word of the evaluation, as in conf/eval/*.yaml. What is not given,
             or None, is as in the run that made the SAE.
-        lm: Another LM than the SAE's own, as in conf/lm/*.yaml.
-        corpus: Another text, as in conf/corpus/*.yaml.
+        lm: Another LM than the SAE's own, as in conf/lm/*.yaml. An SAE from another library has
+            none of its own, so that it must be given.
+        corpus: Another text, as in conf/corpus/*.yaml; without one of its own, `news`.
+        layer: For an SAE from another library.
+        site: For an SAE from another library.
+        ctx: For an SAE from another library; default as its files say, or as in conf.
         tokens: Test tokens, default as in training.
         device: `auto`, `cpu`, `cuda`, …
+        out: Results go to `<out>/evals` instead.
 
     Raises:
         SAEError: If there is no SAE, or nothing to measure it on.
     """
     from sae.artifacts import load
-    from sae.evals import build
-    from sae.evals.names import result_file
+    from sae.evals import build, foreign
+    from sae.evals.names import result_file, results_folder
 
-    run, device = run.expanduser(), build.find_device(device)
-    sae = load(run)
+    device = build.find_device(device)
+    folder = results_folder(str(run), out)
+    sae = load(run, format)
+    place: dict[str, Any] = {"layer": layer, "site": site, "ctx": ctx}
+    if not foreign.is_placed(sae):
+        text, settings = corpus or values("corpus", "news"), values("activations", "lm")
+        foreign.put_in_place(sae, lm=lm, corpus=text, **place, settings=settings)
+        lm = corpus = None
+    elif unused := [f"{name}={value}" for name, value in place.items() if value is not None]:
+        raise ConfigError(
+            f"{' '.join(unused)} has no effect on {run}, whose SAE says what it was trained on; "
+            "it is for SAEs from other libraries."
+        )
     own = build.own_settings(sae)
     evals = {word: {**own.get(word, {}), **_given(evals[word])} for word in evals}
     source = build.source_of(sae, lm=lm, corpus=corpus, tokens=tokens, device=device)
-    build.check_evals(evals, build.ctx_of(source))  # before the harvest, which may take long
+    # before the harvest, which may take long
+    build.check_evals(evals, build.ctx_of(source), build.offers_of(source))
     build.prepare_test(source)
+    foreign.check_width(sae, source.split("test"))
     results = build.run_evals(sae, source, evals, device)
     for result in results.values():
-        file = result_file(run / "evals", result, sae, source)
+        file = result_file(folder, result, sae, source)
         result.save(file)
         log.info("wrote %s", file)
     if left_out := sorted(set(evals) - set(results)):
-        log.info("left out: %s (no tokens behind these activations)", ", ".join(left_out))
+        log.info("left out: %s (these activations offer less)", ", ".join(left_out))
     return results
 
 
 def compare(
-    runs: Sequence[Path],
+    runs: Sequence[str | Path],
     settings: Mapping[str, Any] | None = None,
     *,
-    folder: Path | None = None,
+    format: str | None = None,
+    folder: str | Path | None = None,
     device: str = "auto",
 ) -> Path:
     """Compare saved SAEs with each other and write tables and a heat map (docs/compare.md).
 
     Args:
-        runs: Run folders or SAE folders, at least two.
+        runs: As for `evaluate`, at least two.
         settings: As in conf/eval/compare.yaml; what is not given is as there.
+        format: Of their files; None finds it by their names.
         folder: Where the tables go; default `compare-<key>` in the folder that all runs are in.
         device: `auto`, `cpu`, `cuda`, …
 
@@ -99,9 +129,13 @@ def compare(
     from sae.reports import write_comparison
 
     comparison: Compare = from_settings(Compare, "compare", settings or {})
-    paths = list(dict.fromkeys(run.expanduser().resolve() for run in runs))
-    common = Path(os.path.commonpath([path.parent for path in paths]))
-    saes = {str(path.relative_to(common)): load(path) for path in paths}
+    paths = {str(run): Path(run).expanduser().resolve() for run in runs}
+    parents = [path.parent for path in paths.values() if path.exists()]  # a hub id is no path
+    common = Path(os.path.commonpath(parents)) if parents else Path.cwd()
+    saes = {
+        str(path.relative_to(common)) if path.exists() else run: load(run, format)
+        for run, path in paths.items()
+    }
     compared = comparison.run(saes, find_device(device))
     if folder is None:
         key = content_key({"runs": list(saes), "settings": compared.settings})
@@ -109,12 +143,32 @@ def compare(
     return write_comparison(compared, folder)
 
 
-def _runs_in(run: Path) -> list[Path]:
+def _runs_in(run: str) -> list[str]:
     """The run itself; of a sweep the jobs that are finished."""
-    if not (run.expanduser() / "multirun.yaml").is_file():
+    folder = Path(run).expanduser()
+    if not (folder / "multirun.yaml").is_file():
         return [run]
-    jobs = [file.parent for file in run.expanduser().glob("*/results.json")]
-    return sorted(jobs, key=lambda job: (len(job.name), job.name))
+    jobs = [file.parent for file in folder.glob("*/results.json")]
+    return [str(job) for job in sorted(jobs, key=lambda job: (len(job.name), job.name))]
+
+
+def export(run: str | Path, word: str, out: str | Path, format: str | None = None) -> Path:
+    """Write a saved SAE in another format, into a new folder.
+
+    Args:
+        run: What is to be written, as for `evaluate`.
+        word: The format that is written.
+        out: The new folder.
+        format: The format of `run`; None finds it by the files.
+
+    Raises:
+        SAEError: If there is no SAE, or the format cannot hold it.
+    """
+    from sae.artifacts import load, save
+
+    folder = save(out, load(run, format), word)
+    log.info("wrote %s (%s)", folder, word)
+    return folder
 
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,12 +191,30 @@ def _set_by(
 
 def _reject_for_compare(names: Sequence[str]) -> None:
     """Dictionaries are compared on the test text they have in common: their own."""
-    for name in ("lm", "corpus", "tokens"):
+    for name in ("lm", "corpus", "layer", "site", "ctx", "tokens"):
         if any(given.split(".")[0] == name for given in names):
             raise ConfigError(
                 f"{name} has no effect with eval=[compare], which reads the test text of the runs. "
                 f"Drop {name}; eval.compare.num_tokens=… says how much of it."
             )
+
+
+def _check_asked(
+    config: Mapping[str, Any], runs: Sequence[str], names: Sequence[str], only_export: bool
+) -> None:
+    """Refuse what has no effect, or would write two SAEs to one place."""
+    if not config["eval"] and not only_export:
+        raise ConfigError("eval is empty. Choose evaluations: 'eval=[core,downstream]'.")
+    if config["export"] and not config["out"]:
+        raise ConfigError(f"export={config['export']} needs a new folder: out=<folder>.")
+    if config["out"] and len(runs) > 1 and list(config["eval"]) != ["compare"]:
+        raise ConfigError(f"out={config['out']} is for one run; run= names {len(runs)}.")
+    used = {name.partition(".")[0] for name in names}
+    if only_export and (unused := [name for name in _OF_EVALUATION if name in used]):
+        raise ConfigError(
+            f"{', '.join(unused)} has no effect on an export alone. Drop it, or evaluate, too: "
+            "'eval=[core]'."
+        )
 
 
 def show(results: Mapping[str, "EvalResult"], title: str) -> None:
@@ -170,27 +242,28 @@ def main(composed: DictConfig) -> None:
     """Evaluate every SAE that `run` names."""
     try:
         config = check(composed)
-        if not config["eval"]:
-            raise ConfigError("eval is empty. Choose evaluations: 'eval=[core,downstream]'.")
         names = names_of(parse(list(HydraConfig.get().overrides.task)))
-        evals = _set_by(names, config["eval"])
         named = config["run"] if isinstance(config["run"], list) else [config["run"]]
-        runs = [run for name in named for run in _runs_in(Path(name))]
+        runs = [run for name in named for run in _runs_in(name)]
+        only_export = bool(config["export"]) and not any(
+            name == "eval" or name.startswith("eval.") for name in names
+        )
+        _check_asked(config, runs, names, only_export)
+        if config["export"]:
+            export(runs[0], config["export"], config["out"], config["format"])
+        if only_export:
+            return
+        evals = _set_by(names, config["eval"])
+        passed = {name: config[name] for name in _OF_EVALUATION}
         comparison = evals.pop("compare", None)
         if comparison is not None:
             _reject_for_compare(names)
-            folder = compare(runs, comparison, device=config["device"])
+            options = {"format": config["format"], "folder": config["out"]}
+            folder = compare(runs, comparison, **options, device=config["device"])
             log.info("wrote %s", folder / "pairs.csv")
         for run in runs if evals else ():
-            results = evaluate(
-                run,
-                evals,
-                lm=config["lm"],
-                corpus=config["corpus"],
-                tokens=config["tokens"],
-                device=config["device"],
-            )
-            show(results, str(run))
+            results = evaluate(run, evals, format=config["format"], out=config["out"], **passed)
+            show(results, run)
     except SAEError as error:
         fail(error)
 
