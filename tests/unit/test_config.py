@@ -115,7 +115,7 @@ def test_a_list_stands_for_a_sweep_from_one_read(words, sweep):
         (["optimizer=null"], "optimizer=null is no choice. Choose one of adam, authors_adam"),
         (["callbacks=null"], "callbacks=null is no choice. Choose one of default"),
         (["~callbacks"], "callbacks has no value. Choose callbacks=… from default"),
-        (["eval=[]"], "eval has no value. Choose eval=… from core, downstream,"),
+        (["eval=[]"], "eval has no value. Choose eval=… from .*core, downstream"),
         (["~trainer.batch_size"], "trainer.batch_size is needed and cannot be removed"),
         (["~activations.ctx"], "activations.ctx has no value"),
         (["callbacks.downstream=null"], "~callbacks.downstream removes it"),
