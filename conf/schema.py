@@ -63,6 +63,7 @@ class SAEConfig:
     k: Any = ranged(int, None, low=1, many=True)
     target_l0: Any = ranged(float, None, above=0, many=True, null=True)
     sparsity_warmup_tokens: Any = ranged(SPAN, None)
+    frozen_decoder: Any = ranged(bool, False)
 
 
 @dataclass
@@ -99,7 +100,8 @@ class ResampleConfig:
     at_tokens: Any = ranged(SPAN, always_many=True)
     dead_after_tokens: Any = ranged(SPAN)
     sample_tokens: Any = ranged(SPAN)
-    toward: Any = ranged(str, choices=("input", "residual"))
+    strategy: Any = ranged(str, "drawn", choices=("drawn", "worst_example"))
+    toward: Any = ranged(str, "input", choices=("input", "residual"))
 
 
 @dataclass
