@@ -19,11 +19,17 @@ class Code(ABC):
     """Feature activations `f [batch d_sae]` in one of two layouts."""
 
     d_sae: int
+    values: Tensor
+    """Activations in the layout's own order; a code with other values keeps the layout."""
 
     @property
     @abstractmethod
     def batch(self) -> int:
         """Number of encoded vectors."""
+
+    @abstractmethod
+    def with_values(self, values: Tensor) -> "Code":
+        """The same layout with other values."""
 
     @abstractmethod
     def dense(self) -> Float[Tensor, "batch d_sae"]:
@@ -67,6 +73,10 @@ class DenseCode(Code):
     def batch(self) -> int:
         """Number of encoded vectors."""
         return self.values.shape[0]
+
+    def with_values(self, values: Tensor) -> "DenseCode":
+        """Another dense code."""
+        return DenseCode(values)
 
     def dense(self) -> Float[Tensor, "batch d_sae"]:
         """The activations themselves."""
@@ -115,6 +125,10 @@ class SparseCode(Code):
     def batch(self) -> int:
         """Number of encoded vectors."""
         return self.pattern.batch
+
+    def with_values(self, values: Tensor) -> "SparseCode":
+        """Other values on the same pattern."""
+        return SparseCode(self.pattern, values)
 
     def dense(self) -> Float[Tensor, "batch d_sae"]:
         """All feature activations, zeros included; gradients reach the selected values."""
