@@ -101,7 +101,7 @@ class ResampleConfig:
     dead_after_tokens: Any = ranged(SPAN)
     sample_tokens: Any = ranged(SPAN)
     strategy: Any = ranged(str, "drawn", choices=("drawn", "worst_example"))
-    toward: Any = ranged(str, "input", choices=("input", "residual"))
+    toward: Any = ranged(str, None, choices=("input", "residual"), null=True)
 
 
 @dataclass
