@@ -31,10 +31,14 @@ from sae.training.build import build_module
 from sae.training.module import SAEModule
 
 WORLDS = {
-    "resid": ["site=resid", "dict_ratio=4"],
-    "mlp": ["site=mlp", "dict_ratio=1"],
+    "resid": ["site=resid", "dict_ratio=8"],
+    "mlp": ["site=mlp", "dict_ratio=2"],
 }
-ARCHITECTURES = {"l1": ["sae=l1", "l1=1e-3"], "topk": ["sae=topk", "k=32", "sae.auxk=0"]}
+ARCHITECTURES = {
+    "l1": ["sae=l1", "l1=1e-2", "optimizer.lr=5e-3"],
+    "topk": ["sae=topk", "k=8", "sae.auxk=0"],
+}
+# sparse and wide, so that latents do die: at l1=1e-3 or k=32 and dict_ratio=4 none does
 NONE = ["resample=none"]
 BEFORE, AFTER = 20, 200
 """Steps whose mean loss a spike is compared with, and steps in which it is looked for."""
@@ -131,12 +135,12 @@ def main(argv: Sequence[str] | None = None) -> Path:
     parser.add_argument(
         "--architectures", nargs="+", choices=ARCHITECTURES, default=[*ARCHITECTURES]
     )
-    parser.add_argument("--steps", type=int, default=400, help="of 512 vectors")
+    parser.add_argument("--steps", type=int, default=300, help="of 512 vectors")
     given = parser.parse_args(argv)
     size = Size(given.steps, 512, 32_768, 16_384)
     if given.quick:
         size = Size(40, 32, 256, 64)
-    result = Result("dead", asdict(size) | {"l1": 1e-3, "k": 32, "seed": 0})
+    result = Result("dead", asdict(size) | {"l1": 1e-2, "k": 8, "seed": 0})
     with temporary_cache(given.quick):
         for world in given.worlds:
             source = None
