@@ -171,7 +171,7 @@ class Dictionary(nn.Module, ABC):
         return self._output(x, *self._encode_decode(x), moment)
 
     def _output(self, x: Tensor, code: Code, x_hat: Tensor, moment: Moment) -> StepOutput:
-        x_hat = x_hat.float()
+        x_hat = x_hat.to(x.dtype)  # bf16 autocast: the loss is float32
         terms = {"reconstruction": (x - x_hat).square().mean()}
         for name, rows in self.row_penalties(code).items():
             terms[name] = moment.penalty * rows.mean()
@@ -181,7 +181,7 @@ class Dictionary(nn.Module, ABC):
     def row_losses(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, " batch"]:
         """Full loss of every vector by itself: what neuron resampling draws its inputs by."""
         code = self.encode_code(x)
-        loss = (x - self.decode_code(code).float()).square().mean(dim=1)
+        loss = (x - self.decode_code(code).to(x.dtype)).square().mean(dim=1)
         return loss + sum(self.row_penalties(code).values(), torch.zeros_like(loss))
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:

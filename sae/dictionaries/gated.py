@@ -85,7 +85,7 @@ class Gated(Untied):
         by_gate = gate.atoms_sum(self.W_dec.detach()) + self.b_dec.detach()
         terms = {
             "sparsity": moment.penalty * (self.l1 * gate.l1()).mean(),
-            "gate": (x - by_gate.float()).square().mean(),
+            "gate": (x - by_gate.to(x.dtype)).square().mean(),
         }
         return output._replace(terms=output.terms | terms)
 

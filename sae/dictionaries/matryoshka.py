@@ -61,7 +61,7 @@ class Matryoshka(BatchTopK):
         so_far, loss = self.b_dec, torch.zeros((), device=x.device)
         for part in parts:
             so_far = so_far + part
-            loss = loss + (x - so_far.float()).square().mean()
+            loss = loss + (x - so_far.to(x.dtype)).square().mean()
         return output._replace(terms=output.terms | {"prefixes": loss}) if parts else output
 
     def _part(self, code: Code, start: int, end: int) -> Float[Tensor, "batch d_in"]:

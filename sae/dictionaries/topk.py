@@ -76,7 +76,7 @@ class TopK(Untied):
         code = self.selected_code(*terms, select=select)
         output = self._output(x, code, self.decode_code(code), moment)
         more = SparseCode(larger[0], torch.relu(latent_values(*terms, larger[0])))
-        error = (x - self.decode_code(more).float()).square().mean()
+        error = (x - self.decode_code(more).to(x.dtype)).square().mean()
         return output._replace(terms=output.terms | {"multi_k": MULTI_K_WEIGHT * error})
 
     def _output(self, x: Tensor, code: Code, x_hat: Tensor, moment: Moment) -> StepOutput:
