@@ -35,10 +35,10 @@ WORLDS = {
     "mlp": ["site=mlp", "dict_ratio=2"],
 }
 ARCHITECTURES = {
-    "l1": ["sae=l1", "l1=1e-2", "optimizer.lr=5e-3"],
+    "l1": ["sae=l1", "l1=1e-3", "optimizer.lr=5e-3"],
     "topk": ["sae=topk", "k=8", "sae.auxk=0"],
 }
-# sparse and wide, so that latents do die: at l1=1e-3 or k=32 and dict_ratio=4 none does
+# sparse and wide, or at a large rate, so that latents do die: elsewhere so short a run kills none
 NONE = ["resample=none"]
 BEFORE, AFTER = 20, 200
 """Steps whose mean loss a spike is compared with, and steps in which it is looked for."""
@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     size = Size(given.steps, 512, 32_768, 16_384)
     if given.quick:
         size = Size(40, 32, 256, 64)
-    result = Result("dead", asdict(size) | {"l1": 1e-2, "k": 8, "seed": 0})
+    result = Result("dead", asdict(size) | {"l1": 1e-3, "k": 8, "seed": 0})
     with temporary_cache(given.quick):
         for world in given.worlds:
             source = None

@@ -63,6 +63,7 @@ class SAEConfig:
     k: Any = ranged(int, None, low=1, many=True)
     target_l0: Any = ranged(float, None, above=0, many=True, null=True)
     sparsity_warmup_tokens: Any = ranged(SPAN, None)
+    auxk: Any = ranged(float, None, low=0)
     frozen_decoder: Any = ranged(bool, False)
 
 
