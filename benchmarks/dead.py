@@ -274,7 +274,7 @@ def _plot(raw: dict[str, dict[str, dict[str, Any]]]) -> Figure:
             losses.plot(record["losses"], color=colors[name], label=name, linewidth=0.9)
             shares.scatter(100 * record["dead"], record["fvu"], color=colors[name], label=name)
         losses.set(title=title, yscale="log", xlabel="step", ylabel="training loss")
-        shares.set(title=title, xlabel="dead at the end, %", ylabel="FVU on test vectors")
+        shares.set(title=title, xlabel="dead at the end, %", ylabel="FVU on test vectors", yscale="log")
         shares.set_xlim(-3, 103)
         for axes in (losses, shares):
             axes.spines[["top", "right"]].set_visible(False)
