@@ -18,6 +18,7 @@ from sae.errors import ArtifactError, ConfigError
 from sae.language.lm import LanguageModel
 from sae.metrics.bootstrap import Interval
 from sae.provenance import provenance, write_json
+from sae.synthetic import World
 from sae.types import Point
 
 
@@ -57,6 +58,7 @@ class EvalContext:
         rows: Activations of the split at that point.
         store: The split's tokens; None for activations without tokens.
         load_lm: Gives the LM when an evaluation needs it; None where there is none. Called once.
+        world: The known features that the activations are made of; None where nobody knows them.
     """
 
     sae: SAE
@@ -64,6 +66,7 @@ class EvalContext:
     rows: Rows
     store: ActivationStore | None = None
     load_lm: Callable[[], LanguageModel] | None = None
+    world: World | None = None
 
     def __post_init__(self) -> None:
         if self.sae.d_in != self.rows.d_in:
@@ -139,7 +142,8 @@ class Evaluation(Protocol):
     Attributes:
         name: Its word.
         needs: What must stand behind the activations, of `tokens` (the text that they come from,
-            and so an LM); sources that offer less leave the evaluation out.
+            and so an LM) and `truth` (known features, `EvalContext.world`); sources that offer
+            less leave the evaluation out.
     """
 
     name: ClassVar[str]
@@ -209,4 +213,5 @@ def describe(context: EvalContext) -> dict[str, Any]:
         "sae": {**asdict(context.sae.config), "metadata": context.sae.metadata},
         "point": None if context.point is None else str(context.point),
         "store": None if store is None else asdict(store.spec),
+        **({} if context.world is None else {"world": context.world.to_config()}),
     }
