@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     size = Size(given.steps, 512, 32_768, 16_384)
     if given.quick:
         size = Size(40, 32, 256, 64)
-    result = Result("dead", asdict(size) | {"l1": 1e-3, "k": 8, "seed": 0})
+    result = Result("dead", asdict(size) | {"seed": 0})
     with temporary_cache(given.quick):
         for world in given.worlds:
             source = None
@@ -168,6 +168,9 @@ def main(argv: Sequence[str] | None = None) -> Path:
         f"spike: largest loss of a step in the {AFTER} steps after a resampling (fewer if the next "
         f"comes before), divided by the mean of the {BEFORE} steps before it; of several "
         "resamplings the largest.",
+        "Added to the command line: "
+        + "; ".join(" ".join(words) for words in (WORLDS | ARCHITECTURES).values()),
+        "Runs are kept and may be older than the commit above; times are of a shared machine.",
         "One seed; a short run: what is rare has had little time to fire.",
     ]
     given.out.mkdir(parents=True, exist_ok=True)
@@ -274,7 +277,9 @@ def _plot(raw: dict[str, dict[str, dict[str, Any]]]) -> Figure:
             losses.plot(record["losses"], color=colors[name], label=name, linewidth=0.9)
             shares.scatter(100 * record["dead"], record["fvu"], color=colors[name], label=name)
         losses.set(title=title, yscale="log", xlabel="step", ylabel="training loss")
-        shares.set(title=title, xlabel="dead at the end, %", ylabel="FVU on test vectors", yscale="log")
+        shares.set(
+            title=title, xlabel="dead at the end, %", ylabel="FVU on test vectors", yscale="log"
+        )
         shares.set_xlim(-3, 103)
         for axes in (losses, shares):
             axes.spines[["top", "right"]].set_visible(False)
