@@ -283,7 +283,7 @@ def _plot(raw: dict[str, dict[str, dict[str, Any]]]) -> Figure:
         shares.set_xlim(-3, 103)
         for axes in (losses, shares):
             axes.spines[["top", "right"]].set_visible(False)
-    grid[0, 1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    grid[-1, 1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
