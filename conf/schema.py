@@ -87,6 +87,8 @@ class SAEConfig:
     k: Any = ranged(int, None, low=1, many=True)
     target_l0: Any = ranged(float, None, above=0, many=True, null=True)
     sparsity_warmup_tokens: Any = ranged(SPAN, None)
+    auxk: Any = ranged(float, None, low=0)
+    frozen_decoder: Any = ranged(bool, False)
 
 
 @dataclass
@@ -140,7 +142,8 @@ class ResampleConfig:
     at_tokens: Any = ranged(SPAN, always_many=True)
     dead_after_tokens: Any = ranged(SPAN)
     sample_tokens: Any = ranged(SPAN)
-    toward: Any = ranged(str, choices=("input", "residual"))
+    strategy: Any = ranged(str, "drawn", choices=("drawn", "worst_example"))
+    toward: Any = ranged(str, None, choices=("input", "residual"), null=True)
 
 
 @dataclass
