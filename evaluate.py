@@ -2,6 +2,7 @@
 
     python evaluate.py run=outputs/mine 'eval=[core,downstream]'
     python evaluate.py 'run=[outputs/a,outputs/b]' 'eval=[compare]'
+    python evaluate.py run=<sweep folder> 'eval=[frontier]'
     python evaluate.py run=theirs format=saelens lm=gpt2 layer=4 site=resid
     python evaluate.py run=outputs/mine export=saelens out=for_them
 
@@ -9,7 +10,6 @@ From Python: `evaluate(Path("outputs/mine"), {"core": {}, "downstream": {}})`.
 """
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,17 +133,13 @@ def compare(
     from sae.artifacts import load
     from sae.evals.build import find_device, from_settings
     from sae.evals.compare import Compare
+    from sae.evals.names import name_runs
     from sae.provenance import content_key
     from sae.reports import write_comparison
 
     comparison: Compare = from_settings(Compare, "compare", settings or {})
-    paths = {str(run): Path(run).expanduser().resolve() for run in runs}
-    parents = [path.parent for path in paths.values() if path.exists()]  # a hub id is no path
-    common = Path(os.path.commonpath(parents)) if parents else Path.cwd()
-    saes = {
-        str(path.relative_to(common)) if path.exists() else run: load(run, format)
-        for run, path in paths.items()
-    }
+    common, named = name_runs(runs)
+    saes = {name: load(run, format) for name, run in named.items()}
     compared = comparison.run(saes, find_device(device))
     if folder is None:
         key = content_key({"runs": list(saes), "settings": compared.settings})
@@ -151,13 +147,30 @@ def compare(
     return write_comparison(compared, folder)
 
 
-def _runs_in(run: str) -> list[str]:
-    """The run itself; of a sweep the jobs that are finished."""
-    folder = Path(run).expanduser()
-    if not (folder / "multirun.yaml").is_file():
-        return [run]
-    jobs = [file.parent for file in folder.glob("*/results.json")]
-    return [str(job) for job in sorted(jobs, key=lambda job: (len(job.name), job.name))]
+def frontier(runs: Sequence[str | Path], *, folder: str | Path | None = None) -> Path:
+    """Draw finished runs on the plane of L0 and FVU; nothing is measured (docs/frontier.md).
+
+    Args:
+        runs: Run folders.
+        folder: Where tables and pictures go; default `frontier-<key>` in the folder that all runs
+            are in.
+
+    Returns:
+        The folder.
+
+    Raises:
+        SAEError: If none of the runs has a result.
+    """
+    from sae.evals.names import name_runs
+    from sae.provenance import content_key
+    from sae.reports import read_frontier, write_frontier
+
+    common, named = name_runs(runs)
+    found = read_frontier({name: Path(run).expanduser() for name, run in named.items()})
+    for what in sorted(set(found.missing.values())):
+        lacking = [name for name, missing in found.missing.items() if missing == what]
+        log.warning("%s: %s", what, ", ".join(lacking))
+    return write_frontier(found, folder or common / f"frontier-{content_key({'': [*named]})[:8]}")
 
 
 def export(run: str | Path, word: str, out: str | Path, format: str | None = None) -> Path:
@@ -197,13 +210,18 @@ def _set_by(
     }
 
 
-def _reject_for_compare(names: Sequence[str]) -> None:
+def _reject_for_several(word: str, names: Sequence[str]) -> None:
     """Dictionaries are compared on the test text they have in common: their own."""
-    for name in ("lm", "corpus", "layer", "site", "ctx", "tokens"):
+    reads, instead = {
+        "compare": ("the test text of the runs", "; eval.compare.num_tokens=… says how much of it"),
+        "frontier": ("the results of the runs", ""),
+    }[word]
+    unused = ("lm", "corpus", "layer", "site", "ctx", "tokens")
+    for name in (*unused, *(("format", "device") if word == "frontier" else ())):
         if any(given.split(".")[0] == name for given in names):
             raise ConfigError(
-                f"{name} has no effect with eval=[compare], which reads the test text of the runs. "
-                f"Drop {name}; eval.compare.num_tokens=… says how much of it."
+                f"{name} has no effect with eval=[{word}], which reads {reads}. "
+                f"Drop {name}{instead}."
             )
 
 
@@ -215,7 +233,7 @@ def _check_asked(
         raise ConfigError("eval is empty. Choose evaluations: 'eval=[core,downstream]'.")
     if config["export"] and not config["out"]:
         raise ConfigError(f"export={config['export']} needs a new folder: out=<folder>.")
-    if config["out"] and len(runs) > 1 and list(config["eval"]) != ["compare"]:
+    if config["out"] and len(runs) > 1 and list(config["eval"]) not in (["compare"], ["frontier"]):
         raise ConfigError(f"out={config['out']} is for one run; run= names {len(runs)}.")
     used = {name.partition(".")[0] for name in names}
     if only_export and (unused := [name for name in _OF_EVALUATION if name in used]):
@@ -248,11 +266,13 @@ def show(results: Mapping[str, "EvalResult"], title: str) -> None:
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(composed: DictConfig) -> None:
     """Evaluate every SAE that `run` names."""
+    from sae.evals.names import runs_in
+
     try:
         config = check(composed)
         names = names_of(parse(list(HydraConfig.get().overrides.task)))
         named = config["run"] if isinstance(config["run"], list) else [config["run"]]
-        runs = [run for name in named for run in _runs_in(name)]
+        runs = [run for name in named for run in runs_in(name)]
         only_export = bool(config["export"]) and not any(
             name == "eval" or name.startswith("eval.") for name in names
         )
@@ -263,9 +283,13 @@ def main(composed: DictConfig) -> None:
             return
         evals = _set_by(names, config["eval"])
         passed = {name: config[name] for name in _OF_EVALUATION}
+        if evals.pop("frontier", None) is not None:
+            _reject_for_several("frontier", names)
+            asked = [job for name in named for job in runs_in(name, unfinished=True)]
+            log.info("wrote %s", frontier(asked, folder=config["out"]) / "frontier.csv")
         comparison = evals.pop("compare", None)
         if comparison is not None:
-            _reject_for_compare(names)
+            _reject_for_several("compare", names)
             options = {"format": config["format"], "folder": config["out"]}
             folder = compare(runs, comparison, **options, device=config["device"])
             log.info("wrote %s", folder / "pairs.csv")

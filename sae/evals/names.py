@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -127,3 +127,27 @@ def _made_by(file: Path) -> str | None:
         return _key(EvalResult.from_json(json.loads(file.read_text())))
     except (ValueError, KeyError, TypeError, AttributeError, ArtifactError):
         return None
+
+
+def name_runs(runs: Sequence[str | Path]) -> tuple[Path, dict[str, str | Path]]:
+    """The folder that all runs are in, and the runs by their paths in it."""
+    paths = {run: Path(run).expanduser().resolve() for run in runs}
+    parents = [path.parent for path in paths.values() if path.exists()]  # a hub id is no path
+    common = Path(os.path.commonpath(parents)) if parents else Path.cwd()
+    return common, {
+        str(path.relative_to(common)) if path.exists() else str(run): run
+        for run, path in paths.items()
+    }
+
+
+def runs_in(run: str, unfinished: bool = False) -> list[str]:
+    """The run itself; of a sweep its jobs, by default those that are finished."""
+    folder = Path(run).expanduser()
+    if not (folder / "multirun.yaml").is_file():
+        return [run]
+    jobs = [job for job in folder.iterdir() if job.is_dir() and job.name.isdigit()]
+    return [
+        str(job)
+        for job in sorted(jobs, key=lambda job: int(job.name))
+        if unfinished or (job / "results.json").is_file()
+    ]

@@ -1,8 +1,10 @@
 """Reads run folders, whatever part of them exists."""
 
 import csv
+import io
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,15 @@ def metric(results: dict[str, Any], evaluation: str, name: str) -> dict[str, Any
     """`value`, `low` and `high` of a metric in a `results.json`; empty when it is not there."""
     found = _mapping(_mapping(results.get(evaluation)).get("metrics")).get(name)
     return found if isinstance(found, dict) else {}
+
+
+def table_bytes(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """A csv with these columns; None becomes an empty cell."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue().encode()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -1,6 +1,5 @@
 """`sweep.csv`, `front.csv` and `sweep.png`: all jobs of a sweep, the best of them, a picture."""
 
-import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sae.reports.figures import plain_log_ticks
-from sae.reports.files import metric, read_json, read_yaml, write_bytes
+from sae.reports.files import metric, read_json, read_yaml, table_bytes, write_bytes
 
 _METRICS = (
     ("core", "fvu"), ("core", "l0"), ("core", "silent"), ("core", "dense"),
@@ -48,14 +47,18 @@ def write_sweep(sweep_folder: str | Path) -> list[Row]:
         rows = [_row(job, {key: value.get(key) for key in swept})
                 for job, value in zip(jobs, values, strict=True)]  # fmt: skip
         columns = ["job", "status", *swept, *(name for _, name in _METRICS), *_TRAINING, "error"]
-        write_bytes(folder / "sweep.csv", _table(columns, rows))
-        write_bytes(folder / "front.csv", _table(columns, pareto_front(rows)))
+        write_bytes(folder / "sweep.csv", table_bytes(columns, rows))
+        write_bytes(folder / "front.csv", table_bytes(columns, pareto_front(rows)))
         write_bytes(folder / "sweep.png", _plot(rows, swept))
     return rows
 
 
-def pareto_front(rows: Sequence[Row]) -> list[Row]:
+def pareto_front(rows: Sequence[Row], measure: str = "fvu") -> list[Row]:
     """Finished jobs that no other job beats in FVU and L0 at once, in the order of L0.
+
+    Args:
+        rows: With `l0` and the measure; those that lack one (None) are not on the front.
+        measure: Of which less is better, FVU by default.
 
     Example:
         >>> jobs = [{"l0": 9, "fvu": 0.1}, {"l0": 5, "fvu": 0.3}, {"l0": 6, "fvu": 0.4}]
@@ -63,9 +66,9 @@ def pareto_front(rows: Sequence[Row]) -> list[Row]:
         [5, 9]
     """
     front: list[Row] = []
-    measured = [row for row in rows if row["fvu"] is not None and row["l0"] is not None]
-    for row in sorted(measured, key=lambda row: (row["l0"], row["fvu"])):
-        if not front or row["fvu"] < front[-1]["fvu"]:
+    measured = [row for row in rows if row[measure] is not None and row["l0"] is not None]
+    for row in sorted(measured, key=lambda row: (row["l0"], row[measure])):
+        if not front or row[measure] < front[-1][measure]:
             front.append(row)
     return front
 
@@ -145,14 +148,6 @@ def _varied(jobs: Sequence[Mapping[str, str]]) -> list[str]:
     known = [job for job in jobs if job]
     keys = list(dict.fromkeys(key for job in known for key in job))
     return keys if len(known) < 2 else [k for k in keys if len({job.get(k) for job in known}) > 1]
-
-
-def _table(columns: Sequence[str], rows: Sequence[Row]) -> bytes:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue().encode()
 
 
 def _plot(rows: Sequence[Row], swept: Sequence[str]) -> bytes:

@@ -64,3 +64,22 @@ def test_a_sweep_is_compared(sweep):
 )
 def test_mistakes_are_explained(words, message, sweep):
     assert message in evaluate(f"run={sweep}", "eval=[compare]", *words, code=1)
+
+
+def test_a_sweep_has_a_frontier(sweep):
+    output = evaluate(f"run={sweep}", "eval=[frontier]")
+    (folder,) = sweep.glob("frontier-*")
+    assert f"wrote {folder / 'frontier.csv'}" in output
+    assert "no downstream result: 0, 1, 2" in output
+    assert "no results: 3" in output
+    table = pd.read_csv(folder / "frontier.csv")
+    assert list(table["architecture"]) == ["pca", "ica", "kmeans"]
+    results = json.loads((sweep / "1" / "results.json").read_text())
+    assert table["fvu"][1] == results["core"]["metrics"]["fvu"]["value"]
+    assert not table["dominated"].all()
+
+
+@pytest.mark.parametrize("word", ["corpus=houseofcommons", "device=cpu"])
+def test_a_frontier_measures_nothing(sweep, word):
+    message = f"{word.partition('=')[0]} has no effect with eval=[frontier]"
+    assert message in evaluate(f"run={sweep}", "eval=[frontier]", word, code=1)

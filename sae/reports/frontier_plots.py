@@ -1,0 +1,139 @@
+"""Pictures of a frontier: fidelity over sparsity, live latents over size and penalty."""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sae.reports.figures import plain_log_ticks
+
+FIDELITY = {
+    "fvu": "FVU (lower is better)",
+    "ce_recovered_zero": "CE recovered, zero ablation (higher is better)",
+}
+L0_LABEL = "L0, latents that fire per token"
+LIVE_LABEL = "latents that fire on the test split"
+
+_MOST_NAMES = 12
+
+Row = Mapping[str, Any]
+Lines = Mapping[str, Sequence[Row]]
+
+
+def error_of(row: Row, name: str) -> tuple[float, float]:
+    """Lengths of the interval below and above a value; 0 where there is none.
+
+    Example:
+        >>> error_of({"l0": 5.0, "l0_low": 4.0, "l0_high": 7.0}, "l0")
+        (1.0, 2.0)
+    """
+    value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
+    return (
+        (0.0, 0.0) if low is None or high is None else (max(0, value - low), max(0, high - value))
+    )
+
+
+def live_by_size(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Runs that differ in their size alone, in that order."""
+    return _sorted_groups(rows, lambda row: [_what(row), row["sparsity"]], "d_sae")
+
+
+def live_by_l1(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Runs with an l1 above 0 that differ in it alone, in that order."""
+    penalised = [row for row in rows if row["l1"]]
+    return _sorted_groups(penalised, lambda row: [_what(row), f"x{row['dict_ratio']:g}"], "l1")
+
+
+def fidelity_picture(lines: Lines) -> bytes:
+    """FVU and CE recovered over L0 with 95 % intervals; dominated runs are hollow."""
+    figure, panels = _figure()
+    for axes, (name, label) in zip(panels, FIDELITY.items(), strict=True):
+        dominated = "dominated" if name == "fvu" else "dominated_ce"
+        drawn = []
+        for i, (line, members) in enumerate(lines.items()):
+            points = [row for row in members if row[name] is not None and row["l0"] > 0]
+            x, y = [row["l0"] for row in points], [row[name] for row in points]
+            for row in points:
+                errors = [
+                    [[low], [high]] for low, high in (error_of(row, "l0"), error_of(row, name))
+                ]
+                axes.errorbar(row["l0"], row[name], xerr=errors[0], yerr=errors[1], fmt="o",
+                              color=f"C{i % 10}", markersize=5, elinewidth=1,
+                              markerfacecolor="white" if row[dominated] else None)  # fmt: skip
+            axes.plot(x, y, color=f"C{i % 10}", linewidth=1.3, zorder=1, label=line)
+            drawn += points
+        _finish(axes, L0_LABEL, label, [row["l0"] for row in drawn])
+    _legend(figure, panels[0])
+    figure.suptitle("hollow: another run is at least as good in both, better in one", fontsize=10)
+    return _png(figure)
+
+
+def live_picture(rows: Sequence[Row]) -> bytes:
+    """Live latents over the size of the dictionary and over l1 (the paper's figure 16)."""
+    figure, (left, right) = _figure()
+    known = [row for row in rows if row["live"] is not None]
+    sizes = sorted({row["d_sae"] for row in known})
+    left.plot(sizes, sizes, "--", color="#999999", linewidth=1, label="all latents")
+    panels = (
+        (left, live_by_size(known), "d_sae", "latents of the dictionary"),
+        (right, live_by_l1(known), "l1", "l1"),
+    )
+    for axes, groups, key, label in panels:
+        for name, members in groups.items():
+            x, y = [row[key] for row in members], [row["live"] for row in members]
+            axes.plot(x, y, "o-", markersize=5, linewidth=1.3, label=name)
+        values = [float(row[key]) for members in groups.values() for row in members]
+        _finish(axes, label, LIVE_LABEL, values)
+        if values and min(row["live"] for row in known) > 0:
+            axes.set_yscale("log")
+            plain_log_ticks(axes.yaxis, [float(row["live"]) for row in known])
+        if 0 < len(axes.get_legend_handles_labels()[0]) <= _MOST_NAMES:
+            axes.legend(fontsize=7, frameon=False)
+    return _png(figure)
+
+
+def _what(row: Row) -> str:
+    point = ".".join(str(row[key]) for key in ("site", "layer") if row[key] is not None)
+    return " ".join(part for part in (row["architecture"], row["lm"], point) if part)
+
+
+def _sorted_groups(
+    rows: Sequence[Row], parts: Callable[[Row], list[str | None]], by: str
+) -> dict[str, list[Row]]:
+    groups: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row[by]):
+        groups.setdefault(" ".join(part for part in parts(row) if part), []).append(row)
+    return groups
+
+
+def _figure() -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(11, 4.8), dpi=150, layout="constrained")
+    return figure, list(figure.subplots(1, 2))
+
+
+def _finish(axes: Axes, x_label: str, y_label: str, values: Sequence[float]) -> None:
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.grid(True, color="#e3e6ec", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if values:
+        axes.set_xscale("log")
+        plain_log_ticks(axes.xaxis, values)
+    else:
+        axes.text(0.5, 0.5, "no run has this", ha="center", va="center", color="#777777",
+                  transform=axes.transAxes)  # fmt: skip
+        axes.set(xticks=[], yticks=[])
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 3),
+                  fontsize=8, frameon=False)  # fmt: skip
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

@@ -1,0 +1,154 @@
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+
+from sae.errors import ArtifactError
+from sae.evals.base import Estimate, EvalResult
+from sae.reports import read_frontier, write_frontier
+from sae.reports.frontier import area, areas, line_of
+from sae.reports.frontier_plots import live_by_l1, live_by_size
+
+
+def results(l0, fvu, *, delta_ce=None, l1=1e-3, d_sae=32, point="resid.4", vectors=900, silent=0.25,
+            architecture="tied"):  # fmt: skip
+    settings = {"sae": {"architecture": architecture, "l1": l1}, "seed": 3}
+    made = {"activations": {"lm": {"name": "<b>tiny</b>"}, "key": "abc"}, "settings": settings}
+    sae = {"architecture": architecture, "d_in": 8, "d_sae": d_sae, "metadata": made}
+    core = EvalResult(
+        "core",
+        {"l0": Estimate(float(l0), l0 - 0.1, l0 + 0.2),
+         "fvu": Estimate(fvu, fvu - 0.01, fvu + 0.02),
+         "silent": Estimate(silent)},
+        {"vectors": vectors}, provenance={"sae": sae, "point": point, "store": {"split": "test"}},
+    )  # fmt: skip
+    found = {"core": core.to_json(), "training": {"tokens": 12_345, "dead": 0.125}}
+    if delta_ce is not None:
+        values = {"delta_ce": Estimate(delta_ce, 0.0, 1.0), "ce_recovered_zero": Estimate(0.9)}
+        downstream = EvalResult("downstream", values, {"tokens": 500, "predictions": 480})
+        found["downstream"] = downstream.to_json()
+    return found
+
+
+def write(folder, name, found):
+    (folder / name).mkdir()
+    (folder / name / "results.json").write_text(json.dumps(found))
+    return folder / name
+
+
+@pytest.fixture
+def runs(tmp_path):
+    made = {
+        "best": results(2, 0.3, delta_ce=0.5, l1=3e-3),
+        "worse": results(4, 0.3, delta_ce=0.2),
+        "twin": results(2, 0.3, delta_ce=0.6, l1=3e-3),
+        "wide": results(8, 0.1, l1=3e-4, d_sae=64, silent=0.5),
+        "elsewhere": results(9, 0.9, point="resid.5", l1=0.0),
+    }
+    folders = {name: write(tmp_path, name, found) for name, found in made.items()}
+    (tmp_path / "pending").mkdir()
+    return folders | {"pending": tmp_path / "pending"}
+
+
+def test_rows_hold_values_intervals_and_counts(runs):
+    row = read_frontier(runs).rows[0]
+    assert (row["l0"], row["l0_low"], row["l0_high"]) == (2, 1.9, 2.2)
+    assert (row["architecture"], row["site"], row["layer"], row["dict_ratio"]) == (
+        "tied", "resid", 4, 4.0,
+    )  # fmt: skip
+    assert (row["sparsity"], row["seed"], row["dead"], row["live"]) == ("l1=0.003", 3, 0.125, 24)
+    assert (row["test_vectors"], row["test_tokens"], row["test_predictions"]) == (900, 500, 480)
+    assert row["training_tokens"] == 12_345
+
+
+def test_runs_are_dominated_by_runs_of_their_own_place_only(runs):
+    frontier = read_frontier(runs)
+    dominated = {row["run"]: (row["dominated"], row["dominated_ce"]) for row in frontier.rows}
+    assert dominated == {
+        "best": (False, False), "worse": (True, False), "twin": (False, True),
+        "wide": (False, None), "elsewhere": (False, None),
+    }  # fmt: skip
+
+
+def test_what_is_missing_is_named(runs):
+    assert read_frontier(runs).missing == {
+        "wide": "no downstream result",
+        "elsewhere": "no downstream result",
+        "pending": "no results",
+    }
+    with pytest.raises(ArtifactError, match="None of these has L0 and FVU: pending"):
+        read_frontier({"pending": runs["pending"]})
+
+
+def test_a_later_evaluation_fills_in_what_training_left_out(runs):
+    (runs["wide"] / "evals").mkdir()
+    later = results(8, 0.1, delta_ce=0.01)["downstream"]
+    (runs["wide"] / "evals" / "downstream.json").write_text(json.dumps(later))
+    frontier = read_frontier(runs)
+    assert "wide" not in frontier.missing
+    assert {row["run"]: row["delta_ce"] for row in frontier.rows}["wide"] == 0.01
+
+
+def test_area_is_the_integral_over_log10_l0():
+    l0 = np.array([1.0, 3.0, 10.0, 40.0])
+    y = np.array([0.9, 0.5, 0.3, 0.1])
+    grid = np.linspace(math.log10(2), math.log10(20), 200_001)
+    slow = np.interp(grid, np.log10(l0), y).mean() * (grid[-1] - grid[0])
+    assert area(list(l0), list(y), 2, 20) == pytest.approx(slow, rel=1e-6)
+    assert area([5, 50], [0.25, 0.25], 5, 50) == pytest.approx(0.25)  # one decade
+
+
+def test_lines_are_compared_over_the_range_they_share(tmp_path):
+    points = {"a": (1, 0.4, 32), "b": (100, 0.2, 32), "c": (10, 0.3, 64), "d": (1000, 0.1, 64),
+              "e": (10, 0.5, 64), "lone": (50, 0.2, 16)}  # fmt: skip
+    folders = {name: write(tmp_path, name, results(l0, fvu, d_sae=d_sae))
+               for name, (l0, fvu, d_sae) in points.items()}  # fmt: skip
+    rows = read_frontier(folders).rows
+    narrow, wide, lone = areas(rows)
+    assert narrow["line"] == "tied <b>tiny</b> resid.4 x4"
+    assert (narrow["common_from"], narrow["common_to"]) == (10, 100)
+    assert narrow["area"] == pytest.approx(0.6)
+    assert narrow["common_area"] == pytest.approx(0.25)
+    assert wide["runs"] == 3
+    assert wide["mean_fvu"] == pytest.approx(0.25)  # from 0.4, the mean of two, to 0.1
+    assert wide["common_area"] == pytest.approx((0.4 + 0.25) / 2)
+    assert lone["area"] is None
+    assert lone["common_area"] is None
+
+
+def test_nothing_is_shared_by_lines_that_do_not_overlap(tmp_path):
+    points = {"a": (1, 0.4, 32), "b": (10, 0.2, 32), "c": (20, 0.3, 64), "d": (30, 0.1, 64)}
+    folders = {name: write(tmp_path, name, results(l0, fvu, d_sae=d_sae))
+               for name, (l0, fvu, d_sae) in points.items()}  # fmt: skip
+    lines = read_frontier(folders).lines
+    assert [line["common_area"] for line in lines] == [None, None]
+    assert None not in [line["area"] for line in lines]
+
+
+def test_live_latents_are_grouped_by_what_else_differs(runs):
+    rows = read_frontier(runs).rows
+    live = {name: [row["live"] for row in found] for name, found in live_by_l1(rows).items()}
+    assert live == {
+        "tied <b>tiny</b> resid.4 x4": [24, 24, 24], "tied <b>tiny</b> resid.4 x8": [32],
+    }  # fmt: skip
+    assert len(live_by_size(rows)) == 4  # by l1, and by the place
+
+
+def test_files_are_written(runs, tmp_path):
+    folder = write_frontier(read_frontier(runs), tmp_path / "out")
+    with (folder / "frontier.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["run"] for row in table] == ["best", "worse", "twin", "wide", "elsewhere"]
+    assert table[3]["delta_ce"] == ""
+    assert len((folder / "areas.csv").read_text().splitlines()) == 4
+    content = json.loads((folder / "frontier.json").read_text())
+    assert content["missing"]["pending"] == "no results"
+    for name in ("frontier.png", "live.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_unplaced_runs_have_a_line_too():
+    row = {"lm": None, "architecture": "topk", "site": None, "layer": None, "dict_ratio": None}
+    assert line_of(row) == "topk"
