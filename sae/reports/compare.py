@@ -11,6 +11,7 @@ from sae.dictionaries.base import sparsity_of
 from sae.evals.compare import Compared, Pair
 from sae.provenance import write_json
 from sae.reports.files import write_bytes
+from sae.reports.page import Cell, Plot, Section, Table, number, plain, render
 
 MATRICES = {
     "mmcs": "mean max cosine, row in column",
@@ -22,7 +23,7 @@ _MOST_NUMBERS = 12
 
 
 def write_comparison(compared: Compared, folder: str | Path) -> Path:
-    """Write `pairs.csv`, a matrix for each value, `nearest/`, `compare.json` and `compare.png`.
+    """Write `pairs.csv`, a matrix for each value, `nearest/`, `compare.json`, a picture, a page.
 
     Returns:
         The folder.
@@ -39,6 +40,7 @@ def write_comparison(compared: Compared, folder: str | Path) -> Path:
     for pair in compared.pairs:
         write_bytes(folder / "nearest" / _file_of(pair), _csv(_latents(pair)))
     write_bytes(folder / "compare.png", _picture(_labels(compared), matrices))
+    write_bytes(folder / "report.html", _page(compared, matrices))
     pairs = [{"first": p.first, "second": p.second, **p.values} for p in compared.pairs]
     content = {"eval": "compare", "names": compared.names, "pairs": pairs}
     write_json(
@@ -93,6 +95,38 @@ def _csv(rows: list) -> bytes:
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows(rows)
     return buffer.getvalue().encode()
+
+
+def _page(compared: Compared, matrices: dict[str, list[list[float | int | None]]]) -> bytes:
+    """`report.html`: the matrices as heat maps, and a table of all pairs."""
+    names = [plain(name) for name in _labels(compared)]
+    plots = []
+    for name, values in matrices.items():
+        if len(names) > 1 and any(pair.values[name] is not None for pair in compared.pairs):
+            text = [["" if v is None else f"{v:.3g}" for v in row] for row in values]
+            trace = {
+                "type": "heatmap", "x": names, "y": names, "z": values, "zmin": 0, "zmax": 1,
+                "colorscale": "Viridis", "text": text, "hoverongaps": False,
+                "texttemplate": "%{text}" if len(names) <= _MOST_NUMBERS else "",
+                "hovertemplate": "%{y}<br>in %{x}<br>%{z:.4f}<extra></extra>",
+            }  # fmt: skip
+            layout = {"xaxis": {"showgrid": False, "tickangle": -45, "type": "category"},
+                      "yaxis": {"showgrid": False, "autorange": "reversed",
+                                "type": "category"}}  # fmt: skip
+            plots.append(Plot(MATRICES[name], "", [trace], layout, wide=True))
+    columns = ["first", "second", *compared.pairs[0].values]
+    rows = [
+        [Cell(pair.first), Cell(pair.second), *(number(name, v) for name, v in pair.values.items())]
+        for pair in compared.pairs
+    ]
+    num_tokens = compared.settings.get("num_tokens")
+    counted = f"Correlations on the first {num_tokens:,} test vectors. " if num_tokens else ""
+    note = f"{counted}No number here has an interval. docs/compare.md says what the columns are."
+    return render(
+        "Dictionaries against each other",
+        f"{len(names)} dictionaries",
+        [Section("Matrices", plots), Section("Pairs", tables=[Table("", columns, rows, note, 2)])],
+    )
 
 
 def _picture(names: list[str], matrices: dict[str, list[list[float | int | None]]]) -> bytes:

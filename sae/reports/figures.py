@@ -1,123 +1,97 @@
-"""Figures as inline SVG that takes its colours from the page: one file for light and dark."""
+"""Plots of a run, as Plotly draws them, and how axes are ticked."""
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import matplotlib
-from markupsafe import Markup
-from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from sae.reports.page import Plot
 
 Curve = tuple[Sequence[float], Sequence[float]]
 Scale = Literal["plain", "log", "from zero"]
-
-# Colours that no plot uses; in the SVG they become what the page's style sheet says.
-_THEME = {
-    "#010101": "currentColor",
-    "#020202": "var(--grid)",
-    "#030303": "var(--first)",
-    "#040404": "var(--second)",
-}
-_TEXT, _GRID, _FIRST, _SECOND = _THEME
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "lightning-sae",  # the same input gives the same bytes
-    "font.size": 11,
-    "text.color": _TEXT,
-    "axes.edgecolor": _GRID,
-    "axes.labelcolor": _TEXT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": _TEXT,
-    "ytick.color": _TEXT,
-    "grid.color": _GRID,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-}
 _MAX_POINTS = 1500
+_FEW_POINTS = 40
+_FEW_DECADES, _MANY_DECADES = 0.8, 2.5
 
 
-def curves_figure(title: str, curves: Mapping[str, Curve], scale: Scale = "plain") -> Markup:
-    """One or two curves over tokens.
+def curves_plot(title: str, note: str, curves: Mapping[str, Curve], scale: Scale = "plain") -> Plot:
+    """Curves over tokens.
 
     Args:
         title: Of the plot.
+        note: What it means, in a few words.
         curves: (tokens, values) by label.
         scale: Of the values; `log` only where all are positive.
     """
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure()
-        for colour, (label, curve) in zip((_FIRST, _SECOND), curves.items(), strict=False):
-            x, y = _thinned(*curve)
-            marker = "o" if len(x) <= 40 else None
-            axes.plot(x, y, color=colour, label=label, marker=marker, markersize=4)
-        values = [y for _, ys in curves.values() for y in ys]
-        if scale == "log" and all(y > 0 for y in values):
-            axes.set_yscale("log")
-            plain_log_ticks(axes.yaxis, values)
-        elif scale == "from zero":
-            axes.set_ylim(0, 1.05 * max(*values, 0.01))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.set_xlabel("tokens")
-        if len(curves) > 1:
-            axes.legend(loc="best", fontsize=10)
-        return _svg(figure, title)
+    traces: list[dict[str, Any]] = []
+    for label, curve in curves.items():
+        x, y = _thinned(*curve)
+        mode = "lines+markers" if len(x) <= _FEW_POINTS else "lines"
+        traces.append({"type": "scatter", "mode": mode, "name": label, "x": x, "y": y})
+    axis: dict[str, Any] = {}
+    if scale == "log" and all(y > 0 for trace in traces for y in trace["y"]):
+        axis = log_axis([y for trace in traces for y in trace["y"]])
+    elif scale == "from zero":
+        axis = {"rangemode": "tozero"}
+    layout = {
+        "xaxis": {"title": {"text": "tokens"}, "tickformat": "~s", "showgrid": False},
+        "yaxis": axis,
+        "showlegend": len(traces) > 1,
+    }
+    return Plot(title, note, traces, layout)
 
 
-def histogram_figure(
-    title: str, log10_edges: Sequence[float], latents: Sequence[int], silent: int
-) -> Markup:
+def histogram_plot(
+    title: str, note: str, log10_edges: Sequence[float], latents: Sequence[int], silent: int
+) -> Plot:
     """How many latents fire how often, with the silent ones as a bar of their own on the left."""
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure()
-        width = log10_edges[1] - log10_edges[0]
-        used = [i for i, count in enumerate(latents) if count]
-        first = used[0] if used else len(latents) - 1
-        left = log10_edges[first] - 2.5 * width
-        axes.bar(
-            log10_edges[first:-1], latents[first:], width=0.9 * width, align="edge", color=_FIRST
-        )
-        axes.bar([left], [silent], width=0.9 * width, align="edge", color=_SECOND)
-        ticks = [t for t in range(math.ceil(log10_edges[first]), 1)]
-        axes.set_xticks(
-            [left + 0.45 * width, *ticks],
-            ["silent", *(f"$10^{{{t}}}$" if t < -2 else f"{10.0**t:g}" for t in ticks)],
-        )
-        axes.set_xlabel("share of tokens on which a latent fires")
-        axes.set_ylabel("latents")
-        return _svg(figure, title)
+    width = log10_edges[1] - log10_edges[0]
+    used = [i for i, count in enumerate(latents) if count]
+    first = used[0] if used else len(latents) - 1
+    left = log10_edges[first] - 2 * width
+    ticks = list(range(math.ceil(log10_edges[first]), 1))
+    edges = log10_edges[first:]
+    hover = [f"{10**a:.2g} to {10**b:.2g}" for a, b in zip(edges, edges[1:], strict=False)]
+    bars = {
+        "type": "bar", "name": "latents", "width": 0.9 * width,
+        "x": [edge + width / 2 for edge in edges[:-1]], "y": list(latents[first:]),
+        "hovertext": hover,
+    }  # fmt: skip
+    apart = {"type": "bar", "name": "silent", "x": [left], "y": [silent], "width": 0.9 * width}
+    layout = {
+        "xaxis": {
+            "title": {"text": "share of tokens on which a latent fires"}, "showgrid": False,
+            "tickvals": [left, *ticks],
+            "ticktext": ["silent", *(f"10<sup>{t}</sup>" if t < -2 else f"{10.0**t:g}"
+                                     for t in ticks)],
+        },
+        "yaxis": {"title": {"text": "latents"}}, "showlegend": False,
+    }  # fmt: skip
+    return Plot(title, note, [bars, apart], layout)
+
+
+def log_axis(values: Sequence[float | int]) -> dict[str, Any]:
+    """A logarithmic axis of Plotly in plain numbers, with no more ticks than fit.
+
+    Example:
+        >>> log_axis([1, 20])["dtick"], log_axis([1, 1e4])["dtick"], "dtick" in log_axis([4, 6])
+        ('D2', 1, False)
+    """
+    axis: dict[str, Any] = {"type": "log", "tickformat": "~g"}
+    decades = math.log10(max(values) / min(values)) if values else 0
+    if decades == 0 or decades >= _FEW_DECADES:  # for equal values Plotly shows two decades
+        axis["dtick"] = "D2" if decades < _MANY_DECADES else 1
+    return axis
 
 
 def plain_log_ticks(axis: Axis, values: Sequence[float]) -> None:
     """Tick a logarithmic axis in plain numbers: 1, 2, 5, or decades alone when they are many."""
     decades = math.log10(max(values) / min(values)) if values else 0
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)))
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < _MANY_DECADES else (1.0,)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-def _figure() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(4.6, 2.9), layout="constrained")
-    axes = figure.add_subplot()
-    axes.grid(True, axis="y", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0)
-    return figure, axes
-
-
-def _svg(figure: Figure, title: str) -> Markup:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    for sentinel, colour in _THEME.items():
-        text = text.replace(sentinel, colour)
-    label = Markup('<svg role="img" aria-label="{}"').format(title)
-    return label + Markup(text.removeprefix("<svg"))
 
 
 def _thinned(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:

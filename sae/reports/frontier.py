@@ -15,8 +15,8 @@ from sae.dictionaries.base import sparsity_of
 from sae.errors import ArtifactError
 from sae.provenance import content_key, provenance, write_json
 from sae.reports.files import metric, read_json, table_bytes, write_bytes
+from sae.reports.frontier_page import frontier_page
 from sae.reports.frontier_plots import fidelity_picture, live_picture
-from sae.reports.sweep import pareto_front
 
 MEASURED = (
     ("core", "l0"), ("core", "fvu"), ("downstream", "ce_recovered_zero"),
@@ -116,6 +116,26 @@ def row_of(name: str, results: Mapping[str, Any]) -> Row:
     }  # fmt: skip
 
 
+def pareto_front(rows: Sequence[Row], measure: str = "fvu") -> list[Row]:
+    """Finished jobs that no other job beats in FVU and L0 at once, in the order of L0.
+
+    Args:
+        rows: With `l0` and the measure; those that lack one (None) are not on the front.
+        measure: Of which less is better, FVU by default.
+
+    Example:
+        >>> jobs = [{"l0": 9, "fvu": 0.1}, {"l0": 5, "fvu": 0.3}, {"l0": 6, "fvu": 0.4}]
+        >>> [job["l0"] for job in pareto_front(jobs)]
+        [5, 9]
+    """
+    front: list[Row] = []
+    measured = [row for row in rows if row[measure] is not None and row["l0"] is not None]
+    for row in sorted(measured, key=lambda row: (row["l0"], row[measure])):
+        if not front or row[measure] < front[-1][measure]:
+            front.append(row)
+    return front
+
+
 def mark_dominated(rows: Sequence[Row], column: str, measure: str) -> None:
     """Set `column`: whether a run of the same place is at least as good in both, better in one.
 
@@ -209,7 +229,7 @@ def by_line(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def write_frontier(frontier: Frontier, folder: str | Path) -> Path:
-    """Write `frontier.csv`, `areas.csv`, `frontier.json`, `frontier.png` and `live.png`.
+    """Write `frontier.csv`, `areas.csv`, `frontier.json`, two pictures and `report.html`.
 
     Returns:
         The folder.
@@ -222,6 +242,8 @@ def write_frontier(frontier: Frontier, folder: str | Path) -> Path:
     lines = by_line(frontier.rows)
     write_bytes(folder / "frontier.png", fidelity_picture(lines))
     write_bytes(folder / "live.png", live_picture(frontier.rows))
+    page = frontier_page(frontier.rows, lines, frontier.lines, frontier.missing)
+    write_bytes(folder / "report.html", page)
     content = {"eval": "frontier", "runs": frontier.rows, "lines": frontier.lines}
     write_json(
         folder / "frontier.json",

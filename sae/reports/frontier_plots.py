@@ -31,7 +31,9 @@ def error_of(row: Row, name: str) -> tuple[float, float]:
     """
     value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
     return (
-        (0.0, 0.0) if low is None or high is None else (max(0, value - low), max(0, high - value))
+        (0.0, 0.0)
+        if low is None or high is None
+        else (max(0.0, value - low), max(0.0, high - value))
     )
 
 

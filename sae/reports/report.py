@@ -5,13 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
 from sae.dictionaries.base import sparsity_of
 from sae.errors import ArtifactError
-from sae.reports.figures import Scale, curves_figure, histogram_figure
+from sae.reports.figures import Scale, curves_plot, histogram_plot
 from sae.reports.files import metric, read_json, read_metrics, read_yaml, write_bytes
+from sae.reports.page import Cell, Plot, Section, Table, format_number, interval, number, render
 
 # Title, what it means, curves (label -> key of metrics.csv), scale of the values
 _PANELS: tuple[tuple[str, str, dict[str, str], Scale], ...] = (
@@ -39,7 +37,6 @@ _LABELS = {
     "ce_mean": "CE mean-ablated", "delta_ce": "CE increase",
     "ce_recovered_zero": "CE recovered (zero)", "ce_recovered_mean": "CE recovered (mean)",
 }  # fmt: skip
-_PERCENT = {"silent", "dense", "dead"}
 
 
 def write_report(run_folder: str | Path) -> Path:
@@ -65,20 +62,22 @@ def write_report(run_folder: str | Path) -> Path:
             f"{folder} is no run folder: it holds no config.yaml, metrics.csv, results.json or "
             "manifest.json. Give the folder that train.py printed."
         )
-    page = _template().render(
-        name=folder.resolve().name,
-        title=title_of(_mapping(config)) or folder.resolve().name,
-        finished=bool(results),
-        tiles=_tiles(results, curves),
-        panels=_panels(results, curves),
-        tables=_tables(results),
-        training=_training(results.get("training")),
-        sessions=[s for s in manifest.get("sessions", []) if isinstance(s, Mapping)],
-        config=config_text,
-        manifest=json.dumps(manifest, indent=2) if manifest else "",
-    )
+    training = _training(results.get("training"))
+    sections = [
+        Section("Curves", plots=_plots(results, curves)),
+        Section("Results", tables=[*_tables(results), *training], narrow=True),
+        Section("Sessions", tables=_sessions(manifest)),
+        Section("Settings", texts={
+            "config.yaml": config_text,
+            "manifest.json": json.dumps(manifest, indent=2) if manifest else "",
+        }),
+    ]  # fmt: skip
+    name = folder.resolve().name
+    unfinished = "" if results else " · not finished yet: the numbers are the latest ones"
+    page = render(title_of(_mapping(config)) or name, f"Run {name}{unfinished}", sections,
+                  _tiles(results, curves))  # fmt: skip
     path = folder / "report.html"
-    write_bytes(path, page.encode())
+    write_bytes(path, page)
     return path
 
 
@@ -122,20 +121,6 @@ def title_of(config: Mapping[str, Any]) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def format_number(name: str, value: float | int | None) -> str:
-    """A metric as people read it: shares of latents in percent, four digits otherwise.
-
-    Example:
-        >>> format_number("dense", 0.0123), format_number("l0", 92.3456), format_number("kl", None)
-        ('1.23 %', '92.35', '–')
-    """
-    if value is None:
-        return "–"
-    if name in _PERCENT:
-        return f"{100 * value:.3g} %"
-    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:.4g}"
-
-
 def _tiles(results: dict[str, Any], curves: Mapping[str, Any]) -> list[dict[str, str]]:
     """The four numbers to look at first, from the test split or the last validation."""
     tiles = []
@@ -149,8 +134,9 @@ def _tiles(results: dict[str, Any], curves: Mapping[str, Any]) -> list[dict[str,
         if evaluation == "training":
             found = {"value": _mapping(results.get("training")).get(name)}
         if found.get("value") is not None:
+            ends = interval(name, found.get("low"), found.get("high"))
             tiles.append({"label": label, "value": format_number(name, found["value"]),
-                          "note": _interval(name, found) or "at the end of training"})  # fmt: skip
+                          "note": ends or "at the end of training"})  # fmt: skip
         elif curve in curves:
             last = curves[curve][1][-1]
             note = "latest value"
@@ -158,61 +144,63 @@ def _tiles(results: dict[str, Any], curves: Mapping[str, Any]) -> list[dict[str,
     return tiles
 
 
-def _panels(results: Mapping[str, Any], curves: Mapping[str, Any]) -> list[dict[str, Any]]:
-    panels = []
+def _plots(results: Mapping[str, Any], curves: Mapping[str, Any]) -> list[Plot]:
+    plots = []
     for title, note, keys, scale in _PANELS:
         present = {label: curves[key] for label, key in keys.items() if key in curves}
         if present:
-            svg = curves_figure(title, present, scale)
-            panels.append({"title": title, "note": note, "svg": svg})
-    histogram = _histogram(results)
-    if histogram is not None:
-        panels.append({"title": "Firing", "note": "latents by how often", "svg": histogram})
-    return panels
-
-
-def _histogram(results: Mapping[str, Any]) -> Markup | None:
+            plots.append(curves_plot(title, note, present, scale))
     for part in (results.get("core"), results.get("training")):
         details = _mapping(_mapping(part).get("details", part))
         found = _mapping(details.get("firing_histogram"))
         if {"log10_edges", "latents", "silent"} <= found.keys():
-            return histogram_figure(
-                "How often latents fire", found["log10_edges"], found["latents"], found["silent"]
-            )
-    return None
+            edges, latents, silent = found["log10_edges"], found["latents"], found["silent"]
+            plots.append(histogram_plot("Firing", "latents by how often", edges, latents, silent))
+            break
+    return plots
 
 
-def _tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _tables(results: Mapping[str, Any]) -> list[Table]:
     """The rows of each evaluation as the page shows them."""
-    tables: dict[str, dict[str, Any]] = {}
+    rows: dict[str, list[list[Cell]]] = {}
+    counted_on = {}
     for row in results_table(results):
-        name, metric_name = row["eval"], row["metric"]
-        table = {"name": name, "counted_on": row["counted_on"], "rows": []}
-        tables.setdefault(name, table)["rows"].append(
-            {
-                "name": _LABELS.get(metric_name, metric_name.replace("_", " ").capitalize()),
-                "value": format_number(metric_name, row["value"]),
-                "interval": _interval(metric_name, row),
-            }
-        )
-    return list(tables.values())
-
-
-def _training(training: object) -> list[dict[str, str]]:
-    if not isinstance(training, Mapping):
-        return []
+        key = row["metric"]
+        label = _LABELS.get(key) or str(key).replace("_", " ").capitalize()
+        ends = Cell(interval(key, row["low"], row["high"]), row["low"])
+        rows.setdefault(row["eval"], []).append([Cell(label), number(key, row["value"]), ends])
+        counted_on[row["eval"]] = row["counted_on"]
     return [
-        {"name": key.replace("_", " ").capitalize(), "value": format_number(key, value)}
-        for key, value in training.items()
+        Table(name, ("Metric", "Value", "Interval"), found,
+              f"Test split, {counted_on[name]}; 95 % intervals by bootstrap over documents"
+              if counted_on[name] else "")
+        for name, found in rows.items()
+    ]  # fmt: skip
+
+
+def _training(training: object) -> list[Table]:
+    rows = [
+        [Cell(key.replace("_", " ").capitalize()), number(key, value)]
+        for key, value in _mapping(training).items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     ]
+    return [Table("training", ("Number", "Value"), rows)] if rows else []
 
 
-def _interval(name: str, found: Mapping[str, Any]) -> str:
-    low, high = found.get("low"), found.get("high")
-    if low is None or high is None:
-        return ""
-    return f"{format_number(name, low)} – {format_number(name, high)}"
+def _sessions(manifest: Mapping[str, Any]) -> list[Table]:
+    rows = []
+    for session in manifest.get("sessions", []):
+        if isinstance(session, Mapping):
+            rate = _mapping(session.get("training")).get("vectors_per_second") or 0
+            steps = [session.get(key) for key in ("from_step", "to_step")]
+            rows.append([
+                Cell(str(session.get("started_utc", "–"))[:19].replace("T", " ")),
+                Cell(str(session.get("status", "–"))),
+                *(Cell("–" if step is None else str(step), step) for step in steps),
+                Cell(f"{rate:,.0f}", rate),
+            ])  # fmt: skip
+    columns = ("Started (UTC)", "Status", "From step", "To step", "Vectors/s")
+    return [Table("", columns, rows, words=2)] if rows else []
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
@@ -221,10 +209,3 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 def _text(path: Path) -> str:
     return path.read_text() if path.is_file() else ""
-
-
-def _template() -> Any:
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True)  # fmt: skip
-    return environment.get_template("report.html")

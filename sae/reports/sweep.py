@@ -1,4 +1,4 @@
-"""`sweep.csv`, `front.csv` and `sweep.png`: all jobs of a sweep, the best of them, a picture."""
+"""All jobs of a sweep as tables, a picture and a page."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 
 from sae.reports.figures import plain_log_ticks
 from sae.reports.files import metric, read_json, read_yaml, table_bytes, write_bytes
+from sae.reports.frontier import by_line, pareto_front, read_frontier
+from sae.reports.frontier_page import sections, sweep_page
 
 _METRICS = (
     ("core", "fvu"), ("core", "l0"), ("core", "silent"), ("core", "dense"),
@@ -27,7 +29,7 @@ Row = dict[str, Any]
 
 
 def write_sweep(sweep_folder: str | Path) -> list[Row]:
-    """Scan the jobs of a sweep and write its tables and its plot; call it after every job.
+    """Scan the jobs of a sweep and write its tables, plot and page; call it after every job.
 
     Jobs are the sub-folders whose names are numbers. Jobs that end at the same time wait for
     each other; a reader never sees half a file.
@@ -50,27 +52,17 @@ def write_sweep(sweep_folder: str | Path) -> list[Row]:
         write_bytes(folder / "sweep.csv", table_bytes(columns, rows))
         write_bytes(folder / "front.csv", table_bytes(columns, pareto_front(rows)))
         write_bytes(folder / "sweep.png", _plot(rows, swept))
+        write_bytes(folder / "report.html", _page(folder, columns, rows))
     return rows
 
 
-def pareto_front(rows: Sequence[Row], measure: str = "fvu") -> list[Row]:
-    """Finished jobs that no other job beats in FVU and L0 at once, in the order of L0.
-
-    Args:
-        rows: With `l0` and the measure; those that lack one (None) are not on the front.
-        measure: Of which less is better, FVU by default.
-
-    Example:
-        >>> jobs = [{"l0": 9, "fvu": 0.1}, {"l0": 5, "fvu": 0.3}, {"l0": 6, "fvu": 0.4}]
-        >>> [job["l0"] for job in pareto_front(jobs)]
-        [5, 9]
-    """
-    front: list[Row] = []
-    measured = [row for row in rows if row[measure] is not None and row["l0"] is not None]
-    for row in sorted(measured, key=lambda row: (row["l0"], row[measure])):
-        if not front or row[measure] < front[-1][measure]:
-            front.append(row)
-    return front
+def _page(folder: Path, columns: Sequence[str], rows: Sequence[Row]) -> bytes:
+    measured = [str(row["job"]) for row in rows if None not in (row["l0"], row["fvu"])]
+    if not measured:
+        return sweep_page(folder.resolve().name, columns, rows, [])
+    found = read_frontier({job: folder / job for job in measured})
+    shown = sections(found.rows, by_line(found.rows), found.lines, found.missing)
+    return sweep_page(folder.resolve().name, columns, rows, shown)
 
 
 def _row(job: Path, overrides: Mapping[str, Any]) -> Row:

@@ -145,6 +145,11 @@ def test_files_are_written(runs, tmp_path):
     assert len((folder / "areas.csv").read_text().splitlines()) == 4
     content = json.loads((folder / "frontier.json").read_text())
     assert content["missing"]["pending"] == "no results"
+    page = (folder / "report.html").read_text()
+    assert "<b>tiny" not in page
+    assert 'aria-label="Over l1"' in page
+    for words in ("0.29 – 0.32", "no downstream result", "12,345", "common mean FVU", "900"):
+        assert words in page, words
     for name in ("frontier.png", "live.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
 

@@ -1,15 +1,28 @@
+import base64
 import csv
+import gzip
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from plotly.offline import get_plotlyjs
 
 from callbacks.metrics_csv import MetricsCSV
 from sae.errors import ArtifactError
 from sae.evals.base import Estimate, EvalResult
 from sae.functional import firing_histogram
 from sae.reports import write_report, write_sweep
+from sae.reports.figures import curves_plot, histogram_plot
+from sae.reports.page import Cell, Plot, Section, Table, plain, render
+
+
+def plots(page):
+    """What Plotly is given, by title."""
+    found = re.findall(
+        r'aria-label="([^"]*)"><script type="application/json">(.*?)</script>', page, flags=re.S
+    )
+    return {title: json.loads(spec) for title, spec in found}
 
 
 def results(fvu=0.1, l0=90.0, recovered=0.98):
@@ -53,7 +66,9 @@ def test_a_finished_run_shows_curves_tables_intervals_and_counts(tmp_path):
     path = write_report(tmp_path / "run")
     page = path.read_text()
     assert path == tmp_path / "run" / "report.html"
-    assert page.count("<svg role=") == 4  # loss, FVU, CE recovered, firing
+    assert list(plots(page)) == ["Loss", "FVU", "CE recovered", "Firing"]
+    assert plots(page)["FVU"]["traces"][1]["y"][-1] == 6 / 2500
+    assert plots(page)["FVU"]["traces"][1]["x"][-1] == 64 * 2500
     for words in ("0.09 – 0.11", "200,123 vectors", "32,768 tokens, 31,900 predictions", "1.2 %",
                   "0.23 %", "3,550,000", "killed", "tied l1=0.001", "resid.4"):  # fmt: skip
         assert words in page, words
@@ -65,9 +80,12 @@ def test_a_finished_run_shows_curves_tables_intervals_and_counts(tmp_path):
 def test_the_page_asks_for_nothing_from_elsewhere(tmp_path):
     write_run(tmp_path)
     page = write_report(tmp_path).read_text()
-    without_names = re.sub(r'xmlns(:\w+)?="[^"]*"|<metadata>.*?</metadata>', "", page, flags=re.S)
-    assert not re.search(r"https?://|//cdn|@import|<script", without_names)
-    assert "#010101" not in page  # every themed colour was replaced
+    plotly = re.search(r'<script type="text/plain" id="plotly">(.*?)</script>', page, flags=re.S)
+    assert plotly
+    assert page.count(plotly[1][:50]) == 1  # once a page
+    assert gzip.decompress(base64.b64decode(plotly[1])).decode() == get_plotlyjs()
+    assert not re.search(r"https?://|//cdn|@import|src=", page.replace(plotly[0], ""))
+    assert len(page) < 2_500_000
     assert write_report(tmp_path).read_text() == page
 
 
@@ -131,6 +149,10 @@ def test_sweep_table_has_a_row_a_job(sweep):
     assert table[2]["error"] == "NonFiniteLossError: loss is nan"
     assert rows[1]["l0"] == 45.0
     assert (sweep / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    page = (sweep / "report.html").read_text()
+    assert "5 jobs: 2 finished, 1 failed, 1 running, 1 pending" in page
+    assert "NonFiniteLossError: loss is nan" in page
+    assert plots(page)["FVU"]["traces"][0]["x"] == [45, 90]
 
 
 def test_the_table_shows_what_a_job_ran_with_not_what_was_asked_last(sweep):
@@ -169,3 +191,34 @@ def test_a_sweep_without_results_or_hydra_records_is_drawn_too(tmp_path):
         (tmp_path / str(job) / "config.yaml").write_text(f"layer: 4\nseed: {seed}\nlm: {{}}\n")
     assert [row["seed"] for row in write_sweep(tmp_path)] == ["1", "2"]
     assert "layer" not in write_sweep(tmp_path)[0]
+
+
+def test_plots_hold_no_markup_from_outside():
+    curve = histogram_plot("Firing", "", [-2.0, -1.0, 0.0], [3, 1], 2)
+    assert [trace["y"] for trace in curve.traces] == [[3, 1], [2]]
+    table = Table("<i>t</i>", ("a", "b"), [[Cell("</script><script>x"), Cell("–")]])
+    label = plain('<a href="javascript:x">')
+    named = Plot("P", "", [{"type": "scatter", "name": label, "x": [1], "y": [2]}], {})
+    page = render("<u>", "", [Section("S", [named], [table])]).decode()
+    for words in ("<u>", "<i>", "</script><script>x", "<a href"):
+        assert words not in page.replace("</u>", ""), words
+    assert plots(page)["P"]["traces"][0]["name"] == "&lt;a href=&#34;javascript:x&#34;&gt;"
+
+
+def test_a_page_without_plots_carries_no_plotly():
+    table = Table("t", ("a", "b"), [[Cell("x"), Cell("1", 1)]])
+    page = render("t", "", [Section("S", tables=[table]), Section("empty")])
+    assert len(page) < 20_000
+    assert b'data-value="1">1<' in page
+    assert b"empty</h2>" not in page
+
+
+def test_long_curves_are_thinned_and_logarithmic_only_where_positive():
+    x = [float(i) for i in range(5000)]
+    plot = curves_plot("L", "", {"a": (x, [0.0, *x[1:]]), "b": ([1.0], [float("nan")])}, "log")
+    assert 1000 < len(plot.traces[0]["x"]) <= 1501
+    assert plot.traces[0]["x"][-1] == 4999
+    assert plot.traces[1]["x"] == []
+    assert "type" not in plot.layout["yaxis"]
+    positive = curves_plot("L", "", {"a": (x[1:], x[1:])}, "log")
+    assert positive.layout["yaxis"]["type"] == "log"
