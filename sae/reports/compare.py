@@ -112,7 +112,7 @@ def _page(compared: Compared, matrices: dict[str, list[list[float | int | None]]
             }  # fmt: skip
             layout = {"xaxis": {"showgrid": False, "tickangle": -45, "type": "category"},
                       "yaxis": {"showgrid": False, "autorange": "reversed",
-                                "type": "category"}}  # fmt: skip
+                                "type": "category"}, "showlegend": False}  # fmt: skip
             plots.append(Plot(MATRICES[name], "", [trace], layout, wide=True))
     columns = ["first", "second", *compared.pairs[0].values]
     rows = [

@@ -17,7 +17,8 @@ from sae.reports.page import Cell, Plot, Section, Table, interval, number, plain
 Row = Mapping[str, Any]
 Lines = Mapping[str, Sequence[Row]]
 
-_WORDS = ("run", "architecture", "lm", "site", "layer", "dict_ratio", "sparsity")
+_WORDS = ("run", "line", "sparsity", "dominated")
+_LAST = ("layer", "dict_ratio")
 _COUNTS = {"test_vectors": "test vectors", "test_tokens": "test tokens (CE)",
            "test_predictions": "predictions",
            "training_tokens": "trained on"}  # fmt: skip
@@ -85,32 +86,32 @@ def sections(
     lacking = [[Cell(name), Cell(what)] for name, what in missing.items()]
     named = [Table("", ("run", "what"), lacking, words=2)] if lacking else []
     return [
-        Section("Frontier", plots=plots, tables=[_runs(rows)]),
+        Section("Frontier", plots=plots, tables=[_runs(lines)]),
         Section("Area under each line", tables=[_areas(areas)] if areas else []),
         Section("Live latents", plots=live),
         Section("Missing", tables=named),
     ]
 
 
-def _runs(rows: Sequence[Row]) -> Table:
-    heads: list[str] = [*_WORDS, "dominated"]
+def _runs(lines: Lines) -> Table:
+    heads: list[str] = [*_WORDS]
     for name, head in _HEADS.items():
         heads += [head, "95 % interval"] if name in _WITH_INTERVAL else [head]
     body = []
-    for row in rows:
-        cells = [_cell(key, row[key]) for key in _WORDS]
-        cells.append(Cell({True: "yes", False: "no", None: "–"}[row["dominated"]]))
+    for line, row in [(line, row) for line, members in lines.items() for row in members]:
+        dominated = {True: "yes", False: "no", None: "–"}[row["dominated"]]
+        cells = [Cell(row["run"]), Cell(line), Cell(row["sparsity"] or "–"), Cell(dominated)]
         for name in _HEADS:
             cells.append(number(name, row[name]))
             if name in _WITH_INTERVAL:
                 low, high = row[f"{name}_low"], row[f"{name}_high"]
                 cells.append(Cell(interval(name, low, high), low))
-        body.append(cells + [number(key, row[key]) for key in _COUNTS])
+        body.append(cells + [number(key, row[key]) for key in (*_COUNTS, *_LAST)])
     note = (
         "Test split; intervals by bootstrap over documents, none for shares of latents. Dominated: "
         "in L0 and FVU, by a run that was measured on the same vectors."
     )
-    return Table("Runs", [*heads, *_COUNTS.values()], body, note, words=len(_WORDS) + 1)
+    return Table("Runs", [*heads, *_COUNTS.values(), *_LAST], body, note, words=len(_WORDS))
 
 
 def _areas(areas: Sequence[Row]) -> Table:

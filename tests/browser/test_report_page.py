@@ -21,8 +21,8 @@ FLAGS = (
     "--proxy-server=127.0.0.1:9", "--enable-logging=stderr", "--v=0",
 )  # fmt: skip
 
-# Added to a copy of the page: once the plots are drawn it sorts the last column of the first table,
-# up and down, and writes what the browser made of it all into the page itself.
+# Added to a copy of the page: once the plots are drawn it sorts a column of numbers of the first
+# table, up and down, and writes what the browser made of it all into the page itself.
 PROBE = """
 <script>
 window.onerror = (message) => { document.body.dataset.error = message; };
@@ -37,12 +37,14 @@ function look() {
   const texts = [...document.querySelectorAll(".plot text")].map((text) => text.textContent);
   const loaded = performance.getEntriesByType("resource").map((entry) => entry.name);
   const wide = document.documentElement.scrollWidth - window.innerWidth;
-  const table = document.querySelector("table"), last = table.rows[0].cells.length - 1;
-  const sorted = {before: column(table, last)};
+  const table = document.querySelector("table"), heads = [...table.rows[0].cells];
+  const numbers = ["trained on", "mmcs", "Value"];
+  const chosen = heads.findLastIndex((head) => numbers.includes(head.textContent));
+  const sorted = {before: column(table, chosen)};
   for (const way of ["up", "down"]) {
-    table.rows[0].cells[last].querySelector("button").click();
-    sorted[way] = column(table, last);
-    sorted[way + "_aria"] = table.rows[0].cells[last].getAttribute("aria-sort");
+    table.rows[0].cells[chosen].querySelector("button").click();
+    sorted[way] = column(table, chosen);
+    sorted[way + "_aria"] = table.rows[0].cells[chosen].getAttribute("aria-sort");
   }
   const seen = JSON.stringify({plots, texts, loaded, wide, sorted});
   document.body.dataset.seen = btoa(String.fromCharCode(...new TextEncoder().encode(seen)));
