@@ -1,7 +1,7 @@
 """What evaluations get and give: a context in, a typed result out."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +44,14 @@ class SplicedLM(Protocol):
         replace: Mapping[Point, Callable[[Tensor], Tensor]] | None = None,
     ) -> Float[Tensor, "batch ctx vocab"]:
         """Logits, with what `replace` returns in place of the activations at its points."""
+        ...
+
+    def logits_under(
+        self,
+        tokens: Int[Tensor, "batch ctx"],
+        conditions: Sequence[Mapping[Point, Callable[[Tensor], Tensor]]],
+    ) -> Iterator[Tensor]:
+        """`logits` under each of several sets of replacements, one after the other."""
         ...
 
 
