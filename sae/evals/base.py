@@ -211,10 +211,16 @@ def estimates(
 
 
 def describe(context: EvalContext) -> dict[str, Any]:
-    """Provenance of a result: versions and machine, the SAE, the point and the text."""
+    """Provenance of a result: versions and machine, the SAE, the point, the text, the dtypes."""
     store = context.store
+    lm = context.__dict__.get("lm")  # loaded only by evaluations that need it
     return provenance() | {
         "sae": {**asdict(context.sae.config), "metadata": context.sae.metadata},
         "point": None if context.point is None else str(context.point),
         "store": None if store is None else asdict(store.spec),
+        "dtypes": {"sae": _word(context.sae.dtype), "lm": None if lm is None else _word(lm.dtype)},
     }
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
