@@ -19,6 +19,8 @@ from conf.schema import check, register
 from sae.errors import ConfigError, SAEError
 
 if TYPE_CHECKING:
+    from sae.activations.sources import ActivationSource
+    from sae.dictionaries.sae import SAE
     from sae.evals import EvalResult
 
 register()
@@ -50,23 +52,81 @@ def evaluate(
     """
     from sae.artifacts import load
     from sae.evals import build
-    from sae.evals.names import result_file
 
     run, device = run.expanduser(), build.find_device(device)
     sae = load(run)
-    own = build.own_settings(sae)
-    evals = {word: {**own.get(word, {}), **_given(evals[word])} for word in evals}
+    evals = _as_in_run(sae, evals)
     source = build.source_of(sae, lm=lm, corpus=corpus, tokens=tokens, device=device)
     build.check_evals(evals, build.ctx_of(source))  # before the harvest, which may take long
     build.prepare_test(source)
     results = build.run_evals(sae, source, evals, device)
+    _save(results, run, sae, source)
+    if left_out := sorted(set(evals) - set(results)):
+        log.info("left out: %s (no tokens behind these activations)", ", ".join(left_out))
+    return results
+
+
+def evaluate_together(
+    runs: Sequence[Path],
+    evals: Mapping[str, Mapping[str, Any]],
+    *,
+    lm: Mapping[str, Any] | None = None,
+    corpus: Mapping[str, Any] | None = None,
+    tokens: int | None = None,
+    device: str = "auto",
+) -> dict[str, "EvalResult"]:
+    """Measure several SAEs that stand in for their activations in one LM at the same time.
+
+    Results go to `<first run>/evals/<eval>-together=<points>.json`.
+
+    Args:
+        runs: Folders of SAEs of the same LM and text, each at a point of its own.
+        evals: As for `evaluate`; what is not given is as in the first run. Evaluations that know
+            only one SAE are left out.
+        lm: As for `evaluate`.
+        corpus: As for `evaluate`.
+        tokens: As for `evaluate`.
+        device: As for `evaluate`.
+
+    Raises:
+        SAEError: As for `evaluate`, and if the SAEs do not fit together.
+    """
+    from sae.artifacts import load
+    from sae.evals import build, together
+
+    runs, device = [run.expanduser() for run in runs], build.find_device(device)
+    saes = [load(run) for run in runs]
+    evals = _as_in_run(saes[0], evals)
+    sources = [
+        build.source_of(sae, lm=lm, corpus=corpus, tokens=tokens, device=device) for sae in saes
+    ]
+    together.check(evals, sources)
+    for source in sources:
+        build.prepare_test(source)
+    results = together.run(saes, sources, evals, device)
+    _save(results, runs[0], saes[0], sources[0])
+    if left_out := sorted(set(evals) - set(results)):
+        log.info("left out: %s (of a single SAE)", ", ".join(left_out))
+    return results
+
+
+def _save(
+    results: Mapping[str, "EvalResult"], run: Path, sae: "SAE", source: "ActivationSource"
+) -> None:
+    from sae.evals.names import result_file
+
     for result in results.values():
         file = result_file(run / "evals", result, sae, source)
         result.save(file)
         log.info("wrote %s", file)
-    if left_out := sorted(set(evals) - set(results)):
-        log.info("left out: %s (no tokens behind these activations)", ", ".join(left_out))
-    return results
+
+
+def _as_in_run(sae: "SAE", evals: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Settings that are not given are those of the run that made the SAE."""
+    from sae.evals.build import own_settings
+
+    own = own_settings(sae)
+    return {word: {**own.get(word, {}), **_given(evals[word])} for word in evals}
 
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,16 +177,11 @@ def main(composed: DictConfig) -> None:
         names = names_of(parse(list(HydraConfig.get().overrides.task)))
         evals = _set_by(names, config["eval"])
         runs = config["run"] if isinstance(config["run"], list) else [config["run"]]
-        for run in runs:
-            results = evaluate(
-                Path(run),
-                evals,
-                lm=config["lm"],
-                corpus=config["corpus"],
-                tokens=config["tokens"],
-                device=config["device"],
-            )
-            show(results, run)
+        on = {name: config[name] for name in ("lm", "corpus", "tokens", "device")}
+        if config["together"]:
+            show(evaluate_together([Path(run) for run in runs], evals, **on), " + ".join(runs))
+        for run in [] if config["together"] else runs:
+            show(evaluate(Path(run), evals, **on), run)
     except SAEError as error:
         fail(error)
 

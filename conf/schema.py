@@ -164,6 +164,7 @@ class EvaluateConfig:
     lm: Any = None
     corpus: Any = None
     tokens: Any = ranged(int, low=1, null=True, default=None)
+    together: Any = ranged(bool, default=False)
     device: Any = ranged(str, default="auto")
 
 

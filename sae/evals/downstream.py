@@ -86,7 +86,8 @@ class DownstreamEval:
         num_contexts = min(len(store.tokens), contexts_in(self.num_tokens, store.tokens.shape[1]))
         tokens, made = num_contexts * store.tokens.shape[1], metric.num_rows()
         first_positions = 0 if store.spec.keep_first else num_contexts
-        together = {"together": [describe(context) for context in contexts]}
+        spliced = [describe(context) for context in contexts]
+        together = {"together": [{key: one[key] for key in ("point", "sae")} for one in spliced]}
         return EvalResult(
             eval=self.name,
             metrics=estimates(metric.compute(), metric.intervals(**asdict(self.bootstrap))),
@@ -100,7 +101,7 @@ class DownstreamEval:
                 },
             },
             settings=asdict(self),
-            provenance=describe(first) | (together if len(contexts) > 1 else {}),
+            provenance=spliced[0] | (together if len(contexts) > 1 else {}),
         )
 
 
