@@ -42,7 +42,7 @@ class OtherDefinitions(Metric):
     """
 
     full_state_update = False
-    _by_row = ("ev_saebench_legacy", "mse_sae_lens", "mse_saebench", "nmse_openai", "l0_positive",
+    _by_row: tuple[str, ...] = ("ev_saebench_legacy", "mse_sae_lens", "mse_saebench", "nmse_openai", "l0_positive",
                "l1_saebench", "ev_dictionary_learning")  # fmt: skip
     sums: Tensor
     energy: Tensor
@@ -91,7 +91,8 @@ class OtherDefinitions(Metric):
         if self.rows == 0:
             raise DegenerateInputError("OtherDefinitions has seen no rows. Call update first.")
         error, square_norm, mean_square = (self.energy / self.rows).tolist()
-        values = dict(zip(self._by_row, (self.sums / self.rows).tolist(), strict=True))
+        means: list[float] = (self.sums / self.rows).tolist()
+        values: dict[str, float] = dict(zip(self._by_row, means, strict=True))
         variance = square_norm - mean_square**2
         values["ev_saebench_0_6"] = 1 - error / variance if variance else math.nan
         values["alive_dictionary_learning"] = (self.latents != 0).double().mean().item()

@@ -1,5 +1,7 @@
 """What `core` says of codes, atoms and other libraries' definitions, against slow references."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -30,7 +32,7 @@ def test_signed_codes(tmp_path, activation, k):
     assert got["l1"] == pytest.approx(np.abs(f).sum(1).mean(), rel=1e-6)
     assert got["l1_saebench"] == pytest.approx(f.sum(1).mean(), rel=1e-5)
     assert got["l0_positive"] == pytest.approx((f > 0).sum(1).mean(), rel=1e-9)
-    assert got["l0_positive"] < got["l0"]
+    assert (f > 0).sum() < (f != 0).sum()
     often = (f != 0).sum(0) > 10
     assert got["fired_over_10_times"] == often.mean()
     moments = {
@@ -162,7 +164,8 @@ def test_scale_of_the_lm_does_not_matter(tmp_path):
     scaled = SAE(sae.W_enc, 10 * sae.b_enc, sae.W_dec, 10 * sae.b_dec, sae.config)
     rows = Rows(10 * context.rows.x, context.rows.document)  # pyright: ignore
     before = values(CoreEval().run(context))
-    after = values(CoreEval().run(EvalContext(scaled, POINT, rows, context.store)))
+    context.sae, context.rows = scaled, rows  # pyright: ignore[reportAttributeAccessIssue]
+    after = values(CoreEval().run(context))
     for name, unit in {"mse": 100, "l1": 10, "activation_mean": 10, "activation_std": 10}.items():
         expected = before.pop(name)
         assert expected is not None
@@ -180,7 +183,7 @@ def toy(rows: int = 4096):
     return x, rng
 
 
-def measured(x: np.ndarray, x_hat: np.ndarray, batch: int = 512) -> dict[str, float | None]:
+def measured(x: np.ndarray, x_hat: np.ndarray, batch: int = 512) -> dict[str, Any]:
     metric = OtherDefinitions(2)
     whole = full(torch.from_numpy(x), torch.from_numpy(x_hat)).compute()
     for start in range(0, len(x), batch):

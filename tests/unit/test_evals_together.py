@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sae.activations.build import lm_activations
+from sae.activations.sources import LMActivations
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ConfigError
 from sae.evals import together
@@ -32,8 +33,9 @@ def sae_at(point: Point, lm=LM, **counts) -> SAE:
 def prepared(saes):
     sources = [source_of(sae) for sae in saes]
     for source in sources:
+        assert isinstance(source, LMActivations)
         prepare_test(source)
-    return sources
+    return [source for source in sources if isinstance(source, LMActivations)]
 
 
 def test_all_stand_in_at_once():
