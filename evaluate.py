@@ -1,6 +1,8 @@
 """Measure trained sparse autoencoders on held-out text.
 
     python evaluate.py run=outputs/mine 'eval=[core,downstream]'
+    python evaluate.py run=theirs format=saelens lm=gpt2 layer=4 site=resid
+    python evaluate.py run=outputs/mine export=saelens out=for_them
 
 From Python: `evaluate(Path("outputs/mine"), {"core": {}, "downstream": {}})`.
 """
@@ -15,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from conf.commandline import fail, names_of, parse, run_program
-from conf.schema import check, register
+from conf.schema import check, register, values
 from sae.errors import ConfigError, SAEError
 
 if TYPE_CHECKING:
@@ -23,78 +25,110 @@ if TYPE_CHECKING:
     from sae.dictionaries.sae import SAE
     from sae.evals import EvalResult
 
+_OF_EVALUATION = ("lm", "corpus", "layer", "site", "ctx", "tokens", "device")
+
 register()
 log = logging.getLogger(__name__)
 
 
 def evaluate(
-    run: Path,
+    run: str | Path,
     evals: Mapping[str, Mapping[str, Any]],
     *,
+    format: str | None = None,
     lm: Mapping[str, Any] | None = None,
     corpus: Mapping[str, Any] | None = None,
+    layer: int | None = None,
+    site: str | None = None,
+    ctx: int | None = None,
     tokens: int | None = None,
     device: str = "auto",
+    out: str | None = None,
 ) -> dict[str, "EvalResult"]:
     """Measure one saved SAE and write `<run>/evals/<eval>.json` (names: docs/formats.md).
 
     Args:
-        run: A run folder or an SAE folder.
+        run: A run folder, an SAE folder, files of another library, or an id on the hub.
+        format: Of these files; None finds it by their names.
         evals: Settings by the word of the evaluation, as in conf/eval/*.yaml. What is not given,
             or None, is as in the run that made the SAE.
-        lm: Another LM than the SAE's own, as in conf/lm/*.yaml.
-        corpus: Another text, as in conf/corpus/*.yaml.
+        lm: Another LM than the SAE's own, as in conf/lm/*.yaml. An SAE from another library has
+            none of its own, so that it must be given.
+        corpus: Another text, as in conf/corpus/*.yaml; without one of its own, `news`.
+        layer: For an SAE from another library.
+        site: For an SAE from another library.
+        ctx: For an SAE from another library; default as its files say, or as in conf.
         tokens: Test tokens, default as in training.
         device: `auto`, `cpu`, `cuda`, …
+        out: Results go to `<out>/evals` instead.
 
     Raises:
         SAEError: If there is no SAE, or nothing to measure it on.
     """
     from sae.artifacts import load
-    from sae.evals import build
+    from sae.evals import build, foreign
+    from sae.evals.names import results_folder
 
-    run, device = run.expanduser(), build.find_device(device)
-    sae = load(run)
+    device = build.find_device(device)
+    folder = results_folder(str(run), out)
+    sae = load(run, format)
+    place: dict[str, Any] = {"layer": layer, "site": site, "ctx": ctx}
+    if not foreign.is_placed(sae):
+        text, settings = corpus or values("corpus", "news"), values("activations", "lm")
+        foreign.put_in_place(sae, lm=lm, corpus=text, **place, settings=settings)
+        lm = corpus = None
+    elif unused := [f"{name}={value}" for name, value in place.items() if value is not None]:
+        raise ConfigError(
+            f"{' '.join(unused)} has no effect on {run}, whose SAE says what it was trained on; "
+            "it is for SAEs from other libraries."
+        )
     evals = _as_in_run(sae, evals)
     source = build.source_of(sae, lm=lm, corpus=corpus, tokens=tokens, device=device)
-    build.check_evals(evals, build.ctx_of(source))  # before the harvest, which may take long
+    # before the harvest, which may take long
+    build.check_evals(evals, build.ctx_of(source), build.offers_of(source))
     build.prepare_test(source)
+    foreign.check_width(sae, source.split("test"))
     results = build.run_evals(sae, source, evals, device)
-    _save(results, run, sae, source)
+    _save(results, folder, sae, source)
     if left_out := sorted(set(evals) - set(results)):
-        log.info("left out: %s (no tokens behind these activations)", ", ".join(left_out))
+        log.info("left out: %s (these activations offer less)", ", ".join(left_out))
     return results
 
 
 def evaluate_together(
-    runs: Sequence[Path],
+    runs: Sequence[str | Path],
     evals: Mapping[str, Mapping[str, Any]],
     *,
     lm: Mapping[str, Any] | None = None,
     corpus: Mapping[str, Any] | None = None,
     tokens: int | None = None,
     device: str = "auto",
+    out: str | None = None,
 ) -> dict[str, "EvalResult"]:
     """Measure several SAEs that stand in for their activations in one LM at the same time.
 
     Results go to `<first run>/evals/<eval>-together=<points>.json`.
 
     Args:
-        runs: Folders of SAEs of the same LM and text, each at a point of its own.
+        runs: SAEs that say what they were trained on: the same LM and text, each a point of its
+            own.
         evals: As for `evaluate`; what is not given is as in the first run. Evaluations that know
             only one SAE are left out.
         lm: As for `evaluate`.
         corpus: As for `evaluate`.
         tokens: As for `evaluate`.
         device: As for `evaluate`.
+        out: As for `evaluate`.
 
     Raises:
         SAEError: As for `evaluate`, and if the SAEs do not fit together.
     """
     from sae.artifacts import load
     from sae.evals import build, together
+    from sae.evals.names import results_folder
 
-    runs, device = [run.expanduser() for run in runs], build.find_device(device)
+    device = build.find_device(device)
+    folder = results_folder(str(runs[0]), out)
     saes = [load(run) for run in runs]
     evals = _as_in_run(saes[0], evals)
     sources = [
@@ -104,19 +138,19 @@ def evaluate_together(
     for source in sources:
         build.prepare_test(source)
     results = together.run(saes, sources, evals, device)
-    _save(results, runs[0], saes[0], sources[0])
+    _save(results, folder, saes[0], sources[0])
     if left_out := sorted(set(evals) - set(results)):
-        log.info("left out: %s (of a single SAE)", ", ".join(left_out))
+        log.info("left out: %s (they measure one SAE at a time)", ", ".join(left_out))
     return results
 
 
 def _save(
-    results: Mapping[str, "EvalResult"], run: Path, sae: "SAE", source: "ActivationSource"
+    results: Mapping[str, "EvalResult"], folder: Path, sae: "SAE", source: "ActivationSource"
 ) -> None:
     from sae.evals.names import result_file
 
     for result in results.values():
-        file = result_file(run / "evals", result, sae, source)
+        file = result_file(folder, result, sae, source)
         result.save(file)
         log.info("wrote %s", file)
 
@@ -127,6 +161,25 @@ def _as_in_run(sae: "SAE", evals: Mapping[str, Mapping[str, Any]]) -> dict[str, 
 
     own = own_settings(sae)
     return {word: {**own.get(word, {}), **_given(evals[word])} for word in evals}
+
+
+def export(run: str | Path, word: str, out: str | Path, format: str | None = None) -> Path:
+    """Write a saved SAE in another format, into a new folder.
+
+    Args:
+        run: What is to be written, as for `evaluate`.
+        word: The format that is written.
+        out: The new folder.
+        format: The format of `run`; None finds it by the files.
+
+    Raises:
+        SAEError: If there is no SAE, or the format cannot hold it.
+    """
+    from sae.artifacts import load, save
+
+    folder = save(out, load(run, format), word)
+    log.info("wrote %s (%s)", folder, word)
+    return folder
 
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,6 +198,27 @@ def _set_by(
         }
         for word, settings in evals.items()
     }
+
+
+def _check_asked(
+    config: Mapping[str, Any], runs: Sequence[str], names: Sequence[str], only_export: bool
+) -> None:
+    """Refuse what has no effect, or would write two SAEs to one place."""
+    if not config["eval"] and not only_export:
+        raise ConfigError("eval is empty. Choose evaluations: 'eval=[core,downstream]'.")
+    if config["export"] and not config["out"]:
+        raise ConfigError(f"export={config['export']} needs a new folder: out=<folder>.")
+    if config["out"] and len(runs) > 1 and not config["together"]:
+        raise ConfigError(f"out={config['out']} is for one run; run= names {len(runs)}.")
+    used = {name.partition(".")[0] for name in names}
+    alone = [name for name in ("export", "format", "layer", "site", "ctx") if name in used]
+    if config["together"] and alone:
+        raise ConfigError(f"{', '.join(alone)} has no effect with together=true. Drop one of them.")
+    if only_export and (unused := [name for name in _OF_EVALUATION if name in used]):
+        raise ConfigError(
+            f"{', '.join(unused)} has no effect on an export alone. Drop it, or evaluate, too: "
+            "'eval=[core]'."
+        )
 
 
 def show(results: Mapping[str, "EvalResult"], title: str) -> None:
@@ -172,16 +246,25 @@ def main(composed: DictConfig) -> None:
     """Evaluate every SAE that `run` names."""
     try:
         config = check(composed)
-        if not config["eval"]:
-            raise ConfigError("eval is empty. Choose evaluations: 'eval=[core,downstream]'.")
         names = names_of(parse(list(HydraConfig.get().overrides.task)))
-        evals = _set_by(names, config["eval"])
         runs = config["run"] if isinstance(config["run"], list) else [config["run"]]
-        on = {name: config[name] for name in ("lm", "corpus", "tokens", "device")}
+        only_export = bool(config["export"]) and not any(
+            name == "eval" or name.startswith("eval.") for name in names
+        )
+        _check_asked(config, runs, names, only_export)
+        if config["export"]:
+            export(runs[0], config["export"], config["out"], config["format"])
+        if only_export:
+            return
+        evals = _set_by(names, config["eval"])
+        passed = {name: config[name] for name in _OF_EVALUATION}
         if config["together"]:
-            show(evaluate_together([Path(run) for run in runs], evals, **on), " + ".join(runs))
-        for run in [] if config["together"] else runs:
-            show(evaluate(Path(run), evals, **on), run)
+            on = {name: config[name] for name in ("lm", "corpus", "tokens", "device", "out")}
+            show(evaluate_together(runs, evals, **on), " + ".join(runs))
+            return
+        for run in runs:
+            results = evaluate(run, evals, format=config["format"], out=config["out"], **passed)
+            show(results, run)
     except SAEError as error:
         fail(error)
 

@@ -33,7 +33,7 @@ def build_watchers(
     }
     if unknown := sorted(set(settings) - set(makers)):
         raise ConfigError(f"callbacks {unknown} are not known. Choose of {sorted(makers)}.")
-    if not isinstance(data.source, LMActivations):  # a folder of activations has no tokens
+    if not isinstance(data.source, LMActivations):  # there are no tokens
         makers.pop("downstream")
     return [makers[word](**(given or {})) for word, given in settings.items() if word in makers]
 
@@ -83,7 +83,8 @@ def run_name(config: Mapping[str, Any]) -> str:
         'tied-resid.4-l1=0.001-x8-seed0'
     """
     sae, activations = config["sae"], config["activations"]
-    where = f"{activations['site']}.{activations['layer']}" if "site" in activations else "own"
+    kind = "own" if activations.get("kind") == "folder" else activations.get("kind")
+    where = f"{activations['site']}.{activations['layer']}" if "site" in activations else kind
     sparsity = sparsity_of(sae)
     parts = [sae["architecture"], where, *sparsity, f"x{sae['dict_ratio']:g}"]
     return "-".join([*parts, f"seed{config['seed']}"])

@@ -7,6 +7,7 @@ activations to the LM's own activations.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from inspect import Parameter, signature
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -145,7 +146,7 @@ class Dictionary(nn.Module, ABC):
             return DenseCode(torch.relu(pre))
         return SparseCode(pattern, torch.relu(latent_values(x, W, bias, pattern)))
 
-    def _selected_code(
+    def selected_code(
         self, x: Tensor, W: Tensor, bias: Tensor, select: Callable[[Tensor], Pattern]
     ) -> Code:
         """ReLU code of the latents that `select` picks from the pre-activations."""
@@ -170,7 +171,7 @@ class Dictionary(nn.Module, ABC):
         return self._output(x, *self._encode_decode(x), moment)
 
     def _output(self, x: Tensor, code: Code, x_hat: Tensor, moment: Moment) -> StepOutput:
-        x_hat = x_hat.float()
+        x_hat = x_hat.to(x.dtype)  # bf16 autocast: the loss is float32
         terms = {"reconstruction": (x - x_hat).square().mean()}
         for name, rows in self.row_penalties(code).items():
             terms[name] = moment.penalty * rows.mean()
@@ -180,7 +181,7 @@ class Dictionary(nn.Module, ABC):
     def row_losses(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, " batch"]:
         """Full loss of every vector by itself: what neuron resampling draws its inputs by."""
         code = self.encode_code(x)
-        loss = (x - self.decode_code(code).float()).square().mean(dim=1)
+        loss = (x - self.decode_code(code).to(x.dtype)).square().mean(dim=1)
         return loss + sum(self.row_penalties(code).values(), torch.zeros_like(loss))
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
@@ -277,13 +278,22 @@ def build_dictionary(
     if not isinstance(ratio, int | float) or isinstance(ratio, bool) or not ratio > 0:
         raise ConfigError(f"dict_ratio={ratio!r} must be a number above 0, for example 8.")
     cls = ARCHITECTURES[word]
-    if set(settings) != cls.options:
+    if not _required(cls) <= set(settings) <= cls.options:
         raise ConfigError(
             f"sae.architecture={word} was given {sorted(settings)}; it reads {sorted(cls.options)}."
         )
     d_sae = max(1, round(ratio * d_in))
     generator = torch.Generator().manual_seed(seed)
     return cls(d_in, d_sae, mean=mean, generator=generator, **settings)  # pyright: ignore[reportCallIssue]
+
+
+def _required(cls: type[Dictionary]) -> set[str]:
+    """Options without a default, in the class or, where it hands them on, in a base."""
+    found: dict[str, bool] = {}
+    for one in cls.__mro__:
+        for name, parameter in signature(one.__init__).parameters.items():
+            found.setdefault(name, parameter.default is Parameter.empty)
+    return {name for name in cls.options if found.get(name, True)}
 
 
 def sparsity_of(config: Mapping[str, Any]) -> list[str]:

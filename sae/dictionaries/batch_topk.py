@@ -30,10 +30,12 @@ class BatchTopK(TopK):
         d_in: Width of the activations.
         d_sae: Number of latents.
         k: How many latents fire per vector on average, 1 to d_sae.
+        auxk: Weight of the AuxK loss of the dead latents (1/32 in the paper); 0 for none.
         mean: Scaled mean of the training split.
         generator: Source of the initial weights.
     """
 
+    options = frozenset({"k", "auxk"})
     threshold: Tensor
     batches: Tensor
 
@@ -43,17 +45,18 @@ class BatchTopK(TopK):
         d_sae: int,
         *,
         k: int,
+        auxk: float = 0.0,
         mean: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(d_in, d_sae, k=k, mean=mean, generator=generator)
+        super().__init__(d_in, d_sae, k=k, auxk=auxk, mean=mean, generator=generator)
         self.register_buffer("threshold", torch.zeros(()))
         self.register_buffer("batches", torch.zeros((), dtype=torch.long))
         self._smallest: Tensor | None = None
 
     def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
         """What exceeds the threshold: the code of a vector whatever the others are."""
-        code = self._selected_code(
+        code = self.selected_code(
             *self.encoder_terms(x), select=lambda pre: select_positive(pre - self.threshold)
         )
         if isinstance(code, SparseCode):
@@ -65,7 +68,7 @@ class BatchTopK(TopK):
         self, x: Float[Tensor, "batch d_in"], moment: Moment = NOMINAL
     ) -> StepOutput:
         """Selects over the batch, and notes the smallest pre-activation that fired."""
-        code = self._selected_code(*self.encoder_terms(x), select=self._select)
+        code = self.selected_code(*self.encoder_terms(x), select=self._select)
         return self._output(x, code, self.decode_code(code), moment)
 
     def _select(self, pre: Float[Tensor, "batch d_sae"]) -> Pattern:

@@ -6,12 +6,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae.dictionaries.base import register
-from sae.dictionaries.codes import Code
+from sae.dictionaries.auxk import auxk_loss
+from sae.dictionaries.base import NOMINAL, Moment, StepOutput, check_coefficient, register
+from sae.dictionaries.codes import Code, SparseCode
 from sae.dictionaries.sae import SAEConfig
 from sae.dictionaries.untied import Untied
 from sae.errors import ConfigError
-from sae.kernels import select_topk
+from sae.kernels import Pattern, latent_values, select_topk
+
+MULTI_K_FACTOR, MULTI_K_WEIGHT = 4, 1 / 8
+"""Multi-TopK: the loss at 4 k counts an eighth (arXiv 2406.04093, A.3)."""
 
 
 @register("topk")
@@ -22,11 +26,14 @@ class TopK(Untied):
         d_in: Width of the activations.
         d_sae: Number of latents.
         k: How many latents may fire per vector, 1 to d_sae.
+        auxk: Weight of the AuxK loss of the dead latents (1/32 in the paper); 0 for none.
+        multi_k: Add the loss of the code with 4 k latents, at an eighth of the weight, so that the
+            dictionary also serves other k than its own.
         mean: Scaled mean of the training split.
         generator: Source of the initial weights.
     """
 
-    options = frozenset({"k"})
+    options = frozenset({"k", "auxk", "multi_k"})
 
     def __init__(
         self,
@@ -34,18 +41,51 @@ class TopK(Untied):
         d_sae: int,
         *,
         k: int,
+        auxk: float = 0.0,
+        multi_k: bool = False,
         mean: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(d_in, d_sae, mean=mean, generator=generator)
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= d_sae:
             raise ConfigError(f"k={k!r} must be a whole number from 1 to d_sae={d_sae}.")
-        self.k = k
+        if not isinstance(multi_k, bool):
+            raise ConfigError(f"sae.multi_k={multi_k!r} must be true or false.")
+        self.k, self.multi_k = k, multi_k
+        self.auxk = check_coefficient("sae.auxk", auxk)
 
     def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
         """Indices and values of the k largest pre-activations."""
-        return self._selected_code(
+        return self.selected_code(
             *self.encoder_terms(x), select=lambda pre: select_topk(pre, self.k)
+        )
+
+    def training_output(
+        self, x: Float[Tensor, "batch d_in"], moment: Moment = NOMINAL
+    ) -> StepOutput:
+        """With `multi_k`, the larger code is selected from the same pre-activations."""
+        if not self.multi_k:
+            return super().training_output(x, moment)
+        larger: list[Pattern] = []
+
+        def select(pre: Tensor) -> Pattern:
+            larger.append(select_topk(pre, min(MULTI_K_FACTOR * self.k, self.d_sae)))
+            return select_topk(pre, self.k)
+
+        terms = self.encoder_terms(x)
+        code = self.selected_code(*terms, select=select)
+        output = self._output(x, code, self.decode_code(code), moment)
+        more = SparseCode(larger[0], torch.relu(latent_values(*terms, larger[0])))
+        error = (x - self.decode_code(more).to(x.dtype)).square().mean()
+        return output._replace(terms=output.terms | {"multi_k": MULTI_K_WEIGHT * error})
+
+    def _output(self, x: Tensor, code: Code, x_hat: Tensor, moment: Moment) -> StepOutput:
+        output = super()._output(x, code, x_hat, moment)
+        loss = auxk_loss(self, x, output.x_hat, x, moment.dead) if self.auxk else None
+        return (
+            output
+            if loss is None
+            else output._replace(terms=output.terms | {"auxk": self.auxk * loss})
         )
 
     def inference_config(self) -> SAEConfig:

@@ -18,6 +18,7 @@ from sae.errors import ArtifactError, ConfigError
 from sae.language.lm import LanguageModel
 from sae.metrics.bootstrap import Interval
 from sae.provenance import provenance, write_json
+from sae.synthetic import World
 from sae.types import Point
 
 
@@ -65,6 +66,7 @@ class EvalContext:
         rows: Activations of the split at that point.
         store: The split's tokens; None for activations without tokens.
         load_lm: Gives the LM when an evaluation needs it; None where there is none. Called once.
+        world: The known features that the activations are made of; None where nobody knows them.
     """
 
     sae: SAE
@@ -72,6 +74,7 @@ class EvalContext:
     rows: Rows
     store: ActivationStore | None = None
     load_lm: Callable[[], LanguageModel] | None = None
+    world: World | None = None
 
     def __post_init__(self) -> None:
         if self.sae.d_in != self.rows.d_in:
@@ -147,7 +150,8 @@ class Evaluation(Protocol):
     Attributes:
         name: Its word.
         needs: What must stand behind the activations, of `tokens` (the text that they come from,
-            and so an LM); sources that offer less leave the evaluation out.
+            and so an LM) and `truth` (known features, `EvalContext.world`); sources that offer
+            less leave the evaluation out.
     """
 
     name: ClassVar[str]
@@ -219,6 +223,7 @@ def describe(context: EvalContext) -> dict[str, Any]:
         "point": None if context.point is None else str(context.point),
         "store": None if store is None else asdict(store.spec),
         "dtypes": {"sae": _word(context.sae.dtype), "lm": None if lm is None else _word(lm.dtype)},
+        **({} if context.world is None else {"world": context.world.to_config()}),
     }
 
 

@@ -7,7 +7,7 @@ from sae.activations.sources import ActivationSource, LMActivations
 from sae.dictionaries.sae import SAE
 from sae.errors import ConfigError
 from sae.evals.base import EvalContext, EvalResult
-from sae.evals.build import Evals, context_of, ctx_of, make_evals
+from sae.evals.build import Evals, context_of, ctx_of, make_evals, offers_of
 
 
 @runtime_checkable
@@ -69,5 +69,5 @@ def run(
 
 
 def _able(evals: Evals, source: ActivationSource) -> dict[str, TogetherEvaluation]:
-    made = make_evals(evals, ctx_of(source))
+    made = make_evals(evals, ctx_of(source), offers_of(source))
     return {word: one for word, one in made.items() if isinstance(one, TogetherEvaluation)}

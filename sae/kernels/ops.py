@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 _MODULES = {"cpu": "sae.kernels.numba_cpu", "triton": "sae.kernels.triton_gpu"}
@@ -57,6 +57,20 @@ class Pattern:
         """Row of each pair."""
         rows = torch.arange(self.batch, device=self.offsets.device)
         return rows.repeat_interleave(self.offsets.diff(), output_size=self.latents.shape[0])
+
+    def only(self, kept: Bool[Tensor, " pairs"]) -> "Pattern":
+        """The pattern of some of the pairs.
+
+        Example:
+            >>> pattern = select_positive(torch.tensor([[0.5, 1.0, 2.0], [0.0, -3.0, 1.0]]))
+            >>> some = pattern.only(pattern.latents < 2)
+            >>> some.offsets.tolist(), some.latents.tolist()
+            ([0, 2, 2], [0, 1])
+        """
+        counts = kept.new_zeros(self.batch, dtype=torch.long)
+        counts.index_add_(0, self.rows, kept.long())
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(self.offsets.dtype)
+        return Pattern(offsets, self.latents[kept], self.d_sae)
 
     @cached_property
     def by_latent(self) -> ByLatent:

@@ -42,8 +42,10 @@ class OtherDefinitions(Metric):
     """
 
     full_state_update = False
-    _by_row: tuple[str, ...] = ("ev_saebench_legacy", "mse_sae_lens", "mse_saebench", "nmse_openai", "l0_positive",
-               "l1_saebench", "ev_dictionary_learning")  # fmt: skip
+    _by_row: tuple[str, ...] = (
+        "ev_saebench_legacy", "mse_sae_lens", "mse_saebench", "nmse_openai", "l0_positive",
+        "l1_saebench", "ev_dictionary_learning",
+    )  # fmt: skip
     sums: Tensor
     energy: Tensor
     latents: Tensor

@@ -1,0 +1,89 @@
+"""The recipe of April 2024: free decoder norms, which the penalty is weighted with."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from sae.dictionaries.base import Tensors, check_coefficient, register
+from sae.dictionaries.codes import Code, SparseCode
+from sae.dictionaries.untied import Untied
+from sae.kernels import unit_rows
+
+START_NORM = 0.1
+"""Length of the decoder rows at the start; the encoder is their transpose."""
+
+
+@register("april")
+class April(Untied):
+    r"""ReLU code, penalty $l1 \sum_i f_i \|W_{dec,i}\|$, decoder rows of any length.
+
+    No input bias: `f = relu(x @ W_enc + b_enc)`. Both biases start at 0. The recipe goes without
+    resampling; its other half is the schedule of `experiment=april2024`: penalty warmed up over
+    the first 5 %, learning rate decayed to 0 over the last 20 %, gradients clipped at norm 1.
+
+    Source: Conerly et al., "Update on how we train SAEs", Circuits Updates, April 2024. Their
+    lambda belongs to a squared error that is summed over d_in: l1 = lambda / d_in.
+
+    Args:
+        d_in: Width of the activations.
+        d_sae: Number of latents.
+        l1: Coefficient of the penalty, at least 0.
+        mean: Not used: biases start at 0.
+        generator: Source of the initial weights.
+    """
+
+    options = frozenset({"l1"})
+    coefficient = "l1"
+
+    def __init__(
+        self,
+        d_in: int,
+        d_sae: int,
+        *,
+        l1: float,
+        mean: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        del mean
+        super().__init__(d_in, d_sae, generator=generator)
+        self.l1 = check_coefficient("l1", l1)
+        atoms = START_NORM * unit_rows(torch.randn(d_sae, d_in, generator=generator))
+        self.W_dec = nn.Parameter(atoms)
+        self.encoder_rows = nn.Parameter(atoms.clone())
+
+    def encoder_terms(self, x: Float[Tensor, "batch d_in"]) -> tuple[Tensor, Tensor, Tensor]:
+        """The input, the encoder's rows and its bias."""
+        return x, self.encoder_rows, self.b_enc
+
+    def pre(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
+        """Pre-activations."""
+        return linear(*self.encoder_terms(x))
+
+    def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
+        """ReLU of the pre-activations."""
+        return self._relu_code(*self.encoder_terms(x))
+
+    def row_penalties(self, code: Code) -> dict[str, Float[Tensor, " batch"]]:
+        """`l1` times the sum of f times the norm of its decoder row."""
+        norms = self.W_dec.norm(dim=1)
+        if isinstance(code, SparseCode):
+            norms = norms[code.pattern.latents]
+        return {"sparsity": self.l1 * code.with_values(code.values * norms).l1()}
+
+    def tensors(self) -> Tensors:
+        """The four tensors as they are."""
+        return Tensors(self.W_enc, self.b_enc, self.W_dec, self.b_dec)
+
+    def constrain_gradients(self) -> None:
+        """Nothing: the decoder is free."""
+
+    def constrain_parameters(self) -> None:
+        """Nothing: the decoder is free."""
+
+    @torch.no_grad()
+    def revive(self, latents: Tensor, x: Tensor, direction: Tensor, alive: Tensor) -> None:
+        """As in `Untied`, with the decoder row at the mean length of the alive ones."""
+        norm = self.W_dec[alive].norm(dim=1).mean() if bool(alive.any()) else START_NORM
+        super().revive(latents, x, direction, alive)
+        self.W_dec[latents] *= norm

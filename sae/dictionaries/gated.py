@@ -1,0 +1,115 @@
+"""Gated dictionary: one path decides what fires, another how strongly (arXiv 2404.16014)."""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from sae.dictionaries.base import (
+    NOMINAL,
+    LatentParameter,
+    Moment,
+    StepOutput,
+    Tensors,
+    check_coefficient,
+    register,
+)
+from sae.dictionaries.codes import Code, DenseCode, SparseCode
+from sae.dictionaries.sae import SAEConfig
+from sae.dictionaries.untied import Untied
+from sae.kernels import latent_values
+
+
+@register("gated")
+class Gated(Untied):
+    r"""$f = 1[\pi > 0] \cdot relu(e^{r} (\pi - b_{gate}) + b_{mag})$, $\pi = (x - b_{dec})W + b_{gate}$.
+
+    Loss: reconstruction, plus `l1` times the sum of relu(π), plus the error of reconstructing from
+    relu(π) by a decoder that this term does not train: the penalty shrinks the gate, not the
+    magnitudes. A latent fires where π > 0, that is where its magnitude's pre-activation exceeds
+    $b_{mag} - e^{r} b_{gate}$: the saved SAE is a JumpReLU, exactly.
+
+    Source: Rajamanoharan et al. 2024 (arXiv 2404.16014), equations 6 to 8 (weights of the two
+    paths shared up to a factor $e^{r}$ for each latent).
+
+    Args:
+        d_in: Width of the activations.
+        d_sae: Number of latents.
+        l1: Coefficient of the penalty, at least 0.
+        mean: Scaled mean of the training split.
+        generator: Source of the initial weights.
+    """  # noqa: E501
+
+    options = frozenset({"l1"})
+    coefficient = "l1"
+
+    def __init__(
+        self,
+        d_in: int,
+        d_sae: int,
+        *,
+        l1: float,
+        mean: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(d_in, d_sae, mean=mean, generator=generator)
+        self.l1 = check_coefficient("l1", l1)
+        self.r_mag = nn.Parameter(torch.zeros(d_sae))
+        self.b_mag = nn.Parameter(torch.zeros(d_sae))
+
+    def _gate_and_code(self, x: Tensor) -> tuple[Code, Code]:
+        """relu(π), and f."""
+        terms = self.encoder_terms(x)
+        pi = linear(*terms)
+        pattern = self._sparse_enough(pi)
+        if pattern is None:
+            f = (self.r_mag.exp() * (pi - self.b_enc) + self.b_mag).relu() * (pi > 0)
+            return DenseCode(pi.relu()), DenseCode(f)
+        gate = torch.relu(latent_values(*terms, pattern))
+        latents = pattern.latents
+        magnitude = self.r_mag.exp()[latents] * (gate - self.b_enc[latents]) + self.b_mag[latents]
+        return SparseCode(pattern, gate), SparseCode(pattern, magnitude.relu() * (gate > 0))
+
+    def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
+        """Magnitudes where the gate is open."""
+        return self._gate_and_code(x)[1]
+
+    def training_output(
+        self, x: Float[Tensor, "batch d_in"], moment: Moment = NOMINAL
+    ) -> StepOutput:
+        """Reconstruction, penalty on the gate, and the gate's own reconstruction."""
+        gate, code = self._gate_and_code(x)
+        output = self._output(x, code, self.decode_code(code), moment)
+        by_gate = gate.atoms_sum(self.W_dec.detach()) + self.b_dec.detach()
+        terms = {
+            "sparsity": moment.penalty * (self.l1 * gate.l1()).mean(),
+            "gate": (x - by_gate.to(x.dtype)).square().mean(),
+        }
+        return output._replace(terms=output.terms | terms)
+
+    def tensors(self) -> Tensors:
+        """Those of the magnitude path."""
+        W_enc = self.W_enc * self.r_mag.exp()
+        return Tensors(W_enc, self.b_mag - self.b_dec @ W_enc, self.W_dec, self.b_dec)
+
+    def thresholds(self) -> Float[Tensor, " d_sae"]:
+        """Where the gate opens, on the pre-activations of the magnitudes."""
+        return (self.b_mag - self.r_mag.exp() * self.b_enc).clamp_min(0)
+
+    def latent_parameters(self) -> list[LatentParameter]:
+        """Those of `Untied`, and the magnitudes' factors and biases."""
+        own = [LatentParameter(self.r_mag, 0), LatentParameter(self.b_mag, 0)]
+        return [*super().latent_parameters(), *own]
+
+    @torch.no_grad()
+    def revive(self, latents: Tensor, x: Tensor, direction: Tensor, alive: Tensor) -> None:
+        """As in `Untied`; gate and magnitude start equal."""
+        super().revive(latents, x, direction, alive)
+        self.r_mag[latents] = 0.0
+        self.b_mag[latents] = 0.0
+
+    def inference_config(self) -> SAEConfig:
+        """How the saved SAE encodes: JumpReLU."""
+        return replace(super().inference_config(), activation="jumprelu")

@@ -1,0 +1,168 @@
+"""JumpReLU dictionary: each latent learns the threshold above which it fires (arXiv 2407.14435)."""
+
+from dataclasses import replace
+from math import log, sqrt
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from sae.dictionaries.base import (
+    NOMINAL,
+    LatentParameter,
+    Moment,
+    StepOutput,
+    check_coefficient,
+    register,
+)
+from sae.dictionaries.codes import Code, DenseCode, SparseCode
+from sae.dictionaries.sae import SAEConfig
+from sae.dictionaries.untied import Untied
+from sae.errors import ConfigError
+from sae.kernels import latent_values
+
+
+@register("jumprelu")
+class JumpReLU(Untied):
+    r"""$f = \pi \cdot 1[\pi > \theta]$ with learned $\theta = e^t$; the penalty counts what fires.
+
+    Neither the jump nor the count has a gradient, so that thresholds learn by straight-through
+    estimates with a rectangular kernel K of width ε (`bandwidth`):
+    $\partial f/\partial\theta = -(\theta/\epsilon) K((\pi-\theta)/\epsilon)$ and
+    $\partial 1[\pi>\theta]/\partial\theta = -(1/\epsilon) K((\pi-\theta)/\epsilon)$.
+    `penalty=l0` is `l0_coefficient` times the number of latents that fire; `tanh` is
+    `l0_coefficient` times the sum of tanh(4 f), which has gradients of its own.
+
+    Source: Rajamanoharan et al. 2024 (arXiv 2407.14435), equations 9 to 12; there the mean of
+    ||x||^2 is 1, here it is d_in, so their 0.001 for threshold and bandwidth is 0.001 sqrt(d_in).
+    tanh: Conerly et al., Circuits Updates, January 2025 (its term for dead latents is not built;
+    resampling revives them here).
+
+    Args:
+        d_in: Width of the activations.
+        d_sae: Number of latents.
+        l0_coefficient: Coefficient of the penalty, at least 0.
+        penalty: `l0` or `tanh`.
+        bandwidth: Width of the kernel, in units of 0.001 sqrt(d_in).
+        threshold: Thresholds at the start, in the same unit.
+        mean: Scaled mean of the training split.
+        generator: Source of the initial weights.
+    """
+
+    options = frozenset({"l0_coefficient", "penalty", "bandwidth", "threshold"})
+    coefficient = "l0_coefficient"
+
+    def __init__(
+        self,
+        d_in: int,
+        d_sae: int,
+        *,
+        l0_coefficient: float,
+        penalty: Literal["l0", "tanh"] = "l0",
+        bandwidth: float = 1.0,
+        threshold: float = 1.0,
+        mean: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(d_in, d_sae, mean=mean, generator=generator)
+        self.l0_coefficient = check_coefficient("sae.l0_coefficient", l0_coefficient)
+        if penalty not in ("l0", "tanh"):
+            raise ConfigError(f"sae.penalty={penalty!r} must be l0 or tanh.")
+        for name, value in (("bandwidth", bandwidth), ("threshold", threshold)):
+            if not check_coefficient(f"sae.{name}", value) > 0:
+                raise ConfigError(f"sae.{name}={value!r} must be above 0.")
+        self.penalty = penalty
+        unit = 1e-3 * sqrt(d_in)
+        self.bandwidth, self.start = bandwidth * unit, log(threshold * unit)
+        self.log_threshold = nn.Parameter(torch.full((d_sae,), self.start))
+
+    def _pre(self, x: Tensor) -> tuple[Code, Tensor]:
+        """Pre-activations of all that fires or is within reach of the kernel, and thresholds."""
+        centred, rows, bias = self.encoder_terms(x)
+        theta = self.log_threshold.exp()
+        reach = (bias - theta + self.bandwidth / 2).detach()
+        with torch.no_grad():
+            pattern = self._sparse_enough(linear(centred, rows, reach))
+        if pattern is None:
+            return DenseCode(linear(centred, rows, bias)), theta
+        values = latent_values(centred, rows, bias, pattern)
+        return SparseCode(pattern, values), theta[pattern.latents]
+
+    def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
+        """What exceeds its threshold."""
+        return self._code(*self._pre(x))
+
+    def training_output(
+        self, x: Float[Tensor, "batch d_in"], moment: Moment = NOMINAL
+    ) -> StepOutput:
+        """Reconstruction and penalty, with the estimated gradients of the thresholds."""
+        pre, theta = self._pre(x)
+        code = self._code(pre, theta)
+        output = self._output(x, code, self.decode_code(code), moment)
+        if self.penalty == "l0":
+            fires: Any = _Fires.apply(pre.values, theta, self.bandwidth)
+            counted = pre.with_values(fires)
+        else:
+            counted = code.with_values(torch.tanh(4 * code.values))
+        sparsity = moment.penalty * (self.l0_coefficient * counted.sums()).mean()
+        return output._replace(terms=output.terms | {"sparsity": sparsity})
+
+    def _code(self, pre: Code, theta: Tensor) -> Code:
+        return pre.with_values(_Jump.apply(pre.values, theta, self.bandwidth))  # pyright: ignore[reportArgumentType]
+
+    def latent_parameters(self) -> list[LatentParameter]:
+        """Those of `Untied`, and the thresholds."""
+        return [*super().latent_parameters(), LatentParameter(self.log_threshold, 0)]
+
+    @torch.no_grad()
+    def revive(self, latents: Tensor, x: Tensor, direction: Tensor, alive: Tensor) -> None:
+        """As in `Untied`; the threshold is that of the start."""
+        super().revive(latents, x, direction, alive)
+        self.log_threshold[latents] = self.start
+
+    def thresholds(self) -> Float[Tensor, " d_sae"]:
+        """As learned."""
+        return self.log_threshold.exp()
+
+    def inference_config(self) -> SAEConfig:
+        """How the saved SAE encodes: JumpReLU."""
+        return replace(super().inference_config(), activation="jumprelu")
+
+
+def _near(pre: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
+    return ((pre - theta).abs() < bandwidth / 2).to(pre.dtype)
+
+
+def _like(grad: Tensor, theta: Tensor) -> Tensor:
+    """Summed over the batch where there is one threshold for a column of it."""
+    return grad.sum(0) if theta.dim() < grad.dim() else grad
+
+
+class _Jump(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(pre, theta)
+        ctx.bandwidth = bandwidth
+        return pre * (pre > theta)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (pre, theta), grad = ctx.saved_tensors, grads[0]
+        of_theta = -theta / ctx.bandwidth * _near(pre, theta, ctx.bandwidth) * grad
+        return grad * (pre > theta), _like(of_theta, theta), None
+
+
+class _Fires(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(pre, theta)
+        ctx.bandwidth = bandwidth
+        return (pre > theta).to(pre.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (pre, theta), grad = ctx.saved_tensors, grads[0]
+        of_theta = -_near(pre, theta, ctx.bandwidth) / ctx.bandwidth * grad
+        return None, _like(of_theta, theta), None

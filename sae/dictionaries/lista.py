@@ -1,0 +1,75 @@
+"""An encoder of several steps: unrolled iterative shrinkage (LISTA)."""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import linear
+
+from sae.dictionaries.base import register
+from sae.dictionaries.codes import Code, DenseCode, SparseCode
+from sae.dictionaries.l1 import L1
+from sae.dictionaries.sae import SAEConfig
+from sae.errors import ConfigError
+from sae.kernels import latent_values
+
+
+@register("lista")
+class Lista(L1):
+    r"""`l1` with a refined code: `steps` times $f \leftarrow relu(f + (x - \hat x(f)) W_{enc} + b_{enc})$.
+
+    One linear map cannot tell apart atoms that overlap; here the code of one pass is corrected by
+    what it misses. Each step costs an encode and a decode more. The same two matrices serve all
+    steps, and the code stays non-negative (the authors' variant learns separate matrices, signed
+    shrinkage and a momentum), so that the saved SAE is its four tensors and the number of steps.
+
+    Source: Gregor & LeCun 2010; HoagyC/sparse_coding `FunctionalLISTADenoisingSAE` (3 steps).
+
+    Args:
+        d_in: Width of the activations.
+        d_sae: Number of latents.
+        l1: Coefficient of the penalty, at least 0.
+        steps: Refinements, 1 to 100.
+        mean: Scaled mean of the training split.
+        generator: Source of the initial weights.
+    """  # noqa: E501
+
+    options = frozenset({"l1", "steps"})
+
+    def __init__(
+        self,
+        d_in: int,
+        d_sae: int,
+        *,
+        l1: float,
+        steps: int = 3,
+        mean: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(d_in, d_sae, l1=l1, mean=mean, generator=generator)
+        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= 100:
+            raise ConfigError(f"sae.steps={steps!r} must be a whole number from 1 to 100.")
+        self.steps = steps
+
+    def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
+        """The refined code."""
+        code = super().encode_code(x)
+        for _ in range(self.steps):
+            code = self._refined(code, x)
+        return code
+
+    def _refined(self, code: Code, x: Tensor) -> Code:
+        f = code.dense()
+        missed, rows = x - self.decode_code(code), self.encoder_rows
+        u = f + linear(missed, rows, self.b_enc)
+        pattern = self._sparse_enough(u)
+        if pattern is None:
+            return DenseCode(u.relu())
+        before = f[pattern.rows, pattern.latents]
+        values = before + latent_values(missed, rows, self.b_enc, pattern)
+        return SparseCode(pattern, values.relu())
+
+    def inference_config(self) -> SAEConfig:
+        """How the saved SAE encodes."""
+        return replace(super().inference_config(), activation="lista", steps=self.steps)

@@ -1,0 +1,73 @@
+"""Matryoshka dictionary: BatchTopK whose first latents must do without the later ones."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae.dictionaries.base import Moment, StepOutput, register
+from sae.dictionaries.batch_topk import BatchTopK
+from sae.dictionaries.codes import Code, SparseCode
+from sae.errors import ConfigError
+
+
+@register("matryoshka")
+class Matryoshka(BatchTopK):
+    """BatchTopK with the sum of the squared errors of several prefixes of the dictionary as loss.
+
+    The code is selected once, over all latents; each prefix reconstructs with its share of it and
+    b_dec. The saved SAE is that of BatchTopK; its first latents are the general ones.
+
+    Source: Bussmann et al. 2025 (arXiv 2503.17547), section 3; prefixes as there, each with twice
+    as many new latents as the one before.
+
+    Args:
+        d_in: Width of the activations.
+        d_sae: Number of latents.
+        k: How many latents fire per vector on average, 1 to d_sae.
+        auxk: Weight of the AuxK loss of the dead latents (1/32 in the paper); 0 for none.
+        prefixes: Their sizes as rising shares of d_sae; the last is 1.
+        mean: Scaled mean of the training split.
+        generator: Source of the initial weights.
+    """
+
+    options = frozenset({"k", "auxk", "prefixes"})
+
+    def __init__(
+        self,
+        d_in: int,
+        d_sae: int,
+        *,
+        k: int,
+        auxk: float = 0.0,
+        prefixes: Sequence[float] = (1 / 32, 3 / 32, 7 / 32, 15 / 32, 1.0),
+        mean: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(d_in, d_sae, k=k, auxk=auxk, mean=mean, generator=generator)
+        rising = all(0 < a < b for a, b in pairwise([*prefixes, 2.0]))
+        if not prefixes or not rising or prefixes[-1] != 1:
+            raise ConfigError(
+                f"sae.prefixes={list(prefixes)} must be rising shares above 0 whose last is 1, for "
+                "example [0.25,0.5,1]."
+            )
+        self.ends = sorted({max(1, round(share * d_sae)) for share in prefixes})
+
+    def _output(self, x: Tensor, code: Code, x_hat: Tensor, moment: Moment) -> StepOutput:
+        output = super()._output(x, code, x_hat, moment)
+        parts = [self._part(code, a, b) for a, b in pairwise([0, *self.ends[:-1]])]
+        so_far, loss = self.b_dec, torch.zeros((), device=x.device)
+        for part in parts:
+            so_far = so_far + part
+            loss = loss + (x - so_far.to(x.dtype)).square().mean()
+        return output._replace(terms=output.terms | {"prefixes": loss}) if parts else output
+
+    def _part(self, code: Code, start: int, end: int) -> Float[Tensor, "batch d_in"]:
+        """What the latents of a range add to the reconstruction."""
+        if isinstance(code, SparseCode):
+            kept = (code.pattern.latents >= start) & (code.pattern.latents < end)
+            some = SparseCode(code.pattern.only(kept), code.values[kept])
+            return some.atoms_sum(self.W_dec)
+        return code.dense()[:, start:end] @ self.W_dec[start:end]
