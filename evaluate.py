@@ -1,6 +1,7 @@
 """Measure trained sparse autoencoders on held-out text.
 
     python evaluate.py run=outputs/mine 'eval=[core,downstream]'
+    python evaluate.py 'run=[outputs/a,outputs/b]' 'eval=[compare]'
     python evaluate.py run=theirs format=saelens lm=gpt2 layer=4 site=resid
     python evaluate.py run=outputs/mine export=saelens out=for_them
 
@@ -8,6 +9,7 @@ From Python: `evaluate(Path("outputs/mine"), {"core": {}, "downstream": {}})`.
 """
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from sae.dictionaries.sae import SAE
     from sae.evals import EvalResult
 
-_OF_EVALUATION = ("lm", "corpus", "layer", "site", "ctx", "tokens", "device")
+_OF_EVALUATION = ("lm", "corpus", "layer", "site", "ctx", "tokens", "device", "saebench")
 
 register()
 log = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ def evaluate(
     ctx: int | None = None,
     tokens: int | None = None,
     device: str = "auto",
+    saebench: bool = False,
     out: str | None = None,
 ) -> dict[str, "EvalResult"]:
     """Measure one saved SAE and write `<run>/evals/<eval>.json` (names: docs/formats.md).
@@ -60,6 +63,7 @@ def evaluate(
         ctx: For an SAE from another library; default as its files say, or as in conf.
         tokens: Test tokens, default as in training.
         device: `auto`, `cpu`, `cuda`, …
+        saebench: Write `<eval>_saebench.json` beside each result, in SAEBench's schema.
         out: Results go to `<out>/evals` instead.
 
     Raises:
@@ -68,6 +72,8 @@ def evaluate(
     from sae.artifacts import load
     from sae.evals import build, foreign
     from sae.evals.names import results_folder
+    from sae.evals.saebench import WORDS, to_saebench
+    from sae.provenance import write_json
 
     device = build.find_device(device)
     folder = results_folder(str(run), out)
@@ -89,7 +95,11 @@ def evaluate(
     build.prepare_test(source)
     foreign.check_width(sae, source.split("test"))
     results = build.run_evals(sae, source, evals, device)
-    _save(results, folder, sae, source)
+    for word, file in _save(results, folder, sae, source).items():
+        if saebench and word in WORDS:
+            written = file.with_name(f"{file.stem}_saebench.json")
+            write_json(written, to_saebench(word, results, sae, Path(run).name))
+            log.info("wrote %s", written)
     if left_out := sorted(set(evals) - set(results)):
         log.info("left out: %s (these activations offer less)", ", ".join(left_out))
     return results
@@ -146,13 +156,17 @@ def evaluate_together(
 
 def _save(
     results: Mapping[str, "EvalResult"], folder: Path, sae: "SAE", source: "ActivationSource"
-) -> None:
+) -> dict[str, Path]:
+    """Write results; says into which files."""
     from sae.evals.names import result_file
 
-    for result in results.values():
+    files = {}
+    for word, result in results.items():
         file = result_file(folder, result, sae, source)
         result.save(file)
         log.info("wrote %s", file)
+        files[word] = file
+    return files
 
 
 def _as_in_run(sae: "SAE", evals: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -161,6 +175,59 @@ def _as_in_run(sae: "SAE", evals: Mapping[str, Mapping[str, Any]]) -> dict[str, 
 
     own = own_settings(sae)
     return {word: {**own.get(word, {}), **_given(evals[word])} for word in evals}
+
+
+def compare(
+    runs: Sequence[str | Path],
+    settings: Mapping[str, Any] | None = None,
+    *,
+    format: str | None = None,
+    folder: str | Path | None = None,
+    device: str = "auto",
+) -> Path:
+    """Compare saved SAEs with each other and write tables and a heat map (docs/compare.md).
+
+    Args:
+        runs: As for `evaluate`, at least two.
+        settings: As in conf/eval/compare.yaml; what is not given is as there.
+        format: Of their files; None finds it by their names.
+        folder: Where the tables go; default `compare-<key>` in the folder that all runs are in.
+        device: `auto`, `cpu`, `cuda`, …
+
+    Returns:
+        The folder.
+
+    Raises:
+        SAEError: If there is no SAE, or only one.
+    """
+    from sae.artifacts import load
+    from sae.evals.build import find_device, from_settings
+    from sae.evals.compare import Compare
+    from sae.provenance import content_key
+    from sae.reports import write_comparison
+
+    comparison: Compare = from_settings(Compare, "compare", settings or {})
+    paths = {str(run): Path(run).expanduser().resolve() for run in runs}
+    parents = [path.parent for path in paths.values() if path.exists()]  # a hub id is no path
+    common = Path(os.path.commonpath(parents)) if parents else Path.cwd()
+    saes = {
+        str(path.relative_to(common)) if path.exists() else run: load(run, format)
+        for run, path in paths.items()
+    }
+    compared = comparison.run(saes, find_device(device))
+    if folder is None:
+        key = content_key({"runs": list(saes), "settings": compared.settings})
+        folder = common / f"compare-{key[:8]}"
+    return write_comparison(compared, folder)
+
+
+def _runs_in(run: str) -> list[str]:
+    """The run itself; of a sweep the jobs that are finished."""
+    folder = Path(run).expanduser()
+    if not (folder / "multirun.yaml").is_file():
+        return [run]
+    jobs = [file.parent for file in folder.glob("*/results.json")]
+    return [str(job) for job in sorted(jobs, key=lambda job: (len(job.name), job.name))]
 
 
 def export(run: str | Path, word: str, out: str | Path, format: str | None = None) -> Path:
@@ -200,6 +267,16 @@ def _set_by(
     }
 
 
+def _reject_for_compare(names: Sequence[str]) -> None:
+    """Dictionaries are compared on the test text they have in common: their own."""
+    for name in ("lm", "corpus", "layer", "site", "ctx", "tokens"):
+        if any(given.split(".")[0] == name for given in names):
+            raise ConfigError(
+                f"{name} has no effect with eval=[compare], which reads the test text of the runs. "
+                f"Drop {name}; eval.compare.num_tokens=… says how much of it."
+            )
+
+
 def _check_asked(
     config: Mapping[str, Any], runs: Sequence[str], names: Sequence[str], only_export: bool
 ) -> None:
@@ -208,10 +285,13 @@ def _check_asked(
         raise ConfigError("eval is empty. Choose evaluations: 'eval=[core,downstream]'.")
     if config["export"] and not config["out"]:
         raise ConfigError(f"export={config['export']} needs a new folder: out=<folder>.")
-    if config["out"] and len(runs) > 1 and not config["together"]:
+    one_place = config["together"] or list(config["eval"]) == ["compare"]
+    if config["out"] and len(runs) > 1 and not one_place:
         raise ConfigError(f"out={config['out']} is for one run; run= names {len(runs)}.")
     used = {name.partition(".")[0] for name in names}
-    alone = [name for name in ("export", "format", "layer", "site", "ctx") if name in used]
+    alone = [
+        name for name in ("export", "format", "layer", "site", "ctx", "saebench") if name in used
+    ]
     if config["together"] and alone:
         raise ConfigError(f"{', '.join(alone)} has no effect with together=true. Drop one of them.")
     if only_export and (unused := [name for name in _OF_EVALUATION if name in used]):
@@ -247,7 +327,8 @@ def main(composed: DictConfig) -> None:
     try:
         config = check(composed)
         names = names_of(parse(list(HydraConfig.get().overrides.task)))
-        runs = config["run"] if isinstance(config["run"], list) else [config["run"]]
+        named = config["run"] if isinstance(config["run"], list) else [config["run"]]
+        runs = [run for name in named for run in _runs_in(name)]
         only_export = bool(config["export"]) and not any(
             name == "eval" or name.startswith("eval.") for name in names
         )
@@ -258,11 +339,17 @@ def main(composed: DictConfig) -> None:
             return
         evals = _set_by(names, config["eval"])
         passed = {name: config[name] for name in _OF_EVALUATION}
+        comparison = evals.pop("compare", None)
+        if comparison is not None:
+            _reject_for_compare(names)
+            options = {"format": config["format"], "folder": config["out"]}
+            folder = compare(runs, comparison, **options, device=config["device"])
+            log.info("wrote %s", folder / "pairs.csv")
         if config["together"]:
             on = {name: config[name] for name in ("lm", "corpus", "tokens", "device", "out")}
-            show(evaluate_together(runs, evals, **on), " + ".join(runs))
+            show(evaluate_together(runs, evals, **on), " + ".join(map(str, runs)))
             return
-        for run in runs:
+        for run in runs if evals else ():
             results = evaluate(run, evals, format=config["format"], out=config["out"], **passed)
             show(results, run)
     except SAEError as error:

@@ -86,5 +86,6 @@ def run_name(config: Mapping[str, Any]) -> str:
     kind = "own" if activations.get("kind") == "folder" else activations.get("kind")
     where = f"{activations['site']}.{activations['layer']}" if "site" in activations else kind
     sparsity = sparsity_of(sae)
-    parts = [sae["architecture"], where, *sparsity, f"x{sae['dict_ratio']:g}"]
+    size = [f"x{sae['dict_ratio']:g}"] if "dict_ratio" in sae else []
+    parts = [sae["architecture"], where, *sparsity, *size]
     return "-".join([*parts, f"seed{config['seed']}"])

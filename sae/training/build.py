@@ -7,7 +7,8 @@ import torch
 
 from sae.activations.datamodule import ActivationDataModule
 from sae.activations.sources import ActivationSource
-from sae.dictionaries import build_dictionary
+from sae.dictionaries import ARCHITECTURES, build_dictionary
+from sae.dictionaries.untied import Untied
 from sae.errors import ConfigError
 from sae.training.module import RunLength, SAEModule
 from sae.training.optimizers import OptimizerSettings
@@ -24,10 +25,14 @@ def build_module(config: Mapping[str, Any], data: ActivationDataModule) -> SAEMo
     """
     settings = dict(config["sae"])
     warmup, target_l0 = settings.pop("sparsity_warmup_tokens", 0), settings.pop("target_l0", None)
+    frozen_decoder = settings.pop("frozen_decoder", False)
     dictionary = build_dictionary(
         settings, d_in=data.d_in, mean=data.mean * data.scale, seed=config["seed"]
     )
     dictionary.kernels = config["trainer"]["kernels"]
+    if frozen_decoder:
+        assert isinstance(dictionary, Untied)  # see `check_settings`
+        dictionary.freeze_decoder()
     return SAEModule(
         dictionary,
         length=RunLength(data.steps, data.batch_size),
@@ -47,7 +52,16 @@ def check_settings(config: Mapping[str, Any]) -> None:
         ConfigError: At the first setting that is missing, unknown or out of range.
     """
     OptimizerSettings(**config["optimizer"])
-    ResampleSettings(**config["resample"])
+    resampling = ResampleSettings(**config["resample"])
+    architecture = ARCHITECTURES.get(config["sae"]["architecture"])
+    if architecture is not None:  # an unknown word is `build_dictionary`'s to explain
+        frozen = config["sae"].get("frozen_decoder", False)
+        if frozen and not issubclass(architecture, Untied):
+            raise ConfigError(
+                f"sae.frozen_decoder has no meaning with sae={architecture.architecture}: encoder "
+                "and decoder are one matrix. Use an untied SAE, such as sae=topk or sae=l1."
+            )
+        resampling.check(architecture, frozen)
     trainer = config["trainer"]
     devices, processes = trainer["devices"], num_processes(trainer)
     if trainer["batch_size"] % processes:
