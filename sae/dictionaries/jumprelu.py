@@ -23,7 +23,6 @@ from sae.dictionaries.untied import Untied
 from sae.errors import ConfigError
 from sae.kernels import latent_values
 
-
 PACE = 4.0
 """How much faster than a weight a threshold's logarithm moves: theta = e^(PACE t), t is trained.
 
