@@ -39,8 +39,14 @@ def run_evals(
         ConfigError: If a word is unknown or a setting does not fit.
     """
     evaluations = make_evals(evals, ctx_of(source), offers_of(source))
+    context = context_of(sae, source, device)
+    return {word: evaluation.run(context) for word, evaluation in evaluations.items()}
+
+
+def context_of(sae: SAE, source: ActivationSource, device: str = "cpu") -> EvalContext:
+    """What evaluations read of an SAE and the test split of a prepared source."""
     of_lm = source if isinstance(source, LMActivations) else None
-    context = EvalContext(
+    return EvalContext(
         sae=sae.to(device),
         point=of_lm.point if of_lm else None,
         rows=source.split("test"),
@@ -48,7 +54,6 @@ def run_evals(
         load_lm=cache(lambda: of_lm.load_lm(device)) if of_lm else None,
         world=source.world if isinstance(source, SuperpositionActivations) else None,
     )
-    return {word: evaluation.run(context) for word, evaluation in evaluations.items()}
 
 
 def check_evals(evals: Evals, ctx: int | None, offers: Collection[str] = ()) -> None:

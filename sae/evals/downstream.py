@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,32 +64,49 @@ class DownstreamEval:
 
     def run(self, context: EvalContext) -> EvalResult:
         """Measure on the first contexts of the split."""
-        if context.store is None or context.point is None:
+        return self.run_together([context])
+
+    def run_together(self, contexts: Sequence[EvalContext]) -> EvalResult:
+        """Measure with several SAEs spliced in at once, each at its own point of the same text."""
+        first = contexts[0]
+        store, points = first.store, [context.point for context in contexts]
+        if store is None or None in points:
             raise ConfigError(
                 "eval=downstream needs the tokens behind the activations; a folder of activations "
                 "has none. Use activations harvested from an LM, or eval=core."
             )
-        metric = measure(
-            context.lm,
-            context.store,
-            context.point,
-            context.sae,
-            torch.as_tensor(context.rows.stats.mean).float(),
+        metric = measure_together(
+            first.lm,
+            store,
+            {context.point: context.sae for context in contexts if context.point},
+            {context.point: _mean(context) for context in contexts if context.point},
             num_tokens=self.num_tokens,
             batch_contexts=self.batch_contexts,
         )
-        contexts, ctx = context.store.tokens.shape
+        num_contexts = min(len(store.tokens), contexts_in(self.num_tokens, store.tokens.shape[1]))
+        tokens, made = num_contexts * store.tokens.shape[1], metric.num_rows()
+        first_positions = 0 if store.spec.keep_first else num_contexts
+        spliced = [describe(context) for context in contexts]
+        together = {"together": [{key: one[key] for key in ("point", "sae")} for one in spliced]}
         return EvalResult(
             eval=self.name,
             metrics=estimates(metric.compute(), metric.intervals(**asdict(self.bootstrap))),
-            tokens={
-                "tokens": min(contexts, contexts_in(self.num_tokens, ctx)) * ctx,
-                "predictions": metric.num_rows(),
+            tokens={"tokens": tokens, "predictions": made},
+            details={
+                "resampled_units": metric.num_units(),
+                "left_out": {
+                    "position_0": first_positions,
+                    "context_end": num_contexts,
+                    "document_border": tokens - made - num_contexts - first_positions,
+                },
             },
-            details={"resampled_units": metric.num_units()},
             settings=asdict(self),
-            provenance=describe(context),
+            provenance=spliced[0] | (together if len(contexts) > 1 else {}),
         )
+
+
+def _mean(context: EvalContext) -> Tensor:
+    return torch.as_tensor(context.rows.stats.mean).float()
 
 
 def contexts_in(num_tokens: int, ctx: int) -> int:
@@ -105,7 +122,6 @@ def contexts_in(num_tokens: int, ctx: int) -> int:
     return num_tokens // ctx
 
 
-@torch.no_grad()
 def measure(
     lm: SplicedLM,
     store: ActivationStore,
@@ -117,7 +133,25 @@ def measure(
     batch_contexts: int,
     quiet: bool = False,
 ) -> NextToken:
-    """One forward pass for each condition and batch, the clean one included.
+    """`measure_together` at a single point."""
+    return measure_together(
+        lm, store, {point: splice}, {point: mean},
+        num_tokens=num_tokens, batch_contexts=batch_contexts, quiet=quiet,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def measure_together(
+    lm: SplicedLM,
+    store: ActivationStore,
+    splices: Mapping[Point, Callable[[Tensor], Tensor]],
+    means: Mapping[Point, Float[Tensor, " d_in"]],
+    *,
+    num_tokens: int,
+    batch_contexts: int,
+    quiet: bool = False,
+) -> NextToken:
+    """A forward pass for each condition and batch; what lies below all points runs once a batch.
 
     Zero and mean ablation do not depend on the SAE: their sums are kept in the store's folder, so
     that the next SAE at the same point pays for two passes instead of four.
@@ -125,9 +159,9 @@ def measure(
     Args:
         lm: The LM.
         store: Tokens and documents.
-        point: Where activations are replaced.
-        splice: Makes, of the activations [batch ctx d_in], what takes their place.
-        mean: Mean activation of the split, for mean ablation.
+        splices: By point, what makes of its activations [batch ctx d_in] what takes their place.
+            A lower point is replaced before a higher one is computed.
+        means: Mean activation of the split at the same points, for mean ablation.
         num_tokens: Upper limit to the tokens read: the store's first contexts, whole ones.
         batch_contexts: Contexts in one forward pass.
         quiet: Show no progress.
@@ -141,19 +175,21 @@ def measure(
     identity = {
         "lm": dict(lm.identity), "dtype": str(lm.dtype), "device": lm.device.type,
         "contexts": num_contexts, "keep_first": keep_first, "groups": metric.num_groups,
-        "mean": mean.tolist(),
+        "mean": [entry for mean in means.values() for entry in mean.tolist()],
     }  # fmt: skip
-    kept = store.folder / "ablations" / f"{point}.{content_key(identity)}.json"
+    where = "+".join(map(str, splices))
+    kept = store.folder / "ablations" / f"{where}.{content_key(identity)}.json"
     known = _restore(metric, kept)
     replacements = {
-        "sae": splice,
-        "zero": torch.zeros_like,
-        "mean": lambda activation: mean.to(activation).expand_as(activation),
+        "sae": splices,
+        "zero": dict.fromkeys(splices, torch.zeros_like),
+        "mean": {point: _constant(mean) for point, mean in means.items()},
     }
-    conditions = {name: fn for name, fn in replacements.items() if name not in known}
-    if not keep_first:
-        conditions = {name: _sparing_first(fn) for name, fn in conditions.items()}
-
+    conditions = {
+        name: {point: fn if keep_first else _sparing_first(fn) for point, fn in replaced.items()}
+        for name, replaced in replacements.items()
+        if name not in known
+    }
     ctx = store.tokens.shape[1]
     shown = progress("evaluate predictions", num_contexts * ctx, "tokens")
     with nullcontext(lambda n: None) if quiet else shown as advance:
@@ -161,14 +197,19 @@ def measure(
             part = slice(start, min(start + batch_contexts, num_contexts))
             tokens = torch.as_tensor(store.tokens[part], device=lm.device).long()
             document = torch.as_tensor(store.document[part], device=lm.device).long()
-            logits = {"clean": lm.logits(tokens)}
-            for name, replacement in conditions.items():
-                logits[name] = lm.logits(tokens, replace={point: replacement})
-            metric.update(tokens, document, logits)
+            # Logits are large: no more than two sets of them are held at any time.
+            passes = lm.logits_under(tokens, [{}, *conditions.values()])
+            metric.update(tokens, document, {"clean": next(passes), "sae": next(passes)})
+            for name, logits in zip(list(conditions)[1:], passes, strict=True):
+                metric.update_ablation(name, tokens, document, logits)
             advance(tokens.numel())
     if not known:
         _keep(metric, kept)
     return metric
+
+
+def _constant(mean: Float[Tensor, " d_in"]) -> Callable[[Tensor], Tensor]:
+    return lambda activation: mean.to(activation).expand_as(activation)
 
 
 def _sparing_first(replacement: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -14,6 +14,8 @@ PROPORTIONAL = 1.0
 INTEGRAL = 20.0
 """How far, in units of the error, the penalty's base moves within the time of a run."""
 _LARGEST_ERROR = 1.0
+_FARTHEST = math.log(1e4)
+"""Largest I: where the code cannot follow (thresholds that learn slowly), it must find back."""
 
 
 class TargetL0(nn.Module):
@@ -75,3 +77,4 @@ class TargetL0(nn.Module):
         error = (l0.double() / self.target).log().clamp(-_LARGEST_ERROR, _LARGEST_ERROR)
         self.error.copy_(error)
         self.integral += INTEGRAL / self.steps * error
+        self.integral.clamp_(-_FARTHEST, _FARTHEST)

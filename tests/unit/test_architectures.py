@@ -15,6 +15,7 @@ from sae.activations.folder import TensorActivations
 from sae.dictionaries import ARCHITECTURES, build_dictionary
 from sae.dictionaries.auxk import auxk_loss
 from sae.dictionaries.base import Moment
+from sae.dictionaries.jumprelu import PACE
 from sae.dictionaries.p_anneal import SMALLEST
 from sae.dictionaries.sae import smooth_jump
 from sae.errors import ConfigError
@@ -89,7 +90,7 @@ def test_jumprelu_thresholds_learn_by_the_published_estimates(kernels):
     output = dictionary.training_output(x)
     torch.stack(list(output.terms.values())).sum().backward()
     with torch.no_grad():
-        pre, theta = dictionary.pre(x), dictionary.log_threshold.exp()
+        pre, theta = dictionary.pre(x), dictionary.thresholds()
         width = dictionary.bandwidth
         error = 2 * (output.x_hat - x) / x.numel()
         expected = torch.zeros(D_SAE, dtype=torch.float64)
@@ -101,16 +102,16 @@ def test_jumprelu_thresholds_learn_by_the_published_estimates(kernels):
                 seen += 1
                 of_f = error[row] @ dictionary.W_dec[latent]
                 of_theta = -theta[latent] / width * of_f - 1e-2 / width / len(x)
-                expected[latent] += of_theta * theta[latent]  # theta is an exponential
+                expected[latent] += of_theta * PACE * theta[latent]  # theta = e^(PACE t)
     assert seen > 50
-    torch.testing.assert_close(dictionary.log_threshold.grad, expected)
+    torch.testing.assert_close(dictionary.t.grad, expected)
 
 
 def test_jumprelu_weights_get_the_gradient_of_what_fires():
     dictionary, x = build("jumprelu").double(), x_of(dtype=torch.float64)
     loss_of(dictionary, x).backward()
     pre = ((x - dictionary.b_dec) @ dictionary.W_enc + dictionary.b_enc).detach()
-    mask = (pre > dictionary.log_threshold.exp()).double().detach()
+    mask = (pre > dictionary.thresholds()).double().detach()
     W_enc, b_enc = (
         t.detach().clone().requires_grad_() for t in (dictionary.W_enc, dictionary.b_enc)
     )
@@ -139,6 +140,7 @@ def test_auxk_trains_both_sides_of_dead_latents_and_of_no_others(word, kernels):
     for parameter in (dictionary.encoder_rows, dictionary.W_dec, dictionary.b_enc):
         moved = parameter.grad.reshape(D_SAE, -1).abs().sum(1) > 0
         assert torch.equal(moved, dead)
+    assert dictionary.b_dec.grad is None  # all latents stand on it
     assert "auxk" not in dictionary.training_output(x, Moment(dead=~dead & dead)).terms
     assert "auxk" not in dictionary.training_output(x).terms
 
