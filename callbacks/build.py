@@ -12,6 +12,7 @@ from callbacks.dead_features import DeadFeatures
 from callbacks.downstream import DownstreamPerplexity
 from callbacks.metrics_csv import MetricsCSV
 from callbacks.reconstruction import Reconstruction
+from sae.activations.build import ends_of
 from sae.activations.datamodule import ActivationDataModule
 from sae.activations.sources import LMActivations
 from sae.dictionaries.base import sparsity_of
@@ -44,7 +45,7 @@ def _downstream(data: ActivationDataModule, **settings: Any) -> DownstreamPerple
     return DownstreamPerplexity(
         lambda: source.load_lm(source.device),
         source.store("val"),
-        source.point,
+        source.ends,
         data.mean_of("val"),  # no metric reads training text
         **settings,
     )
@@ -83,7 +84,7 @@ def run_name(config: Mapping[str, Any]) -> str:
         'tied-resid.4-l1=0.001-x8-seed0'
     """
     sae, activations = config["sae"], config["activations"]
-    where = f"{activations['site']}.{activations['layer']}" if "site" in activations else "own"
+    where = str(ends_of(activations)) if "site" in activations else "own"
     sparsity = sparsity_of(sae)
     parts = [sae["architecture"], where, *sparsity, f"x{sae['dict_ratio']:g}"]
     return "-".join([*parts, f"seed{config['seed']}"])

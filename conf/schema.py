@@ -43,6 +43,7 @@ class LMActivationsConfig(ActivationsConfig):
 
     layer: Any = ranged(int, low=0, many=True)
     site: Any = ranged(str, choices=SITES, many=True)
+    target: Any = ranged(str, None, choices=SITES, null=True)
     tokens: Any = ranged(int, low=1)
     val_tokens: Any = ranged(int, low=1)
     test_tokens: Any = ranged(int, low=1)
@@ -63,6 +64,7 @@ class SAEConfig:
     k: Any = ranged(int, None, low=1, many=True)
     target_l0: Any = ranged(float, None, above=0, many=True, null=True)
     sparsity_warmup_tokens: Any = ranged(SPAN, None)
+    skip: Any = ranged(bool, False)
 
 
 @dataclass
@@ -142,6 +144,7 @@ class TrainConfig:
     eval: Any = MISSING
     layer: Any = ranged(int, low=0, many=True)
     site: Any = ranged(str, choices=SITES, many=True)
+    target: Any = ranged(str, None, choices=SITES, null=True)
     l1: Any = ranged(float, low=0, many=True)
     k: Any = ranged(int, low=1, many=True)
     target_l0: Any = ranged(float, None, above=0, many=True, null=True)
@@ -174,7 +177,13 @@ NODES: dict[str, type] = {
 }  # fmt: skip
 WORDS = ("callbacks", "eval")
 """Nodes that hold one node a word; each checks its own further settings."""
-SHORT = ("layer", "site", "l1", "k", "target_l0", "dict_ratio", "tokens", "epochs", "seed")
+SHORT = (
+    "layer", "site", "target", "l1", "k", "target_l0", "dict_ratio", "tokens", "epochs", "seed",
+)  # fmt: skip
+LISTS = ("layer", "site", "l1", "k", "target_l0", "dict_ratio", "seed")
+"""Short overrides of which a list stands for several SAEs (`several`)."""
+JOINING = ("crosscoder",)
+"""Architectures that read all listed layers at once."""
 USED_BY_PROGRAM = ("epochs", "seed")
 """Short overrides that train.py reads itself, so that no yaml node needs to mention them."""
 
@@ -184,6 +193,17 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=TrainConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
+
+
+def several(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The short overrides whose list stands for several SAEs, with the list."""
+    joins = _at(config, "sae", "architecture") in JOINING
+    return {
+        name: config[name]
+        for name in LISTS
+        if OmegaConf.is_list(config[name]) or isinstance(config[name], list)
+        if not (joins and name == "layer")
+    }
 
 
 def options(group: str) -> list[str]:
@@ -306,4 +326,4 @@ def _no_value(key: str) -> str:
 
 def _at(config: Mapping[str, Any], node: str, key: str) -> Any:
     content = config.get(node)
-    return content.get(key) if isinstance(content, dict) else None
+    return content.get(key) if isinstance(content, dict | DictConfig) else None

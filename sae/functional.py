@@ -8,6 +8,24 @@ from torch import Tensor
 
 from sae.errors import DegenerateInputError
 
+
+def input_and_target(
+    batch: Float[Tensor, "*batch width"], d_in: int
+) -> tuple[Float[Tensor, "*batch d_in"], Float[Tensor, "*batch d_out"]]:
+    """What an SAE reads and what it shall give, of vectors that hold both, one beside the other.
+
+    Vectors that are as wide as the input are their own target.
+
+    Example:
+        >>> x, target = input_and_target(torch.tensor([[1.0, 2.0, 3.0]]), 2)
+        >>> x, target
+        (tensor([[1., 2.]]), tensor([[3.]]))
+    """
+    if batch.shape[-1] == d_in:
+        return batch, batch
+    return batch[..., :d_in], batch[..., d_in:]
+
+
 # Metrics
 #
 # Reconstruction metrics are ratios of sums over rows, so that one formula serves a single batch, a

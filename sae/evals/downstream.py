@@ -26,9 +26,10 @@ from sae.evals.base import (
 from sae.metrics.next_token import ABLATIONS, NextToken
 from sae.progress import progress
 from sae.provenance import content_key, write_json
-from sae.types import Point
+from sae.types import Ends, Point
 
 log = logging.getLogger(__name__)
+Replacement = Callable[[Tensor], Tensor]
 
 
 @register
@@ -47,6 +48,7 @@ class DownstreamEval:
 
     name: ClassVar[str] = "downstream"
     needs: ClassVar[frozenset[str]] = frozenset({"tokens"})
+    joined: ClassVar[bool] = True
     num_tokens: int = 32_768
     batch_contexts: int = 8
     bootstrap: Bootstrap = Bootstrap()
@@ -64,7 +66,7 @@ class DownstreamEval:
 
     def run(self, context: EvalContext) -> EvalResult:
         """Measure on the first contexts of the split."""
-        if context.store is None or context.point is None:
+        if context.store is None or context.ends is None:
             raise ConfigError(
                 "eval=downstream needs the tokens behind the activations; a folder of activations "
                 "has none. Use activations harvested from an LM, or eval=core."
@@ -72,7 +74,7 @@ class DownstreamEval:
         metric = measure(
             context.lm,
             context.store,
-            context.point,
+            context.ends,
             context.sae,
             torch.as_tensor(context.rows.stats.mean).float(),
             num_tokens=self.num_tokens,
@@ -109,9 +111,9 @@ def contexts_in(num_tokens: int, ctx: int) -> int:
 def measure(
     lm: SplicedLM,
     store: ActivationStore,
-    point: Point,
-    splice: Callable[[Tensor], Tensor],
-    mean: Float[Tensor, " d_in"],
+    where: Point | Ends,
+    splice: Replacement,
+    mean: Float[Tensor, " width"],
     *,
     num_tokens: int,
     batch_contexts: int,
@@ -125,9 +127,9 @@ def measure(
     Args:
         lm: The LM.
         store: Tokens and documents.
-        point: Where activations are replaced.
-        splice: Makes, of the activations [batch ctx d_in], what takes their place.
-        mean: Mean activation of the split, for mean ablation.
+        where: Where activations are replaced, or the ends of a transcoder or crosscoder.
+        splice: Makes, of the activations [batch ctx d_in] that are read, what is written.
+        mean: Mean vector of the split at all points of the ends, for mean ablation.
         num_tokens: Upper limit to the tokens read: the store's first contexts, whole ones.
         batch_contexts: Contexts in one forward pass.
         quiet: Show no progress.
@@ -137,23 +139,21 @@ def measure(
     """
     num_contexts = min(len(store.tokens), contexts_in(num_tokens, store.tokens.shape[1]))
     keep_first = store.spec.keep_first
+    ends = Ends.at(where) if isinstance(where, Point) else where
     metric = NextToken(keep_first=keep_first).to(lm.device)
     identity = {
         "lm": dict(lm.identity), "dtype": str(lm.dtype), "device": lm.device.type,
         "contexts": num_contexts, "keep_first": keep_first, "groups": metric.num_groups,
         "mean": mean.tolist(),
     }  # fmt: skip
-    kept = store.folder / "ablations" / f"{point}.{content_key(identity)}.json"
+    kept = store.folder / "ablations" / f"{ends}.{content_key(identity)}.json"
     known = _restore(metric, kept)
-    replacements = {
-        "sae": splice,
-        "zero": torch.zeros_like,
-        "mean": lambda activation: mean.to(activation).expand_as(activation),
+    notes, conditions = replacements(ends, splice, mean)
+    conditions = {
+        name: {p: fn if keep_first else _sparing_first(fn) for p, fn in replaced.items()}
+        for name, replaced in conditions.items()
+        if name not in known
     }
-    conditions = {name: fn for name, fn in replacements.items() if name not in known}
-    if not keep_first:
-        conditions = {name: _sparing_first(fn) for name, fn in conditions.items()}
-
     ctx = store.tokens.shape[1]
     shown = progress("evaluate predictions", num_contexts * ctx, "tokens")
     with nullcontext(lambda n: None) if quiet else shown as advance:
@@ -161,9 +161,9 @@ def measure(
             part = slice(start, min(start + batch_contexts, num_contexts))
             tokens = torch.as_tensor(store.tokens[part], device=lm.device).long()
             document = torch.as_tensor(store.document[part], device=lm.device).long()
-            logits = {"clean": lm.logits(tokens)}
-            for name, replacement in conditions.items():
-                logits[name] = lm.logits(tokens, replace={point: replacement})
+            logits = {"clean": lm.logits(tokens, replace=notes)}
+            for name, replaced in conditions.items():
+                logits[name] = lm.logits(tokens, replace=replaced)
             metric.update(tokens, document, logits)
             advance(tokens.numel())
     if not known:
@@ -171,7 +171,57 @@ def measure(
     return metric
 
 
-def _sparing_first(replacement: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def replacements(
+    ends: Ends, splice: Replacement, mean: Float[Tensor, " width"]
+) -> tuple[dict[Point, Replacement], dict[str, dict[Point, Replacement]]]:
+    """What is done at which point: in the clean pass, and under `sae`, `zero` and `mean`.
+
+    An SAE at one point makes its output of what comes there. Transcoders and crosscoders make
+    theirs of what the clean pass, which must come first, has shown where they read.
+    """
+    conditions: dict[str, dict[Point, Replacement]] = {
+        "zero": dict.fromkeys(ends.writes, torch.zeros_like),
+        "mean": dict(zip(ends.writes, _constants(mean, len(ends.writes)), strict=True)),
+    }
+    if ends.point is not None:
+        return {}, {"sae": {ends.point: splice}, **conditions}
+    seen: dict[Point, Tensor] = {}
+    made: list[Tensor] = []
+
+    def note(point: Point) -> Replacement:
+        def noted(activation: Tensor) -> Tensor:
+            made.clear()
+            seen[point] = activation
+            return activation
+
+        return noted
+
+    def write(i: int) -> Replacement:
+        def written(activation: Tensor) -> Tensor:
+            if not made:  # position 0 may be left out
+                parts = [seen[point][:, -activation.shape[1] :] for point in ends.reads]
+                x_hat = splice(torch.cat(parts, dim=-1))
+                widths = [x_hat.shape[-1]] if ends.pair else [part.shape[-1] for part in parts]
+                made.extend(x_hat.split(widths, dim=-1))
+            return made[i]
+
+        return written
+
+    of_sae = {point: write(i) for i, point in enumerate(ends.writes)}
+    return {point: note(point) for point in ends.reads}, {"sae": of_sae, **conditions}
+
+
+def _constants(mean: Float[Tensor, " width"], count: int) -> list[Replacement]:
+    """The part of the mean vector that belongs to each of the points written to."""
+
+    def constant(part: Tensor) -> Replacement:
+        # of a transcoder's vectors the target is the end
+        return lambda activation: part[-activation.shape[-1] :].to(activation).expand_as(activation)
+
+    return [constant(part) for part in mean.chunk(count)]  # layers are equally wide
+
+
+def _sparing_first(replacement: Replacement) -> Replacement:
     def spared(activation: Tensor) -> Tensor:
         first, others = activation[:, :1], activation[:, 1:]
         return torch.cat([first, replacement(others).to(others)], dim=1)

@@ -97,7 +97,7 @@ class LanguageModel:
     def width(self, point: Point) -> int:
         """Width d of the activation vectors at a point."""
         self.check(point)
-        if not sites.is_input(point):
+        if not sites.is_input(point) or point.site == "mlp_in":
             return self.d_model
         module: Any = sites.module_at(self.model, point)
         # GPT-2 has its own Conv1D, a linear layer that calls its input width nx.

@@ -7,7 +7,8 @@ import torch
 
 from sae.activations.datamodule import ActivationDataModule
 from sae.activations.sources import ActivationSource
-from sae.dictionaries import build_dictionary
+from sae.dictionaries import ARCHITECTURES, build_dictionary
+from sae.dictionaries.base import check_ends
 from sae.errors import ConfigError
 from sae.training.module import RunLength, SAEModule
 from sae.training.optimizers import OptimizerSettings
@@ -24,9 +25,13 @@ def build_module(config: Mapping[str, Any], data: ActivationDataModule) -> SAEMo
     """
     settings = dict(config["sae"])
     warmup, target_l0 = settings.pop("sparsity_warmup_tokens", 0), settings.pop("target_l0", None)
+    ends, widths = getattr(data.source, "ends", None), data.widths
+    pair = ends is not None and ends.pair
+    d_in, d_out = widths if pair else (data.d_in, None)
     dictionary = build_dictionary(
-        settings, d_in=data.d_in, mean=data.mean * data.scale, seed=config["seed"]
-    )
+        settings, d_in=d_in, d_out=d_out, widths=() if pair or len(widths) == 1 else widths,
+        mean=data.mean * data.scale, seed=config["seed"],
+    )  # fmt: skip
     dictionary.kernels = config["trainer"]["kernels"]
     return SAEModule(
         dictionary,
@@ -48,6 +53,15 @@ def check_settings(config: Mapping[str, Any]) -> None:
     """
     OptimizerSettings(**config["optimizer"])
     ResampleSettings(**config["resample"])
+    sae, activations = config["sae"], config["activations"]
+    if sae["architecture"] in ARCHITECTURES:  # an unknown word is `build_dictionary`'s to explain
+        layer = activations.get("layer")
+        check_ends(
+            sae["architecture"],
+            transcoder=activations.get("target") is not None,
+            num_layers=len(layer) if isinstance(layer, list) else 1,
+            skip=sae.get("skip", False),
+        )
     trainer = config["trainer"]
     devices, processes = trainer["devices"], num_processes(trainer)
     if trainer["batch_size"] % processes:
@@ -110,12 +124,20 @@ def l1_equivalents(config: Mapping[str, Any], data: ActivationDataModule) -> dic
 
     Returns:
         `l1`, its value on unscaled activations, and its value in the form of other libraries,
-        where the squared error is summed over d_in; empty for an SAE without l1.
+        where the squared error is summed over d_in (of a transcoder: over its target's width);
+        empty for an SAE without l1.
     """
     l1 = config["sae"].get("l1")
     if l1 is None:
         return {}
-    return {"l1": l1, "l1_raw_scale": l1 / data.scale, "l1_sum_over_d_in": l1 * data.d_in}
+    ends = getattr(data.source, "ends", None)
+    if ends is not None and ends.pair:
+        width, scale = data.widths[-1], data.scales[-1]
+    elif isinstance(data.scale, float):
+        width, scale = data.d_in, data.scale
+    else:  # layers of unlike scales: no single number
+        return {"l1": l1, "l1_sum_over_d_in": l1 * data.d_in}
+    return {"l1": l1, "l1_raw_scale": l1 / scale, "l1_sum_over_d_in": l1 * width}
 
 
 def resolve_device(accelerator: str) -> str:

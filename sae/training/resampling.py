@@ -14,7 +14,8 @@ Each rule is a function here or a method there, and is tested by itself. `toward
 from rule 4: the direction is that of x - x_hat, what the dictionary misses of the drawn input.
 Where a few tokens have massive activations (2 % of the default LM's, at six times the norm of the
 rest) nearly all drawn inputs are such tokens, and latents pointed at them all fire on all of them:
-the loss rises a thousandfold (docs/adr/0002 has the measurement).
+the loss rises a thousandfold (docs/adr/0002 has the measurement). In a transcoder the direction is
+that of the target, or of what is missed of it; the encoder points at the input (`Untied.revive`).
 """
 
 from collections.abc import Callable, Sequence
@@ -125,7 +126,7 @@ def resample(
     dictionary: Dictionary,
     optimizer: torch.optim.Optimizer,
     dead: Bool[Tensor, " d_sae"],
-    inputs: Callable[[], Float[Tensor, "n d_in"]],
+    inputs: Callable[[], Float[Tensor, "n width"]],
     generator: torch.Generator,
     toward: str = "input",
 ) -> Int[Tensor, " n"]:
@@ -144,9 +145,11 @@ def resample(
         return latents
     x = inputs().to(dead.device)
     losses = torch.cat([dictionary.row_losses(part).float() for part in x.split(_ENCODE_AT_ONCE)])
-    losses[x.norm(dim=1) == 0] = 0.0  # a vector of zeros has no direction to point at
-    drawn = x[draw_inputs(losses, len(latents), generator).to(x.device)]
-    target = drawn - dictionary(drawn).float() if toward == "residual" else drawn
+    for side in dictionary.split(x):  # a vector of zeros has no direction to point at
+        losses[side.norm(dim=1) == 0] = 0.0
+    drawn, target = dictionary.split(x[draw_inputs(losses, len(latents), generator).to(x.device)])
+    if toward == "residual":
+        target = target - dictionary(drawn).float()
     dictionary.revive(latents, drawn, unit_rows(target), ~dead)
     reset_adam_rows(optimizer, dictionary.latent_parameters(), latents)
     return latents
