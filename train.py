@@ -277,7 +277,8 @@ def _save(
         "scale": data.scales[0] if len(data.scales) == 1 else list(data.scales),
         "normalize": data.normalize,
         "settings": {
-            name: config[name] for name in ("sae", "resample", "optimizer", "seed", "eval")
+            name: config.get(name)
+            for name in ("sae", "resample", "optimizer", "seed", "eval", "e2e")
         },
         "l1_equivalents": l1_equivalents(config, data),
         "tokens": data.steps * data.batch_size,

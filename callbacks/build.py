@@ -87,4 +87,5 @@ def run_name(config: Mapping[str, Any]) -> str:
     where = str(ends_of(activations)) if "site" in activations else "own"
     sparsity = sparsity_of(sae)
     parts = [sae["architecture"], where, *sparsity, f"x{sae['dict_ratio']:g}"]
-    return "-".join([*parts, f"seed{config['seed']}"])
+    kind = ["e2e"] if config.get("e2e") else []
+    return "-".join([*parts, *kind, f"seed{config['seed']}"])

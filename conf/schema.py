@@ -118,6 +118,15 @@ class OptimizerConfig:
 
 
 @dataclass
+class EndToEndConfig:
+    """The node `e2e`, which conf/experiment/e2e.yaml fills."""
+
+    loss: Any = ranged(str, "kl", choices=("kl", "ce"))
+    weight: Any = ranged(float, 1.0, above=0)
+    reconstruction: Any = ranged(float, 0.0, low=0)
+
+
+@dataclass
 class WordConfig:
     """What one word of conf/callbacks/*.yaml or conf/eval/*.yaml may hold."""
 
@@ -142,6 +151,7 @@ class TrainConfig:
     logger: LoggerConfig = MISSING
     callbacks: Any = MISSING
     eval: Any = MISSING
+    e2e: Any = None
     layer: Any = ranged(int, low=0, many=True)
     site: Any = ranged(str, choices=SITES, many=True)
     target: Any = ranged(str, None, choices=SITES, null=True)
@@ -173,7 +183,7 @@ class EvaluateConfig:
 ACTIVATIONS: dict[str, type] = {"lm": LMActivationsConfig, "folder": FolderActivationsConfig}
 NODES: dict[str, type] = {
     "sae": SAEConfig, "resample": ResampleConfig, "optimizer": OptimizerConfig,
-    "trainer": TrainerConfig, "logger": LoggerConfig,
+    "trainer": TrainerConfig, "logger": LoggerConfig, "e2e": EndToEndConfig,
 }  # fmt: skip
 WORDS = ("callbacks", "eval")
 """Nodes that hold one node a word; each checks its own further settings."""
@@ -303,6 +313,8 @@ def _typed_nodes(plain: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]
                 f"activations.kind={shown(kind)} must be one of {', '.join(ACTIVATIONS)}."
             )
         types["activations"] = ACTIVATIONS[kind]
+    if plain.get("e2e") is None:
+        types.pop("e2e")
     nodes = [(name, plain[name], types[name]) for name in types if name in plain]
     for group in WORDS:
         words = plain.get(group, {})

@@ -84,12 +84,12 @@ class TopK(Untied):
         self, x: Tensor, target: Tensor, code: Code, x_hat: Tensor, moment: Moment
     ) -> StepOutput:
         output = super()._output(x, target, code, x_hat, moment)
-        loss = auxk_loss(self, x, output.x_hat, target, moment.dead) if self.auxk else None
-        return (
-            output
-            if loss is None
-            else output._replace(terms=output.terms | {"auxk": self.auxk * loss})
-        )
+        if not self.auxk or moment.dead is None:
+            return output
+        loss = auxk_loss(self, x, output.x_hat, target, moment.dead)
+        # 0, not nothing: Lightning would log the last value that there was
+        auxk = output.x_hat.new_zeros(()) if loss is None else self.auxk * loss
+        return output._replace(terms=output.terms | {"auxk": auxk})
 
     def inference_config(self) -> SAEConfig:
         """How the saved SAE encodes: TopK, then ReLU."""

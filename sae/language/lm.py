@@ -160,6 +160,14 @@ class LanguageModel:
             SiteError: If a point does not exist or a replacement has another shape.
             ConfigError: If the contexts are longer than the LM allows.
         """
+        return self.differentiable_logits(tokens, replace)
+
+    def differentiable_logits(
+        self,
+        tokens: Int[Tensor, "batch ctx"],
+        replace: Mapping[Point, Replacement] | None = None,
+    ) -> Float[Tensor, "batch ctx vocab"]:
+        """`logits` with the gradients of what is spliced in; the LM itself is frozen."""
 
         def splice(point: Point, function: Replacement) -> Replacement:
             def swap(value: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ class Member:
         precision = resolve_precision(self.trainer["precision"], self.device)
         self.dtype = "bfloat16" if precision.startswith("bf16") else "float32"
         self.stream = bool(self.activations.get("stream"))
+        self.e2e = config.get("e2e") is not None
         self.source = build_source(self.activations, config["lm"], config["corpus"], self.device)
         self.specs = self.source.specs if isinstance(self.source, LMActivations) else {}
         if isinstance(self.source, LMActivations):

@@ -202,8 +202,11 @@ def _add_steps(stage: Stage, member: Member) -> None:
     stage.add(sparse)
     times_, sample = _resampling(member)
     stage.add(member.sae_pass(times_ * sample, member.dtype))
+    tokens = member.config["epochs"] * member.specs["train"].tokens if member.specs else 0
+    if member.e2e and member.sizes is not None:  # clean, spliced, and back through the latter
+        stage.add(member.lm_pass(3 * tokens))
     if member.stream and member.sizes is not None:
-        read = member.config["epochs"] * member.specs["train"].tokens + 2 * times_ * sample
+        read = 2 * times_ * sample + (0 if member.e2e else tokens)
         sampled = min(_STREAM_KEPT, member.rows["train"])
         stage.add(member.lm_pass(read + sampled, member.highest))
 
@@ -251,6 +254,10 @@ def _hold_training(stage: Stage, job: Sequence[Member]) -> None:
         ),
         "dictionary": sum(costs.dictionary_memory(member.parameters) for member in job),
     }  # fmt: skip
+    peaks: dict[str, int] = {}
+    if first.e2e and first.sizes is not None:
+        logits = first.lm_memory(max(1, first.batch_size // first.ctx))
+        peaks = {"logits and their gradients": 2 * logits["logits"]}
     if first.stream and first.sizes is not None:
         kept = sum(r for s, r in first.rows.items() if s != "train" and r <= _STREAM_KEPT)
         resident["kept rows"] = kept * first.width * costs.ITEMSIZE[first.stored]
@@ -259,7 +266,7 @@ def _hold_training(stage: Stage, job: Sequence[Member]) -> None:
     d_sae, held = widest.d_sae, costs.ITEMSIZE[widest.dtype]
     k = times.sparse_k(widest.config)
     step = costs.step_memory(widest.batch_size, d_in, d_sae, widest.parameters, held, k)
-    peaks = {"step": step}
+    peaks["step"] = step
     times_, sample = _resampling(widest)
     if times_:
         peaks["resampling"] = costs.resampling_memory(sample, d_in, d_sae, _RESAMPLED_AT_ONCE)

@@ -5,11 +5,13 @@ from typing import Any
 
 import torch
 
+from sae.activations.contexts import ContextDataModule
 from sae.activations.datamodule import ActivationDataModule
-from sae.activations.sources import ActivationSource
+from sae.activations.sources import ActivationSource, LMActivations
 from sae.dictionaries import ARCHITECTURES, build_dictionary
 from sae.dictionaries.base import check_ends
 from sae.errors import ConfigError
+from sae.training.end_to_end import EndToEndModule, EndToEndSettings
 from sae.training.module import RunLength, SAEModule
 from sae.training.optimizers import OptimizerSettings
 from sae.training.resampling import ResampleSettings
@@ -33,8 +35,10 @@ def build_module(config: Mapping[str, Any], data: ActivationDataModule) -> SAEMo
         mean=data.mean * data.scale, seed=config["seed"],
     )  # fmt: skip
     dictionary.kernels = config["trainer"]["kernels"]
-    return SAEModule(
+    kind, more = _kind(config, data)
+    return kind(
         dictionary,
+        **more,
         length=RunLength(data.steps, data.batch_size),
         optimizer=OptimizerSettings(**config["optimizer"]),
         resampling=ResampleSettings(**config["resample"]),
@@ -43,6 +47,22 @@ def build_module(config: Mapping[str, Any], data: ActivationDataModule) -> SAEMo
         scale=data.scale,
         seed=config["seed"],
     )
+
+
+def _kind(
+    config: Mapping[str, Any], data: ActivationDataModule
+) -> tuple[type[SAEModule], dict[str, Any]]:
+    """The class of the module, and the arguments that only it takes."""
+    settings, source = config.get("e2e"), data.source
+    if settings is None:
+        return SAEModule, {}
+    assert isinstance(source, LMActivations)  # see `check_settings`
+    return EndToEndModule, {
+        "ends": source.ends,
+        "load_lm": source.load_lm,
+        "settings": EndToEndSettings(**settings),
+        "keep_first": source.specs["train"].keep_first,
+    }
 
 
 def check_settings(config: Mapping[str, Any]) -> None:
@@ -62,6 +82,13 @@ def check_settings(config: Mapping[str, Any]) -> None:
             num_layers=len(layer) if isinstance(layer, list) else 1,
             skip=sae.get("skip", False),
         )
+    if (e2e := config.get("e2e")) is not None:
+        EndToEndSettings(**e2e)
+        if activations["kind"] != "lm":
+            raise ConfigError(
+                "e2e trains by an LM's predictions; these activations come without one. Use "
+                "activations=lm, or drop e2e."
+            )
     trainer = config["trainer"]
     devices, processes = trainer["devices"], num_processes(trainer)
     if trainer["batch_size"] % processes:
@@ -105,8 +132,9 @@ def build_data(config: Mapping[str, Any], source: ActivationSource) -> Activatio
         ConfigError: If a split that the run will read has no rows.
     """
     activations, trainer = config["activations"], config["trainer"]
-    data = ActivationDataModule(
-        source,
+    kind = ActivationDataModule if config.get("e2e") is None else ContextDataModule
+    data = kind(
+        source,  # pyright: ignore[reportArgumentType]
         batch_size=trainer["batch_size"],
         epochs=config["epochs"],
         buffer_rows=activations["buffer_rows"],
