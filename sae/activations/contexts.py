@@ -94,12 +94,12 @@ class ContextDataModule(ActivationDataModule):
 
     def _chosen(self, step: int) -> Int[np.ndarray, " contexts"]:
         places = np.arange(step * self.contexts, (step + 1) * self.contexts)
-        epochs, within = np.divmod(places, len(self._text[0]))
+        epochs, within = (part.tolist() for part in np.divmod(places, len(self._text[0])))
         return np.array([self._order(e)[i] for e, i in zip(epochs, within, strict=True)])
 
     def _order(self, epoch: int) -> Int[np.ndarray, " contexts"]:
         if epoch not in self._orders:
-            generator = np.random.default_rng([self.seed, int(epoch)])
+            generator = np.random.default_rng([self.seed, epoch])
             self._orders[epoch] = generator.permutation(len(self._text[0]))
         return self._orders[epoch]
 

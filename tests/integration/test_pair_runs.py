@@ -102,6 +102,19 @@ def test_stopped_twice_equals_never_stopped(kind, tmp_path, monkeypatch):
     assert point in (whole / "report.html").read_text().replace("&gt;", ">")
 
 
+def test_an_end_to_end_run_stopped_twice_equals_one_never_stopped(tmp_path, monkeypatch):
+    words = ["experiment=e2e", "sae=topk", "k=2", "eval.core.resamples=5"]
+    whole, broken = stopped_and_continued(words, tmp_path, monkeypatch, (18, 45))
+    assert_same(whole, broken)
+    table = pd.read_csv(whole / "metrics.csv")
+    kl = table["train/loss_kl"].dropna().tolist()
+    assert kl[-1] < 0.8 * kl[0]
+    assert "train/loss_reconstruction" not in table
+    results = json.loads((whole / "results.json").read_text())
+    assert results["downstream"]["metrics"]["kl"]["value"] < kl[0]
+    assert results["training"]["tokens"] == 15872
+
+
 def test_the_plan_counts_every_point():
     from sae.planning import plan_runs
     from train import compose

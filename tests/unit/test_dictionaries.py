@@ -92,6 +92,15 @@ def test_loss_terms_are_what_the_architecture_says(word):
         torch.testing.assert_close(output.terms[name], value)
 
 
+@pytest.mark.parametrize("word", ["topk", "batch_topk", "matryoshka"])
+def test_auxk_is_zero_where_nothing_is_dead(word):
+    """A term that were left out would be logged with the last value that it had."""
+    dictionary = build(word)
+    nobody = torch.zeros(D_IN * RATIO, dtype=torch.bool)
+    assert dictionary.training_output(x_of(), Moment(dead=nobody)).terms["auxk"] == 0
+    assert dictionary.training_output(x_of(), Moment(dead=~nobody)).terms["auxk"] > 0
+
+
 @pytest.mark.parametrize("word", ["tied", "l1", "topk", "april", "p_anneal", "thresholding"])
 def test_row_losses_average_to_the_loss(word):
     dictionary, x = build(word), x_of()
