@@ -57,7 +57,8 @@ def evaluate(
     own = build.own_settings(sae)
     evals = {word: {**own.get(word, {}), **_given(evals[word])} for word in evals}
     source = build.source_of(sae, lm=lm, corpus=corpus, tokens=tokens, device=device)
-    build.check_evals(evals, build.ctx_of(source))  # before the harvest, which may take long
+    # before the harvest, which may take long
+    build.check_evals(evals, build.ctx_of(source), build.offers_of(source))
     build.prepare_test(source)
     results = build.run_evals(sae, source, evals, device)
     for result in results.values():
@@ -65,7 +66,7 @@ def evaluate(
         result.save(file)
         log.info("wrote %s", file)
     if left_out := sorted(set(evals) - set(results)):
-        log.info("left out: %s (no tokens behind these activations)", ", ".join(left_out))
+        log.info("left out: %s (these activations offer less)", ", ".join(left_out))
     return results
 
 

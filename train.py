@@ -91,7 +91,7 @@ def train(
     from callbacks.build import build_loggers
     from callbacks.manifest import Manifest
     from sae.activations.build import build_source
-    from sae.evals.build import check_evals, ctx_of
+    from sae.evals.build import check_evals, ctx_of, offers_of
     from sae.planning import Machine, check_fits, plan_runs
     from sae.training.build import (
         build_data,
@@ -109,7 +109,7 @@ def train(
     settings["precision"] = resolve_precision(settings["precision"], device)
     check_settings(config)  # mistakes come before the harvest, which may take long
     source = build_source(config["activations"], config["lm"], config["corpus"], device)
-    check_evals(config["eval"], ctx_of(source))
+    check_evals(config["eval"], ctx_of(source), offers_of(source))
     check_fits(plan_runs([config]), Machine.here(device))
     seeds = {"seed": config["seed"], "activations.seed": config["activations"]["seed"]}
     manifest = Manifest(run_dir / "manifest.json", config, seeds)

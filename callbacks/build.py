@@ -34,7 +34,7 @@ def build_watchers(
     }
     if unknown := sorted(set(settings) - set(makers)):
         raise ConfigError(f"callbacks {unknown} are not known. Choose of {sorted(makers)}.")
-    if not isinstance(data.source, LMActivations):  # a folder of activations has no tokens
+    if not isinstance(data.source, LMActivations):  # there are no tokens
         makers.pop("downstream")
     return [makers[word](**(given or {})) for word, given in settings.items() if word in makers]
 
@@ -84,7 +84,8 @@ def run_name(config: Mapping[str, Any]) -> str:
         'tied-resid.4-l1=0.001-x8-seed0'
     """
     sae, activations = config["sae"], config["activations"]
-    where = str(ends_of(activations)) if "site" in activations else "own"
+    kind = "own" if activations.get("kind") == "folder" else activations.get("kind")
+    where = str(ends_of(activations)) if "site" in activations else kind
     sparsity = sparsity_of(sae)
     parts = [sae["architecture"], where, *sparsity, f"x{sae['dict_ratio']:g}"]
     kind = ["e2e"] if config.get("e2e") else []

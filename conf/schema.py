@@ -23,8 +23,6 @@ class ActivationsConfig:
     """What conf/activations/*.yaml share."""
 
     kind: Any = ranged(str)
-    val_fraction: Any = ranged(float, low=0, below=1)
-    test_fraction: Any = ranged(float, low=0, below=1)
     seed: Any = ranged(int, low=0)
     normalize: Any = ranged(str, choices=("mean_square", "none"))
     buffer_rows: Any = ranged(int, low=1)
@@ -35,12 +33,38 @@ class FolderActivationsConfig(ActivationsConfig):
     """conf/activations/folder.yaml."""
 
     path: Any = ranged(str)
+    val_fraction: Any = ranged(float, low=0, below=1)
+    test_fraction: Any = ranged(float, low=0, below=1)
+
+
+@dataclass
+class SuperpositionActivationsConfig(ActivationsConfig):
+    """conf/activations/superposition.yaml. `sae.synthetic.World` checks the rest."""
+
+    tokens: Any = ranged(int, low=1)
+    val_tokens: Any = ranged(int, low=1)
+    test_tokens: Any = ranged(int, low=1)
+    d_in: Any = ranged(int, low=1)
+    num_features: Any = ranged(int, low=1)
+    active: Any = ranged(float, above=0)
+    decay: Any = ranged(float, above=0, high=1)
+    zipf: Any = ranged(float, low=0)
+    rescale: Any = ranged(bool)
+    branch: Any = ranged(str, choices=("uncorrelated", "correlated"))
+    correlation_per: Any = ranged(str, choices=("sample", "batch"))
+    coefficients: Any = ranged(str, choices=("uniform", "product"))
+    hierarchy: Any = ranged(float, low=0, below=1)
+    child_probability: Any = ranged(float, above=0, high=1)
+    absorption: Any = ranged(float, low=0, high=1)
+    noise: Any = ranged(float, low=0)
 
 
 @dataclass
 class LMActivationsConfig(ActivationsConfig):
     """conf/activations/lm.yaml."""
 
+    val_fraction: Any = ranged(float, low=0, below=1)
+    test_fraction: Any = ranged(float, low=0, below=1)
     layer: Any = ranged(int, low=0, many=True)
     site: Any = ranged(str, choices=SITES, many=True)
     target: Any = ranged(str, None, choices=SITES, null=True)
@@ -135,6 +159,8 @@ class WordConfig:
     batch_rows: Any = ranged(int, None, low=1)
     resamples: Any = ranged(int, None, low=1)
     every_n_validations: Any = ranged(int, None, low=1)
+    max_steps: Any = ranged(int, None, low=1)
+    threshold: Any = ranged(float, None, above=0, below=1)
 
 
 @dataclass
@@ -180,11 +206,18 @@ class EvaluateConfig:
     device: Any = ranged(str, default="auto")
 
 
-ACTIVATIONS: dict[str, type] = {"lm": LMActivationsConfig, "folder": FolderActivationsConfig}
+ACTIVATIONS: dict[str, type] = {
+    "lm": LMActivationsConfig, "folder": FolderActivationsConfig,
+    "superposition": SuperpositionActivationsConfig,
+}  # fmt: skip
 NODES: dict[str, type] = {
     "sae": SAEConfig, "resample": ResampleConfig, "optimizer": OptimizerConfig,
     "trainer": TrainerConfig, "logger": LoggerConfig, "e2e": EndToEndConfig,
 }  # fmt: skip
+_WITHOUT_LM = {
+    "folder": "the vectors are already there",
+    "superposition": "the vectors are drawn, from features of their own",
+}
 WORDS = ("callbacks", "eval")
 """Nodes that hold one node a word; each checks its own further settings."""
 SHORT = (
@@ -291,10 +324,10 @@ def reject_unused(config: Mapping[str, Any], given: Sequence[str], readers: Sequ
                 f"sae={_at(config, 'sae', 'architecture')} activations={kind}, which read "
                 f"{', '.join(readers)}. Drop {name}, or choose another sae= or activations=."
             )
-    for name in ("lm", "corpus", "harvest_only") if kind == "folder" else ():
+    for name in ("lm", "corpus", "harvest_only") if kind in _WITHOUT_LM else ():
         if any(f"{key}.".startswith(f"{name}.") for key in given):
             raise ConfigError(
-                f"{name} has no effect with activations=folder: the vectors are already there."
+                f"{name} has no effect with activations={kind}: {_WITHOUT_LM[str(kind)]}."
             )
     if config.get("harvest_only") and _at(config, "activations", "stream"):
         raise ConfigError(

@@ -7,6 +7,7 @@ harvest.py     text x LM -> store
 sources.py     what a data module reads from: activations of an LM
 stream.py      the same without a cache: the LM runs whenever rows are read
 folder.py      or your own; files.py opens them
+superposition.py  or drawn from a synthetic world, whenever they are read
 build.py       from plain configuration to such a source
 order.py       which row comes when; reading ahead in a thread
 datamodule.py  the Lightning end of it

@@ -1,13 +1,16 @@
 """From plain configuration to a source of activations."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from sae.activations.folder import FolderActivations
 from sae.activations.sources import LMActivations
 from sae.activations.stream import StreamedActivations
+from sae.activations.superposition import SuperpositionActivations
 from sae.errors import ConfigError
 from sae.language import LMSource, corpus_from_config
+from sae.synthetic import World
 from sae.types import Ends, Point
 
 _COMPUTED = ("attn_z", "attn_out", "mlp_in", "mlp", "mlp_out", "resid")
@@ -74,7 +77,7 @@ def ends_of(activations: Mapping[str, Any]) -> Ends:
 def build_source(
     activations: Mapping[str, Any], lm: Mapping[str, Any], corpus: Mapping[str, Any],
     device: str = "cpu",
-) -> LMActivations | FolderActivations:  # fmt: skip
+) -> LMActivations | FolderActivations | SuperpositionActivations:  # fmt: skip
     """The source that conf/activations/*.yaml describes.
 
     Raises:
@@ -89,4 +92,19 @@ def build_source(
             val_fraction=activations["val_fraction"],
             test_fraction=activations["test_fraction"],
         )
-    raise ConfigError(f"activations.kind={kind!r} is not known. Choose lm or folder.")
+    if kind == "superposition":
+        return superposition_activations(activations)
+    raise ConfigError(
+        f"activations.kind={kind!r} is not known. Choose lm, folder or superposition."
+    )
+
+
+def superposition_activations(settings: Mapping[str, Any]) -> SuperpositionActivations:
+    """Vectors of the synthetic world that conf/activations/superposition.yaml describes.
+
+    Raises:
+        ConfigError: If a setting is out of range or has no effect.
+    """
+    world = World(**{item.name: settings[item.name] for item in fields(World)})
+    counts = {name: settings[name] for name in ("tokens", "val_tokens", "test_tokens")}
+    return SuperpositionActivations(world, **counts)

@@ -17,7 +17,7 @@ from sae.types import SPLITS, Ends, Point, Split
 
 @runtime_checkable
 class ActivationSource(Protocol):
-    """Three splits of activations. `LMActivations` and `FolderActivations` are two."""
+    """Three splits of activations, for example `LMActivations` or `FolderActivations`."""
 
     def prepare(self) -> None:
         """Make the splits readable: harvest, download, measure. Does nothing the second time."""

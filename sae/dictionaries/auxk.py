@@ -31,13 +31,14 @@ def auxk_loss(
     latents = dead.nonzero().flatten()
     if len(latents) == 0:
         return None
-    error = (target - x_hat).detach().float()
+    error = (target - x_hat).detach()
     size = error.square().sum()
     centred, rows, bias = dictionary.encoder_terms(x)
     k = min(len(latents), max(1, dictionary.d_in // 2))
     code = dictionary.selected_code(
         centred, rows[latents], bias[latents], select=lambda pre: select_topk(pre, k)
     )
-    fit = code.atoms_sum(dictionary.W_dec[latents]).float()
-    # max: a batch that is reconstructed perfectly has nothing to teach, and no NaN to give
-    return (error - fit).square().sum() / size.clamp_min(torch.finfo(torch.float32).tiny)
+    fit = code.atoms_sum(dictionary.W_dec[latents]).to(error.dtype)
+    # a batch that is reconstructed perfectly has nothing to teach, and no NaN to give
+    missed = size > 0
+    return (error - fit).square().sum() / torch.where(missed, size, 1.0) * missed

@@ -203,7 +203,7 @@ class Dictionary(nn.Module, ABC):
         self, x: Tensor, target: Tensor, code: Code, x_hat: Tensor, moment: Moment
     ) -> StepOutput:
         del x
-        x_hat = x_hat.float()
+        x_hat = x_hat.to(target.dtype)  # bf16 autocast: the loss is float32
         terms = {"reconstruction": (target - x_hat).square().mean()}
         for name, rows in self.row_penalties(code).items():
             terms[name] = moment.penalty * rows.mean()
@@ -214,7 +214,7 @@ class Dictionary(nn.Module, ABC):
         """Full loss of every vector by itself: what neuron resampling draws its inputs by."""
         x, target = self.split(batch)
         code = self.encode_code(x)
-        loss = (target - self.reconstruct(code, x).float()).square().mean(dim=1)
+        loss = (target - self.reconstruct(code, x).to(x.dtype)).square().mean(dim=1)
         return loss + sum(self.row_penalties(code).values(), torch.zeros_like(loss))
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:

@@ -43,9 +43,13 @@ class Code(ABC):
     def l0(self) -> Int[Tensor, " batch"]:
         """Number of latents with f != 0, per vector."""
 
-    @abstractmethod
     def l1(self) -> Float[Tensor, " batch"]:
         """Sum of |f|, per vector, in float32."""
+        return self.with_values(self.values.abs()).sums()
+
+    @abstractmethod
+    def sums(self) -> Float[Tensor, " batch"]:
+        """Sum of the values, per vector, in float32 (or float64)."""
 
     @abstractmethod
     def firing_counts(self) -> Int[Tensor, " d_sae"]:
@@ -91,8 +95,12 @@ class DenseCode(Code):
         return firing(self.values.detach())[0]
 
     def l1(self) -> Float[Tensor, " batch"]:
-        """Sum of |f|, per vector, summed in float32 whatever the activations' dtype."""
-        return self.values.sum(dim=1, dtype=torch.float32)  # none is negative
+        """Sum of |f|, per vector."""
+        return self.sums()  # none is negative
+
+    def sums(self) -> Float[Tensor, " batch"]:
+        """Sum of the values, per vector, summed in float32 whatever the activations' dtype."""
+        return self.values.sum(dim=1, dtype=_at_least_float32(self.values))
 
     def firing_counts(self) -> Int[Tensor, " d_sae"]:
         """In how many vectors of the batch each latent fired."""
@@ -145,12 +153,16 @@ class SparseCode(Code):
         fired = (self.values.detach() != 0).long()
         return fired.new_zeros(self.batch).index_add_(0, self.pattern.rows, fired)
 
-    def l1(self) -> Float[Tensor, " batch"]:
-        """Sum of |f|, per vector, summed in float32."""
-        size = self.values.abs().float()
-        return atoms_sum(size, size.new_ones(self.d_sae, 1), self.pattern).squeeze(1)
+    def sums(self) -> Float[Tensor, " batch"]:
+        """Sum of the values, per vector, summed in float32."""
+        values = self.values.to(_at_least_float32(self.values))
+        return atoms_sum(values, values.new_ones(self.d_sae, 1), self.pattern).squeeze(1)
 
     def firing_counts(self) -> Int[Tensor, " d_sae"]:
         """In how many vectors of the batch each latent fired."""
         fired = (self.values.detach() != 0).long()
         return fired.new_zeros(self.d_sae).index_add_(0, self.pattern.latents, fired)
+
+
+def _at_least_float32(values: Tensor) -> torch.dtype:
+    return torch.promote_types(values.dtype, torch.float32)

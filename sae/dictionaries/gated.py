@@ -86,7 +86,7 @@ class Gated(Untied):
         by_gate = gate.atoms_sum(self.W_dec.detach()) + self.base(x).detach()
         terms = {
             "sparsity": moment.penalty * (self.l1 * gate.l1()).mean(),
-            "gate": (target - by_gate.float()).square().mean(),
+            "gate": (target - by_gate.to(x.dtype)).square().mean(),
         }
         return output._replace(terms=output.terms | terms)
 

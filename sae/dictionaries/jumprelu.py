@@ -107,7 +107,7 @@ class JumpReLU(Untied):
             counted = pre.with_values(fires)
         else:
             counted = code.with_values(torch.tanh(4 * code.values))
-        sparsity = moment.penalty * (self.l0_coefficient * counted.l1()).mean()
+        sparsity = moment.penalty * (self.l0_coefficient * counted.sums()).mean()
         return output._replace(terms=output.terms | {"sparsity": sparsity})
 
     def _code(self, pre: Code, theta: Tensor) -> Code:

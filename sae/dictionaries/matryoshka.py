@@ -63,7 +63,7 @@ class Matryoshka(BatchTopK):
         so_far, loss = self.base(x), torch.zeros((), device=x.device)
         for part in parts:
             so_far = so_far + part
-            loss = loss + (target - so_far.float()).square().mean()
+            loss = loss + (target - so_far.to(x.dtype)).square().mean()
         return output._replace(terms=output.terms | {"prefixes": loss}) if parts else output
 
     def _part(self, code: Code, start: int, end: int) -> Float[Tensor, "batch d_out"]:

@@ -82,7 +82,11 @@ class PAnneal(L1):
 
     def row_penalties(self, code: Code) -> dict[str, Float[Tensor, " batch"]]:
         """`l1` times c times the sum of f^p."""
-        return {"sparsity": self.l1 * self.factor.float() * _powers(code, float(self.p)).l1()}
+        return {
+            "sparsity": self.l1
+            * _powers(code, float(self.p)).l1()
+            * self.factor.to(code.values.dtype)
+        }
 
 
 def _powers(code: Code, p: float) -> Code:

@@ -77,7 +77,7 @@ class TopK(Untied):
         code = self.selected_code(*terms, select=select)
         output = self._output(x, target, code, self.reconstruct(code, x), moment)
         more = SparseCode(larger[0], torch.relu(latent_values(*terms, larger[0])))
-        error = (target - self.reconstruct(more, x).float()).square().mean()
+        error = (target - self.reconstruct(more, x).to(x.dtype)).square().mean()
         return output._replace(terms=output.terms | {"multi_k": MULTI_K_WEIGHT * error})
 
     def _output(

@@ -18,6 +18,7 @@ from sae.errors import ArtifactError, ConfigError
 from sae.language.lm import LanguageModel
 from sae.metrics.bootstrap import Interval
 from sae.provenance import provenance, write_json
+from sae.synthetic import World
 from sae.types import Ends, Point
 
 
@@ -58,6 +59,7 @@ class EvalContext:
         rows: Activations of the split there.
         store: The split's tokens; None for activations without tokens.
         load_lm: Gives the LM when an evaluation needs it; None where there is none. Called once.
+        world: The known features that the activations are made of; None where nobody knows them.
         ends: Where it reads and writes; follows from `point` where there is one.
     """
 
@@ -66,6 +68,7 @@ class EvalContext:
     rows: Rows
     store: ActivationStore | None = None
     load_lm: Callable[[], LanguageModel] | None = None
+    world: World | None = None
     ends: Ends | None = None
 
     def __post_init__(self) -> None:
@@ -145,6 +148,8 @@ class Evaluation(Protocol):
     Attributes:
         name: Its word.
         needs: What must stand behind the activations, of `tokens` (the text that they come from,
+            and so an LM) and `truth` (known features, `EvalContext.world`); sources that offer
+            less leave the evaluation out.
             and so an LM); sources that offer less leave the evaluation out.
 
     An evaluation with `joined = True` also measures transcoders and crosscoders, by
@@ -218,4 +223,5 @@ def describe(context: EvalContext) -> dict[str, Any]:
         "sae": {**asdict(context.sae.config), "metadata": context.sae.metadata},
         "point": None if context.ends is None else str(context.ends),
         "store": None if store is None else asdict(store.spec),
+        **({} if context.world is None else {"world": context.world.to_config()}),
     }

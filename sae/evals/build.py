@@ -1,7 +1,7 @@
 """Run evaluations by their words on a saved SAE."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import fields
 from functools import cache
@@ -12,12 +12,15 @@ import torch
 from sae.activations.build import lm_activations
 from sae.activations.folder import FolderActivations
 from sae.activations.sources import ActivationSource, LMActivations
+from sae.activations.superposition import SuperpositionActivations
 from sae.dictionaries.sae import SAE
 from sae.errors import ArtifactError, ConfigError, SAEError
 from sae.evals.base import EVALS, Bootstrap, EvalContext, EvalResult, Evaluation
+from sae.synthetic import World
 from sae.types import Ends
 
 log = logging.getLogger(__name__)
+_KINDS = ("lm", "folder", "superposition")
 Evals = Mapping[str, Mapping[str, Any]]
 """Settings of evaluations by their words, as conf/eval/*.yaml has them."""
 
@@ -31,13 +34,13 @@ def run_evals(
         sae: What is evaluated.
         source: Where its activations come from.
         evals: Settings by the word of the evaluation; those that need more than the source
-            offers (the tokens behind the activations) are left out.
+            offers (`offers_of`) are left out.
         device: Where the SAE and the LM compute.
 
     Raises:
         ConfigError: If a word is unknown or a setting does not fit.
     """
-    evaluations = make_evals(evals, ctx_of(source))
+    evaluations = make_evals(evals, ctx_of(source), offers_of(source))
     of_lm = source if isinstance(source, LMActivations) else None
     if of_lm and of_lm.ends.point is None:
         evaluations = _joined(evaluations, of_lm.ends)
@@ -47,31 +50,35 @@ def run_evals(
         rows=source.split("test"),
         store=of_lm.store("test") if of_lm else None,
         load_lm=cache(lambda: of_lm.load_lm(device)) if of_lm else None,
+        world=source.world if isinstance(source, SuperpositionActivations) else None,
         ends=of_lm.ends if of_lm else None,
     )
     return {word: evaluation.run(context) for word, evaluation in evaluations.items()}
 
 
-def check_evals(evals: Evals, ctx: int | None) -> None:
+def check_evals(evals: Evals, ctx: int | None, offers: Collection[str] = ()) -> None:
     """Find every mistake in the settings of evaluations before anything is computed.
 
     Args:
         evals: Settings by the word of the evaluation.
         ctx: Tokens in a context; None where there are no tokens behind the activations.
+        offers: What else stands behind them (`offers_of`).
 
     Raises:
         ConfigError: If a word or a setting is unknown, a value is out of range, or no evaluation
-            is possible without tokens.
+            is possible with what there is.
     """
-    make_evals(evals, ctx)
+    make_evals(evals, ctx, offers)
 
 
-def make_evals(evals: Evals, ctx: int | None) -> dict[str, Evaluation]:
+def make_evals(
+    evals: Evals, ctx: int | None, offers: Collection[str] = ()
+) -> dict[str, Evaluation]:
     """The evaluations of `check_evals`, ready to run, less those that are not possible here."""
     if unknown := sorted(set(evals) - set(EVALS)):
         raise ConfigError(f"eval={unknown} is not known. Choose of {sorted(EVALS)}.")
     made = {word: _make(word, settings) for word, settings in evals.items()}
-    offered = {"tokens"} if ctx is not None else set()
+    offered = {*offers, *(["tokens"] if ctx is not None else [])}
     possible = {word: made[word] for word in made if made[word].needs <= offered}
     for word, evaluation in possible.items():
         check = getattr(evaluation, "check_ctx", None)
@@ -81,10 +88,11 @@ def make_evals(evals: Evals, ctx: int | None) -> dict[str, Evaluation]:
             except ConfigError as error:
                 raise ConfigError(f"eval.{word}: {error}") from None
     if made and not possible:
+        lacking = set().union(*(made[word].needs for word in made)) - offered
+        what = ", and ".join(words for need, words in _NEEDS.items() if need in lacking)
         raise ConfigError(
-            f"eval=[{','.join(made)}] needs the tokens behind the activations; a folder of "
-            "activations has none. Choose eval=[core], or an SAE trained on activations that were "
-            "harvested from an LM."
+            f"eval=[{','.join(made)}] needs {what}. "
+            "Choose eval=[core], or an SAE trained on such activations."
         )
     return possible
 
@@ -100,6 +108,20 @@ def _joined(evaluations: dict[str, Evaluation], ends: Ends) -> dict[str, Evaluat
             "Choose eval=[core,downstream]."
         )
     return able
+
+
+_NEEDS = {
+    "truth": "the true features, known to activations=superposition only",
+    "tokens": "the tokens behind the activations; a folder of activations has none",
+}
+"""What evaluations may need, in words."""
+
+
+def offers_of(source: ActivationSource) -> frozenset[str]:
+    """What stands behind the activations of a source: `tokens`, `truth` (known features)."""
+    if isinstance(source, SuperpositionActivations):
+        return frozenset({"truth"})
+    return frozenset({"tokens"} if isinstance(source, LMActivations) else ())
 
 
 def own_settings(sae: SAE) -> dict[str, Mapping[str, Any]]:
@@ -128,11 +150,22 @@ def source_of(
         ArtifactError: If the SAE does not say where its activations came from.
     """
     made_of = sae.metadata.get("activations")
-    if not isinstance(made_of, Mapping) or made_of.get("kind") not in ("lm", "folder"):
+    if not isinstance(made_of, Mapping) or made_of.get("kind") not in _KINDS:
         raise ArtifactError(
             "This SAE's config.json does not say which activations it was trained on "
             "(metadata.activations), so there is nothing to measure it on."
         )
+    if made_of["kind"] == "superposition":
+        if lm or corpus:
+            raise ConfigError(
+                "This SAE was trained on synthetic features; lm= and corpus= have no effect on it."
+            )
+        counts: dict[str, int] = dict(made_of["tokens"])
+        test = counts["test"] if tokens is None else tokens
+        return SuperpositionActivations(
+            World(**made_of["world"]),
+            tokens=counts["train"], val_tokens=counts["val"], test_tokens=test,
+        )  # fmt: skip
     if made_of["kind"] == "folder":
         if lm or corpus or tokens:
             raise ConfigError(
@@ -154,7 +187,7 @@ def source_of(
 
 def prepare_test(source: ActivationSource) -> None:
     """Make the test split readable, and where that can be told apart nothing else."""
-    if isinstance(source, LMActivations):
+    if isinstance(source, LMActivations | SuperpositionActivations):
         source.prepare(splits=["test"])
     else:
         source.prepare()

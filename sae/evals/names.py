@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from sae.activations.sources import ActivationSource, LMActivations
+from sae.activations.superposition import SuperpositionActivations
 from sae.dictionaries.sae import SAE
 from sae.errors import ArtifactError
 from sae.evals.base import EvalResult
-from sae.evals.build import ctx_of, make_evals, own_settings
+from sae.evals.build import ctx_of, make_evals, offers_of, own_settings
 from sae.provenance import content_key
 
 
@@ -37,9 +38,12 @@ def result_file(folder: Path, result: EvalResult, sae: SAE, source: ActivationSo
 
 
 def _of_source(sae: SAE, source: ActivationSource) -> list[str]:
+    trained: Any = sae.metadata["activations"]
+    if isinstance(source, SuperpositionActivations):
+        test = source.num_rows["test"]
+        return [f"tokens={test}"] if test != trained["tokens"]["test"] else []
     if not isinstance(source, LMActivations):
         return []
-    trained: Any = sae.metadata["activations"]
     test = source.specs["test"]
     differences = []
     if test.test_fraction == 1:  # `source_of` chooses so for another text; no training can
@@ -53,7 +57,7 @@ def _of_source(sae: SAE, source: ActivationSource) -> list[str]:
 
 def _of_settings(result: EvalResult, sae: SAE, source: ActivationSource) -> list[str]:
     own = own_settings(sae).get(result.eval, {})
-    made: Any = make_evals({result.eval: own}, ctx_of(source))[result.eval]
+    made: Any = make_evals({result.eval: own}, ctx_of(source), offers_of(source))[result.eval]
     expected = _deciding(asdict(made))
     got = _deciding(result.settings)
     return [f"{name}={value}" for name, value in got.items() if value != expected[name]]

@@ -14,7 +14,9 @@ def print_summary(results: Mapping[str, Any], title: str) -> None:
         results: Content of `results.json`.
         title: Put above the table, for example the run folder.
     """
-    core, downstream = (results.get(name, {}).get("metrics", {}) for name in ("core", "downstream"))
+    core, downstream, recovery = (
+        results.get(name, {}).get("metrics", {}) for name in ("core", "downstream", "recovery")
+    )
     training = results["training"]
     table = Table("metric", "test split", "95 % interval", title=title)
     for label, group, name in (
@@ -27,6 +29,9 @@ def print_summary(results: Mapping[str, Any], title: str) -> None:
         ("perplexity clean", downstream, "perplexity_clean"),
         ("perplexity spliced", downstream, "perplexity_sae"),
         ("silent on the test split", core, "silent"),
+        ("features recovered", recovery, "recovered"),
+        ("recovered one to one", recovery, "recovered_matched"),
+        ("false among live atoms", recovery, "false_atoms"),
     ):
         if name in group:
             estimate = group[name]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from _architectures import SETTINGS
 
 from sae.dictionaries import ARCHITECTURES, build_dictionary
 from sae.dictionaries.base import Moment
@@ -9,21 +10,6 @@ from sae.dictionaries.codes import DenseCode, SparseCode
 from sae.errors import ConfigError
 from sae.kernels import select_topk
 
-SETTINGS = {
-    "tied": {"l1": 1e-2, "centre": "none"},
-    "l1": {"l1": 1e-2},
-    "topk": {"k": 4, "auxk": 1 / 32, "multi_k": False},
-    "batch_topk": {"k": 4, "auxk": 1 / 32},
-    "matryoshka": {"k": 4, "auxk": 1 / 32, "prefixes": [0.25, 0.5, 1.0]},
-    "april": {"l1": 1e-2},
-    "crosscoder": {"l1": 1e-2},
-    "gated": {"l1": 1e-2},
-    "p_anneal": {"l1": 1e-2, "p_end": 0.2, "anneal_start": 0.2},
-    "jumprelu": {"l0_coefficient": 1e-2, "penalty": "l0", "bandwidth": 1.0, "threshold": 1.0},
-    "lista": {"l1": 1e-2, "steps": 2},
-    "thresholding": {"l1": 1e-2, "centre": "none"},
-    "positive_tied": {"l1": 1e-2, "shift": 0.18},
-}
 D_IN, RATIO = 12, 3
 
 

@@ -137,6 +137,14 @@ def test_own_activations_need_no_lm(tmp_path):
     assert found["harvest"].disk == found["fetch"].disk == 0
 
 
+def test_a_synthetic_world_needs_no_lm_and_no_disk(cache):
+    found = planned("activations=superposition", "tokens=10000", "trainer.batch_size=50")
+    assert found["train"].steps == 3 * 10000 // 50
+    assert found["train"].peak > 0
+    assert found["harvest"].disk == found["fetch"].disk == 0
+    assert not cache.exists(), "nothing is drawn for a plan"
+
+
 def test_the_default_lm_is_planned_before_it_is_there(cache):
     stages = planned("layer=4")
     assert stages["fetch"].disk == pytest.approx(92.9e6 + 10.5e6 + 2 * 134.5e6, rel=0.01)

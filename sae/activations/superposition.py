@@ -1,0 +1,131 @@
+"""Activations of a synthetic world, drawn chunk by chunk whenever they are read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae.activations.cache import read_sealed, refuse_write, write_sealed
+from sae.activations.rows import ROWS_PER_CHUNK, RunningStats, Stats
+from sae.errors import ConfigError, StoreError
+from sae.progress import progress
+from sae.provenance import cache_dir, content_key
+from sae.synthetic import Sample, World, seed_of
+from sae.types import SPLITS, Split
+
+
+class SuperpositionRows:
+    """One split: `Rows`. Chunk `i` follows from (world, split, i) alone, so it is never kept.
+
+    Args:
+        world: What is drawn from.
+        split: Which split.
+        num_rows: Number of vectors; more of them only add to what there is.
+    """
+
+    def __init__(self, world: World, split: Split, num_rows: int):
+        self.world, self.split_name, self.num_rows = world, split, num_rows
+        self.d_in = world.d_in
+        self.num_chunks = -(-num_rows // ROWS_PER_CHUNK)
+        self._stats: Stats | None = None
+
+    @property
+    def stats(self) -> Stats:
+        """Measured at the first use by any run, then read from the cache."""
+        if self._stats is None:
+            self._stats = self._known() or self._measured()
+        return self._stats
+
+    def _known(self) -> Stats | None:
+        try:
+            return Stats.from_json(read_sealed(self._statistics_file(), "")["stats"])
+        except (StoreError, KeyError, ValueError):
+            return None
+
+    def _measured(self) -> Stats:
+        running = RunningStats(self.d_in)
+        with progress(f"measure {self.split_name} vectors", self.num_rows, "rows") as advance:
+            for i in range(self.num_chunks):
+                rows = self.read(i)
+                running.update(rows)
+                advance(len(rows))
+        stats, file = running.result(), self._statistics_file()
+        try:
+            write_sealed(file, {"stats": stats.to_json()})
+        except OSError as error:
+            refuse_write(file, error, None)
+        return stats
+
+    def _statistics_file(self) -> Path:
+        identity = {"world": self.world.to_config(), "split": self.split_name}
+        key = content_key({**identity, "num_rows": self.num_rows})
+        return cache_dir() / "superposition" / f"{key}.json"
+
+    def chunk_bounds(self, i: int) -> tuple[int, int]:
+        """First row of chunk `i` and the row after its last."""
+        if not 0 <= i < self.num_chunks:
+            raise IndexError(f"chunk {i} of {self.num_chunks}")
+        return i * ROWS_PER_CHUNK, min((i + 1) * ROWS_PER_CHUNK, self.num_rows)
+
+    def sample(self, i: int) -> Sample:
+        """Chunk `i` with its ground truth."""
+        start, stop = self.chunk_bounds(i)
+        seed = seed_of(self.world.seed, self.split_name, i)
+        drawn = self.world.draw(ROWS_PER_CHUNK, torch.Generator().manual_seed(seed))
+        return Sample(*(part[: stop - start] for part in drawn))
+
+    def read(self, i: int) -> Float[Tensor, "rows d_in"]:
+        """Chunk `i`, float32."""
+        return self.sample(i).x
+
+    def documents(self, i: int) -> Int[np.ndarray, " rows"]:
+        """What intervals resample: vectors, or whole chunks where these share a draw of g."""
+        start, stop = self.chunk_bounds(i)
+        if self.world.branch == "correlated" and self.world.correlation_per == "batch":
+            return np.full(stop - start, i)
+        return np.arange(start, stop)
+
+
+class SuperpositionActivations:
+    """A source of vectors with known features.
+
+    Args:
+        world: What is drawn from.
+        tokens: Training vectors.
+        val_tokens: Validation vectors.
+        test_tokens: Test vectors.
+    """
+
+    def __init__(self, world: World, *, tokens: int, val_tokens: int, test_tokens: int):
+        self.world = world
+        self.num_rows: dict[Split, int] = {
+            "train": tokens, "val": val_tokens, "test": test_tokens
+        }  # fmt: skip
+        if min(self.num_rows.values()) < 1:
+            raise ConfigError(f"tokens={self.num_rows}: give every split at least 1 vector.")
+        self.d_in = world.d_in
+        self._splits = {
+            split: SuperpositionRows(world, split, count) for split, count in self.num_rows.items()
+        }
+
+    def prepare(self, splits: Sequence[str] = SPLITS) -> None:
+        """Measure, unless the cache knows this world.
+
+        Args:
+            splits: Which splits.
+        """
+        for name, rows in self._splits.items():
+            if name in splits:
+                assert rows.stats
+
+    def split(self, name: Split) -> SuperpositionRows:
+        """The rows of one split."""
+        return self._splits[name]
+
+    def describe(self) -> dict[str, object]:
+        """Provenance: what a saved SAE needs to draw these vectors again."""
+        identity = {"world": self.world.to_config(), "tokens": dict(self.num_rows)}
+        return {"key": content_key(identity), "kind": "superposition", **identity}

@@ -1,0 +1,299 @@
+"""Gradients, surrogates and traps of the architectures, against slow formulas and differences.
+
+Each trap is a mistake that is known from another library.
+"""
+
+from math import exp
+
+import lightning as L
+import pytest
+import torch
+from _architectures import SETTINGS
+
+from sae.activations.datamodule import ActivationDataModule
+from sae.activations.folder import TensorActivations
+from sae.dictionaries import ARCHITECTURES, build_dictionary
+from sae.dictionaries.auxk import auxk_loss
+from sae.dictionaries.base import Moment
+from sae.dictionaries.p_anneal import SMALLEST
+from sae.dictionaries.sae import smooth_jump
+from sae.errors import ConfigError
+from sae.training.module import RunLength, SAEModule
+from sae.training.resampling import ResampleSettings
+
+D_IN, RATIO = 8, 3
+D_SAE = D_IN * RATIO
+ESTIMATED = {"jumprelu"}
+"""Whose gradients are estimates: compared with their formula instead of with differences."""
+
+
+def build(word, **changes):
+    settings = SETTINGS[word] | changes
+    config = {"architecture": word, "dict_ratio": RATIO, **settings}
+    return build_dictionary(config, d_in=D_IN, mean=torch.full((D_IN,), 0.1), seed=3)
+
+
+def x_of(rows=12, seed=1, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, D_IN, generator=generator, dtype=dtype)
+
+
+def loss_of(dictionary, x, moment=Moment()):  # noqa: B008
+    return torch.stack(list(dictionary.training_output(x, moment).terms.values())).sum()
+
+
+@pytest.mark.parametrize("kernels", ["dense", "sparse"])
+@pytest.mark.parametrize("word", sorted(set(ARCHITECTURES) & set(SETTINGS) - ESTIMATED))
+def test_gradients_equal_finite_differences(word, kernels):
+    """Of the loss itself, float64, for every parameter; `gate` copies are constants."""
+    dictionary = build(word, **({"multi_k": True} if word == "topk" else {})).double()
+    dictionary.kernels = kernels
+    x = x_of(dtype=torch.float64)
+    if word == "p_anneal":
+        dictionary.p.fill_(0.6)
+    loss_of(dictionary, x).backward()
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in dictionary.named_parameters():
+        assert parameter.grad is not None, name
+        step = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        along = (parameter.grad * step).sum().item()
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter += sign * 1e-6 * step
+            values.append(_trained_loss(dictionary, x, word))
+            with torch.no_grad():
+                parameter -= sign * 1e-6 * step
+        difference = (values[0] - values[1]) / 2e-6
+        assert along == pytest.approx(difference, rel=2e-4, abs=2e-6), name
+
+
+def _trained_loss(dictionary, x, word):
+    """The loss as a function of the parameters, with what the gradient must not see held fixed."""
+    if word != "gated":
+        return loss_of(dictionary, x).item()
+    output = dictionary.training_output(x)
+    gate = dictionary.pre(x).relu()
+    frozen = build(word).double()  # the gate's decoder: a copy of the start
+    by_gate = gate @ frozen.W_dec + frozen.b_dec
+    terms = output.terms | {"gate": (x - by_gate).square().mean()}
+    return sum(terms.values()).item()
+
+
+@pytest.mark.parametrize("kernels", ["dense", "sparse"])
+def test_jumprelu_thresholds_learn_by_the_published_estimates(kernels):
+    """Equations 11 and 12 of 2407.14435 by a slow loop."""
+    dictionary = build("jumprelu", bandwidth=300.0, threshold=200.0).double()
+    dictionary.kernels = kernels
+    x = x_of(50, dtype=torch.float64)
+    output = dictionary.training_output(x)
+    torch.stack(list(output.terms.values())).sum().backward()
+    with torch.no_grad():
+        pre, theta = dictionary.pre(x), dictionary.log_threshold.exp()
+        width = dictionary.bandwidth
+        error = 2 * (output.x_hat - x) / x.numel()
+        expected = torch.zeros(D_SAE, dtype=torch.float64)
+        seen = 0
+        for row in range(len(x)):
+            for latent in range(D_SAE):
+                if abs(pre[row, latent] - theta[latent]) >= width / 2:
+                    continue
+                seen += 1
+                of_f = error[row] @ dictionary.W_dec[latent]
+                of_theta = -theta[latent] / width * of_f - 1e-2 / width / len(x)
+                expected[latent] += of_theta * theta[latent]  # theta is an exponential
+    assert seen > 50
+    torch.testing.assert_close(dictionary.log_threshold.grad, expected)
+
+
+def test_jumprelu_weights_get_the_gradient_of_what_fires():
+    dictionary, x = build("jumprelu").double(), x_of(dtype=torch.float64)
+    loss_of(dictionary, x).backward()
+    pre = ((x - dictionary.b_dec) @ dictionary.W_enc + dictionary.b_enc).detach()
+    mask = (pre > dictionary.log_threshold.exp()).double().detach()
+    W_enc, b_enc = (
+        t.detach().clone().requires_grad_() for t in (dictionary.W_enc, dictionary.b_enc)
+    )
+    f = mask * ((x - dictionary.b_dec.detach()) @ W_enc + b_enc)
+    (x - f @ dictionary.W_dec.detach() - dictionary.b_dec.detach()).square().mean().backward()
+    torch.testing.assert_close(dictionary.encoder_rows.grad, W_enc.grad.T)
+    torch.testing.assert_close(dictionary.b_enc.grad, b_enc.grad)
+
+
+def test_smooth_jump_is_the_authors_function():
+    t = torch.tensor(2.0)
+    pre = torch.tensor([-1.0, 1.79, 1.9, 2.0, 5.0])
+    torch.testing.assert_close(smooth_jump(pre, t), torch.tensor([0.0, 0.0, 1.0, 2.0, 5.0]))
+
+
+@pytest.mark.parametrize("word", ["topk", "batch_topk", "matryoshka"])
+@pytest.mark.parametrize("kernels", ["dense", "sparse"])
+def test_auxk_trains_both_sides_of_dead_latents_and_of_no_others(word, kernels):
+    """sparsify 1.3.3 gives the encoder no gradient from AuxK."""
+    dictionary, x = build(word, k=2, auxk=1.0), x_of(40)
+    dictionary.kernels = kernels
+    dead = torch.zeros(D_SAE, dtype=torch.bool)
+    dead[[1, 5, 20]] = True
+    output = dictionary.training_output(x, Moment(dead=dead))
+    output.terms["auxk"].backward()
+    for parameter in (dictionary.encoder_rows, dictionary.W_dec, dictionary.b_enc):
+        moved = parameter.grad.reshape(D_SAE, -1).abs().sum(1) > 0
+        assert torch.equal(moved, dead)
+    assert dictionary.training_output(x, Moment(dead=~dead & dead)).terms["auxk"] == 0
+    assert "auxk" not in dictionary.training_output(x).terms
+
+
+def test_auxk_equals_a_slow_loop():
+    dictionary, x = build("topk", k=2), x_of(30)
+    dead = torch.arange(D_SAE) % 3 == 0  # 8 dead latents, of which d_in / 2 = 4 may fire
+    x_hat = dictionary(x).detach()
+    loss = auxk_loss(dictionary, x, x_hat, x, dead)
+    latents = dead.nonzero().flatten().tolist()
+    missed = total = 0.0
+    for row, error in zip(x, x - x_hat, strict=True):
+        values = dictionary.pre(row[None])[0].tolist()
+        pre = {j: values[j] for j in latents}
+        chosen = sorted(pre, key=pre.get, reverse=True)[:4]
+        fit = sum(max(pre[j], 0.0) * dictionary.W_dec[j].detach() for j in chosen)
+        missed += float((error - fit).square().sum())
+        total += float(error.square().sum())
+    assert loss.item() == pytest.approx(missed / total, rel=1e-5)
+    nothing_missed = auxk_loss(dictionary, x, x, x, dead)
+    assert torch.isfinite(nothing_missed)
+
+
+def test_multi_k_adds_an_eighth_of_the_larger_codes_error():
+    small, large = build("topk", k=2, multi_k=True), build("topk", k=8)
+    x = x_of(30)
+    expected = (x - large(x)).square().mean() / 8
+    torch.testing.assert_close(small.training_output(x).terms["multi_k"], expected)
+
+
+def test_p_anneal_keeps_the_penalty_where_p_changes():
+    dictionary, x = build("p_anneal"), x_of(200)
+    before = dictionary.training_output(x, Moment(progress=0.1)).terms["sparsity"]
+    seen = []
+    for progress in (0.3, 0.5, 1.0):
+        seen.append(dictionary.training_output(x, Moment(progress=progress)).terms["sparsity"])
+        torch.testing.assert_close(seen[-1], before)
+    assert dictionary.p.item() == pytest.approx(0.2)
+    f = dictionary.encode(x).detach()
+    powers = ((f + SMALLEST) ** 0.2 - SMALLEST**0.2).sum(1).mean()
+    expected = 1e-2 * dictionary.factor.float() * powers
+    torch.testing.assert_close(seen[-1].detach(), expected)
+    other = x_of(200, seed=2)  # the factor is kept, not made anew for each batch
+    now = dictionary.training_output(other, Moment(progress=1.0)).terms["sparsity"]
+    assert not torch.isclose(now, dictionary.training_output(x).terms["sparsity"], rtol=1e-6)
+
+
+def test_gated_fires_where_the_gate_is_open_however_strongly():
+    dictionary, x = build("gated"), x_of(100)
+    with torch.no_grad():
+        dictionary.r_mag += 0.5 * torch.randn(D_SAE)
+        dictionary.b_mag += 0.5
+        dictionary.b_enc -= 0.3
+    pi = dictionary.pre(x)
+    magnitude = dictionary.r_mag.exp() * (pi - dictionary.b_enc) + dictionary.b_mag
+    expected = (pi > 0) * magnitude.relu()
+    torch.testing.assert_close(dictionary.encode(x), expected)
+    assert ((pi > 0) & (magnitude < 0)).any() | ((pi < 0) & (magnitude > 0)).any()
+    torch.testing.assert_close(dictionary.folded(1.0).encode(x), expected)
+
+
+def test_april_norms_are_free_and_scaling_them_changes_nothing():
+    dictionary, x = build("april"), x_of(50)
+    before = dictionary.training_output(x)
+    with torch.no_grad():
+        dictionary.W_dec *= 3.0
+        dictionary.encoder_rows /= 3.0
+        dictionary.b_enc /= 3.0
+    after = dictionary.training_output(x)
+    torch.testing.assert_close(after.terms, before.terms)
+    dictionary.constrain_parameters()
+    assert dictionary.W_dec.norm(dim=1).mean().item() == pytest.approx(0.3)
+
+
+def test_positive_weights_stay_positive_and_codes_too():
+    module = train("positive_tied")
+    assert (module.dictionary.W >= 0).all()
+    assert (module.dictionary.W > 0).any(1).all()
+
+
+@pytest.mark.parametrize("word", sorted(set(ARCHITECTURES) & set(SETTINGS)))
+def test_the_order_of_latents_means_nothing(word):
+    """Permuting every latent parameter permutes the code and leaves the reconstruction."""
+    dictionary, x = build(word), x_of(30)
+    if word == "matryoshka":  # there it does, in training; the saved SAE has no prefixes
+        dictionary.threshold.fill_(0.1)
+    order = torch.randperm(D_SAE, generator=torch.Generator().manual_seed(0))
+    f, x_hat = dictionary.encode(x), dictionary(x)
+    with torch.no_grad():
+        for parameter, axis in dictionary.latent_parameters():
+            parameter.copy_(parameter.index_select(axis, order))
+    torch.testing.assert_close(dictionary.encode(x), f[:, order])
+    torch.testing.assert_close(dictionary(x), x_hat)
+    named = {parameter for parameter, _ in dictionary.latent_parameters()}
+    for name, parameter in dictionary.named_parameters():
+        assert parameter in named or D_SAE not in parameter.shape, name
+
+
+STEPS, BATCH = 40, 20
+
+
+def train(word, steps=STEPS, ckpt_path=None, folder=None, **settings):
+    rows = x_of(BATCH * STEPS * 2, seed=5)
+    data = ActivationDataModule(TensorActivations(rows), batch_size=BATCH)
+    data.prepare_data()
+    module = SAEModule(
+        build(word),
+        length=RunLength(STEPS, BATCH),
+        resampling=ResampleSettings(["30%", "70%"], 3 * BATCH, 100),
+        scale=data.scale,
+        **settings,
+    )
+    trainer = L.Trainer(
+        max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    if folder:
+        trainer.save_checkpoint(folder / "half.ckpt")
+    return module
+
+
+@pytest.mark.parametrize("word", sorted(set(ARCHITECTURES) & set(SETTINGS)))
+def test_resumed_equals_uninterrupted(word, tmp_path):
+    """Weights, buffers, counters and the steering of the penalty, bit for bit."""
+    steered = {"target_l0": 3.0} if ARCHITECTURES[word].coefficient else {}
+    whole = train(word, **steered)
+    train(word, steps=17, folder=tmp_path, **steered)
+    resumed = train(word, ckpt_path=tmp_path / "half.ckpt", **steered)
+    expected, found = whole.state_dict(), resumed.state_dict()
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
+
+
+@pytest.mark.parametrize("word", [w for w in sorted(SETTINGS) if ARCHITECTURES[w].coefficient])
+def test_target_l0_turns_the_right_way(word):
+    """Where more fires than asked for, the penalty grows, and the other way round."""
+    for target, sign in ((1e-3, 1), (D_SAE - 1e-3, -1)):
+        module = train(word, target_l0=target, sparsity_warmup_tokens=0)
+        ((name, value),) = module.coefficient.items()
+        assert sign * value > sign * 1e-2, name
+        assert module.target_l0.gain().item() == pytest.approx(
+            exp(module.target_l0.integral + module.target_l0.error), rel=1e-5
+        )
+
+
+@pytest.mark.parametrize(
+    ("word", "settings", "target", "message"),
+    [
+        ("topk", {}, 4.0, "no penalty to steer"),
+        ("l1", {"l1": 0.0}, 4.0, "Give a l1 above 0"),
+        ("l1", {}, float(D_SAE), "below d_sae=24"),
+    ],
+)
+def test_target_l0_refuses_what_cannot_be(word, settings, target, message):
+    with pytest.raises(ConfigError, match=message):
+        SAEModule(build(word, **settings), length=RunLength(5, 5), target_l0=target)
