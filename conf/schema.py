@@ -199,11 +199,17 @@ class EvaluateConfig:
     """conf/evaluate.yaml."""
 
     run: Any = ranged(str, many=True)
+    format: Any = ranged(str, null=True, default=None)
     eval: Any = MISSING
     lm: Any = None
     corpus: Any = None
+    layer: Any = ranged(int, low=0, null=True, default=None)
+    site: Any = ranged(str, choices=SITES, null=True, default=None)
+    ctx: Any = ranged(int, low=2, null=True, default=None)
     tokens: Any = ranged(int, low=1, null=True, default=None)
     device: Any = ranged(str, default="auto")
+    export: Any = ranged(str, null=True, default=None)
+    out: Any = ranged(str, null=True, default=None)
 
 
 ACTIVATIONS: dict[str, type] = {
@@ -254,6 +260,13 @@ def options(group: str) -> list[str]:
     return sorted(file.stem for file in (Path(__file__).parent / group).glob("*.yaml"))
 
 
+def values(group: str, option: str) -> dict[str, Any]:
+    """What a yaml file of a group sets by itself, without what it takes from elsewhere."""
+    config = OmegaConf.load(Path(__file__).parent / group / f"{option}.yaml")
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    return {name: value for name, value in plain.items() if "${" not in str(value)}
+
+
 def check(config: DictConfig, given: Sequence[str] = ()) -> dict[str, Any]:
     """Check types and ranges, and that each given short override has an effect.
 
@@ -271,7 +284,7 @@ def check(config: DictConfig, given: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         ConfigError: At the first value that is missing, of a wrong type, out of range or unused.
     """
-    schema = TrainConfig if "layer" in config else EvaluateConfig
+    schema = TrainConfig if "run_dir" in config else EvaluateConfig
     raw: Any = OmegaConf.to_container(config, resolve=False)
     if schema is TrainConfig and not (Path(str(config.get("run_dir"))) / "config.yaml").exists():
         nodes = str([node for node in raw.values() if isinstance(node, dict)])

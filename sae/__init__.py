@@ -2,8 +2,11 @@
 
 Names are imported when they are first used, so that `import sae` costs nothing.
 
-    load(path) -> SAE           a saved SAE, by run folder or SAE folder
-    save_sae(folder, sae)       write one
+    load(path) -> SAE           a saved SAE: run folder, SAE folder, another library's, hub id
+    save(path, sae, format)     write one, also for another library
+    save_sae(folder, sae)       write one over an older one, as a run does
+    push_to_hub(sae, repo_id)   publish one
+    to_saebench(sae)            wrap one for SAEBench
     SAE, SAEConfig              four tensors and how they encode
     Point                       a place in the LM: site and layer
     SAEError                    base of all errors that a user can cause
@@ -13,21 +16,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sae.artifacts import load, save_sae
+    from sae.artifacts import load, push_to_hub, save, save_sae, to_saebench
     from sae.dictionaries.sae import SAE, SAEConfig
     from sae.errors import SAEError
     from sae.types import Point
 
 _HOMES = {
     "load": "sae.artifacts",
+    "push_to_hub": "sae.artifacts",
+    "save": "sae.artifacts",
     "save_sae": "sae.artifacts",
+    "to_saebench": "sae.artifacts",
     "SAE": "sae.dictionaries.sae",
     "SAEConfig": "sae.dictionaries.sae",
     "SAEError": "sae.errors",
     "Point": "sae.types",
 }
 
-__all__ = ["SAE", "Point", "SAEConfig", "SAEError", "load", "save_sae"]
+__all__ = [
+    "SAE",
+    "Point",
+    "SAEConfig",
+    "SAEError",
+    "load",
+    "push_to_hub",
+    "save",
+    "save_sae",
+    "to_saebench",
+]
 
 
 def __getattr__(name: str) -> object:

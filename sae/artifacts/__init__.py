@@ -1,9 +1,23 @@
-"""Saved SAEs: our own file format.
+"""Saved SAEs: the house's own format (`native.py`) and those of other libraries, one a file.
 
-A folder with `config.json` (words, sizes, metadata, checksum) and `sae.safetensors` (`W_enc`,
-`b_enc`, `W_dec`, `b_dec`).
+Own: a folder with `config.json` (words, sizes, metadata, checksum) and `sae.safetensors` (`W_enc`,
+`b_enc`, `W_dec`, `b_dec`). Whatever is loaded becomes the same inference SAE: unit decoder rows,
+nothing subtracted from the input, thresholds in the LM's own units.
 """
 
-from sae.artifacts.native import CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE, load, save_sae
+from sae.artifacts.formats import FORMATS, load, save
+from sae.artifacts.hub import push_to_hub
+from sae.artifacts.native import CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE, save_sae
+from sae.artifacts.saebench import to_saebench
 
-__all__ = ["CONFIG_FILE", "FORMAT_VERSION", "WEIGHTS_FILE", "load", "save_sae"]
+__all__ = [
+    "CONFIG_FILE",
+    "FORMATS",
+    "FORMAT_VERSION",
+    "WEIGHTS_FILE",
+    "load",
+    "push_to_hub",
+    "save",
+    "save_sae",
+    "to_saebench",
+]

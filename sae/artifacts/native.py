@@ -8,15 +8,15 @@ from hashlib import sha256
 from pathlib import Path
 
 import safetensors
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sae.artifacts.format import Format
 from sae.dictionaries.sae import SAE, WITH_THRESHOLD, SAEConfig
 from sae.errors import ArtifactError, ConfigError
 from sae.provenance import write_json
 
-FORMAT = "lightning-sae"
+NAME = "lightning-sae"
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "sae.safetensors"
@@ -25,7 +25,8 @@ _TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
 _LATER = ("steps", "d_out", "W_skip")
 """Entries that only some SAEs have: written where they say something."""
 _ACCEPTED = (
-    f"a run folder (it has sae/{CONFIG_FILE}) or an SAE folder ({CONFIG_FILE} and {WEIGHTS_FILE})"
+    f"a run folder (it has sae/{CONFIG_FILE}) or an SAE folder ({CONFIG_FILE} and {WEIGHTS_FILE}), "
+    "or files of another library (docs/interop.md)"
 )
 _NAMES_SHOWN = 8
 
@@ -53,7 +54,7 @@ def save_sae(folder: str | Path, sae: SAE) -> Path:
         write_json(
             new / CONFIG_FILE,
             {
-                "format": FORMAT,
+                "format": NAME,
                 "format_version": FORMAT_VERSION,
                 **{n: v for n, v in asdict(sae.config).items() if n not in _LATER or v is not None},
                 **({} if sae.W_skip is None else {"W_skip": True}),
@@ -70,25 +71,16 @@ def save_sae(folder: str | Path, sae: SAE) -> Path:
     return folder
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> SAE:
-    """Load a saved SAE.
-
-    Args:
-        path: A run folder, or the SAE folder itself.
-        device: Where the weights go.
+def load(path: Path) -> SAE:
+    """Read a run folder, or the SAE folder itself.
 
     Raises:
         ArtifactError: If there is no SAE there, or it is damaged, or of a newer format.
-
-    Example:
-        >>> import sae
-        >>> model = sae.load("outputs/my_run")  # doctest: +SKIP
-        >>> x_hat = model(x)  # doctest: +SKIP
     """
-    folder = _find(Path(path).expanduser())
+    folder = _find(path)
     content = _read_config(folder / CONFIG_FILE)
     names = _tensors(content["activation"], bool(content["W_skip"]))
-    tensors = _read_weights(folder / WEIGHTS_FILE, content["weights_sha256"], names, device)
+    tensors = _read_weights(folder / WEIGHTS_FILE, content["weights_sha256"], names)
     try:
         config = SAEConfig(**{field.name: content[field.name] for field in fields(SAEConfig)})
         return SAE(**tensors, config=config, metadata=content["metadata"])
@@ -96,10 +88,19 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> SAE:
         raise ArtifactError(f"{folder} holds no valid SAE: {error}") from error
 
 
+def _looks_like(path: Path) -> bool:
+    return _folder(path) is not None
+
+
+def _folder(path: Path) -> Path | None:
+    folders = (path, path / "sae")
+    there = (f for f in folders if (f / CONFIG_FILE).is_file() and (f / WEIGHTS_FILE).is_file())
+    return next(there, None)
+
+
 def _find(path: Path) -> Path:
-    for folder in (path, path / "sae"):
-        if (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file():
-            return folder
+    if (folder := _folder(path)) is not None:
+        return folder
     if not path.exists():
         found = "does not exist"
     elif path.is_file():
@@ -116,8 +117,8 @@ def _read_config(file: Path) -> dict:
         content = json.loads(file.read_text())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ArtifactError(f"{file} is damaged (no JSON: {error}). Save the SAE again.") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ArtifactError(f'{file} does not say "format": "{FORMAT}". Give {_ACCEPTED}.')
+    if not isinstance(content, dict) or content.get("format") != NAME:
+        raise ArtifactError(f'{file} does not say "format": "{NAME}". Give {_ACCEPTED}.')
     version = content.pop("format_version", None)
     if version != FORMAT_VERSION:
         raise ArtifactError(
@@ -143,16 +144,14 @@ def _tensors(activation: str, skip: bool) -> tuple[str, ...]:
     return (*_TENSORS, *threshold, *(("W_skip",) if skip else ()))
 
 
-def _read_weights(
-    file: Path, checksum: str, names: tuple[str, ...], device: str | torch.device
-) -> dict[str, Tensor]:
+def _read_weights(file: Path, checksum: str, names: tuple[str, ...]) -> dict[str, Tensor]:
     if _checksum(file) != checksum:
         raise ArtifactError(
             f"{file} is damaged: its checksum differs from the one in {CONFIG_FILE}. Copy the "
             "folder again, or save the SAE again."
         )
     try:
-        tensors = load_file(file, device=str(device))
+        tensors = load_file(file)
     except safetensors.SafetensorError as error:
         raise ArtifactError(f"{file} is no safetensors file ({error}).") from error
     if sorted(tensors) != sorted(names):
@@ -166,3 +165,10 @@ def _checksum(file: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _save(folder: Path, sae: SAE) -> None:
+    save_sae(folder, sae)
+
+
+FORMAT = Format("native", _looks_like, load, _save)

@@ -1,6 +1,7 @@
 """Names of result files, so that no result takes the place of one that was made otherwise."""
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -9,11 +10,48 @@ from typing import Any
 
 from sae.activations.sources import ActivationSource, LMActivations
 from sae.activations.superposition import SuperpositionActivations
+from sae.artifacts import authors
+from sae.artifacts.formats import locate
+from sae.artifacts.hub import is_hub_id
 from sae.dictionaries.sae import SAE
-from sae.errors import ArtifactError
+from sae.errors import ArtifactError, ConfigError
 from sae.evals.base import EvalResult
 from sae.evals.build import ctx_of, make_evals, offers_of, own_settings
 from sae.provenance import content_key
+
+
+def results_folder(run: str, out: str | None = None) -> Path:
+    """The folder of the results of `evaluate.py run=<run>`; each SAE of a file has its own.
+
+    Args:
+        run: What `sae.artifacts.load` takes.
+        out: A folder that the user chose instead.
+
+    Raises:
+        ConfigError: If it is on the hub or cannot be written to, and `out` is not given.
+    """
+    if out is not None:
+        return Path(out).expanduser() / "evals"
+    where = None if is_hub_id(run.rpartition(":")[0] or run) else locate(run)
+    folder = _beside(*where) if where else None
+    if folder is None or not _writable(folder):
+        problem = "cannot be written to" if folder else "is on the hub"
+        raise ConfigError(f"{run} {problem}. Say where the results go: out=<folder>.")
+    return folder
+
+
+def _beside(path: Path, member: int | None) -> Path:
+    if member is not None and path.is_dir():  # a position in the file that is in there
+        path = path / authors.FILE
+    if not path.is_file():
+        return path / "evals"
+    folder = path.parent / "evals" / path.stem
+    return folder if member is None else folder / str(member)
+
+
+def _writable(folder: Path) -> bool:
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return os.access(there, os.W_OK)
 
 
 def result_file(folder: Path, result: EvalResult, sae: SAE, source: ActivationSource) -> Path:

@@ -379,3 +379,17 @@ def test_the_layers_of_a_crosscoder_are_no_sweep():
     assert several == ["-m", "sae=crosscoder", "layer=[2,4,8]", "l1=0.001,0.01",
                        "launcher=ensemble"]  # fmt: skip
     assert "-m" in as_sweep(["sae=topk", "layer=[2,4,8]"])
+
+
+def test_other_libraries_have_no_name_for_a_pair(tmp_path):
+    from sae.artifacts import save
+    from sae.artifacts.places import hook_of, place_of
+    from sae.errors import SAEError
+
+    source = lm_activations(LM, TEXT, PAIR, COUNTS)
+    sae = transcoder().folded(torch.ones(D_IN + D_OUT), {"activations": source.describe()})
+    assert place_of(sae).point is None
+    assert place_of(sae).ctx == 32
+    assert hook_of(Point("mlp_in", 1)) is None
+    with pytest.raises(SAEError, match="another output than its input"):
+        save(tmp_path / "out", sae, "saelens")

@@ -1,0 +1,119 @@
+"""Read other libraries' files with clear errors and no foreign code; write a folder at once."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sae.errors import ArtifactError
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file."""
+    try:
+        content = json.loads(_there(file).read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ArtifactError(f"{file} is damaged (no JSON: {error}). Copy it again.") from error
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{file} holds no JSON object. Is it the file of another program?")
+    return content
+
+
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """The tensors in a safetensors file."""
+    try:
+        return load_file(_there(file))
+    except safetensors.SafetensorError as error:
+        raise ArtifactError(f"{file} is no safetensors file ({error}). Copy it again.") from error
+
+
+def read_torch(file: Path, stand_ins: Sequence[tuple[Any, str]] = ()) -> Any:
+    """What `torch.save` wrote, through PyTorch's restricted unpickler: no code of the file runs.
+
+    It builds tensors and plain containers, and nothing else but the stand-ins.
+
+    Args:
+        file: A `.pt` file.
+        stand_ins: Harmless objects that take the place of those that the file names, each with
+            that full name.
+
+    Raises:
+        ArtifactError: If the file asks for anything else, or is damaged.
+    """
+    _there(file)
+    try:
+        with torch.serialization.safe_globals(list(stand_ins)):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # bytes that are no pickle can raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()
+        named = next((line for line in reason if "GLOBAL" in line or "reduce" in line), reason[0])
+        raise ArtifactError(
+            f"{file} cannot be read: {named.strip()[:200]} Either it is damaged, or it holds more "
+            "than tensors and plain containers; nothing else is unpickled, since that would run "
+            "the file's own code."
+        ) from error
+
+
+def state_of(content: Any, file: Path) -> dict[str, Any]:
+    """The state dict that a `.pt` file must hold."""
+    if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
+        raise ArtifactError(f"{file} holds no state dict but a {type(content).__name__}.")
+    return dict(content)
+
+
+def taken(state: Mapping[str, Any], names: Sequence[str], file: Path) -> list[Tensor]:
+    """The tensors of these names.
+
+    Raises:
+        ArtifactError: If one is missing, or is no tensor.
+    """
+    if missing := [name for name in names if not isinstance(state.get(name), Tensor)]:
+        raise ArtifactError(
+            f"{file} lacks {', '.join(missing)}; it holds {', '.join(sorted(state)) or 'nothing'}."
+        )
+    return [state[name] for name in names]
+
+
+def whole(config: Mapping[str, Any], name: str, file: Path) -> int:
+    """A whole number of at least 1 in a configuration."""
+    value = config.get(name)
+    value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ArtifactError(f"{file}: {name}={value!r} must be a whole number of at least 1.")
+    return value
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write to, which gets its name only when all is written.
+
+    Raises:
+        ArtifactError: If there is something in `folder` already: nothing is overwritten.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ArtifactError(f"{folder} is there already and not empty. Choose a new folder.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    try:
+        yield new
+        if folder.exists():
+            folder.rmdir()
+        os.replace(new, folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _there(file: Path) -> Path:
+    if not file.is_file():
+        raise ArtifactError(f"{file} is missing.")
+    return file

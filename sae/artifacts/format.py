@@ -1,0 +1,25 @@
+"""What a file format is: a word, how it is recognised, read and written."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from sae.dictionaries.sae import SAE
+
+
+class Format(NamedTuple):
+    """One way to keep an SAE in files.
+
+    Attributes:
+        word: What users call it (`format=`).
+        looks_like: Whether a path is of this format, by its files.
+        load: Read it. With `many`, which of several SAEs is a second argument.
+        save: Write it into a folder that is there and empty; None where it is only read.
+        many: Whether one file can hold several SAEs.
+    """
+
+    word: str
+    looks_like: Callable[[Path], bool]
+    load: Callable[..., SAE]
+    save: Callable[[Path, SAE], None] | None = None
+    many: bool = False

@@ -1,0 +1,154 @@
+"""SAELens (`sae-lens`, formats of versions 3 to 6): `cfg.json` and `sae_weights.safetensors`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sae.artifacts.files import read_json, read_safetensors, taken, whole
+from sae.artifacts.folding import Weights, fold, gated, require, tensors_of
+from sae.artifacts.format import Format
+from sae.artifacts.places import Place, described, hook_of, place_of, point_of
+from sae.dictionaries.sae import SAE, WITH_K
+from sae.errors import ArtifactError
+from sae.provenance import write_json
+
+CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
+FORMAT_OF = "6.54.12"
+"""Version whose files are written; without one in `metadata` the library expects older files."""
+_WORDS = {"relu": "standard", "topk": "topk", "abs_topk": "abstopk", "jumprelu": "jumprelu"}
+_BATCHTOPK = ("batchtopk", "matryoshka_batchtopk")
+
+
+def load(path: Path) -> SAE:
+    """Read an inference SAE, or the SAE of a checkpoint.
+
+    Raises:
+        ArtifactError: If it is damaged, of another kind than standard, topk, abstopk, jumprelu,
+            gated or batchtopk, or normalises each input.
+    """
+    file = path / WEIGHTS
+    config, tensors = read_json(path / CONFIG), read_safetensors(file)
+    # before version 6 all of it stood at the top level
+    about = {**config, **(config.get("metadata") or {})}
+    weights = _weights(config, tensors, file)
+    _apply_normalisation(weights, config, path)
+    hook = about.get("hook_name") or about.get("hook_point")
+    ctx = about.get("context_size")
+    # one head's activations are a part of a site
+    point = None if about.get("hook_head_index") is not None else point_of(hook)
+    place = Place.said(about.get("model_name"), point, ctx, about.get("dataset_path"))
+    return fold(weights, described("saelens", place, hook=hook), path)
+
+
+def save(folder: Path, sae: SAE) -> None:
+    """Write the two files of an inference SAE; BatchTopK goes as jumprelu, as there."""
+    require(sae, tuple(_WORDS), "saelens")
+    place = place_of(sae)
+    save_file(tensors_of(sae, subtracts_b_dec=False), folder / WEIGHTS)
+    metadata = {
+        "sae_lens_version": FORMAT_OF,
+        "sae_lens_training_version": None,
+        "model_name": place.lm,
+        "hook_name": hook_of(place.point) if place.point else None,
+        "hook_head_index": None,
+        "context_size": place.ctx,
+        "dataset_path": place.corpus,
+        "prepend_bos": False,
+        "trained_by": "lightning-sae",
+        "training_architecture": sae.config.architecture,
+    }
+    config = {
+        "architecture": _WORDS[sae.config.activation],
+        "d_in": sae.d_in,
+        "d_sae": sae.d_sae,
+        "dtype": str(sae.dtype).removeprefix("torch."),
+        "device": "cpu",
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": metadata,
+    }
+    if sae.config.k is not None:
+        config |= {"k": sae.config.k, "rescale_acts_by_decoder_norm": False}
+    write_json(folder / CONFIG, config)
+
+
+def _looks_like(path: Path) -> bool:
+    return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
+
+
+def _weights(config: Mapping[str, Any], tensors: dict[str, Tensor], file: Path) -> Weights:
+    word = config.get("architecture", "standard")
+    k = config.get("k", (config.get("activation_fn_kwargs") or {}).get("k"))
+    function = config.get("activation_fn_str", config.get("activation_fn", "relu"))
+    if word == "standard" and function == "topk":
+        word = "topk"
+    elif word == "standard" and function != "relu":
+        raise ArtifactError(
+            f"{file}: activation_fn={function!r} is not known here; relu and topk are."
+        )
+    W_enc, W_dec, b_dec = taken(tensors, ("W_enc", "W_dec", "b_dec"), file)
+    common = {
+        "W_enc": W_enc, "W_dec": W_dec, "b_dec": b_dec, "architecture": word,
+        "subtracts_b_dec": bool(config.get("apply_b_dec_to_input", True)),
+        "by_norm": bool(config.get("rescale_acts_by_decoder_norm", False)),
+    }  # fmt: skip
+    if word == "gated":
+        encoder = gated(W_enc, *taken(tensors, ("b_gate", "r_mag", "b_mag"), file))
+        common |= zip(("W_enc", "b_enc", "threshold"), encoder, strict=True)
+        return Weights(**common, activation="jumprelu")
+    known = {"standard": (), "topk": (), "abstopk": (), "jumprelu": ("threshold",)}
+    known |= dict.fromkeys(_BATCHTOPK, ("topk_threshold",))
+    if word not in known:
+        raise ArtifactError(
+            f"{file}: architecture={word!r} has no counterpart here. Read are: "
+            f"{', '.join([*known, 'gated'])}."
+        )
+    if "log_threshold" in tensors:  # checkpoints of JumpReLU training, older ones
+        tensors = {**tensors, "threshold": tensors["log_threshold"].exp()}
+    b_enc, *threshold = taken(tensors, ("b_enc", *known[word]), file)
+    activation = {theirs: own for own, theirs in _WORDS.items()}.get(word, "jumprelu")
+    number = whole({"k": k}, "k", file.with_name(CONFIG)) if activation in WITH_K else None
+    return Weights(
+        **common,
+        b_enc=b_enc,
+        activation=activation,
+        k=number,
+        threshold=next(iter(threshold), None),
+    )
+
+
+def _apply_normalisation(weights: Weights, config: Mapping[str, Any], path: Path) -> None:
+    """Fold the scale of `expected_average_only_in`; refuse what depends on each input."""
+    if config.get("finetuning_scaling_factor"):
+        raise ArtifactError(f"{path}: finetuning_scaling_factor is not read. Fold it there first.")
+    word = config.get("normalize_activations") or "none"
+    if word == "none":
+        return
+    file = path / SCALER
+    if word not in ("expected_average_only_in", True):
+        raise ArtifactError(
+            f"{path / CONFIG}: normalize_activations={word} changes every input before the encoder "
+            "and cannot be folded into the weights here. Only none, and expected_average_only_in "
+            "with its factor, can be read."
+        )
+    if not file.is_file():
+        raise ArtifactError(
+            f"{path / CONFIG}: normalize_activations={word}, and {SCALER}, which holds the factor, "
+            "is not beside it. Copy it from the checkpoint, or fold the factor there "
+            "(fold_activation_norm_scaling_factor) and save again."
+        )
+    factor = read_json(file).get("scaling_factor")
+    if not isinstance(factor, int | float) or not 0 < factor < float("inf"):
+        raise ArtifactError(f"{file}: scaling_factor={factor!r} must be a number above 0.")
+    # x' = factor * x goes in, and what comes out is divided by it
+    weights.W_enc = weights.W_enc * factor
+    if weights.threshold is not None and weights.by_norm:
+        weights.threshold = weights.threshold / factor
+    weights.W_dec, weights.b_dec = weights.W_dec / factor, weights.b_dec / factor
+
+
+FORMAT = Format("saelens", _looks_like, load, save)

@@ -1,0 +1,70 @@
+"""sparsify (`eai-sparsify`, EleutherAI): a folder with `cfg.json` and `sae.safetensors`."""
+
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from sae.artifacts.files import read_json, read_safetensors, taken, whole
+from sae.artifacts.folding import Weights, fold, require, tensors_of
+from sae.artifacts.format import Format
+from sae.artifacts.places import Place, described, point_of
+from sae.dictionaries.sae import SAE
+from sae.errors import ArtifactError
+from sae.provenance import write_json
+
+CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
+
+
+def load(path: Path) -> SAE:
+    """Read a SparseCoder; its folder is named after its module, for example `layers.4`.
+
+    Raises:
+        ArtifactError: If it is damaged, a transcoder, has a skip connection, or groups latents.
+    """
+    config, file = read_json(path / CONFIG), path / WEIGHTS
+    state = read_safetensors(file)
+    word = config.get("activation", "topk")
+    if config.get("transcode") or config.get("skip_connection") or "W_skip" in state:
+        raise ArtifactError(
+            f"{path} is a transcoder or has a skip connection, which is no sparse autoencoder."
+        )
+    if word != "topk":
+        raise ArtifactError(f"{path / CONFIG}: activation={word!r} is not known here; topk is.")
+    names = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
+    encoder, b_enc, W_dec, b_dec = taken(state, names, file)
+    k = whole(config, "k", path / CONFIG)
+    weights = Weights(encoder.T, b_enc, W_dec, b_dec, "topk", "topk", subtracts_b_dec=True, k=k)
+    hookpoint = path.resolve().name
+    return fold(weights, described("sparsify", Place(point=point_of(hookpoint))), path)
+
+
+def save(folder: Path, sae: SAE) -> None:
+    """Write a SparseCoder; it has TopK only."""
+    require(sae, ("topk",), "sparsify")
+    tensors = tensors_of(sae, subtracts_b_dec=True)
+    state = {
+        "encoder.weight": tensors["W_enc"].T.contiguous(),
+        "encoder.bias": tensors["b_enc"],
+        "W_dec": tensors["W_dec"],
+        "b_dec": tensors["b_dec"],
+    }
+    save_file(state, folder / WEIGHTS)
+    config = {
+        "activation": "topk",
+        "expansion_factor": max(1, sae.d_sae // sae.d_in),
+        "normalize_decoder": True,
+        "num_latents": sae.d_sae,
+        "k": sae.config.k,
+        "multi_topk": False,
+        "skip_connection": False,
+        "transcode": False,
+        "d_in": sae.d_in,
+    }
+    write_json(folder / CONFIG, config)
+
+
+def _looks_like(path: Path) -> bool:
+    return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
+
+
+FORMAT = Format("sparsify", _looks_like, load, save)

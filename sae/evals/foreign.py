@@ -1,0 +1,92 @@
+"""Where an SAE from another library is measured: its files do not say enough, so the user does."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sae.activations.rows import Rows
+from sae.artifacts.places import place_of
+from sae.dictionaries.sae import SAE
+from sae.errors import ConfigError
+from sae.language import LMSource
+from sae.types import Point
+
+
+def is_placed(sae: SAE) -> bool:
+    """Whether the SAE's own metadata say which activations it was trained on."""
+    return "activations" in sae.metadata
+
+
+def put_in_place(
+    sae: SAE,
+    *,
+    lm: Mapping[str, Any] | None,
+    corpus: Mapping[str, Any],
+    layer: int | None,
+    site: str | None,
+    ctx: int | None,
+    settings: Mapping[str, Any],
+) -> None:
+    """Enter into the metadata of an SAE the activations that it is to be measured on.
+
+    What its files say of the place and ctx is used where the user says nothing. All of the text
+    counts as test text: nobody here trained on it.
+
+    Args:
+        sae: An SAE that is not placed; its metadata are changed.
+        lm: Configuration of the LM (`LMSource.from_config`).
+        corpus: Configuration of the text (`corpus_from_config`).
+        layer: Layer of the LM, from 0.
+        site: A word of `sae.types.SITES`.
+        ctx: Tokens in a context.
+        settings: The other settings of conf/activations/lm.yaml.
+
+    Raises:
+        ConfigError: If something is neither given nor known, or does not fit the LM.
+    """
+    place = place_of(sae)
+    known = place.point
+    layer = layer if layer is not None else known.layer if known else None
+    site = site or (known.site if known else None)
+    words = {"lm": lm, "layer": layer, "site": site}
+    if missing := [f"{word}=…" for word, value in words.items() if value is None]:
+        said = [f"the LM {place.lm}"] if place.lm else []
+        said += [f"the place {known}"] if known else []
+        hint = f" They name {' and '.join(said)}." if said else ""
+        raise ConfigError(
+            "The files of this SAE do not say which activations it was trained on. Give "
+            f"{', '.join(missing)}{hint} Example: lm=smollm2-135m layer=4 site=resid; corpus=… and "
+            "ctx=… are optional."
+        )
+    assert lm is not None
+    assert layer is not None
+    assert site is not None
+    point = Point(site, layer)
+    sizes = LMSource.from_config(lm).sizes()
+    if sizes is not None:
+        sizes.check(point)
+        _check_width(sae, sizes.width(point), f"{point} of lm={lm['name']}")
+    tokens = {split: settings[f"{split}_tokens"] for split in ("val", "test")}
+    sae.metadata["activations"] = {
+        "kind": "lm",
+        "lm": dict(lm),
+        "corpus": dict(corpus),
+        "point": str(point),
+        "ctx": ctx or place.ctx or settings["ctx"],
+        "tokens": {"train": tokens["test"], **tokens},
+        "val_fraction": 0.0,
+        "test_fraction": 1.0,
+        **{name: settings[name] for name in ("dtype", "seed", "keep_first", "stream")},
+    }
+
+
+def check_width(sae: SAE, rows: Rows) -> None:
+    """Raise ConfigError unless the SAE takes vectors as wide as these."""
+    _check_width(sae, rows.d_in - (sae.config.d_out or 0), "the test activations")
+
+
+def _check_width(sae: SAE, width: int, what: str) -> None:
+    if sae.d_in != width:
+        raise ConfigError(
+            f"This SAE takes vectors of width {sae.d_in}; {what} have width {width}. Choose the "
+            "lm, layer and site that it was trained on."
+        )

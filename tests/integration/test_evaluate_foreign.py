@@ -1,0 +1,139 @@
+"""evaluate.py on SAEs of other libraries' formats, on a tiny random LM and random words."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import evaluate as program
+from sae.errors import ConfigError, SiteError
+
+ROOT = Path(__file__).parents[2]
+LM, TEXT = "tiny-llama", "random_words"
+CORE = {"core": {"resamples": 20}}
+
+
+def conf(group, name, **changes):
+    return yaml.safe_load((ROOT / "conf" / group / f"{name}.yaml").read_text()) | changes
+
+
+PLACE = {"lm": conf("lm", LM), "corpus": conf("corpus", TEXT, seed=99), "tokens": 2048,
+         "device": "cpu"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    from train import compose, train
+
+    folder = tmp_path_factory.mktemp("run")
+    words = ["debug=tiny", "epochs=1", "trainer.validations=0", "~callbacks.downstream"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAE_CACHE", str(folder / "cache"))
+        train(compose(words), folder / "run")
+    return folder / "run"
+
+
+def values(results):
+    return {name: estimate.value for name, estimate in results["core"].metrics.items()}
+
+
+@pytest.mark.parametrize("format", ["saelens", "dictionary_learning", "openai"])
+def test_it_is_worth_what_it_was_worth_here(run, tmp_path, format):
+    """Written for another library, read back and told where it is from: the same numbers."""
+    folder = program.export(run, format, tmp_path / "theirs")
+    file = folder / "autoencoder.pt" if format == "openai" else folder
+    own = program.evaluate(run, CORE, corpus=PLACE["corpus"], tokens=2048, device="cpu")
+    place = {} if format == "saelens" else {"layer": 1, "site": "resid", "ctx": 32}
+    theirs = program.evaluate(str(file), CORE, **PLACE, **place)
+    assert theirs["core"].tokens == own["core"].tokens
+    assert values(theirs) == pytest.approx(values(own), rel=1e-4)
+    results = "evals/autoencoder" if format == "openai" else "evals"
+    (result,) = (folder / results).glob("*.json")
+    assert result.name == f"core-{TEXT}-tokens=2048-resamples=20.json"
+    assert json.loads(result.read_text())["provenance"]["point"] == "resid.1"
+
+
+def test_program_exports_and_evaluates(run, tmp_path):
+    arguments = [
+        f"run={run}", "export=saelens", f"out={tmp_path / 'out'}", "eval=[core]", "tokens=1024",
+        f"corpus={TEXT}", "corpus.seed=99",
+    ]  # fmt: skip
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "evaluate.py"), *arguments], cwd=tmp_path, text=True,
+        capture_output=True, stdin=subprocess.DEVNULL, timeout=240,
+        env=os.environ | {"SAE_CACHE": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "fvu" in result.stdout
+    names = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*"))
+    assert names == [
+        "cfg.json", f"evals/core-{TEXT}-tokens=1024.json", "sae_weights.safetensors",
+    ]  # fmt: skip
+
+
+def test_what_must_be_said(run, tmp_path):
+    folder = program.export(run, "dictionary_learning", tmp_path / "theirs")
+    (folder / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"Give lm=…, layer=…, site=… Example: lm=smollm2"):
+        program.evaluate(folder, CORE, device="cpu")
+    with pytest.raises(ConfigError, match="Give site=… Example"):
+        program.evaluate(folder, CORE, **PLACE, layer=1)
+    with pytest.raises(SiteError, match="3 layers"):
+        program.evaluate(folder, CORE, **PLACE, layer=9, site="resid")
+    with pytest.raises(
+        ConfigError, match=r"takes vectors of width 32; mlp.1 of lm=tiny-llama have"
+    ):
+        program.evaluate(folder, CORE, **PLACE, layer=1, site="mlp")
+
+
+def test_an_own_sae_has_its_place(run):
+    with pytest.raises(ConfigError, match=r"layer=0 ctx=64 has no effect on .*, whose SAE says"):
+        program.evaluate(run, CORE, layer=0, ctx=64, device="cpu")
+
+
+def test_an_lm_of_another_width_is_named(run, tmp_path):
+    wide = conf("lm", "tiny-gpt2", d_model=48)
+    with pytest.raises(ConfigError, match="width 32; the test activations have width 48"):
+        program.evaluate(run, CORE, lm=wide, tokens=1024, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("config", "names", "message"),
+    [
+        ({"export": "saelens"}, [], "export=saelens needs a new folder: out="),
+        (
+            {"export": "saelens", "out": "x"},
+            ["lm", "corpus.seed"],
+            "lm, corpus has no effect on an",
+        ),
+        ({"out": "x"}, [], "out=x is for one run; run= names 2"),
+        ({"eval": {}}, [], "eval is empty"),
+    ],
+)
+def test_what_has_no_effect(config, names, message):
+    config = {"eval": {"core": {}}, "export": None, "out": None} | config
+    runs = ["a", "b"] if message.startswith("out=") else ["a"]
+    with pytest.raises(ConfigError, match=message):
+        program._check_asked(config, runs, names, only_export=bool(config["export"]))
+
+
+def test_where_results_go(tmp_path, monkeypatch):
+    from sae.evals import names
+
+    monkeypatch.chdir(tmp_path)
+    assert names.results_folder("owner/name", "here") == Path("here/evals")
+    for hub_id in ("owner/name", "owner/name:3"):
+        with pytest.raises(ConfigError, match=f"{hub_id} is on the hub. Say where .* out=<folder>"):
+            names.results_folder(hub_id)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "learned_dicts.pt").touch()
+    assert names.results_folder("a") == Path("a/evals")
+    for run in ("a:3", "a/learned_dicts.pt:3"):  # no result may take the place of another SAE's
+        assert names.results_folder(run) == Path("a/evals/learned_dicts/3")
+    monkeypatch.setattr(names.os, "access", lambda path, mode: False)
+    with pytest.raises(ConfigError, match="a cannot be written to"):
+        names.results_folder("a")
