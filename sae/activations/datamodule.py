@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -261,10 +261,10 @@ class Batches:
     The two state methods tell Lightning that the loader resumes by itself, at the global step.
     """
 
-    batches: Callable[[], Iterator[Tensor]]
+    batches: Callable[[], Iterator[Any]]
     length: int
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Any]:
         return self.batches()
 
     def __len__(self) -> int:

@@ -23,8 +23,8 @@ from sae.activations.cache import (
     write_sealed,
 )
 from sae.activations.harvest import CapturingLM, harvest, rows_of
-from sae.activations.rows import Rows, RunningStats, Stats, parts_of
-from sae.activations.sources import IdentifiedLM, LMActivations, LoadedOnce, joined
+from sae.activations.rows import JoinedRows, Rows, RunningStats, Stats
+from sae.activations.sources import IdentifiedLM, LMActivations, LoadedOnce
 from sae.activations.store import ActivationStore
 from sae.errors import StoreError
 from sae.language.corpus import Corpus
@@ -158,7 +158,7 @@ class StreamedActivations(LMActivations):
     def __init__(self, source: IdentifiedLM, corpus: Corpus, where: Point | Ends, **settings: Any):
         super().__init__(source, corpus, where, **settings)
         self._shared = LoadedOnce(source)
-        self._rows: dict[tuple[Split, Ends], Rows] = {}
+        self._rows: dict[tuple[Split, Ends], StreamedRows | JoinedRows] = {}
 
     def prepare(self, also: Sequence[Point] = (), splits: Sequence[str] = SPLITS) -> None:
         """Tokenise, load the LM and measure the scale, so that mistakes come before training.
@@ -174,12 +174,13 @@ class StreamedActivations(LMActivations):
             if name in splits:
                 harvest(spec, [], source=self._shared, corpus=self.corpus, device=self.device)
         if "train" in splits:
-            rows = parts_of(self.split("train"))
+            rows = self._streamed("train")
+            parts: Any = rows.parts if isinstance(rows, JoinedRows) else (rows,)
             log.info(
                 "Streaming %s: the LM runs while training reads, instead of a cache of %.2f GB.",
-                self.ends, sum(getattr(part, "num_bytes", 0) for part in rows) / 1e9,
+                self.ends, sum(part.num_bytes for part in parts) / 1e9,
             )  # fmt: skip
-            _ = [part.stats for part in rows]
+            _ = [part.stats for part in parts]
 
     def load_lm(self, device: str) -> Any:
         """The one LM of this source on that device."""
@@ -191,19 +192,7 @@ class StreamedActivations(LMActivations):
         Raises:
             StoreError: If `prepare` was not called.
         """
-        key = (name, self.ends)
-        if key not in self._rows:
-            if not (self.specs[name].folder / "metadata.json").exists():
-                raise StoreError(
-                    f"The {name} text is not tokenised yet. "
-                    "Call prepare() (of the data module: prepare_data()) first."
-                )
-            spec = self.specs[name].key
-            self._rows[key] = once(  # SAEs that train in lockstep share what is kept of small ones
-                ("rows", spec, self.ends, self.batch_contexts, self.device),
-                lambda: self._streamed(name),
-            )
-        return self._rows[key]
+        return self._streamed(name)
 
     def describe(self) -> dict[str, object]:
         """Provenance. The key is that of cached activations where the scale is theirs too."""
@@ -214,13 +203,29 @@ class StreamedActivations(LMActivations):
             described["key"] = content_key(of)
         return described
 
-    def _streamed(self, name: Split) -> Rows:
+    def _streamed(self, name: Split) -> StreamedRows | JoinedRows:
+        key = (name, self.ends)
+        if key not in self._rows:
+            if not (self.specs[name].folder / "metadata.json").exists():
+                raise StoreError(
+                    f"The {name} text is not tokenised yet. "
+                    "Call prepare() (of the data module: prepare_data()) first."
+                )
+            spec = self.specs[name].key
+            self._rows[key] = once(  # SAEs that train in lockstep share what is kept of small ones
+                ("rows", spec, self.ends, self.batch_contexts, self.device),
+                lambda: self._made(name),
+            )
+        return self._rows[key]
+
+    def _made(self, name: Split) -> StreamedRows | JoinedRows:
         store, points = self.store(name), self.ends.points
         passes = LMPasses(
             store, points, self.load_lm(self.device),
             batch_contexts=self.batch_contexts, device=self.device,
         )  # fmt: skip
-        return joined([StreamedRows(store, point, passes) for point in points])
+        parts = [StreamedRows(store, point, passes) for point in points]
+        return JoinedRows(parts) if len(parts) > 1 else parts[0]
 
 
 def measured_chunks(spec: StoreSpec) -> list[int]:

@@ -230,7 +230,9 @@ def test_an_unknown_site_names_the_known_ones(lm):
     from sae.errors import SiteError
     from sae.types import Point
 
-    with pytest.raises(SiteError, match=r"site=residual.*resid, mlp, mlp_out, attn_out, attn_z"):
+    with pytest.raises(
+        SiteError, match=r"site=residual.*resid, mlp_in, mlp, mlp_out, attn_out, attn_z"
+    ):
         lm.check(Point("residual", 0))
 
 
