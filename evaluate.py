@@ -1,6 +1,7 @@
 """Measure trained sparse autoencoders on held-out text.
 
     python evaluate.py run=outputs/mine 'eval=[core,downstream]'
+    python evaluate.py 'run=[outputs/a,outputs/b]' 'eval=[compare]'
     python evaluate.py run=theirs format=saelens lm=gpt2 layer=4 site=resid
     python evaluate.py run=outputs/mine export=saelens out=for_them
 
@@ -8,6 +9,7 @@ From Python: `evaluate(Path("outputs/mine"), {"core": {}, "downstream": {}})`.
 """
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +25,7 @@ from sae.errors import ConfigError, SAEError
 if TYPE_CHECKING:
     from sae.evals import EvalResult
 
-_OF_EVALUATION = ("lm", "corpus", "layer", "site", "ctx", "tokens", "device")
+_OF_EVALUATION = ("lm", "corpus", "layer", "site", "ctx", "tokens", "device", "saebench")
 
 register()
 log = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ def evaluate(
     ctx: int | None = None,
     tokens: int | None = None,
     device: str = "auto",
+    saebench: bool = False,
     out: str | None = None,
 ) -> dict[str, "EvalResult"]:
     """Measure one saved SAE and write `<run>/evals/<eval>.json` (names: docs/formats.md).
@@ -58,6 +61,7 @@ def evaluate(
         ctx: For an SAE from another library; default as its files say, or as in conf.
         tokens: Test tokens, default as in training.
         device: `auto`, `cpu`, `cuda`, …
+        saebench: Write `<eval>_saebench.json` beside each result, in SAEBench's schema.
         out: Results go to `<out>/evals` instead.
 
     Raises:
@@ -66,6 +70,8 @@ def evaluate(
     from sae.artifacts import load
     from sae.evals import build, foreign
     from sae.evals.names import result_file, results_folder
+    from sae.evals.saebench import WORDS, to_saebench
+    from sae.provenance import write_json
 
     device = build.find_device(device)
     folder = results_folder(str(run), out)
@@ -92,9 +98,66 @@ def evaluate(
         file = result_file(folder, result, sae, source)
         result.save(file)
         log.info("wrote %s", file)
+        if saebench and result.eval in WORDS:
+            written = file.with_name(f"{file.stem}_saebench.json")
+            write_json(written, to_saebench(result.eval, results, sae, Path(run).name))
+            log.info("wrote %s", written)
     if left_out := sorted(set(evals) - set(results)):
         log.info("left out: %s (these activations offer less)", ", ".join(left_out))
     return results
+
+
+def compare(
+    runs: Sequence[str | Path],
+    settings: Mapping[str, Any] | None = None,
+    *,
+    format: str | None = None,
+    folder: str | Path | None = None,
+    device: str = "auto",
+) -> Path:
+    """Compare saved SAEs with each other and write tables and a heat map (docs/compare.md).
+
+    Args:
+        runs: As for `evaluate`, at least two.
+        settings: As in conf/eval/compare.yaml; what is not given is as there.
+        format: Of their files; None finds it by their names.
+        folder: Where the tables go; default `compare-<key>` in the folder that all runs are in.
+        device: `auto`, `cpu`, `cuda`, …
+
+    Returns:
+        The folder.
+
+    Raises:
+        SAEError: If there is no SAE, or only one.
+    """
+    from sae.artifacts import load
+    from sae.evals.build import find_device, from_settings
+    from sae.evals.compare import Compare
+    from sae.provenance import content_key
+    from sae.reports import write_comparison
+
+    comparison: Compare = from_settings(Compare, "compare", settings or {})
+    paths = {str(run): Path(run).expanduser().resolve() for run in runs}
+    parents = [path.parent for path in paths.values() if path.exists()]  # a hub id is no path
+    common = Path(os.path.commonpath(parents)) if parents else Path.cwd()
+    saes = {
+        str(path.relative_to(common)) if path.exists() else run: load(run, format)
+        for run, path in paths.items()
+    }
+    compared = comparison.run(saes, find_device(device))
+    if folder is None:
+        key = content_key({"runs": list(saes), "settings": compared.settings})
+        folder = common / f"compare-{key[:8]}"
+    return write_comparison(compared, folder)
+
+
+def _runs_in(run: str) -> list[str]:
+    """The run itself; of a sweep the jobs that are finished."""
+    folder = Path(run).expanduser()
+    if not (folder / "multirun.yaml").is_file():
+        return [run]
+    jobs = [file.parent for file in folder.glob("*/results.json")]
+    return [str(job) for job in sorted(jobs, key=lambda job: (len(job.name), job.name))]
 
 
 def export(run: str | Path, word: str, out: str | Path, format: str | None = None) -> Path:
@@ -134,6 +197,16 @@ def _set_by(
     }
 
 
+def _reject_for_compare(names: Sequence[str]) -> None:
+    """Dictionaries are compared on the test text they have in common: their own."""
+    for name in ("lm", "corpus", "layer", "site", "ctx", "tokens"):
+        if any(given.split(".")[0] == name for given in names):
+            raise ConfigError(
+                f"{name} has no effect with eval=[compare], which reads the test text of the runs. "
+                f"Drop {name}; eval.compare.num_tokens=… says how much of it."
+            )
+
+
 def _check_asked(
     config: Mapping[str, Any], runs: Sequence[str], names: Sequence[str], only_export: bool
 ) -> None:
@@ -142,7 +215,7 @@ def _check_asked(
         raise ConfigError("eval is empty. Choose evaluations: 'eval=[core,downstream]'.")
     if config["export"] and not config["out"]:
         raise ConfigError(f"export={config['export']} needs a new folder: out=<folder>.")
-    if config["out"] and len(runs) > 1:
+    if config["out"] and len(runs) > 1 and list(config["eval"]) != ["compare"]:
         raise ConfigError(f"out={config['out']} is for one run; run= names {len(runs)}.")
     used = {name.partition(".")[0] for name in names}
     if only_export and (unused := [name for name in _OF_EVALUATION if name in used]):
@@ -178,7 +251,8 @@ def main(composed: DictConfig) -> None:
     try:
         config = check(composed)
         names = names_of(parse(list(HydraConfig.get().overrides.task)))
-        runs = config["run"] if isinstance(config["run"], list) else [config["run"]]
+        named = config["run"] if isinstance(config["run"], list) else [config["run"]]
+        runs = [run for name in named for run in _runs_in(name)]
         only_export = bool(config["export"]) and not any(
             name == "eval" or name.startswith("eval.") for name in names
         )
@@ -189,7 +263,13 @@ def main(composed: DictConfig) -> None:
             return
         evals = _set_by(names, config["eval"])
         passed = {name: config[name] for name in _OF_EVALUATION}
-        for run in runs:
+        comparison = evals.pop("compare", None)
+        if comparison is not None:
+            _reject_for_compare(names)
+            options = {"format": config["format"], "folder": config["out"]}
+            folder = compare(runs, comparison, **options, device=config["device"])
+            log.info("wrote %s", folder / "pairs.csv")
+        for run in runs if evals else ():
             results = evaluate(run, evals, format=config["format"], out=config["out"], **passed)
             show(results, run)
     except SAEError as error:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # importing these takes seconds, which --help and errors need
 
     from callbacks.manifest import Manifest
     from sae.activations.datamodule import ActivationDataModule
+    from sae.activations.sources import ActivationSource
     from sae.training.module import SAEModule
 
 register()
@@ -78,9 +79,8 @@ def train(
     config = continued(run_dir, config, given)
     finished = _finished(run_dir, config)
     if finished is not None:
-        log.info(
-            "%s holds a finished run. epochs=… above %d continues it.", run_dir, config["epochs"]
-        )
+        more = f" epochs=… above {config['epochs']} continues it."
+        log.info("%s holds a finished run.%s", run_dir, "" if _fitted(config) else more)
         return finished
     _reject_lists(config)
     _quiet_lightning()
@@ -115,6 +115,8 @@ def train(
     manifest = Manifest(run_dir / "manifest.json", config, seeds)
     with manifest.stage("harvest"):
         source.prepare()
+    if _fitted(config):
+        return _fit(config, run_dir, source, manifest, device)
     data = build_data(config, source)
     module = build_module(config, data)
     checkpoint = _read_checkpoint(run_dir)
@@ -158,6 +160,50 @@ def train(
     return results
 
 
+def _fitted(config: Mapping[str, Any]) -> bool:
+    """Whether this is a baseline, which is fitted instead of trained."""
+    return config["sae"].get("kind") == "baseline"
+
+
+def _fit(
+    config: dict[str, Any],
+    run_dir: Path,
+    source: "ActivationSource",
+    manifest: "Manifest",
+    device: str,
+) -> dict[str, Any]:
+    """Fit a baseline. The run folder is that of a training, without curves and checkpoint."""
+    from callbacks.build import build_loggers
+    from sae.artifacts import save_sae
+    from sae.training.baselines import fit_baseline
+    from sae.training.build import build_data
+
+    data = build_data({**config, "trainer": {**config["trainer"], "validations": 0}}, source)
+    save_config(run_dir, config)
+    loggers = build_loggers(config, run_dir, 0)
+    try:
+        with manifest.session():
+            with manifest.stage("fit"):
+                baseline, facts = fit_baseline(config, data)
+            baseline.metadata.update(_metadata(config, data) | {"fit": facts})
+            save_sae(run_dir / "sae", baseline)
+            with manifest.stage("evaluate"):
+                results = _evaluate(config, run_dir, data, device)
+        plain = {name: fact for name, fact in facts.items() if not isinstance(fact, list)}
+        results["training"] = {
+            "epochs": config["epochs"],
+            "tokens": data.rows("train").num_rows,
+            "dead": None,
+            "vectors_per_second": None,
+            **plain,
+        }
+        _publish(results, run_dir, loggers, 0)
+    finally:
+        for logger in loggers:
+            getattr(logger, "close", lambda: None)()
+    return results
+
+
 def _finished(run_dir: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
     """Results of a run that needs no more training, with its report; else None.
 
@@ -168,7 +214,7 @@ def _finished(run_dir: Path, config: Mapping[str, Any]) -> dict[str, Any] | None
     if not file.exists():
         return None
     results = json.loads(file.read_text())
-    if results["training"]["epochs"] >= config["epochs"]:
+    if _fitted(config) or results["training"]["epochs"] >= config["epochs"]:
         if not (run_dir / "report.html").exists():
             from sae.reports import write_report
 
@@ -272,20 +318,26 @@ def _save(
     from sae.artifacts import save_sae
     from sae.training.build import l1_equivalents
 
-    metadata = {
-        "activations": dict(data.source.describe()),
-        "scale": data.scales[0] if len(data.scales) == 1 else list(data.scales),
-        "normalize": data.normalize,
-        "settings": {
-            name: config.get(name)
-            for name in ("sae", "resample", "optimizer", "seed", "eval", "e2e")
-        },
+    metadata = _metadata(config, data) | {
         "l1_equivalents": l1_equivalents(config, data),
         "tokens": data.steps * data.batch_size,
         "dead": module.dead_share(),
         "steered": module.coefficient,
     }
     save_sae(run_dir / "sae", module.dictionary.folded(data.scale, metadata))
+
+
+def _metadata(config: Mapping[str, Any], data: "ActivationDataModule") -> dict[str, Any]:
+    """Where a saved dictionary comes from, as far as it does not depend on the training."""
+    names = ("sae", "seed", "eval") if _fitted(config) else (
+        "sae", "resample", "optimizer", "seed", "eval", "e2e"
+    )  # fmt: skip
+    return {
+        "activations": dict(data.source.describe()),
+        "scale": data.scales[0] if len(data.scales) == 1 else list(data.scales),
+        "normalize": data.normalize,
+        "settings": {name: config.get(name) for name in names},
+    }
 
 
 def _evaluate(

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-NAMES = ("speed", "loader", "harvest", "scaling")
+NAMES = ("speed", "loader", "harvest", "scaling", "dead")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

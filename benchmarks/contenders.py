@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.common import has_bf16
 from benchmarks.problem import L1, LR, Problem
-from sae.dictionaries import Dictionary, build_dictionary
+from sae.dictionaries import ARCHITECTURES, Dictionary, build_dictionary
 from sae.functional import firing
 from sae.training.optimizers import OptimizerSettings
 
@@ -41,21 +41,23 @@ class Contender:
 
 def ours(problem: Problem, architecture: str, kernels: str, device: str) -> Contender:
     """The step of `SAEModule` with `trainer.kernels=<kernels>`, without Lightning."""
-    sparsity = {"l1": {"l1": L1}, "tied": {"l1": L1, "centre": "none"}}
+    cls = ARCHITECTURES[architecture]
+    # AuxK costs what the dead share costs: nothing, in the steady state that is timed here
+    given = {"k": round(problem.l0), "l1": L1, "l0_coefficient": L1}
     config = {
         "architecture": architecture,
         "dict_ratio": problem.d_sae / problem.d_in,
-        **sparsity.get(architecture, {"k": round(problem.l0)}),
+        **{name: value for name, value in given.items() if name in cls.options},
     }
     dictionary = build_dictionary(config, d_in=problem.d_in).to(device)
     dictionary.kernels = kernels
-    bias = problem.bias if architecture in sparsity else 0.0
+    bias = 0.0 if "k" in cls.options else problem.bias
     with torch.no_grad():
         for name, parameter in dictionary.named_parameters():
             if name in ("W", "W_dec", "encoder_rows"):
                 parameter.copy_(problem.W)
-            else:
-                parameter.fill_(bias if name == "b_enc" else 0.0)
+            elif name in ("b_enc", "b_mag"):  # b_mag: magnitudes as the gates
+                parameter.fill_(bias)
     step = OurStep(dictionary, device)
     return Contender(f"{architecture}, {kernels}", "ours", step, step.encode, step.bf16)
 

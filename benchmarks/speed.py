@@ -31,7 +31,11 @@ from benchmarks.peers import LIBRARIES, peers
 from benchmarks.problem import Problem, make_problem
 from sae.planning.costs import parameters, step_flops
 
-OURS = {"l1": ("tied", "l1"), "topk": ("topk",), "batch_topk": ("batch_topk",)}
+OURS = {
+    "l1": ("tied", "l1", "april", "gated", "jumprelu", "p_anneal", "lista", "thresholding"),
+    "topk": ("topk",),
+    "batch_topk": ("batch_topk", "matryoshka"),
+}
 COLUMNS = [
     "step", "L0", "vectors/s", "÷ dense bf16 by hand", "÷ fastest peer", "÷ fastest peer, bf16",
     "÷ sparsify", "of FLOP floor", "of byte floor",

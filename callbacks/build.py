@@ -87,6 +87,7 @@ def run_name(config: Mapping[str, Any]) -> str:
     kind = "own" if activations.get("kind") == "folder" else activations.get("kind")
     where = str(ends_of(activations)) if "site" in activations else kind
     sparsity = sparsity_of(sae)
-    parts = [sae["architecture"], where, *sparsity, f"x{sae['dict_ratio']:g}"]
-    kind = ["e2e"] if config.get("e2e") else []
-    return "-".join([*parts, *kind, f"seed{config['seed']}"])
+    size = [f"x{sae['dict_ratio']:g}"] if "dict_ratio" in sae else []
+    size += ["e2e"] if config.get("e2e") else []
+    parts = [sae["architecture"], where, *sparsity, *size]
+    return "-".join([*parts, f"seed{config['seed']}"])

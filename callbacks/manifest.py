@@ -15,6 +15,8 @@ from callbacks.interruption import Interrupted
 from sae.lockstep import Stopped
 from sae.provenance import provenance, write_json
 
+_INTERRUPTIONS = (KeyboardInterrupt, Interrupted, Stopped)
+
 
 class Manifest(L.Callback):
     """Write versions, commit, machine, command, configuration, seeds and timing.
@@ -56,17 +58,23 @@ class Manifest(L.Callback):
             if self._session is not None:
                 self._write()
 
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """A session without a Trainer, around the work on what is fitted instead of trained."""
+        self._open(0)
+        assert self._session is not None
+        try:
+            yield
+        except BaseException as error:
+            interrupted = isinstance(error, _INTERRUPTIONS)
+            self._session["error"] = f"{type(error).__name__}: {error}"
+            self._note(0, "interrupted" if interrupted else "failed")
+            raise
+        self._note(0, "finished")
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open a session."""
-        self._session = {
-            "started_utc": _now(),
-            "ended_utc": None,
-            "status": "running",
-            "from_step": trainer.global_step,
-            "to_step": trainer.global_step,
-            **provenance(),
-        }
-        self._write()
+        self._open(trainer.global_step)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock: what came before was setting up."""
@@ -104,7 +112,7 @@ class Manifest(L.Callback):
     ) -> None:
         """Close the session and say what happened."""
         if self._session is not None:
-            interrupted = isinstance(exception, KeyboardInterrupt | Interrupted | Stopped)
+            interrupted = isinstance(exception, _INTERRUPTIONS)
             self._session["error"] = f"{type(exception).__name__}: {exception}"
             self._update(trainer, "interrupted" if interrupted else "failed")
 
@@ -119,10 +127,25 @@ class Manifest(L.Callback):
     def _add(self, stage: str, seconds: float) -> None:
         self._stages[stage] = self._stages.get(stage, 0.0) + seconds
 
+    def _open(self, step: int) -> None:
+        self._session = {
+            "started_utc": _now(),
+            "ended_utc": None,
+            "status": "running",
+            "from_step": step,
+            "to_step": step,
+            **provenance(),
+        }
+        self._write()
+
     def _update(self, trainer: L.Trainer, status: str) -> None:
+        self._note(trainer.global_step, status)
+
+    def _note(self, step: int, status: str) -> None:
+        """Note how the session stands; only a status other than `running` ends it."""
         assert self._session is not None
         ended = None if status == "running" else _now()
-        self._session.update(to_step=trainer.global_step, status=status, ended_utc=ended)
+        self._session.update(to_step=step, status=status, ended_utc=ended)
         self._write()
 
     @rank_zero_only

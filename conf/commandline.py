@@ -18,8 +18,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from conf.fields import shown
 from conf.runs import continued
-from conf.schema import check, options, several
+from conf.schema import check, options, reject_untrained, several
 from sae.errors import ConfigError, SAEError
 
 FOLDER = Path(__file__).parent
@@ -144,6 +145,7 @@ def check_command_line(config_name: str, arguments: Sequence[str]) -> list[dict[
         if config_name == "train" and multirun:
             _check_processes(config["trainer"])
         elif config_name == "train":
+            reject_untrained(config, given)
             # Hydra writes into the folder before the program can look at what it holds
             config = continued(Path(config["run_dir"]), config, given)
         configs.append(config)
@@ -173,7 +175,7 @@ def as_sweep(arguments: Sequence[str]) -> list[str]:
         for word in arguments
         if word not in lists
     ]
-    words += [f"{name}={','.join(map(str, values))}" for name, values in listed.items()]
+    words += [f"{name}={','.join(map(shown, values))}" for name, values in listed.items()]
     named = any(o.key_or_group == "launcher" for o in own)
     return ["-m", *words, *([] if named else ["launcher=ensemble"])]
 

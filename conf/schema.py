@@ -89,6 +89,25 @@ class SAEConfig:
     target_l0: Any = ranged(float, None, above=0, many=True, null=True)
     sparsity_warmup_tokens: Any = ranged(SPAN, None)
     skip: Any = ranged(bool, False)
+    auxk: Any = ranged(float, None, low=0)
+    frozen_decoder: Any = ranged(bool, False)
+
+
+@dataclass
+class BaselineConfig:
+    """What conf/sae/*.yaml of `kind: baseline` may hold; which of it, their class says."""
+
+    kind: Any = ranged(str)
+    architecture: Any = ranged(str)
+    k: Any = ranged(int, None, low=1, many=True, null=True)
+    dict_ratio: Any = ranged(float, None, above=0, many=True)
+    components: Any = ranged(int, None, low=1, null=True)
+    split: Any = ranged(bool, None)
+    centre: Any = ranged(str, None, choices=("none", "mean"))
+    sample_vectors: Any = ranged(int, None, low=1)
+    max_iter: Any = ranged(int, None, low=1)
+    steps: Any = ranged(int, None, low=1, high=100)
+    seed: Any = ranged(int, None, low=0, many=True)
 
 
 @dataclass
@@ -125,7 +144,8 @@ class ResampleConfig:
     at_tokens: Any = ranged(SPAN, always_many=True)
     dead_after_tokens: Any = ranged(SPAN)
     sample_tokens: Any = ranged(SPAN)
-    toward: Any = ranged(str, choices=("input", "residual"))
+    strategy: Any = ranged(str, "drawn", choices=("drawn", "worst_example"))
+    toward: Any = ranged(str, None, choices=("input", "residual"), null=True)
 
 
 @dataclass
@@ -182,7 +202,7 @@ class TrainConfig:
     site: Any = ranged(str, choices=SITES, many=True)
     target: Any = ranged(str, None, choices=SITES, null=True)
     l1: Any = ranged(float, low=0, many=True)
-    k: Any = ranged(int, low=1, many=True)
+    k: Any = ranged(int, low=1, many=True, null=True)
     target_l0: Any = ranged(float, None, above=0, many=True, null=True)
     dict_ratio: Any = ranged(float, above=0, many=True)
     seed: Any = ranged(int, low=0, many=True)
@@ -208,6 +228,7 @@ class EvaluateConfig:
     ctx: Any = ranged(int, low=2, null=True, default=None)
     tokens: Any = ranged(int, low=1, null=True, default=None)
     device: Any = ranged(str, default="auto")
+    saebench: Any = ranged(bool, default=False)
     export: Any = ranged(str, null=True, default=None)
     out: Any = ranged(str, null=True, default=None)
 
@@ -220,6 +241,9 @@ NODES: dict[str, type] = {
     "sae": SAEConfig, "resample": ResampleConfig, "optimizer": OptimizerConfig,
     "trainer": TrainerConfig, "logger": LoggerConfig, "e2e": EndToEndConfig,
 }  # fmt: skip
+BASELINE = "baseline"
+"""`sae.kind` of what is fitted instead of trained."""
+TRAINED_ONLY = ("epochs", "optimizer", "resample", "callbacks", "trainer")
 _WITHOUT_LM = {
     "folder": "the vectors are already there",
     "superposition": "the vectors are drawn, from features of their own",
@@ -303,6 +327,12 @@ def check(config: DictConfig, given: Sequence[str] = ()) -> dict[str, Any]:
         for name in given if prefix == "activations." else ():  # of others, their class says it
             if name.startswith(prefix) and name not in known:
                 raise ConfigError(f"{name} is not known. There are: {', '.join(known)}.")
+    pair = _at(plain, "activations", "target") is not None or plain.get("e2e") is not None
+    if pair and _at(plain, "sae", "kind") == BASELINE:
+        raise ConfigError(
+            f"sae={plain['sae']['architecture']} is fitted to one activation; target and e2e have "
+            "no effect on it. Drop them, or choose an SAE that is trained."
+        )
     return plain
 
 
@@ -349,6 +379,30 @@ def reject_unused(config: Mapping[str, Any], given: Sequence[str], readers: Sequ
         )
 
 
+def reject_untrained(config: Mapping[str, Any], given: Sequence[str]) -> None:
+    """Refuse settings of the training where a baseline is fitted.
+
+    Of a sweep this is not asked: its other jobs may be SAEs, which read them.
+
+    Args:
+        config: The configuration.
+        given: Names set on the command line.
+
+    Raises:
+        ConfigError: At the first of them.
+    """
+    sae = config["sae"]
+    if sae.get("kind") != BASELINE:
+        return
+    groups = [*TRAINED_ONLY, *([] if "seed" in sae else ["seed"])]
+    for name in given:
+        if name.split(".")[0] in groups and name != "trainer.accelerator":
+            raise ConfigError(
+                f"{name} has no effect with sae={sae['architecture']}, which is fitted, not "
+                f"trained. Drop {name}."
+            )
+
+
 def _typed_nodes(plain: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], type]]:
     """Every node whose fields are known: where it is (with a dot), its content, its fields."""
     types = dict(NODES)
@@ -361,6 +415,10 @@ def _typed_nodes(plain: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]
         types["activations"] = ACTIVATIONS[kind]
     if plain.get("e2e") is None:
         types.pop("e2e")
+    if _at(plain, "sae", "kind") is not None:
+        if plain["sae"]["kind"] != BASELINE:
+            raise ConfigError(f"sae.kind={shown(plain['sae']['kind'])} must be {BASELINE}.")
+        types["sae"] = BaselineConfig
     nodes = [(name, plain[name], types[name]) for name in types if name in plain]
     for group in WORDS:
         words = plain.get(group, {})

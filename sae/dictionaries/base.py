@@ -401,7 +401,8 @@ def sparsity_of(config: Mapping[str, Any]) -> list[str]:
     """
     if config.get("target_l0") is not None:
         return [f"target_l0={config['target_l0']:g}"]
-    return [f"{key}={config[key]:g}" for key in ("l1", "l0_coefficient", "k") if key in config]
+    deciding = ("l1", "l0_coefficient", "components", "k")
+    return [f"{key}={config[key]:g}" for key in deciding if config.get(key) is not None]
 
 
 def matmul_dtype(tensor: Tensor) -> Tensor:

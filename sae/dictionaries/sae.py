@@ -227,9 +227,19 @@ def _lista(pre: Tensor, sae: SAE) -> Tensor:
     return f
 
 
+def _nearest(pre: Tensor, sae: SAE) -> Tensor:
+    """One latent: the largest pre-activation, which fires with the length of its encoder column.
+
+    k-means: with centroids c (less b_dec) as columns and -||c||^2 / 2 - <c, b_dec> as biases, the
+    nearest one wins.
+    """
+    nearest = pre.argmax(dim=-1, keepdim=True)
+    return torch.zeros_like(pre).scatter(-1, nearest, sae.W_enc.norm(dim=0)[nearest])
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor, SAE], Tensor]] = {
     "relu": _relu, "topk": _topk, "jumprelu": _jumprelu, "smooth_jumprelu": _smooth_jumprelu,
-    "abs_topk": _abs_topk, "identity": _identity, "lista": _lista,
+    "abs_topk": _abs_topk, "identity": _identity, "lista": _lista, "nearest": _nearest,
 }  # fmt: skip
 """Activation functions by the word that a saved config names."""
 WITH_K = ("topk", "abs_topk")

@@ -45,6 +45,7 @@ class Untied(Dictionary):
     ) -> None:
         super().__init__(d_in, d_sae)
         atoms = unit_rows(torch.randn(d_sae, d_in, generator=generator))
+        self.frozen_decoder = False
         self.W_dec = nn.Parameter(atoms)
         self.encoder_rows = nn.Parameter(atoms.clone())  # a latent's weights lie together
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
@@ -141,6 +142,11 @@ class Untied(Dictionary):
             LatentParameter(self.W_dec, 0),
         ]
 
+    def freeze_decoder(self) -> None:
+        """Keep the decoder as it is from now on: a control (arXiv 2602.14111, docs/controls.md)."""
+        self.W_dec.requires_grad_(False)
+        self.frozen_decoder = True
+
     @torch.no_grad()
     def constrain_gradients(self) -> None:
         """Remove the component of each decoder row's gradient that is parallel to the row."""
@@ -151,7 +157,8 @@ class Untied(Dictionary):
     @torch.no_grad()
     def constrain_parameters(self) -> None:
         """Bring the decoder rows back to length 1."""
-        normalize_rows_(self.W_dec.detach())
+        if not self.frozen_decoder:  # even a division by 1.0000001 would move them
+            normalize_rows_(self.W_dec.detach())
 
     @torch.no_grad()
     def revive(

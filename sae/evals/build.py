@@ -217,10 +217,16 @@ def find_device(device: str) -> str:
 
 
 def _make(word: str, settings: Mapping[str, Any]) -> Evaluation:
-    defaults: dict[str, Any] = {
-        field.name: field.default
-        for field in fields(EVALS[word])  # pyright: ignore[reportArgumentType]
-    }
+    return from_settings(EVALS[word], word, settings)
+
+
+def from_settings(kind: Any, word: str, settings: Mapping[str, Any]) -> Any:
+    """A dataclass of settings from those of conf/eval/<word>.yaml.
+
+    Raises:
+        ConfigError: If one is unknown or not of the kind of its default.
+    """
+    defaults: dict[str, Any] = {field.name: field.default for field in fields(kind)}
     resampled = defaults.pop("bootstrap", None) is not None
     own = [*defaults, *(["resamples"] if resampled else [])]
     if unknown := sorted(set(settings) - set(own)):
@@ -234,7 +240,7 @@ def _make(word: str, settings: Mapping[str, Any]) -> Evaluation:
     }
     if "resamples" in values:
         values["bootstrap"] = Bootstrap(num_resamples=values.pop("resamples"))
-    return EVALS[word](**values)
+    return kind(**values)
 
 
 def _like(name: str, value: Any, default: Any) -> Any:

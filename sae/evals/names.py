@@ -98,7 +98,13 @@ def _of_settings(result: EvalResult, sae: SAE, source: ActivationSource) -> list
     made: Any = make_evals({result.eval: own}, ctx_of(source), offers_of(source))[result.eval]
     expected = _deciding(asdict(made))
     got = _deciding(result.settings)
-    return [f"{name}={value}" for name, value in got.items() if value != expected[name]]
+    return [_short(name, value) for name, value in got.items() if value != expected[name]]
+
+
+def _short(name: str, value: Any) -> str:
+    """`name=value`; of a long value, such as a list of sets, a hash: names of files have an end."""
+    text = f"{name}={value}"
+    return text if len(text) <= 60 else f"{name}={content_key({name: value})}"
 
 
 def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:

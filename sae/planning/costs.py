@@ -6,11 +6,15 @@ B  vectors in a step     d  d_in     F  d_sae     n  latents that fire per vecto
 from collections.abc import Mapping
 
 from sae.activations.cache import Layout, StoreSpec
+from sae.dictionaries.base import ARCHITECTURES, Dictionary
+from sae.dictionaries.tied import Tied
 from sae.language.sizes import LMSizes
 from sae.types import Point
 
 FLOAT32 = 4
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+_MORE_VECTORS = {"gated": 2, "jumprelu": 1, "thresholding": 2}
+"""Trained numbers of each latent beside its weights and its bias."""
 CONTEXT_ARRAY_ENTRIES = 2**20
 """Entries in a chunk of the arrays `tokens` and `document` of a store."""
 
@@ -57,8 +61,9 @@ def encode_decode_flops(d_in: int, d_sae: int) -> int:
 
 def parameters(architecture: str, d_in: int, d_sae: int) -> int:
     """Trained numbers: one matrix where it is tied, two and a bias more where not."""
-    matrices, biases = (1, d_sae) if architecture == "tied" else (2, d_sae + d_in)
-    return matrices * d_in * d_sae + biases
+    tied = issubclass(ARCHITECTURES.get(architecture, Dictionary), Tied)
+    matrices, biases = (1, d_sae) if tied else (2, d_sae + d_in)
+    return matrices * d_in * d_sae + biases + _MORE_VECTORS.get(architecture, 0) * d_sae
 
 
 def rows_of(spec: StoreSpec) -> int:

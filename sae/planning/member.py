@@ -8,6 +8,7 @@ from sae.activations.cache import StoreSpec
 from sae.activations.rows import ROWS_PER_CHUNK
 from sae.activations.sources import LMActivations
 from sae.activations.store import ActivationStore
+from sae.dictionaries.baselines import build_baseline
 from sae.evals.core import CoreEval
 from sae.evals.downstream import DownstreamEval
 from sae.language.sizes import LMSizes
@@ -46,6 +47,9 @@ class Member:
             self.stored, self.ctx, self.chunk_rows = "float32", 0, ROWS_PER_CHUNK
         self.batch_size = self.trainer["batch_size"]
         self.steps = costs.train_steps(self.rows["train"], config["epochs"], self.batch_size)
+        self.baseline = None
+        if config["sae"].get("kind") == "baseline":
+            self.baseline, self.steps = build_baseline(config["sae"]), 0
 
     @property
     def vectors(self) -> int:
@@ -102,6 +106,8 @@ class Member:
         assert self.widths is not None
         num_layers = 1 if self.ends is None else len(self.ends.reads)
         d_layer = sum(self.widths[:num_layers]) / num_layers
+        if self.baseline is not None:
+            return self.baseline.latents(self.width)
         return max(1, round(self.config["sae"]["dict_ratio"] * d_layer))
 
     @property
@@ -119,7 +125,7 @@ class Member:
     @property
     def validations(self) -> int:
         """Measurements during training."""
-        return self.trainer["validations"]
+        return 0 if self.baseline is not None else self.trainer["validations"]
 
     def setting(self, word: str, name: str) -> int:
         """A setting of an evaluation, or its default."""

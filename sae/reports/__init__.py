@@ -1,7 +1,8 @@
 """Pages, tables and plots made of what is on disk; nothing here trains or measures."""
 
+from sae.reports.compare import write_comparison
 from sae.reports.report import results_table, write_report
 from sae.reports.summary import print_summary
 from sae.reports.sweep import write_sweep
 
-__all__ = ["print_summary", "results_table", "write_report", "write_sweep"]
+__all__ = ["print_summary", "results_table", "write_comparison", "write_report", "write_sweep"]

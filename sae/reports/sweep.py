@@ -20,7 +20,7 @@ _METRICS = (
 )  # fmt: skip
 _TRAINING = ("dead", "tokens", "vectors_per_second")
 # What moves a point along the trade-off between sparsity and fidelity; the rest makes lines.
-_SPARSITY = ("l1", "k", "target_l0")
+_SPARSITY = ("l1", "k", "target_l0", "sae.components")
 _PLACE = ("run_dir", "sweep_dir", "hydra", "logger", "launcher", "sweep")
 _LOCK_SECONDS = 60
 

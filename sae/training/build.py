@@ -10,6 +10,7 @@ from sae.activations.datamodule import ActivationDataModule
 from sae.activations.sources import ActivationSource, LMActivations
 from sae.dictionaries import ARCHITECTURES, build_dictionary
 from sae.dictionaries.base import check_ends
+from sae.dictionaries.untied import Untied
 from sae.errors import ConfigError
 from sae.training.end_to_end import EndToEndModule, EndToEndSettings
 from sae.training.module import RunLength, SAEModule
@@ -30,11 +31,15 @@ def build_module(config: Mapping[str, Any], data: ActivationDataModule) -> SAEMo
     ends, widths = getattr(data.source, "ends", None), data.widths
     pair = ends is not None and ends.pair
     d_in, d_out = widths if pair else (data.d_in, None)
+    frozen_decoder = settings.pop("frozen_decoder", False)
     dictionary = build_dictionary(
         settings, d_in=d_in, d_out=d_out, widths=() if pair or len(widths) == 1 else widths,
         mean=data.mean * data.scale, seed=config["seed"],
     )  # fmt: skip
     dictionary.kernels = config["trainer"]["kernels"]
+    if frozen_decoder:
+        assert isinstance(dictionary, Untied)  # see `check_settings`
+        dictionary.freeze_decoder()
     kind, more = _kind(config, data)
     return kind(
         dictionary,
@@ -72,9 +77,10 @@ def check_settings(config: Mapping[str, Any]) -> None:
         ConfigError: At the first setting that is missing, unknown or out of range.
     """
     OptimizerSettings(**config["optimizer"])
-    ResampleSettings(**config["resample"])
+    resampling = ResampleSettings(**config["resample"])
     sae, activations = config["sae"], config["activations"]
-    if sae["architecture"] in ARCHITECTURES:  # an unknown word is `build_dictionary`'s to explain
+    architecture = ARCHITECTURES.get(sae["architecture"])
+    if architecture is not None:  # an unknown word is `build_dictionary`'s to explain
         layer = activations.get("layer")
         check_ends(
             sae["architecture"],
@@ -82,6 +88,13 @@ def check_settings(config: Mapping[str, Any]) -> None:
             num_layers=len(layer) if isinstance(layer, list) else 1,
             skip=sae.get("skip", False),
         )
+        frozen = sae.get("frozen_decoder", False)
+        if frozen and not issubclass(architecture, Untied):
+            raise ConfigError(
+                f"sae.frozen_decoder has no meaning with sae={architecture.architecture}: encoder "
+                "and decoder are one matrix. Use an untied SAE, such as sae=topk or sae=l1."
+            )
+        resampling.check(architecture, frozen)
     if (e2e := config.get("e2e")) is not None:
         EndToEndSettings(**e2e)
         if activations["kind"] != "lm":

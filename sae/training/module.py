@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sae.dictionaries.base import Dictionary, Moment, StepOutput
 from sae.dictionaries.codes import Code
+from sae.dictionaries.untied import Untied
 from sae.errors import NonFiniteLossError
 from sae.functional import reconstruction_metrics, reconstruction_terms
 from sae.training.optimizers import OptimizerSettings
@@ -94,6 +95,8 @@ class SAEModule(L.LightningModule):
             self.scale = scale
         self.optimizer_settings = optimizer or OptimizerSettings()
         self.resampling = (resampling or ResampleSettings()).resolve(length.tokens)
+        frozen = isinstance(dictionary, Untied) and dictionary.frozen_decoder
+        self.resampling.check(type(dictionary), frozen)
         self.sparsity_warmup_steps = self._steps(sparsity_warmup_tokens, "sparsity_warmup_tokens")
         self._warmup_steps = self._steps(
             self.optimizer_settings.warmup_tokens, "optimizer.warmup_tokens"
@@ -223,7 +226,7 @@ class SAEModule(L.LightningModule):
             dead,
             lambda: inputs(int(self.resampling.sample_tokens), draw),
             torch.Generator().manual_seed(draw),
-            self.resampling.toward,
+            self.resampling.build(),
         )
         # the sample is the same on every rank; rounding on unlike hardware need not be
         copy_from_first_rank(self.dictionary.parameters())

@@ -10,27 +10,29 @@ The published rules (Towards Monosemanticity, 2023, appendix "Neuron resampling"
 6. encoder bias := 0 (4 to 6 are `Dictionary.revive`; see `Tied.revive` for tied weights);
 7. Adam's moments are reset for exactly the entries that changed.
 
-Each rule is a function here or a method there, and is tested by itself. `toward="residual"` departs
-from rule 4: the direction is that of x - x_hat, what the dictionary misses of the drawn input.
-Where a few tokens have massive activations (2 % of the default LM's, at six times the norm of the
-rest) nearly all drawn inputs are such tokens, and latents pointed at them all fire on all of them:
-the loss rises a thousandfold (docs/adr/0002 has the measurement). In a transcoder the direction is
-that of the target, or of what is missed of it; the encoder points at the input (`Untied.revive`).
+Each rule is a function or a method here, in `strategies.py` or in the dictionaries, and is tested
+by itself. Rules 2 to 6 are the strategy `drawn`, of which `toward="residual"` departs from rule 4:
+the direction is that of x - x_hat, what the dictionary misses of the drawn input. Where a few
+tokens have massive activations (2 % of the default LM's, at six times the norm of the rest) nearly
+all drawn inputs are such tokens, and latents pointed at them all fire on all of them: the loss
+rises a thousandfold (docs/adr/0002 has the measurement). The strategy `worst_example` is the
+authors' own; rules 1 and 7 are the same for it.
+In a transcoder the direction is that of the target, or of what is missed of it; the encoder points
+at the input (`Untied.revive`).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae.dictionaries.base import Dictionary, LatentParameter
+from sae.dictionaries.untied import Untied
 from sae.errors import ConfigError
-from sae.kernels import unit_rows
 from sae.training.schedules import span_tokens
-
-_ENCODE_AT_ONCE = 8192
+from sae.training.strategies import STRATEGIES, Drawn, Strategy
 
 
 @dataclass(frozen=True)
@@ -42,17 +44,51 @@ class ResampleSettings:
         dead_after_tokens: A latent that did not fire for so long is dead. Used by the resampler
             and by the logged dead share alike.
         sample_tokens: Number of random training vectors whose loss is computed (rule 2).
-        toward: `input` as published, or `residual`.
+        toward: Of the strategy `drawn`: `input` as published (the default), or `residual`.
+        strategy: A word of `STRATEGIES`.
     """
 
     at_tokens: Sequence[int | float | str] = ()
     dead_after_tokens: int | float | str = "10%"
     sample_tokens: int | float | str = 819_200
-    toward: str = "input"
+    toward: str | None = None
+    strategy: str = "drawn"
 
     def __post_init__(self) -> None:
-        if self.toward not in ("input", "residual"):
-            raise ConfigError(f"resample.toward={self.toward!r} must be input or residual.")
+        if self.strategy not in STRATEGIES:
+            raise ConfigError(
+                f"resample.strategy={self.strategy!r} must be one of {', '.join(STRATEGIES)}."
+            )
+        if self.toward is not None and self.strategy != "drawn":
+            raise ConfigError(
+                f"resample.toward={self.toward} has no effect with resample.strategy="
+                f"{self.strategy}. Drop it, or use resample.strategy=drawn."
+            )
+        self.build()
+
+    def build(self) -> Strategy:
+        """The strategy that the settings name."""
+        return Drawn(self.toward) if self.toward is not None else STRATEGIES[self.strategy]()
+
+    def check(self, architecture: type[Dictionary], frozen_decoder: bool) -> None:
+        """Whether dictionaries of this class can be resampled so.
+
+        Raises:
+            ConfigError: If what the strategy sets is frozen, or is no parameter of its own.
+        """
+        if not self.at_tokens:
+            return
+        if not self.build().sets_decoder and not issubclass(architecture, Untied):
+            raise ConfigError(
+                f"resample.strategy={self.strategy} sets encoders and leaves decoders, and in "
+                f"sae={architecture.architecture} they are one matrix. Use sae=l1 or another "
+                "untied SAE, or resample=scaled."
+            )
+        if self.build().sets_decoder and frozen_decoder:
+            raise ConfigError(
+                "sae.frozen_decoder=true keeps the decoder as it was drawn, but resampling would "
+                "set rows of it. Use resample=none, or resample=worst_example, which sets encoders."
+            )
 
     def resolve(self, total_tokens: int) -> "ResampleSettings":
         """The same in plain tokens, for a run over `total_tokens`.
@@ -78,7 +114,7 @@ class ResampleSettings:
                 f"resample.at_tokens={at[-1]:,} has no effect in a run of {total_tokens:,} tokens. "
                 "Train longer, or use resample=scaled."
             )
-        return ResampleSettings(at, window, sample, self.toward)
+        return replace(self, at_tokens=at, dead_after_tokens=window, sample_tokens=sample)
 
     def due(self, before: int, after: int) -> bool:
         """Whether a resolved time lies in the tokens `(before, after]`."""
@@ -93,20 +129,6 @@ def dead_latents(tokens_since_fired: Int[Tensor, " d_sae"], window: int) -> Bool
         [False, False, True]
     """
     return tokens_since_fired >= window
-
-
-def draw_inputs(
-    losses: Float[Tensor, " n"], count: int, generator: torch.Generator
-) -> Int[Tensor, " count"]:
-    """Rule 3: indices drawn with probability proportional to loss squared.
-
-    No input is drawn twice while there are enough of them, so that no two latents start equal.
-    """
-    weights = losses.double().square()
-    total = weights.sum()
-    weights = weights / total if total > 0 else torch.ones_like(weights)
-    enough = int((weights > 0).sum()) >= count
-    return torch.multinomial(weights.cpu(), count, replacement=not enough, generator=generator)
 
 
 def reset_adam_rows(
@@ -128,9 +150,9 @@ def resample(
     dead: Bool[Tensor, " d_sae"],
     inputs: Callable[[], Float[Tensor, "n width"]],
     generator: torch.Generator,
-    toward: str = "input",
+    strategy: Strategy | None = None,
 ) -> Int[Tensor, " n"]:
-    """Apply rules 2 to 7 to the `dead` latents and return their indices.
+    """Start the `dead` latents again (rules 2 to 7) and return their indices.
 
     Args:
         dictionary: Edited in place.
@@ -138,18 +160,14 @@ def resample(
         dead: Mask of dead latents (rule 1).
         inputs: Gives the random sample of scaled training vectors; called only when needed.
         generator: CPU generator of the draw.
-        toward: `input` or `residual`: what the revived latents are pointed at.
+        strategy: How inputs are chosen and what is set; default: as published.
     """
     latents = dead.nonzero().flatten()
     if len(latents) == 0:
         return latents
+    strategy = strategy or Drawn()
     x = inputs().to(dead.device)
-    losses = torch.cat([dictionary.row_losses(part).float() for part in x.split(_ENCODE_AT_ONCE)])
-    for side in dictionary.split(x):  # a vector of zeros has no direction to point at
-        losses[side.norm(dim=1) == 0] = 0.0
-    drawn, target = dictionary.split(x[draw_inputs(losses, len(latents), generator).to(x.device)])
-    if toward == "residual":
-        target = target - dictionary(drawn).float()
-    dictionary.revive(latents, drawn, unit_rows(target), ~dead)
+    chosen = x[strategy.choose(dictionary, x, len(latents), generator).to(x.device)]
+    strategy.start(dictionary, latents, chosen, ~dead)
     reset_adam_rows(optimizer, dictionary.latent_parameters(), latents)
     return latents

@@ -116,7 +116,7 @@ def test_none_means_as_in_the_run(run, monkeypatch):
     [
         (["run=nowhere"], "No saved SAE at nowhere: it does not exist"),
         ([], "run has no value"),
-        (["run=nowhere", "eval=[cor]"], "Available options in 'eval': core downstream"),
+        (["run=nowhere", "eval=[cor]"], "Available options in 'eval': compare core downstream"),
         (["run=nowhere", "tokens=0"], "tokens=0 must be a whole number of at least 1"),
         (["run=nowhere", "device=foo"], "device=foo is not there. This machine has: auto, cpu"),
     ],

@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
@@ -22,8 +24,8 @@ OVERRIDES = [
 SOFT = (signal.SIGTERM, signal.SIGUSR1)
 
 
-def start(run_dir: Path) -> subprocess.Popen:
-    command = [sys.executable, "train.py", *OVERRIDES, f"run_dir={run_dir}"]
+def start(run_dir: Path, words: Sequence[str] = ()) -> subprocess.Popen:
+    command = [sys.executable, "train.py", *OVERRIDES, *words, f"run_dir={run_dir}"]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
@@ -59,19 +61,20 @@ def equal(a, b) -> bool:
     return a == b
 
 
-def test_stopped_three_times_equals_never_stopped(tmp_path):
+@pytest.mark.parametrize("words", [[], ["resample=worst_example"]], ids=["scaled", "worst_example"])
+def test_stopped_three_times_equals_never_stopped(words, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    finish(start(whole))
+    finish(start(whole, words))
 
     seed = random.randrange(10**6)
     kills = sorted(random.Random(seed).sample(range(20, 340), 3))
     for step, number in zip(kills, (signal.SIGKILL, *SOFT), strict=True):
-        output = kill_at(start(broken), broken, step, number)
+        output = kill_at(start(broken, words), broken, step, number)
         if number in SOFT:  # nothing is lost, and the user is told how to go on
             saved = torch.load(broken / "checkpoints" / "last.ckpt", weights_only=True)
             assert saved["global_step"] > step
             assert f"The same command with run_dir={broken} continues." in output
-    finish(start(broken))
+    finish(start(broken, words))
 
     where = f"kills at steps {kills}"
     assert (whole / "metrics.csv").read_bytes() == (broken / "metrics.csv").read_bytes(), where

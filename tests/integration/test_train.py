@@ -13,6 +13,9 @@ import pandas as pd
 import pytest
 import torch
 
+from conf.commandline import FOLDER
+from conf.schema import options
+
 ROOT = Path(__file__).parents[2]
 FILES = (
     "config.yaml", "manifest.json", "metrics.csv", "results.json", "report.html",
@@ -123,13 +126,23 @@ class TestInProcess:
         own = ["debug=tiny", "~callbacks.downstream", *evals, *overrides]
         return train(compose(own), run_dir)
 
-    @pytest.mark.parametrize("architecture", ["tied", "l1", "topk"])
+    @pytest.mark.parametrize("architecture", options("sae"))
     def test_every_architecture_learns(self, architecture, tmp_path):
-        k = ["k=8"] if architecture == "topk" else []
-        results = self.train(tmp_path, f"sae={architecture}", *k, "epochs=8")
+        settings = (FOLDER / "sae" / f"{architecture}.yaml").read_text()
+        words = ["k=8"] if "${k}" in settings else []
+        words += ["sae.l0_coefficient=1e-3"] if "l0_coefficient" in settings else []
+        results = self.train(tmp_path, f"sae={architecture}", *words, "epochs=8")
         assert results["core"]["metrics"]["fvu"]["value"] < 0.5
         if architecture == "topk":
             assert results["core"]["metrics"]["l0"]["value"] <= 8
+
+    def test_a_target_l0_is_reached(self, tmp_path):
+        given = ["l1=1e-2", "target_l0=6", "epochs=40", "dict_ratio=4"]
+        results = self.train(tmp_path, "sae=l1", *given)
+        assert results["core"]["metrics"]["l0"]["value"] == pytest.approx(6, rel=0.05)
+        steered = results["training"]["l1"]
+        assert steered != 1e-2
+        assert pd.read_csv(tmp_path / "metrics.csv")["train/l1"].dropna().iloc[-1] > 0
 
     def test_a_longer_run_continues_a_finished_one(self, tmp_path):
         from train import compose, train

@@ -8,7 +8,7 @@ import torch
 SPEED = ["--l0", "8", "--no-peers", "--no-memory"]
 
 
-@pytest.mark.parametrize("name", ["speed", "loader", "harvest", "scaling"])
+@pytest.mark.parametrize("name", ["speed", "loader", "harvest", "scaling", "dead"])
 def test_a_quick_run_writes_page_numbers_and_picture(name, tmp_path, cache):
     from importlib import import_module
 

@@ -16,6 +16,7 @@ from sae.errors import ConfigError, SiteError, StoreError
 from sae.evals import CoreEval, DownstreamEval
 from sae.evals.build import run_evals, source_of
 from sae.training.resampling import resample
+from sae.training.strategies import Drawn
 from sae.types import Ends, Point
 
 LM = {"kind": "random", "name": "tiny-llama", "family": "llama"}
@@ -228,7 +229,8 @@ def test_a_revived_latent_reads_the_input_and_writes_what_is_missed(toward):
     x, y = dictionary.split(batch)
     missed = y - (dictionary(x).detach() if toward == "residual" else 0)
     optimizer = torch.optim.Adam(dictionary.parameters())
-    resample(dictionary, optimizer, dead, lambda: batch, torch.Generator().manual_seed(0), toward)
+    generator = torch.Generator().manual_seed(0)
+    resample(dictionary, optimizer, dead, lambda: batch, generator, Drawn(toward))
     for latent in (3, 8):
         likeness = torch.nn.functional.cosine_similarity(dictionary.W_dec[latent], missed)
         drawn = int(likeness.argmax())
@@ -358,6 +360,7 @@ def test_points_and_ends_of_a_configuration():
         (["sae=topk", "k=4", "site=mlp_out", "target=mlp"], "does not come after"),
         (["sae=topk", "k=4", "layer=[0,1]"], "One SAE for all layers: sae=crosscoder"),
         (["sae=tied", "sae.skip=true"], "sae.skip is not known"),
+        (["sae=pca", "site=mlp", "target=mlp_out"], "fitted to one activation"),
         (["sae=topk", "k=4", "target=nowhere"], "must be one of resid"),
         (["sae=crosscoder", "layer=[0,1]", "l1=[1e-3,1e-2]"], "l1=.* names several SAEs"),
     ],

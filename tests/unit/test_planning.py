@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from _architectures import SETTINGS
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -51,16 +52,16 @@ def test_lm_flops_and_sizes_are_those_that_pytorch_counts(family, tiny_source, t
             assert sizes.width(point) == lm.width(point)
 
 
-@pytest.mark.parametrize("architecture", [{"architecture": "tied", "l1": 0.1, "centre": "none"},
-                                          {"architecture": "l1", "l1": 0.1}])  # fmt: skip
-def test_a_dense_step_has_five_products(architecture):
+@pytest.mark.parametrize("word", sorted(SETTINGS))
+def test_a_dense_step_has_five_products(word):
     from sae.dictionaries import build_dictionary
     from sae.planning.costs import parameters, step_flops
 
+    architecture = {"architecture": word, **SETTINGS[word]}
     dictionary = build_dictionary({"dict_ratio": 4, **architecture}, d_in=32)
     numbers = sum(p.numel() for p in dictionary.parameters())
-    assert parameters(architecture["architecture"], 32, 128) == numbers
-    if dictionary.architecture != "tied":
+    assert parameters(word, 32, 128) == numbers
+    if word != "tied":
         return  # autograd adds a sixth product there, for the gradient of b_dec
     with FlopCounterMode(display=False) as counter:
         sum(dictionary.training_output(torch.randn(64, 32)).terms.values()).backward()

@@ -9,10 +9,10 @@ from sae.training.optimizers import AuthorsAdam
 from sae.training.resampling import (
     ResampleSettings,
     dead_latents,
-    draw_inputs,
     resample,
     reset_adam_rows,
 )
+from sae.training.strategies import STRATEGIES, Drawn, WorstExample, draw_inputs
 
 D_IN = 8
 CONFIGS = {
@@ -151,7 +151,7 @@ def test_a_whole_resampling_draws_badly_reconstructed_inputs(word, toward):
     dead[3] = True
     missed = (x - dictionary(x)).detach()[17]
     target = {"input": x[17], "residual": missed}[toward]
-    latents = resample(dictionary, optimizer, dead, lambda: x, seeded(), toward)
+    latents = resample(dictionary, optimizer, dead, lambda: x, seeded(), Drawn(toward))
     assert latents.tolist() == [3]
     atom = dictionary.folded(1.0).W_dec[3]
     torch.testing.assert_close(atom, target / target.norm())
@@ -167,3 +167,58 @@ def test_settings_resolve_shares_and_say_what_is_wrong():
         ResampleSettings(toward="error")
     with pytest.raises(ConfigError, match="at least one token"):
         ResampleSettings((), 0, 1).resolve(100)
+
+
+def test_worst_example_takes_the_worst_first_and_repeats_when_they_run_out():
+    dictionary, _ = trained("l1")
+    x = torch.randn(50, D_IN, generator=seeded(5))
+    errors = (x - dictionary(x)).square().mean(1)
+    by_hand = sorted(range(50), key=lambda i: -errors[i].item())
+    strategy = WorstExample()
+    assert strategy.choose(dictionary, x, 7, seeded()).tolist() == by_hand[:7]
+    assert strategy.choose(dictionary, x, 52, seeded()).tolist() == [*by_hand, *by_hand[:2]]
+
+
+@pytest.mark.parametrize("word", ["l1", "topk"])
+def test_worst_example_sets_encoders_as_the_authors_and_nothing_else(word):
+    dictionary, optimizer = trained(word)
+    before = {name: value.clone() for name, value in dictionary.state_dict().items()}
+    x = torch.randn(100, D_IN, generator=seeded(5))
+    x[17], x[61] = x[17] * 1000, x[61] * 100
+    dead = torch.zeros(24, dtype=torch.bool)
+    dead[[3, 9]] = True
+    latents = resample(dictionary, optimizer, dead, lambda: x, seeded(), WorstExample())
+    assert latents.tolist() == [3, 9]
+    columns = before["encoder_rows"].T  # as their code has it: a column for each latent
+    wanted = x[[17, 61]].T * 0.2 / torch.norm(columns, dim=0).mean()
+    torch.testing.assert_close(dictionary.W_enc[:, [3, 9]], wanted)
+    assert torch.equal(dictionary.encoder_rows[~dead], before["encoder_rows"][~dead])
+    for name in ("W_dec", "b_enc", "b_dec"):
+        assert torch.equal(dictionary.state_dict()[name], before[name])
+    for parameter, _ in dictionary.latent_parameters():  # all three, as in their code
+        moments = optimizer.state[parameter]["exp_avg"]
+        assert not moments[dead].any()
+        assert moments[~dead].any()
+
+
+def test_strategies_refuse_what_they_cannot_do():
+    from sae.dictionaries import ARCHITECTURES
+
+    worst = ResampleSettings(["10%"], strategy="worst_example")
+    with pytest.raises(ConfigError, match="sae=tied they are one matrix. Use sae=l1"):
+        worst.check(ARCHITECTURES["tied"], frozen_decoder=False)
+    worst.check(ARCHITECTURES["topk"], frozen_decoder=True)
+    with pytest.raises(ConfigError, match="Use resample=none, or resample=worst_example"):
+        ResampleSettings(["10%"]).check(ARCHITECTURES["topk"], frozen_decoder=True)
+    ResampleSettings(()).check(ARCHITECTURES["topk"], frozen_decoder=True)
+    with pytest.raises(ConfigError, match="must be one of drawn, worst_example"):
+        ResampleSettings(strategy="best")
+    with pytest.raises(ConfigError, match="toward=input has no effect"):
+        ResampleSettings(toward="input", strategy="worst_example")
+
+
+def test_the_words_of_the_configuration_are_those_of_the_code():
+    from conf.schema import ResampleConfig
+
+    field = ResampleConfig.__dataclass_fields__["strategy"]
+    assert set(field.metadata["limits"].choices) == set(STRATEGIES)

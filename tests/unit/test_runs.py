@@ -92,7 +92,9 @@ def test_without_given_keys_everything_must_agree(tmp_path):
         continued(tmp_path, composed())
 
 
-@pytest.mark.parametrize("key", ["resample.toward", "activations.ctx", "epochs", "callbacks"])
+@pytest.mark.parametrize(
+    "key", ["resample.sample_tokens", "activations.ctx", "epochs", "callbacks"]
+)
 def test_a_key_that_an_old_configuration_lacks_is_named(tmp_path, key):
     config = composed()
     node, _, last = key.rpartition(".")

@@ -65,7 +65,7 @@ def test_every_yaml_builds_a_source_that_round_trips(path, saved, no_network):
     ("config", "message"),
     [
         ({"kind": "gguf"}, "lm.kind=gguf is not known. Choose one of hub, folder, wheel, random"),
-        ({"kind": "hub"}, "needs repo. Its fields: name, dtype, repo, revision"),
+        ({"kind": "hub"}, "needs repo. Its fields: name, dtype, random_weights, random_seed, repo"),
         ({"kind": "hub", "repo": "a/b", "rev": "x"}, "has no field rev"),
         ({"kind": "hub", "repo": 3}, "lm.kind=hub: repo=3 must be str, not int"),
         ({"kind": "hub", "repo": "a/b", "dtype": "int8"}, "int8 is not one of float32, bfloat16"),
@@ -77,6 +77,10 @@ def test_every_yaml_builds_a_source_that_round_trips(path, saved, no_network):
             "lm.kind=wheel: wheel needs version, sha256, member",
         ),
         ({"kind": "wheel", "wheel": "a.whl"}, "must be WheelFile"),
+        (
+            {"kind": "hub", "repo": "a/b", "random_seed": 1},
+            "no effect with lm.random_weights=false",
+        ),
     ],
 )
 def test_wrong_configs_say_what_is_allowed(config, message):
@@ -192,6 +196,62 @@ def test_a_relative_path_stays_right_in_another_folder(saved, monkeypatch, tmp_p
     monkeypatch.chdir("/")
     assert source.identity()
     assert source.to_config()["path"] == str(saved)
+
+
+# --- random weights, the control -------------------------------------------------------------
+
+
+def random_of(saved, seed=1):
+    """Not seed 0: from that, the saved LM itself was drawn."""
+    return source_of(kind="folder", path=str(saved), random_weights=True, random_seed=seed)
+
+
+def test_random_weights_change_identity_and_activations_but_no_tokenizer(saved, no_network):
+    from sae.types import Point
+
+    trained = source_of(kind="folder", path=str(saved))
+    drawn, other = random_of(saved, 1), random_of(saved, 2)
+    identities = [source.identity() for source in (trained, drawn, other)]
+    assert all(identities.count(identity) == 1 for identity in identities)
+    assert "random_weights" not in trained.identity()  # caches of trained LMs keep their names
+    assert [drawn.name, other.name] == ["x-random1", "x-random2"]
+    assert source_of(**drawn.to_config()) == drawn
+
+    tokens, point = torch.arange(20).reshape(2, 10), Point("resid", 2)
+    x = [source.load().capture(tokens, [point])[point] for source in (trained, drawn, other)]
+    assert x[0].shape == x[1].shape
+    assert not torch.allclose(x[0], x[1])
+    assert not torch.allclose(x[1], x[2])
+    text = "The same tokens."
+    assert drawn.load_tokenizer()(text)["input_ids"] == trained.load_tokenizer()(text)["input_ids"]
+
+
+def test_random_weights_are_those_of_a_start_of_training(saved):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    model, again = (random_of(saved).load().model for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.config._attn_implementation == "sdpa"
+    trained = source_of(kind="folder", path=str(saved)).load().model.state_dict()
+    scale = model.config.initializer_range
+    for name, weights in model.state_dict().items():
+        assert torch.equal(weights, again.state_dict()[name])
+        assert weights.dtype == trained[name].dtype
+        if "wte" in name or name.endswith("c_fc.weight"):  # embeddings too
+            assert weights.std().item() == pytest.approx(scale, rel=0.1)
+            assert not torch.allclose(weights, trained[name])
+        if name.endswith("ln_1.weight"):
+            assert (weights == 1).all()
+
+
+def test_random_weights_need_no_weights_of_the_hub(hub, monkeypatch, tiny_lm):
+    config = tiny_lm("gpt2").model.config
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda *_, **__: config)
+    source = source_of(kind="hub", repo="a/b", random_weights=True)
+    hub.reachable = True
+    assert source.load().d_model == 32
+    assert "AutoModel" not in str([options for _, options in hub.calls])
+    assert not any("dtype" in options for _, options in hub.calls)  # what a load of weights gets
 
 
 # --- wheels ----------------------------------------------------------------------------------

@@ -1,0 +1,280 @@
+"""Tables and pictures from the records; nothing is trained here."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from benchmarks.common import Cell, Result, Table
+from benchmarks.quality.contender import Control, Setting
+from benchmarks.quality.contenders import chosen
+from benchmarks.quality.data import SYNTHETIC, Size
+from benchmarks.quality.protocol import LIMIT, Plan, Task
+from benchmarks.quality.records import file_of, identity, records
+from benchmarks.quality.search import MISSED, Point, closest, corrected, log_slope
+
+PEER_BETTER = "▲"
+COLUMNS = [
+    "", "method", "library", "lr", "set by", "value", "L0", "FVU", "FVU at equal L0",
+    "÷ ours of this kind", "silent",
+]  # fmt: skip
+SYNTHETIC_COLUMNS = ["features recovered", "atoms that are features", "MMCS"]
+LM_COLUMNS = ["CE recovered (zero)", "CE recovered (mean)"]
+COLOURS = {
+    "ours": "#0b7a75", "authors": "#7b4fa3", "sae-lens": "#d08c60",
+    "dictionary_learning": "#4a7ab5", "sparsify": "#999999",
+}  # fmt: skip
+
+
+MARKERS = {
+    "l1": "o", "tied": "s", "april": "v", "topk": "^", "batch_topk": "D", "jumprelu": "*",
+    "gated": "X", "matryoshka": "p", "p_anneal": "<",
+}  # fmt: skip
+
+
+def report(plan: Plan, out: Path) -> Path:
+    """Write `<date>-quality.md`, `.json` and `.png`."""
+    settings = plan.options | {"data": " ".join(task.data for task in plan.tasks)}
+    result = Result("quality", settings)
+    frontiers = {}
+    for task in plan.tasks:
+        rows = list(summaries(plan, task))
+        if not rows:
+            result.notes.append(f"{task.data}: no complete contender yet.")
+            continue
+        result.tables += [_table(task, rows), _commands(plan, task, rows)]
+        result.raw[task.data] = rows
+        frontiers[task.data] = rows
+    result.notes += _notes(plan)
+    out.mkdir(parents=True, exist_ok=True)
+    return result.write(out, _plot(frontiers) if frontiers else None)
+
+
+def summaries(plan: Plan, task: Task) -> Iterator[dict[str, Any]]:
+    """What was chosen for each contender, with its measurements of every seed on the test split."""
+    for file in sorted((plan.work / "chosen" / task.data).glob("*.json")):
+        found = json.loads(file.read_text())
+        size = Size(**found["size"])
+        if (size, found["d_sae"], found["l0"]) != (task.size, task.d_sae, task.l0):
+            continue
+        runs = []
+        for seed in range(found["seeds"]):
+            setting = Setting(found["lr"], found["value"], seed)
+            key = identity(
+                found["contender"], task.data, size, task.d_sae, setting,
+                task.ce_contexts if task.data != SYNTHETIC else 0,
+            )  # fmt: skip
+            record = file_of(plan.work, key)
+            if record.exists():
+                runs.append(json.loads(record.read_text()))
+        good = [run for run in runs if run["test"]]
+        points = [Point(*p) for p in found["points"]]
+        yield found | {
+            "failed_seeds": len(runs) - len(good),
+            "test": [run["test"] for run in good],
+            "ce": [run["ce"] for run in good if run["ce"]],
+            "at_l0": [
+                _at(run["test"], points, task.l0)
+                for run in good
+                if abs(run["test"]["l0"] / task.l0 - 1) <= MISSED
+            ],
+            "cpu_seconds": [run["cpu_seconds"] for run in good],
+        }
+
+
+def compared(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """FVU at equal L0 of each contender over that of this project's of the same kind.
+
+    None for this project's own, and where it lacks the architecture.
+    """
+    ours = {
+        row["family"]: float(np.mean(row["at_l0"]))
+        for row in rows
+        if row["contender"].startswith("ours/") and row["at_l0"]
+    }
+    found: dict[str, float | None] = {}
+    for row in rows:
+        against = ours.get(row["family"])
+        own = row["contender"].startswith("ours/")
+        if own or against is None or not row["at_l0"]:
+            found[row["contender"]] = None
+        else:
+            found[row["contender"]] = float(np.mean(row["at_l0"])) / against
+    return found
+
+
+def estimate(plan: Plan, patterns: list[str], jobs: int) -> str:
+    """How many trainings there are at most, and how long by those that were already made."""
+    rate: dict[tuple[str, str], float] = {}
+    for record in records(plan.work):
+        if record.get("cpu_seconds"):
+            key = record["key"]
+            rate[key["contender"], key["data"]] = record["cpu_seconds"] / key["vectors"]
+    lines, total, unknown = (
+        ["contender, CPU seconds a training by data set, trainings at most"],
+        0.0,
+        0,
+    )
+    for name, contender in chosen(patterns).items():
+        parts = []
+        for task in plan.tasks:
+            vectors = vectors_needed(contender.control, task, plan.seeds, plan.lrs)
+            per_vector = rate.get((name, task.data))
+            if per_vector is None:
+                unknown += 1
+                parts.append(f"{task.data} ?")
+                continue
+            total += vectors * per_vector
+            parts.append(
+                f"{task.data} {per_vector * task.size.vectors:.1f} s x "
+                f"{vectors / task.size.vectors:.1f}"
+            )
+        lines.append(f"{name:35s} {'; '.join(parts)}")
+    lines.append(f"{total / 60:.0f} CPU minutes, {total / jobs / 60:.0f} minutes with {jobs} jobs")
+    if unknown:
+        lines.append(f"{unknown} not measured yet (train one with `train`)")
+    return "\n".join(lines) + "\n"
+
+
+def vectors_needed(control: Control, task: Task, seeds: int, lrs: int = 3) -> float:
+    """Training vectors of a contender on a data set, if no search ends early.
+
+    The first learning rate's search may take all of its trainings, later ones begin near their
+    goal and mostly take two; so does the one at full length.
+    """
+    limit = LIMIT[control]
+    tuning = 0 if task.lr_from else limit + (lrs - 1) * min(limit, 2)
+    full = min(limit, 2) + (seeds - 1) + len(task.frontier)
+    return tuning * task.tuning.vectors + full * task.size.vectors
+
+
+def _at(test: Mapping[str, float], points: Sequence[Point], l0: float) -> float:
+    """FVU on the test split, moved to the asked L0 along the contender's own frontier."""
+    here = Point(0.0, test["l0"], test["fvu"])
+    good = [p for p in points if math.isfinite(p.fvu) and p.fvu > 0 and p.l0 > 0]
+    others = [p for p in good if abs(p.l0 / test["l0"] - 1) > 0.15]
+    if not others:
+        return here.fvu
+    near = closest(good, test["l0"])
+    side = [p for p in others if (p.l0 > test["l0"]) == (l0 > test["l0"])] or others
+    return corrected(here, log_slope(near, closest(side, l0)), l0)
+
+
+def _table(task: Task, rows: Sequence[Mapping[str, Any]]) -> Table:
+    more = SYNTHETIC_COLUMNS if task.data == SYNTHETIC else LM_COLUMNS
+    names = ["recovered", "true_atoms", "mmcs"] if task.data == SYNTHETIC else []
+    title = (
+        f"{task.data}: {task.size.vectors:,} vectors, d_sae {task.d_sae}, at L0 {task.l0:g}, "
+        f"mean ± standard deviation over seeds"
+    )
+    table, against = Table(title, COLUMNS + more), compared(rows)
+    for row in sorted(rows, key=lambda r: np.mean(r["at_l0"]) if r["at_l0"] else np.inf):
+        library, _, method = row["contender"].partition("/")
+        ratio = against[row["contender"]]
+        cells: list[Cell] = [
+            PEER_BETTER if ratio is not None and ratio < 1 else "", method, library, _lr(row),
+            row["control"], row["value"], _spread(_all(row, "l0"), 3),
+            _spread(_all(row, "fvu"), 3), _spread(row["at_l0"], 3), ratio,
+            _spread(_all(row, "silent"), 2),
+        ]  # fmt: skip
+        cells += [_spread(_all(row, name), 3) for name in names]
+        if task.data != SYNTHETIC:
+            cells += [
+                _spread([ce[f"ce_recovered_{how}"] for ce in row["ce"]], 3)
+                for how in ("zero", "mean")
+            ]
+        table.rows.append(cells)  # pyright: ignore[reportArgumentType]
+    return table
+
+
+def _commands(plan: Plan, task: Task, rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(f"{task.data}: how each row is made", ["row", "CPU s", "command"])
+    for row in rows:
+        vectors = "--synthetic-vectors" if task.data == SYNTHETIC else "--vectors"
+        command = (
+            f"`python -m benchmarks.quality train --method '{row['contender']}' --data {task.data} "
+            f"{vectors} {task.size.vectors} --batch {task.size.batch} --lr {row['lr']:.6g} "
+            f"--value {row['value']:.6g} --seed 0 --ratio {plan.options.get('ratio', 4):g}`"
+        )
+        table.rows.append([row["contender"], _spread(row["cpu_seconds"], 3), command])
+    return table
+
+
+def _notes(plan: Plan) -> list[str]:
+    return [
+        f"{PEER_BETTER}: at equal L0 this peer's FVU is lower than that of ours of the same kind.",
+        "FVU and L0 are of the saved form (thresholds) on the test split, in the LM's own units.",
+        "FVU at equal L0: log FVU moved along the method's own frontier over log L0; "
+        "none where the L0 is off by more than a quarter.",
+        "lr with an arrow: the best of those that were tried is the largest, or the smallest.",
+        "silent: share of latents that fire on none of the test vectors.",
+        f"Tuning on seed 0 and the validation split; the learning rate with "
+        f"{plan.options.get('tuning_share', 1):g} of the vectors. docs/quality.md.",
+    ]
+
+
+def _lr(row: Mapping[str, Any]) -> str:
+    """With an arrow where the best was the largest or the smallest that was tried."""
+    lr, tried = f"{row['lr']:.3g}", sorted(map(float, row["lr_scores"] or ()))
+    if not tried:
+        return lr
+    at_end = {tried[0]: " ↓", tried[-1]: " ↑"}
+    return lr + at_end.get(float(lr), "")
+
+
+def _all(row: Mapping[str, Any], name: str) -> list[float]:
+    return [test[name] for test in row["test"]]
+
+
+def _spread(values: Sequence[float], digits: int) -> str | None:
+    if not values:
+        return None
+    mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1)) if values[1:] else None
+    shown = f"{mean:.{digits}g}"
+    return shown if deviation is None else f"{shown} ± {deviation:.1g}"
+
+
+def _plot(frontiers: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    panels = [(data, "fvu") for data in frontiers]
+    if SYNTHETIC in frontiers:
+        panels.append((SYNTHETIC, "recovered"))
+    figure = Figure(figsize=(7 * len(panels), 6), layout="constrained")
+    for i, (data, what) in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), i + 1)
+        for row in frontiers[data]:
+            if row["at_l0"]:  # one that missed it would only stretch the axes
+                _draw(axes, row, what)
+        axes.set_xscale("log")
+        axes.axvline(frontiers[data][0]["l0"], color="#cccccc", linewidth=1, zorder=0)
+        axes.set_xlabel("L0")
+        axes.set_ylabel("FVU" if what == "fvu" else "share of features recovered")
+        if what == "fvu":
+            axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis):  # 32, not 3.2 x 10^1
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.tick_params(which="minor", labelsize=6)
+        axes.set_title(data)
+        axes.spines[["top", "right"]].set_visible(False)
+    axes = figure.axes[-1]
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def _draw(axes: Any, row: Mapping[str, Any], what: str) -> None:
+    library = row["contender"].split("/")[0]
+    style = {
+        "color": COLOURS.get(library, "black"), "marker": MARKERS.get(row["family"], "."),
+        "label": row["contender"], "alpha": 0.85,
+    }  # fmt: skip
+    if what != "fvu":
+        pairs = [(test["l0"], test[what]) for test in row["test"]]
+        axes.plot(*np.mean(pairs, axis=0)[:, None], linestyle="", **style)
+        return
+    good = sorted((p[1], p[2]) for p in row["points"] if math.isfinite(p[2]) and p[1] > 0)
+    axes.plot([p[0] for p in good], [p[1] for p in good], linewidth=1, markersize=5, **style)

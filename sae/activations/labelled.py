@@ -1,0 +1,131 @@
+"""Activations of single texts, kept in the cache: one LM pass for all SAEs at a point."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from filelock import FileLock
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sae.errors import ConfigError
+from sae.language.lm import LanguageModel
+from sae.language.text import tokenise
+from sae.progress import progress
+from sae.provenance import cache_dir, content_key
+from sae.types import Point
+
+_BATCH_TOKENS = 4096
+
+
+class TextActivations(NamedTuple):
+    """Rows of all texts, one text after the other.
+
+    Args:
+        x: Activations in the LM's dtype, on the CPU.
+        lengths: Rows of each text.
+    """
+
+    x: Float[Tensor, "rows d_in"]
+    lengths: Int[Tensor, " texts"]
+
+
+def text_activations(
+    lm: LanguageModel,
+    point: Point,
+    texts: Sequence[str],
+    *,
+    name: str,
+    which: Literal["last", "all"],
+    max_tokens: int,
+) -> TextActivations:
+    """Activations of each text, read by itself behind the document separator.
+
+    The separator takes the place of position 0, the attention sink, and gives no row.
+
+    Args:
+        lm: The LM.
+        point: Where in it.
+        texts: None is empty.
+        name: For people.
+        which: The row of the last token alone, or the rows of all tokens.
+        max_tokens: Longer texts lose their beginning (`last`) or their end (`all`).
+
+    Raises:
+        ConfigError: If `max_tokens` leaves no room for a token.
+    """
+    lm.check(point)
+    if max_tokens < 2:
+        raise ConfigError(f"max_tokens={max_tokens} must be at least 2: a separator and a token.")
+    room = min(max_tokens, lm.max_ctx) - 1
+    identity = {
+        "lm": dict(lm.identity), "dtype": str(lm.dtype), "point": str(point), "which": which,
+        "room": room, "texts": list(texts),
+    }  # fmt: skip
+
+    def make() -> dict[str, Tensor]:
+        ids = tokenise(lm.tokenizer, list(texts))
+        cut = [one[-room:] if which == "last" else one[:room] for one in ids]
+        rows = _rows(lm, point, cut, which, f"read {name}")
+        lengths = torch.tensor([len(one) for one in rows])
+        return {"x": torch.cat(rows), "lengths": lengths}
+
+    return TextActivations(**kept(identity, make))
+
+
+def kept(
+    identity: Mapping[str, object], make: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Tensors out of the cache, made first where it lacks them.
+
+    Args:
+        identity: What decides them; JSON-able.
+        make: Makes them.
+    """
+    file = cache_dir() / "labelled" / f"{content_key(identity)}.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{file}.lock"):
+        if file.exists():
+            try:
+                return load_file(file)
+            except SafetensorError:
+                file.unlink()  # cut short by a full disk or a crash: it can be made again
+        made = {key: tensor.contiguous() for key, tensor in make().items()}
+        partial = file.with_suffix(".partial")
+        save_file(made, partial)
+        os.replace(partial, file)
+    return made
+
+
+def _rows(
+    lm: LanguageModel, point: Point, ids: Sequence[Sequence[int]], which: str, title: str
+) -> list[Tensor]:
+    rows: dict[int, Tensor] = {}
+    with progress(title, sum(map(len, ids))) as advance:
+        for batch in _batches([len(one) for one in ids]):
+            # Padded on the right, where a causal LM's earlier positions do not look.
+            width = 1 + max(len(ids[i]) for i in batch)
+            tokens = torch.full((len(batch), width), lm.separator_id)
+            for row, i in enumerate(batch):
+                tokens[row, 1 : 1 + len(ids[i])] = torch.tensor(ids[i], dtype=torch.long)
+            x = lm.capture(tokens.to(lm.device), [point])[point].cpu()
+            for row, i in enumerate(batch):
+                end = 1 + len(ids[i])
+                rows[i] = x[row, end - 1 if which == "last" else 1 : end].clone()
+            advance(sum(len(ids[i]) for i in batch))
+    return [rows[i] for i in range(len(ids))]
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Texts of about equal length together, as many as a batch may have tokens."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * (1 + lengths[i]) > _BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch

@@ -1,0 +1,38 @@
+"""The axes that the LM itself computes in: every coordinate of the activation is a latent."""
+
+from dataclasses import dataclass
+
+import torch
+
+from sae.dictionaries.baselines.base import Centred, Learned, Vectors, register
+from sae.dictionaries.sae import SAE
+
+
+@register("neurons")
+@dataclass(frozen=True)
+class Neurons(Centred):
+    """Coordinates after a ReLU: the paper's "default basis" (the authors' `IdentityReLU`)."""
+
+    def latents(self, d_in: int) -> int:
+        """One for each coordinate."""
+        return d_in
+
+    def learn(self, x: Vectors) -> Learned:
+        """Nothing but the mean."""
+        return Learned({"mean": x.mean}, {})
+
+    def assemble(self, learned: Learned) -> SAE:
+        """The unit matrix."""
+        eye, mean = torch.eye(len(learned.tensors["mean"])), learned.tensors["mean"]
+        return self.sae(eye, eye, self.centre_of(mean), "relu")
+
+
+@register("identity")
+@dataclass(frozen=True)
+class Identity(Neurons):
+    """Coordinates with their signs; with k the k of largest size."""
+
+    def assemble(self, learned: Learned) -> SAE:
+        """The unit matrix."""
+        eye, mean = torch.eye(len(learned.tensors["mean"])), learned.tensors["mean"]
+        return self.sae(eye, eye, self.centre_of(mean), "signed")

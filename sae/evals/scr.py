@@ -1,0 +1,162 @@
+"""`scr`: can a spurious correlation be taken out of a probe by its latents?"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sae.activations.labelled import text_activations
+from sae.errors import ConfigError
+from sae.evals.base import Bootstrap, Estimate, EvalContext, EvalResult, describe, register
+from sae.evals.perturbation import (
+    THRESHOLDS,
+    Pooled,
+    check,
+    effects,
+    pool,
+    strongest,
+    train_probe,
+    without,
+)
+from sae.evals.templates import PROFESSIONS, biographies
+from sae.metrics.classification import draws, interval
+from sae.progress import progress
+
+_LEAST_GAP = 0.001
+
+
+@register
+@dataclass(frozen=True)
+class SCREval:
+    """Spurious correlation removal on made-up biographies (`templates.py`), SAEBench's formula.
+
+    A probe learns from texts in which profession and gender agree (male professors, female
+    nurses). The n latents of largest |effect| on a gender probe go (direction 1); the score is
+    the share of the accuracy on profession that this wins back, of what the correlation cost:
+    (A_ablated - A_biased) / (A_oracle - A_biased), A_oracle a profession probe trained without the
+    correlation. Direction 2 swaps the attributes; `scr_metric` is the direction with the lower
+    A_biased. A direction that cost less than 0.001 scores 0.
+
+    Args:
+        pairs: Pairs of professions of `templates.py`, `first/second`.
+        thresholds: Numbers of latents; those above the SAE's width are left out.
+        seed: Of the probes.
+        bootstrap: How intervals are made: of each pair's test texts; probes and latents stay.
+    """
+
+    name: ClassVar[str] = "scr"
+    needs: ClassVar[frozenset[str]] = frozenset({"tokens"})
+    pairs: tuple[str, ...] = (
+        "professor/nurse", "architect/journalist", "surgeon/psychologist", "attorney/teacher"
+    )  # fmt: skip
+    thresholds: tuple[int, ...] = THRESHOLDS
+    seed: int = 42
+    bootstrap: Bootstrap = Bootstrap()
+
+    def __post_init__(self) -> None:
+        for pair in self.pairs:
+            words = pair.split("/")
+            if len(words) != 2 or words[0] == words[1] or not set(words) <= set(PROFESSIONS):
+                raise ConfigError(
+                    f"pairs: {pair} must be two different of {', '.join(PROFESSIONS)}, with a / "
+                    "between them."
+                )
+        if min(self.thresholds) < 1:
+            raise ConfigError(f"thresholds={list(self.thresholds)} must be at least 1.")
+
+    def run(self, context: EvalContext) -> EvalResult:
+        """Measure every pair."""
+        check(context, self.name)
+        samples, details, num_tests = [], {}, 0
+        thresholds = [n for n in self.thresholds if n <= context.sae.d_sae]
+        with progress("remove correlations", len(self.pairs), "pairs") as advance:
+            for pair in self.pairs:
+                pooled, labels, train = self._read(context, pair)
+                clean, scored = measure(
+                    pooled, labels, train, context.sae.W_dec.cpu(), thresholds=thresholds,
+                    seed=self.seed, bootstrap=self.bootstrap,
+                )  # fmt: skip
+                samples.append(scored)
+                num_tests += int((~train).sum())
+                details[pair] = {
+                    "clean_accuracy": {name: float(a[0]) for name, a in clean.items()},
+                    "metrics": {name: float(values[0]) for name, values in scored.items()},
+                }
+                advance(1)
+        means = {name: np.mean([one[name] for one in samples], axis=0) for name in samples[0]}
+        return EvalResult(
+            eval=self.name,
+            metrics={
+                name: Estimate(float(values[0]), *(interval(values, self.bootstrap.level) or ()))
+                for name, values in means.items()
+            },
+            tokens={"pairs": len(self.pairs), "test texts": num_tests},
+            details={"pairs": details},
+            settings=asdict(self),
+            provenance=describe(context),
+        )
+
+    def _read(self, context: EvalContext, pair: str) -> tuple[Pooled, dict[str, Tensor], Tensor]:
+        assert context.point is not None
+        first, second = pair.split("/")
+        made = biographies((first, second))
+        activations = text_activations(
+            context.lm, context.point, made.texts, name=pair, which="all", max_tokens=128
+        )
+        labels = {"profession": torch.tensor(made.profession), "gender": torch.tensor(made.gender)}
+        return pool(context.sae, activations), labels, torch.tensor(made.train)
+
+
+def measure(
+    pooled: Pooled,
+    labels: Mapping[str, Tensor],
+    train: Tensor,
+    W_dec: Tensor,
+    *,
+    thresholds: list[int],
+    seed: int,
+    bootstrap: Bootstrap,
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Clean accuracies and SCR's scores, each for every bootstrap draw.
+
+    Args:
+        pooled: All texts.
+        labels: `profession` and `gender`, 1 or 0 for each text; all four combinations as often.
+        train: Texts for training; the others test.
+        W_dec: Decoder.
+        thresholds: Numbers of latents.
+        seed: Of the probes.
+        bootstrap: Of the test texts.
+    """
+    fit = pooled.of(torch.where(train)[0])
+    y = {name: label[train] for name, label in labels.items()}
+    agree = torch.where(y["profession"] == y["gender"])[0]
+    biased = train_probe(fit.x[agree], y["gender"][agree], seed)
+    oracle = {name: train_probe(fit.x, label, seed) for name, label in y.items()}
+
+    held_out = pooled.of(torch.where(~train)[0])
+    weights = draws(len(held_out.x), bootstrap.num_resamples, bootstrap.seed)
+
+    def accuracy(probe: Any, x: Tensor, name: str) -> np.ndarray:
+        return weights @ probe.right(x, labels[name][~train]).numpy() / weights.sum(-1)
+
+    clean = {name: accuracy(oracle[name], held_out.x, name) for name in labels}
+    clean |= {f"biased_{name}": accuracy(biased, held_out.x, name) for name in labels}
+    lower = 1 if clean["biased_profession"][0] <= clean["biased_gender"][0] else 2
+    scored: dict[str, Any] = {}
+    for direction, kept, removed in ((1, "profession", "gender"), (2, "gender", "profession")):
+        effect = effects(fit.f, y[removed], oracle[removed], W_dec, only_more=False).abs()
+        base = clean[f"biased_{kept}"]
+        gap = clean[kept] - base
+        for n in thresholds:
+            x = without(held_out, strongest(effect, n), W_dec)
+            won = accuracy(biased, x, kept) - base
+            with np.errstate(invalid="ignore", divide="ignore"):
+                score = np.where(gap < _LEAST_GAP, 0.0, won / gap)
+            scored[f"scr_dir{direction}_threshold_{n}"] = score
+            if direction == lower:
+                scored[f"scr_metric_threshold_{n}"] = score
+    return clean, scored

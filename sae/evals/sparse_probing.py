@@ -1,0 +1,186 @@
+"""`sparse_probing`: how much of a labelled concept one, two or a few latents hold."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sae.activations.labelled import kept, text_activations
+from sae.dictionaries.sae import SAE
+from sae.errors import ConfigError, SourceError
+from sae.evals.base import Bootstrap, Estimate, EvalContext, EvalResult, describe, register
+from sae.evals.probes import (
+    Predictions,
+    encode,
+    principal_components,
+    random_sae,
+    rank,
+    split,
+    top_probes,
+)
+from sae.language.labelled import LabelledTexts, probe_sets, read_csv
+from sae.metrics.classification import binary_scores, draws, interval
+from sae.progress import progress
+
+TEN_SETS = (
+    "5_hist_fig_ismale", "24_headline_isiran", "66_living-room", "87_glue_cola", "92_glue_sst2",
+    "96_spam_is", "105_click_bait", "126_art_type_book", "149_twt_emotion_happiness",
+    "155_athlete_sport_basketball",
+)  # fmt: skip
+"""People, news, bigrams, grammar, sentiment, spam, style, art, emotion, sport: short texts."""
+_SHOWN_LATENTS = 16
+
+
+@register
+@dataclass(frozen=True)
+class SparseProbingEval:
+    """AUC, F1 and accuracy of logistic regression on the k best latents, and on what rivals them.
+
+    The protocol of sae-probes (Kantamneni et al. 2025, arXiv 2502.16681) in its `normal` setting
+    with an L2 penalty: the activation of each text's last token; 1,024 balanced texts to train,
+    the others to test; latents ranked by their normalised mean difference on the training texts.
+    Beside the SAE's latents stand the whole activation (`llm`), its single dimensions
+    (`neurons`), its principal components (`pca`) and a random dictionary of as many latents of
+    which as many fire (`random`), the last three ranked in the same way.
+
+    Args:
+        sets: Names of binary sets in the wheel sae-probes, or `all` for all 113.
+        csv: A CSV file with the columns text,label (two classes), which then is the only set.
+        ks: Numbers of latents.
+        max_examples: Texts of a set, the first of both classes; no set has more than 5,000.
+        max_tokens: Longer texts lose their beginning.
+        seed: Of the split, the probes and the random dictionary.
+        bootstrap: How intervals are made: of each set's test texts. Means keep the sets.
+    """
+
+    name: ClassVar[str] = "sparse_probing"
+    needs: ClassVar[frozenset[str]] = frozenset({"tokens"})
+    sets: tuple[str, ...] = TEN_SETS
+    csv: str = ""
+    ks: tuple[int, ...] = (1, 2, 5, 16)
+    max_examples: int = 5000
+    max_tokens: int = 1024
+    seed: int = 42
+    bootstrap: Bootstrap = Bootstrap()
+
+    def __post_init__(self) -> None:
+        if "all" in self.sets and len(self.sets) > 1:
+            raise ConfigError(f"sets={list(self.sets)}: all stands alone, sets=[all].")
+        if min(self.ks) < 1 or self.max_examples < 2 or self.max_tokens < 2:
+            raise ConfigError(
+                f"ks={list(self.ks)} must be at least 1, max_examples={self.max_examples} and "
+                f"max_tokens={self.max_tokens} at least 2."
+            )
+
+    def run(self, context: EvalContext) -> EvalResult:
+        """Measure every set."""
+        if max(self.ks) > context.sae.d_sae:
+            raise ConfigError(f"ks={list(self.ks)}: the SAE has {context.sae.d_sae} latents.")
+        sets = [read_csv(self.csv)] if self.csv else probe_sets(self.sets)
+        for one in sets:
+            if len(one.classes) != 2:
+                raise SourceError(
+                    f"{one.name} has {len(one.classes)} classes; sparse_probing takes two. "
+                    "eval=[tpp] takes more."
+                )
+        details: dict[str, Any] = {}
+        samples: list[dict[str, np.ndarray]] = []
+        num_tests = 0
+        with progress("sparse probing", len(sets), "sets") as advance:
+            for one in sets:
+                sampled, detail = self._measure(context, one.first_of_each(self.max_examples // 2))
+                samples.append(sampled)
+                details[one.name] = detail
+                num_tests += detail["num_test"]
+                advance(1)
+        means = {name: np.mean([one[name] for one in samples], axis=0) for name in samples[0]}
+        return EvalResult(
+            eval=self.name,
+            metrics=self._estimates(means),
+            tokens={"sets": len(sets), "test texts": num_tests},
+            details={"sets": details},
+            settings=asdict(self),
+            provenance=describe(context),
+        )
+
+    def _measure(
+        self, context: EvalContext, one: LabelledTexts
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Resampled scores of every probe on one set, and what is told about it."""
+        assert context.point is not None
+        train, test = split(one.labels, self.seed)
+        y, y_test = one.labels[train], one.labels[test]
+        x = text_activations(
+            context.lm, context.point, one.texts, name=one.name, which="last",
+            max_tokens=self.max_tokens,
+        ).x.float()  # fmt: skip
+        x_train, x_test = x[train], x[test]
+        f = encode(context.sae, x_train)
+        l0 = float((f != 0).sum(-1).float().mean())
+        rival = random_sae(context.sae, l0, x_train.mean(0), self.seed)
+        predictions = self._of_latents("sae", context.sae, f, y, x_test)
+        predictions |= self._of_latents("random", rival, encode(rival, x_train), y, x_test)
+        predictions |= self._of_lm(context, one, x_train, y, x_test)
+
+        weights = draws(len(y_test), self.bootstrap.num_resamples, self.bootstrap.seed)
+        sampled = {
+            f"{probe}_{score}": values
+            for probe, (probability, predicted) in predictions.items()
+            for score, values in binary_scores(y_test, predicted, probability, weights).items()
+        }
+        return sampled, {
+            "classes": list(one.classes),
+            "num_train": len(y),
+            "num_test": len(y_test),
+            "latents": rank(f, y)[:_SHOWN_LATENTS].tolist(),
+            "l0": l0,
+            "metrics": {name: asdict(e) for name, e in self._estimates(sampled).items()},
+        }
+
+    def _of_latents(
+        self, word: str, sae: SAE, f: Tensor, y: np.ndarray, x_test: Tensor
+    ) -> dict[str, Predictions]:
+        top = rank(f, y)[: max(self.ks)]
+        probes = top_probes(f[:, top], y, encode(sae, x_test, top), self.ks, self.seed)
+        return {f"{word}_top_{k}": found for k, found in probes.items()}
+
+    def _of_lm(
+        self, context: EvalContext, one: LabelledTexts, x: Tensor, y: np.ndarray, x_test: Tensor
+    ) -> dict[str, Predictions]:
+        """Probes that no SAE takes part in: kept for the next one."""
+        ks = [k for k in self.ks if k <= context.sae.d_in]
+        identity = {
+            "probes": 2, "lm": dict(context.lm.identity), "dtype": str(context.lm.dtype),
+            "point": str(context.point), "set": one.key, "seed": self.seed, "ks": ks,
+            "max_tokens": self.max_tokens,
+        }  # fmt: skip
+
+        def make() -> dict[str, Tensor]:
+            found = {"llm": top_probes(x, y, x_test, [x.shape[1]], self.seed)[x.shape[1]]}
+            components = principal_components(x, x_test)
+            for word, (v, v_test) in {"neurons": (x, x_test), "pca": components}.items():
+                top = rank(v, y)
+                probes = top_probes(v[:, top], y, v_test[:, top], ks, self.seed)
+                found |= {f"{word}_top_{k}": made for k, made in probes.items()}
+            return {
+                f"{word}.{part}": torch.from_numpy(getattr(made, part))
+                for word, made in found.items()
+                for part in Predictions._fields
+            }
+
+        tensors = kept(identity, make)
+        words = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
+        return {
+            word: Predictions(*(tensors[f"{word}.{part}"].numpy() for part in Predictions._fields))
+            for word in words
+        }
+
+    def _estimates(self, samples: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
+        estimates = {}
+        for name, values in samples.items():
+            value = float(values[0]) if np.isfinite(values[0]) else None
+            estimates[name] = Estimate(value, *(interval(values, self.bootstrap.level) or ()))
+        return estimates

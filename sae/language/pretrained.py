@@ -1,0 +1,77 @@
+"""Loading what `save_pretrained` wrote, and drawing the same architecture's weights anew."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sae.errors import SourceError
+from sae.language.quiet import first_line, quiet
+from sae.language.text import Tokenizer
+
+MODEL_OPTIONS = {"attn_implementation": "sdpa", "trust_remote_code": False}
+"""Attention that needs no padding mask, and no question whether the hub's code may run."""
+
+
+def random_like(config: Any, seed: int, dtype: torch.dtype) -> nn.Module:
+    """An untrained LM of a configuration, as its family starts training, whatever the device.
+
+    Args:
+        config: A transformers configuration; its `initializer_range` is the standard deviation
+            of matrices and embeddings. Biases start at 0, norms at 1.
+        seed: Of the draw, which leaves torch's global stream as it was.
+        dtype: The weights are drawn in float32 and then rounded to it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **MODEL_OPTIONS)
+    return model.to(dtype)
+
+
+def model_in(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """The LM in a folder, in this dtype."""
+    from transformers import AutoModelForCausalLM
+
+    def load() -> nn.Module:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **MODEL_OPTIONS)
+
+    with quiet():
+        return explained(load, f"The LM in {folder}", "Save it again with save_pretrained.")
+
+
+def config_in(folder: Path) -> Any:
+    """The transformers configuration in a folder."""
+    from transformers import AutoConfig
+
+    def load() -> Any:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+    return explained(load, f"The configuration in {folder}", "Save the LM again.")
+
+
+def tokenizer_in(folder: Path) -> Tokenizer:
+    """The tokenizer in a folder."""
+    from transformers import AutoTokenizer
+
+    def load() -> Tokenizer:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+    remedy = "Save the tokenizer into the same folder with save_pretrained."
+    with quiet():
+        return explained(load, f"The tokenizer in {folder}", remedy)
+
+
+def explained(load: Callable[[], Any], what: str, remedy: str) -> Any:
+    """What `load` returns, or an error that says what did not load and what to do.
+
+    Raises:
+        SourceError: For whatever transformers raises.
+    """
+    try:
+        return load()
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{what} did not load: {first_line(error)}. {remedy}") from error
