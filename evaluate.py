@@ -23,6 +23,8 @@ from conf.schema import check, register, values
 from sae.errors import ConfigError, SAEError
 
 if TYPE_CHECKING:
+    from sae.activations.sources import ActivationSource
+    from sae.dictionaries.sae import SAE
     from sae.evals import EvalResult
 
 _OF_EVALUATION = ("lm", "corpus", "layer", "site", "ctx", "tokens", "device", "saebench")
@@ -69,7 +71,7 @@ def evaluate(
     """
     from sae.artifacts import load
     from sae.evals import build, foreign
-    from sae.evals.names import result_file, results_folder
+    from sae.evals.names import results_folder
     from sae.evals.saebench import WORDS, to_saebench
     from sae.provenance import write_json
 
@@ -86,25 +88,93 @@ def evaluate(
             f"{' '.join(unused)} has no effect on {run}, whose SAE says what it was trained on; "
             "it is for SAEs from other libraries."
         )
-    own = build.own_settings(sae)
-    evals = {word: {**own.get(word, {}), **_given(evals[word])} for word in evals}
+    evals = _as_in_run(sae, evals)
     source = build.source_of(sae, lm=lm, corpus=corpus, tokens=tokens, device=device)
     # before the harvest, which may take long
     build.check_evals(evals, build.ctx_of(source), build.offers_of(source))
     build.prepare_test(source)
     foreign.check_width(sae, source.split("test"))
     results = build.run_evals(sae, source, evals, device)
-    for result in results.values():
-        file = result_file(folder, result, sae, source)
-        result.save(file)
-        log.info("wrote %s", file)
-        if saebench and result.eval in WORDS:
+    for word, file in _save(results, folder, sae, source).items():
+        if saebench and word in WORDS:
             written = file.with_name(f"{file.stem}_saebench.json")
-            write_json(written, to_saebench(result.eval, results, sae, Path(run).name))
+            write_json(written, to_saebench(word, results, sae, Path(run).name))
             log.info("wrote %s", written)
     if left_out := sorted(set(evals) - set(results)):
         log.info("left out: %s (these activations offer less)", ", ".join(left_out))
     return results
+
+
+def evaluate_together(
+    runs: Sequence[str | Path],
+    evals: Mapping[str, Mapping[str, Any]],
+    *,
+    lm: Mapping[str, Any] | None = None,
+    corpus: Mapping[str, Any] | None = None,
+    tokens: int | None = None,
+    device: str = "auto",
+    out: str | None = None,
+) -> dict[str, "EvalResult"]:
+    """Measure several SAEs that stand in for their activations in one LM at the same time.
+
+    Results go to `<first run>/evals/<eval>-together=<points>.json`.
+
+    Args:
+        runs: SAEs that say what they were trained on: the same LM and text, each a point of its
+            own.
+        evals: As for `evaluate`; what is not given is as in the first run. Evaluations that know
+            only one SAE are left out.
+        lm: As for `evaluate`.
+        corpus: As for `evaluate`.
+        tokens: As for `evaluate`.
+        device: As for `evaluate`.
+        out: As for `evaluate`.
+
+    Raises:
+        SAEError: As for `evaluate`, and if the SAEs do not fit together.
+    """
+    from sae.artifacts import load
+    from sae.evals import build, together
+    from sae.evals.names import results_folder
+
+    device = build.find_device(device)
+    folder = results_folder(str(runs[0]), out)
+    saes = [load(run) for run in runs]
+    evals = _as_in_run(saes[0], evals)
+    sources = [
+        build.source_of(sae, lm=lm, corpus=corpus, tokens=tokens, device=device) for sae in saes
+    ]
+    together.check(evals, sources)
+    for source in sources:
+        build.prepare_test(source)
+    results = together.run(saes, sources, evals, device)
+    _save(results, folder, saes[0], sources[0])
+    if left_out := sorted(set(evals) - set(results)):
+        log.info("left out: %s (they measure one SAE at a time)", ", ".join(left_out))
+    return results
+
+
+def _save(
+    results: Mapping[str, "EvalResult"], folder: Path, sae: "SAE", source: "ActivationSource"
+) -> dict[str, Path]:
+    """Write results; says into which files."""
+    from sae.evals.names import result_file
+
+    files = {}
+    for word, result in results.items():
+        file = result_file(folder, result, sae, source)
+        result.save(file)
+        log.info("wrote %s", file)
+        files[word] = file
+    return files
+
+
+def _as_in_run(sae: "SAE", evals: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Settings that are not given are those of the run that made the SAE."""
+    from sae.evals.build import own_settings
+
+    own = own_settings(sae)
+    return {word: {**own.get(word, {}), **_given(evals[word])} for word in evals}
 
 
 def compare(
@@ -215,9 +285,15 @@ def _check_asked(
         raise ConfigError("eval is empty. Choose evaluations: 'eval=[core,downstream]'.")
     if config["export"] and not config["out"]:
         raise ConfigError(f"export={config['export']} needs a new folder: out=<folder>.")
-    if config["out"] and len(runs) > 1 and list(config["eval"]) != ["compare"]:
+    one_place = config["together"] or list(config["eval"]) == ["compare"]
+    if config["out"] and len(runs) > 1 and not one_place:
         raise ConfigError(f"out={config['out']} is for one run; run= names {len(runs)}.")
     used = {name.partition(".")[0] for name in names}
+    alone = [
+        name for name in ("export", "format", "layer", "site", "ctx", "saebench") if name in used
+    ]
+    if config["together"] and alone:
+        raise ConfigError(f"{', '.join(alone)} has no effect with together=true. Drop one of them.")
     if only_export and (unused := [name for name in _OF_EVALUATION if name in used]):
         raise ConfigError(
             f"{', '.join(unused)} has no effect on an export alone. Drop it, or evaluate, too: "
@@ -269,6 +345,10 @@ def main(composed: DictConfig) -> None:
             options = {"format": config["format"], "folder": config["out"]}
             folder = compare(runs, comparison, **options, device=config["device"])
             log.info("wrote %s", folder / "pairs.csv")
+        if config["together"]:
+            on = {name: config[name] for name in ("lm", "corpus", "tokens", "device", "out")}
+            show(evaluate_together(runs, evals, **on), " + ".join(map(str, runs)))
+            return
         for run in runs if evals else ():
             results = evaluate(run, evals, format=config["format"], out=config["out"], **passed)
             show(results, run)

@@ -34,7 +34,7 @@ class DownstreamPerplexity(L.Callback):
         mean: Mean vector of these held-out tokens' split, LM units, for mean ablation.
         num_tokens: Upper limit to the tokens read, whole contexts.
         every_n_validations: Run at every n-th validation only.
-        batch_contexts: Contexts per forward pass. Four sets of logits [batch ctx vocab] are held.
+        batch_contexts: Contexts per forward pass. Two sets of logits [batch ctx vocab] are held.
         splice: Makes, of the module, the function x -> x_hat [batch ctx d_in] in LM units;
             default: its dictionary, folded into an inference SAE.
 

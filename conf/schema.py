@@ -227,6 +227,7 @@ class EvaluateConfig:
     site: Any = ranged(str, choices=SITES, null=True, default=None)
     ctx: Any = ranged(int, low=2, null=True, default=None)
     tokens: Any = ranged(int, low=1, null=True, default=None)
+    together: Any = ranged(bool, default=False)
     device: Any = ranged(str, default="auto")
     saebench: Any = ranged(bool, default=False)
     export: Any = ranged(str, null=True, default=None)

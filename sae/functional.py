@@ -35,6 +35,9 @@ def input_and_target(
 DENSE_FREQUENCY = 0.1
 """A latent is dense when it fires on more than this share of the tokens."""
 
+RARE_FREQUENCY = 1e-4
+"""A latent is rare when it fires, but on less than this share of the tokens."""
+
 MIN_CE_DENOMINATOR_NATS = 0.01
 """Below this gap between ablated and clean cross entropy, "CE recovered" is undefined."""
 
@@ -184,6 +187,14 @@ def reconstruction_terms(
     }
 
 
+def dimension_terms(
+    x: Float[Tensor, "batch d_in"], x_hat: Float[Tensor, "batch d_in"]
+) -> dict[str, Float[Tensor, "batch d_in"]]:
+    """What every row adds, beside `reconstruction_terms`, for `fvu_per_dim`. Float64."""
+    x = x.double()
+    return {"x_square": x.square(), "error_square": (x - x_hat.double()).square()}
+
+
 def reconstruction_metrics(
     sums: Mapping[str, Float[Tensor, "..."]],
 ) -> dict[str, Float[Tensor, "..."]]:
@@ -191,7 +202,8 @@ def reconstruction_metrics(
 
     Args:
         sums: One tensor a term. Leading axes are free (none: one result; resamples of a
-            bootstrap: one result each). With a sum `"l0"`, mean L0 is among the results.
+            bootstrap: one result each). With sums `"l0"`, `"l1"` their means are among the
+            results, with the sums of `dimension_terms` also `fvu_per_dim`.
     """
     rows, error = sums["rows"], sums["squared_error"]
     variance = sums["square_norm"] - sums["x"].square().sum(-1) / rows
@@ -203,7 +215,24 @@ def reconstruction_metrics(
         "l2_ratio": sums["norm_ratio"] / sums["nonzero_rows"],
         "relative_bias": _where(sums["dot"] != 0, sums["square_norm_hat"] / sums["dot"]),
     }
-    return metrics | ({"l0": sums["l0"] / rows} if "l0" in sums else {})
+    metrics |= {name: sums[name] / rows for name in ("l0", "l1") if name in sums}
+    if "x_square" in sums:
+        metrics["fvu_per_dim"] = fvu_by_dimension(sums).nanmean(-1)
+    return metrics
+
+
+def fvu_by_dimension(sums: Mapping[str, Float[Tensor, "..."]]) -> Float[Tensor, "..."]:
+    """FVU of every dimension; NaN for those that do not vary, where it is undefined.
+
+    Its mean over the others is 1 - R^2 of scikit-learn's `r2_score`, "uniform_average": every
+    dimension counts the same, however little it varies.
+
+    Args:
+        sums: Summed `reconstruction_terms` and `dimension_terms`; leading axes are free.
+    """
+    square = sums["x_square"]
+    variance = square - sums["x"].square() / sums["rows"][..., None]
+    return _where(variance > _MIN_RELATIVE_VARIANCE * square, sums["error_square"] / variance)
 
 
 def firing_histogram(frequencies: Float[Tensor, " d_sae"]) -> dict[str, object]:
@@ -229,6 +258,61 @@ def firing_histogram(frequencies: Float[Tensor, " d_sae"]) -> dict[str, object]:
         "latents": torch.histogram(logarithms, edges).hist.long().tolist(),
         "silent": len(frequencies) - len(fired),
     }
+
+
+def activation_moments(
+    power_sums: Float[Tensor, "d_sae 4"], num_rows: int
+) -> dict[str, Float[Tensor, " d_sae"]]:
+    r"""Mean, standard deviation, skew and kurtosis of each latent's activations, zeros included.
+
+    Skew and kurtosis are about 0, not about the mean: $E[f^3]/\sigma^3$ and $E[f^4]/\sigma^4$.
+    NaN where a latent does not vary.
+
+    Args:
+        power_sums: Sums over rows of f, f^2, f^3 and f^4, float64.
+        num_rows: Number of rows, those on which a latent is silent included.
+
+    Source: HoagyC/sparse_coding, `calc_moments_streaming` (which also clamps the denominators
+    at 1e-8, a number with a unit).
+
+    Example:
+        >>> f = torch.tensor([[2.0], [0.0], [0.0], [0.0]], dtype=torch.float64)
+        >>> moments = activation_moments(torch.stack([(f**p).sum(0) for p in (1, 2, 3, 4)], -1), 4)
+        >>> moments["mean"].item(), round(moments["kurtosis"].item(), 3)
+        (0.5, 7.111)
+    """
+    mean, second, third, fourth = (power_sums / num_rows).unbind(-1)
+    variance = second - mean.square()
+    varies = variance > _MIN_RELATIVE_VARIANCE * second
+    return {
+        "mean": mean,
+        "std": variance.clamp_min(0).sqrt(),
+        "skew": _where(varies, third / variance.pow(1.5)),
+        "kurtosis": _where(varies, fourth / variance.square()),
+    }
+
+
+def max_cosines(vectors: Float[Tensor, "n d"], block_entries: int = 2**22) -> Float[Tensor, " n"]:
+    """For each vector, its largest cosine with any other; NaN if there is no other.
+
+    In blocks: no more than `block_entries` of the [n n] cosines exist at once. A vector of zeros
+    has cosine 0 with all.
+
+    Source: SAEBench `calculate_max_cosine_sim`; signed, so opposite vectors are not similar.
+
+    Example:
+        >>> max_cosines(torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]]))
+        tensor([0.7071, 0.7071, 0.7071])
+    """
+    unit = torch.nn.functional.normalize(vectors.float(), dim=1)
+    found = torch.full((len(unit),), -torch.inf, device=unit.device)
+    for block in torch.arange(len(unit), device=unit.device).split(
+        max(1, block_entries // len(unit))
+    ):
+        cosines = unit[block] @ unit.T
+        cosines[torch.arange(len(block)), block] = -torch.inf
+        found[block] = cosines.amax(1)
+    return _where(found > -torch.inf, found)
 
 
 def prediction_mask(
@@ -265,9 +349,14 @@ def next_token_cross_entropy(
         >>> next_token_cross_entropy(torch.zeros(1, 3, 4), torch.tensor([[0, 1, 2]]), mask)
         tensor([1.3863])
     """
-    predictions = logits[:, :-1][mask].float()
-    targets = tokens[:, 1:][mask].long()
-    return torch.nn.functional.cross_entropy(predictions, targets, reduction="none")
+    return cross_entropy(logits[:, :-1][mask], tokens[:, 1:][mask])
+
+
+def cross_entropy(
+    logits: Float[Tensor, "predictions vocab"], targets: Int[Tensor, " predictions"]
+) -> Float[Tensor, " predictions"]:
+    """Cross entropy in nats of single predictions, by float32 log-softmax."""
+    return _at(torch.log_softmax(logits, -1, dtype=torch.float32), targets)
 
 
 def kl_divergence(
@@ -282,9 +371,45 @@ def kl_divergence(
         >>> kl_divergence(torch.tensor([200.0, -200.0]), torch.tensor([-200.0, 200.0]))
         tensor(400.)
     """
-    log_p = torch.log_softmax(clean.float(), -1)
-    log_q = torch.log_softmax(other.float(), -1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1).clamp_min(0)
+    return _kl(*(torch.log_softmax(logits, -1, dtype=torch.float32) for logits in (clean, other)))
+
+
+def compare_predictions(
+    clean: Float[Tensor, "predictions vocab"],
+    other: Float[Tensor, "predictions vocab"],
+    targets: Int[Tensor, " predictions"],
+) -> dict[str, Shaped[Tensor, " predictions"]]:
+    """Cross entropy under both sets of logits, KL and top-1 agreement of every prediction.
+
+    The same as `next_token_cross_entropy`, `kl_divergence` and `top1_agreement`, of one
+    log-softmax each: over a vocabulary of 50,000 that decides the time.
+
+    Returns:
+        `clean` and `other` (nats), `kl` (nats) and `top1`.
+
+    Example:
+        >>> clean, other = torch.zeros(1, 2), torch.tensor([[0.0, -200.0]])
+        >>> compare_predictions(clean, other, torch.tensor([1]))["other"]
+        tensor([200.])
+    """
+    log_p = torch.log_softmax(clean, -1, dtype=torch.float32)
+    log_q = torch.log_softmax(other, -1, dtype=torch.float32)
+    return {
+        "clean": _at(log_p, targets),
+        "other": _at(log_q, targets),
+        "top1": top1_agreement(log_p, log_q),
+        "kl": _kl(log_p, log_q),
+    }
+
+
+def _at(log_p: Float[Tensor, "n vocab"], targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    return -log_p.gather(1, targets.long()[:, None])[:, 0]
+
+
+def _kl(log_p: Float[Tensor, "*n vocab"], log_q: Float[Tensor, "*n vocab"]) -> Float[Tensor, "*n"]:
+    """KL of log-probabilities, which it overwrites: fresh memory of this size is slow."""
+    difference = log_q.neg_().add_(log_p)
+    return log_p.exp_().mul_(difference).sum(-1).clamp_min(0)
 
 
 def top1_agreement(

@@ -1,7 +1,7 @@
 """What evaluations get and give: a context in, a typed result out."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +45,14 @@ class SplicedLM(Protocol):
         replace: Mapping[Point, Callable[[Tensor], Tensor]] | None = None,
     ) -> Float[Tensor, "batch ctx vocab"]:
         """Logits, with what `replace` returns in place of the activations at its points."""
+        ...
+
+    def logits_under(
+        self,
+        tokens: Int[Tensor, "batch ctx"],
+        conditions: Sequence[Mapping[Point, Callable[[Tensor], Tensor]]],
+    ) -> Iterator[Tensor]:
+        """`logits` under each of several sets of replacements, one after the other."""
         ...
 
 
@@ -217,11 +225,17 @@ def estimates(
 
 
 def describe(context: EvalContext) -> dict[str, Any]:
-    """Provenance of a result: versions and machine, the SAE, the point and the text."""
+    """Provenance of a result: versions and machine, the SAE, the point, the text, the dtypes."""
     store = context.store
+    lm = context.__dict__.get("lm")  # loaded only by evaluations that need it
     return provenance() | {
         "sae": {**asdict(context.sae.config), "metadata": context.sae.metadata},
         "point": None if context.ends is None else str(context.ends),
         "store": None if store is None else asdict(store.spec),
+        "dtypes": {"sae": _word(context.sae.dtype), "lm": None if lm is None else _word(lm.dtype)},
         **({} if context.world is None else {"world": context.world.to_config()}),
     }
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

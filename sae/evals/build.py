@@ -41,10 +41,16 @@ def run_evals(
         ConfigError: If a word is unknown or a setting does not fit.
     """
     evaluations = make_evals(evals, ctx_of(source), offers_of(source))
+    context = context_of(sae, source, device)
+    if context.ends is not None and context.ends.point is None:
+        evaluations = _joined(evaluations, context.ends)
+    return {word: evaluation.run(context) for word, evaluation in evaluations.items()}
+
+
+def context_of(sae: SAE, source: ActivationSource, device: str = "cpu") -> EvalContext:
+    """What evaluations read of an SAE and the test split of a prepared source."""
     of_lm = source if isinstance(source, LMActivations) else None
-    if of_lm and of_lm.ends.point is None:
-        evaluations = _joined(evaluations, of_lm.ends)
-    context = EvalContext(
+    return EvalContext(
         sae=sae.to(device),
         point=of_lm.ends.point if of_lm else None,
         rows=source.split("test"),
@@ -53,7 +59,6 @@ def run_evals(
         world=source.world if isinstance(source, SuperpositionActivations) else None,
         ends=of_lm.ends if of_lm else None,
     )
-    return {word: evaluation.run(context) for word, evaluation in evaluations.items()}
 
 
 def check_evals(evals: Evals, ctx: int | None, offers: Collection[str] = ()) -> None:

@@ -2,11 +2,11 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -30,6 +30,7 @@ from sae.types import Ends, Point
 
 log = logging.getLogger(__name__)
 Replacement = Callable[[Tensor], Tensor]
+Replacements = Mapping[Point, Replacement]
 
 
 @register
@@ -66,32 +67,54 @@ class DownstreamEval:
 
     def run(self, context: EvalContext) -> EvalResult:
         """Measure on the first contexts of the split."""
-        if context.store is None or context.ends is None:
+        return self.run_together([context])
+
+    def run_together(self, contexts: Sequence[EvalContext]) -> EvalResult:
+        """Measure with several SAEs spliced in at once, each at its own point of the same text."""
+        first = contexts[0]
+        store, ends = first.store, [context.ends for context in contexts]
+        if store is None or None in ends:
             raise ConfigError(
                 "eval=downstream needs the tokens behind the activations; a folder of activations "
                 "has none. Use activations harvested from an LM, or eval=core."
             )
-        metric = measure(
-            context.lm,
-            context.store,
-            context.ends,
-            context.sae,
-            torch.as_tensor(context.rows.stats.mean).float(),
-            num_tokens=self.num_tokens,
-            batch_contexts=self.batch_contexts,
-        )
-        contexts, ctx = context.store.tokens.shape
+        size: dict[str, Any] = {
+            "num_tokens": self.num_tokens, "batch_contexts": self.batch_contexts
+        }  # fmt: skip
+        if len(contexts) == 1 and first.ends is not None:
+            metric = measure(first.lm, store, first.ends, first.sae, _mean(first), **size)
+        else:
+            metric = measure_together(
+                first.lm,
+                store,
+                {context.point: context.sae for context in contexts if context.point},
+                {context.point: _mean(context) for context in contexts if context.point},
+                **size,
+            )
+        num_contexts = min(len(store.tokens), contexts_in(self.num_tokens, store.tokens.shape[1]))
+        tokens, made = num_contexts * store.tokens.shape[1], metric.num_rows()
+        first_positions = 0 if store.spec.keep_first else num_contexts
+        spliced = [describe(context) for context in contexts]
+        together = {"together": [{key: one[key] for key in ("point", "sae")} for one in spliced]}
         return EvalResult(
             eval=self.name,
             metrics=estimates(metric.compute(), metric.intervals(**asdict(self.bootstrap))),
-            tokens={
-                "tokens": min(contexts, contexts_in(self.num_tokens, ctx)) * ctx,
-                "predictions": metric.num_rows(),
+            tokens={"tokens": tokens, "predictions": made},
+            details={
+                "resampled_units": metric.num_units(),
+                "left_out": {
+                    "position_0": first_positions,
+                    "context_end": num_contexts,
+                    "document_border": tokens - made - num_contexts - first_positions,
+                },
             },
-            details={"resampled_units": metric.num_units()},
             settings=asdict(self),
-            provenance=describe(context),
+            provenance=spliced[0] | (together if len(contexts) > 1 else {}),
         )
+
+
+def _mean(context: EvalContext) -> Tensor:
+    return torch.as_tensor(context.rows.stats.mean).float()
 
 
 def contexts_in(num_tokens: int, ctx: int) -> int:
@@ -107,7 +130,6 @@ def contexts_in(num_tokens: int, ctx: int) -> int:
     return num_tokens // ctx
 
 
-@torch.no_grad()
 def measure(
     lm: SplicedLM,
     store: ActivationStore,
@@ -119,10 +141,7 @@ def measure(
     batch_contexts: int,
     quiet: bool = False,
 ) -> NextToken:
-    """One forward pass for each condition and batch, the clean one included.
-
-    Zero and mean ablation do not depend on the SAE: their sums are kept in the store's folder, so
-    that the next SAE at the same point pays for two passes instead of four.
+    """One SAE, whatever it reads and writes; see `measure_together`.
 
     Args:
         lm: The LM.
@@ -133,25 +152,81 @@ def measure(
         num_tokens: Upper limit to the tokens read: the store's first contexts, whole ones.
         batch_contexts: Contexts in one forward pass.
         quiet: Show no progress.
+    """
+    ends = Ends.at(where) if isinstance(where, Point) else where
+    notes, conditions = replacements(ends, splice, mean)
+    return _measure(
+        lm, store, str(ends), notes, conditions, mean.tolist(),
+        num_tokens=num_tokens, batch_contexts=batch_contexts, quiet=quiet,
+    )  # fmt: skip
+
+
+def measure_together(
+    lm: SplicedLM,
+    store: ActivationStore,
+    splices: Replacements,
+    means: Mapping[Point, Float[Tensor, " d_in"]],
+    *,
+    num_tokens: int,
+    batch_contexts: int,
+    quiet: bool = False,
+) -> NextToken:
+    """A forward pass for each condition and batch; what lies below all points runs once a batch.
+
+    Zero and mean ablation do not depend on the SAE: their sums are kept in the store's folder, so
+    that the next SAE at the same point pays for two passes instead of four.
+
+    Args:
+        lm: The LM.
+        store: Tokens and documents.
+        splices: By point, what makes of its activations [batch ctx d_in] what takes their place.
+            A lower point is replaced before a higher one is computed.
+        means: Mean activation of the split at the same points, for mean ablation.
+        num_tokens: Upper limit to the tokens read: the store's first contexts, whole ones.
+        batch_contexts: Contexts in one forward pass.
+        quiet: Show no progress.
 
     Raises:
         ConfigError: If `num_tokens` hold no context.
     """
+    ablated = [replacements(Ends.at(p), splices[p], mean)[1] for p, mean in means.items()]
+    conditions: dict[str, dict[Point, Replacement]] = {"sae": dict(splices)}
+    for name in ABLATIONS:
+        conditions[name] = {p: fn for one in ablated for p, fn in one[name].items()}
+    identity = [entry for mean in means.values() for entry in mean.tolist()]
+    return _measure(
+        lm, store, "+".join(map(str, splices)), {}, conditions, identity,
+        num_tokens=num_tokens, batch_contexts=batch_contexts, quiet=quiet,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def _measure(
+    lm: SplicedLM,
+    store: ActivationStore,
+    where: str,
+    notes: Replacements,
+    replaced: Mapping[str, Replacements],
+    mean: Sequence[float],
+    *,
+    num_tokens: int,
+    batch_contexts: int,
+    quiet: bool,
+) -> NextToken:
+    """The clean pass, with `notes`, and one under each of the conditions `replaced`."""
     num_contexts = min(len(store.tokens), contexts_in(num_tokens, store.tokens.shape[1]))
     keep_first = store.spec.keep_first
-    ends = Ends.at(where) if isinstance(where, Point) else where
     metric = NextToken(keep_first=keep_first).to(lm.device)
     identity = {
         "lm": dict(lm.identity), "dtype": str(lm.dtype), "device": lm.device.type,
         "contexts": num_contexts, "keep_first": keep_first, "groups": metric.num_groups,
-        "mean": mean.tolist(),
+        "mean": list(mean),
     }  # fmt: skip
-    kept = store.folder / "ablations" / f"{ends}.{content_key(identity)}.json"
+    kept = store.folder / "ablations" / f"{where}.{content_key(identity)}.json"
     known = _restore(metric, kept)
-    notes, conditions = replacements(ends, splice, mean)
     conditions = {
-        name: {p: fn if keep_first else _sparing_first(fn) for p, fn in replaced.items()}
-        for name, replaced in conditions.items()
+        name: {point: fn if keep_first else _sparing_first(fn) for point, fn in those.items()}
+        for name, those in replaced.items()
         if name not in known
     }
     ctx = store.tokens.shape[1]
@@ -161,10 +236,11 @@ def measure(
             part = slice(start, min(start + batch_contexts, num_contexts))
             tokens = torch.as_tensor(store.tokens[part], device=lm.device).long()
             document = torch.as_tensor(store.document[part], device=lm.device).long()
-            logits = {"clean": lm.logits(tokens, replace=notes)}
-            for name, replaced in conditions.items():
-                logits[name] = lm.logits(tokens, replace=replaced)
-            metric.update(tokens, document, logits)
+            # Logits are large: no more than two sets of them are held at any time.
+            passes = lm.logits_under(tokens, [notes, *conditions.values()])
+            metric.update(tokens, document, {"clean": next(passes), "sae": next(passes)})
+            for name, logits in zip(list(conditions)[1:], passes, strict=True):
+                metric.update_ablation(name, tokens, document, logits)
             advance(tokens.numel())
     if not known:
         _keep(metric, kept)

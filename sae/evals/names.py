@@ -67,12 +67,22 @@ def result_file(folder: Path, result: EvalResult, sae: SAE, source: ActivationSo
         sae: The SAE that was measured.
         source: What it was measured on.
     """
-    differences = [*_of_source(sae, source), *_of_settings(result, sae, source)]
-    name = "-".join(re.sub(r"[^\w.=]+", "_", part) for part in [result.eval, *differences])
+    differences = [
+        *_of_company(result),
+        *_of_source(sae, source),
+        *_of_settings(result, sae, source),
+    ]
+    name = "-".join(re.sub(r"[^\w.=+]+", "_", part) for part in [result.eval, *differences])
     file = folder / f"{name}.json"
     if differences and file.is_file() and _made_by(file) not in (None, _key(result)):
         return folder / f"{name}-{_key(result)}.json"
     return file
+
+
+def _of_company(result: EvalResult) -> list[str]:
+    """The points of SAEs that were spliced in together, for one alone nothing."""
+    together = result.provenance.get("together", [])
+    return ["together=" + "+".join(entry["point"] for entry in together)] if together else []
 
 
 def _of_source(sae: SAE, source: ActivationSource) -> list[str]:
@@ -117,7 +127,9 @@ def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _key(result: EvalResult) -> str:
-    made = {name: result.provenance.get(name) for name in ("point", "store")}
+    known = result.provenance
+    made = {name: known.get(name) for name in ("point", "store")}
+    made |= {"together": known["together"]} if "together" in known else {}
     return content_key({**made, "settings": _deciding(result.settings)})
 
 

@@ -51,7 +51,8 @@ class RecoveryEval:
     def run(self, context: EvalContext) -> EvalResult:
         """Measure the dictionary against the truth, and the whole split."""
         sae, (world, rows) = context.sae, truth_of(context)
-        reconstruction, firing = measure(sae, rows, self.batch_rows)
+        seen = measure(sae, rows, self.batch_rows)
+        reconstruction, firing = seen.reconstruction, seen.firing
         frequencies = firing.compute()["frequencies"]
         assert isinstance(frequencies, Tensor)
         cosines = cosines_of(world, sae)

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sae.errors import ConfigError, SiteError
 from sae.language import sites
+from sae.language.replay import Replay
 from sae.language.text import Tokenizer, separator_id
 from sae.types import Point
 
@@ -184,6 +185,32 @@ class LanguageModel:
 
         with self._hooked({point: splice(point, f) for point, f in (replace or {}).items()}):
             return self._forward(tokens)
+
+    def logits_under(
+        self,
+        tokens: Int[Tensor, "batch ctx"],
+        conditions: Sequence[Mapping[Point, Replacement]],
+    ) -> Iterator[Tensor]:
+        """`logits` under each of several sets of replacements, one after the other.
+
+        The blocks below all replaced points run once, in the first pass; where a point lies inside
+        a block, later passes start at that block.
+
+        Args:
+            tokens: Token ids, nothing padded.
+            conditions: What is replaced in each pass; {} for the clean LM.
+
+        Yields:
+            Logits [batch ctx vocab] of each condition, the same as `logits` gives.
+        """
+        points = {point for replace in conditions for point in replace}
+        for point in points:
+            self.check(point)
+        replay = Replay(sites.blocks_below(self.model, points))
+        for replace in conditions:
+            with self._lock, replay.one_pass():
+                found = self.logits(tokens, replace)
+            yield found
 
     def _forward(self, tokens: Tensor) -> Tensor:
         if tokens.shape[1] > self.max_ctx:

@@ -3,6 +3,7 @@
 A new family is one `Family` entry in `FAMILIES`: the contract tests then hold for it, too.
 """
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -82,3 +83,13 @@ def module_at(model: nn.Module, point: Point) -> nn.Module:
     if point.site == "mlp_in":
         return block.get_submodule(family.mlp_proj.rpartition(".")[0])
     return block.get_submodule(family.mlp_proj if "mlp" in point.site else family.attn_proj)
+
+
+def blocks_below(model: nn.Module, points: Collection[Point]) -> list[nn.Module]:
+    """The blocks whose computation no replacement at any of these points can reach.
+
+    A block whose output is replaced is one of them. Without points there are none.
+    """
+    blocks = list(model.get_submodule(family_of(model).blocks).children())
+    below = (point.layer + (point.site == "resid") for point in points)
+    return blocks[: min(below, default=0)]

@@ -1,7 +1,9 @@
 """Streaming metrics over the formulas of `sae.functional`: float64 sums, intervals, DDP."""
 
+from sae.metrics.activations import FeatureActivations
 from sae.metrics.firing import Firing
 from sae.metrics.next_token import NextToken
+from sae.metrics.other_definitions import OtherDefinitions
 from sae.metrics.reconstruction import Reconstruction
 
-__all__ = ["Firing", "NextToken", "Reconstruction"]
+__all__ = ["FeatureActivations", "Firing", "NextToken", "OtherDefinitions", "Reconstruction"]

@@ -6,13 +6,15 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from sae.errors import DegenerateInputError
-from sae.functional import DENSE_FREQUENCY
+from sae.functional import DENSE_FREQUENCY, RARE_FREQUENCY
 
 
 class Firing(Metric):
-    """Share of silent and of dense latents, and how often each fires.
+    """Share of silent, rare and dense latents, and how often each fires.
 
     Silent means: fired on none of the `num_rows` vectors seen; say that number beside the share.
+    Rare means: fired, but on less than `functional.RARE_FREQUENCY` of them; None where so few
+    vectors were seen that a single firing is more.
     There are no bootstrap intervals: a resample can only have more silent latents than the data.
 
     Args:
@@ -39,8 +41,8 @@ class Firing(Metric):
         self.counts += counts.to(self.counts)
         self.rows += num_rows
 
-    def compute(self) -> dict[str, float | Tensor]:
-        """`silent` and `dense` shares, `frequencies` [d_sae] in float64, `num_rows`.
+    def compute(self) -> dict[str, float | Tensor | None]:
+        """`silent`, `rare` and `dense` shares, `frequencies` [d_sae] in float64, `num_rows`.
 
         Raises:
             DegenerateInputError: If no row was seen.
@@ -48,9 +50,22 @@ class Firing(Metric):
         if self.rows == 0:
             raise DegenerateInputError("Firing has seen no rows. Call update first.")
         frequencies = self.counts.double() / self.rows
+        rare = (frequencies > 0) & (frequencies < RARE_FREQUENCY)
         return {
             "silent": (frequencies == 0).double().mean().item(),
+            "rare": rare.double().mean().item() if self.rows * RARE_FREQUENCY > 1 else None,
             "dense": (frequencies > DENSE_FREQUENCY).double().mean().item(),
             "frequencies": frequencies,
             "num_rows": int(self.rows.item()),
         }
+
+    def shares_over(self, threshold: float) -> tuple[float, float | None]:
+        """Share of the latents that fire on more than `threshold` of the rows, and of the firings.
+
+        Source: SAEBench `freq_over_…_percent` and `normalized_freq_over_…_percent`.
+        """
+        frequencies = self.counts.double() / self.rows
+        over = frequencies > threshold
+        fired = frequencies.sum()
+        of_firings = (frequencies[over].sum() / fired).item() if fired > 0 else None
+        return over.double().mean().item(), of_firings

@@ -1,7 +1,8 @@
 """What a reconstruction does to the LM's predictions, over a stream of batches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -70,25 +71,43 @@ class NextToken(GroupedSums):
             tokens: Token ids.
             document: Document id of every token.
             logits: Logits under `clean` and `sae`, and under the ablations that are measured
-                here (sums of the others can be set with `set_ablation`).
+                here (or leave them to `update_ablation` or `set_ablation`).
         """
-        # One context at a time: float32 copies of all logits would decide the memory needed.
-        for row in range(len(tokens)):
-            one = slice(row, row + 1)
-            mask = functional.prediction_mask(document[one], self.keep_first)
-            # What several terms read is converted once; on a CPU, argmax of bfloat16 is slow, too.
-            floats = {name: logits[name][one].float() for name in ("clean", "sae")}
-            clean, spliced = (values[:, :-1][mask] for values in floats.values())
-            terms = {
-                name: functional.next_token_cross_entropy(
-                    floats.get(name, values[one]), tokens[one], mask
-                )
-                for name, values in logits.items()
-            }
-            terms["kl"] = functional.kl_divergence(clean, spliced)
-            terms["top1"] = functional.top1_agreement(clean, spliced).double()
-            terms["predictions"] = terms["clean"].new_ones(len(terms["clean"]))
-            self.add(terms, document[one, :-1][mask])
+        for part, document_of, target in self._counted(tokens, document, logits["clean"]):
+            clean, spliced = logits["clean"][part], logits["sae"][part]
+            terms = functional.compare_predictions(clean, spliced, target)
+            terms["sae"] = terms.pop("other")
+            terms["predictions"] = torch.ones_like(terms["clean"])
+            self.add(terms, document_of)
+        for name in self.ablations:
+            if name in logits:
+                self.update_ablation(name, tokens, document, logits[name])
+
+    def update_ablation(
+        self,
+        name: str,
+        tokens: Int[Tensor, "batch ctx"],
+        document: Int[Tensor, "batch ctx"],
+        logits: Float[Tensor, "batch ctx vocab"],
+    ) -> None:
+        """Add contexts under an ablation only; `update` must get the same ones."""
+        for part, document_of, target in self._counted(tokens, document, logits):
+            self.add({name: functional.cross_entropy(logits[part], target)}, document_of)
+
+    def _counted(
+        self, tokens: Tensor, document: Tensor, logits: Tensor
+    ) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor, Tensor]]:
+        """Where the predictions that count are made, with their documents and targets.
+
+        A few at a time: float32 copies of all logits would decide memory, and on a CPU those that
+        do not fit its cache the time.
+        """
+        mask = functional.prediction_mask(document, self.keep_first)
+        context, position = mask.nonzero(as_tuple=True)
+        at_once = max(1, (2**21 if logits.device.type == "cpu" else 2**26) // logits.shape[-1])
+        for part in zip(context.split(at_once), position.split(at_once), strict=True):
+            following = (part[0], part[1] + 1)
+            yield part, document[part], tokens[following]
 
     def ablation(self, name: str) -> Float[Tensor, " groups"]:
         """Summed cross entropy under an ablation; it does not depend on the SAE."""

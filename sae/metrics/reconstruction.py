@@ -5,7 +5,12 @@ from collections.abc import Mapping
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from sae.functional import reconstruction_metrics, reconstruction_terms
+from sae.functional import (
+    dimension_terms,
+    fvu_by_dimension,
+    reconstruction_metrics,
+    reconstruction_terms,
+)
 from sae.metrics.grouped import GroupedSums
 
 
@@ -19,6 +24,7 @@ class Reconstruction(GroupedSums):
     Args:
         d_in: Width of the activations.
         num_groups: Upper limit to the number of resampled units.
+        full: Also L1 and `fvu_per_dim`, for two more sums [num_groups d_in].
 
     Example:
         >>> import torch
@@ -31,10 +37,12 @@ class Reconstruction(GroupedSums):
 
     count = "rows"
 
-    def __init__(self, d_in: int, num_groups: int = 1024):
+    def __init__(self, d_in: int, num_groups: int = 1024, full: bool = False):
         scalars = ("rows", "square_norm", "square_norm_hat", "dot", "squared_error", "cosine",
                    "norm_ratio", "nonzero_rows", "l0")  # fmt: skip
-        super().__init__(dict.fromkeys(scalars) | {"x": d_in}, num_groups)
+        more = {"l1": None, "x_square": d_in, "error_square": d_in} if full else {}
+        super().__init__(dict.fromkeys(scalars) | {"x": d_in} | more, num_groups)
+        self.full = full
 
     def metrics(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `sae.functional.reconstruction_metrics`."""
@@ -46,6 +54,7 @@ class Reconstruction(GroupedSums):
         x_hat: Float[Tensor, "batch d_in"],
         code_l0: Shaped[Tensor, " batch"],
         document: Int[Tensor, " batch"] | None = None,
+        code_l1: Float[Tensor, " batch"] | None = None,
     ) -> None:
         """Add rows.
 
@@ -54,5 +63,16 @@ class Reconstruction(GroupedSums):
             x_hat: Their reconstructions.
             code_l0: Number of latents that fire for each row.
             document: Document id of each row, or None when there are none (no intervals then).
+            code_l1: Sum of |f| of each row; read with `full` only, and then needed.
         """
-        self.add(reconstruction_terms(x, x_hat) | {"l0": code_l0.double()}, document)
+        terms = reconstruction_terms(x, x_hat) | {"l0": code_l0.double()}
+        if self.full:
+            assert code_l1 is not None
+            terms |= dimension_terms(x, x_hat) | {"l1": code_l1}
+        self.add(terms, document)
+
+    def constant_dimensions(self) -> int:
+        """How many dimensions do not vary, and so are left out of `fvu_per_dim`."""
+        names = ("rows", "x", "x_square", "error_square")
+        by_dimension = fvu_by_dimension({name: self._sum(name).sum(0) for name in names})
+        return int(by_dimension.isnan().sum().item())

@@ -103,6 +103,21 @@ def test_a_folder_of_activations(folder_run, tmp_path):
         function(folder_run, {"downstream": {}}, device="cpu")
 
 
+def test_two_saes_at_once(run, monkeypatch):
+    from evaluate import evaluate_together
+
+    other = trained(run.parent / "other", "layer=2", "activations.site=mlp_out")
+    monkeypatch.setenv("SAE_CACHE", str(run.parent / "cache"))
+    results = evaluate_together([run, other], {"core": {}, "downstream": {}}, device="cpu")
+    assert list(results) == ["downstream"]
+    (file,) = (run / "evals").glob("downstream-together=*.json")
+    points = [entry["point"] for entry in results["downstream"].provenance["together"]]
+    assert file.stem == "downstream-together=" + "+".join(points)
+    assert points[1] == "mlp_out.2"
+    message = evaluate(f"run={run}", "together=true", code=1).stderr
+    assert "no effect on one SAE" in message
+
+
 def test_none_means_as_in_the_run(run, monkeypatch):
     from evaluate import evaluate as function
 

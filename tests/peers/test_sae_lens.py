@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import r2_score
 from torch import Tensor
 
 from sae.activations.store import ActivationStore
@@ -196,6 +197,7 @@ def test_core(context, hooked_model, tokens, keep_first):
     from sae_lens.training.activation_scaler import ActivationScaler
 
     from sae.evals import CoreEval
+    from sae.metrics import OtherDefinitions
 
     theirs, by_feature = get_sparsity_and_variance_metrics(
         sae=duck(context.sae), model=hooked_model, activation_store=FakeTokenStore(tokens),
@@ -204,7 +206,7 @@ def test_core(context, hooked_model, tokens, keep_first):
         compute_featurewise_density_statistics=True, eval_batch_size_prompts=CONTEXTS,
         model_kwargs={}, ignore_tokens=None if keep_first else [BOS],
     )  # fmt: skip
-    result = CoreEval(batch_rows=128).run(context)
+    result = CoreEval(batch_rows=128, legacy=True).run(context)
     ours = {name: estimate.value for name, estimate in result.metrics.items()}
     assert result.tokens == {"vectors": CONTEXTS * (CTX if keep_first else CTX - 1)}
     assert 2 < ours["l0"] < 40  # a sparse code, an imperfect reconstruction
@@ -217,7 +219,27 @@ def test_core(context, hooked_model, tokens, keep_first):
         "l2_ratio": (ours["l2_ratio"], theirs["l2_ratio"]),
         "relative_bias": (ours["relative_bias"], theirs["relative_reconstruction_bias"]),
     }
+    pairs["l1"] = (ours["l1"], theirs["l1"])
+    pairs["mse_sae_lens"] = (ours["mse_sae_lens"], theirs["mse"])
+    # Their legacy value takes the mean of a batch: give ours the whole split as one.
+    x = torch.cat([context.rows.read(i) for i in range(context.rows.num_chunks)])
+    f = context.sae.encode(x)
+    other = OtherDefinitions(D_SAE)
+    other.update(x, context.sae.decode(f), f)
+    legacy = other.compute()["ev_saebench_legacy"]
+    pairs["explained_variance_legacy"] = (legacy, theirs["explained_variance_legacy"])
+    r2 = {
+        how: r2_score(x.double(), context.sae.decode(f).double(), multioutput=how)
+        for how in ("uniform_average", "variance_weighted")
+    }
+    pairs["r2_uniform_average"] = (1 - ours["fvu_per_dim"], r2["uniform_average"])
+    pairs["r2_variance_weighted"] = (1 - ours["fvu"], r2["variance_weighted"])
+    consistent = np.array(by_feature["consistent_activation_heuristic"])
+    pairs["consistent_activation"] = (ours["consistent_activation"], np.nanmean(consistent))
     density = np.array(by_feature["feature_density"])
+    pairs["freq_over_1_percent"] = (ours["freq_over_1_percent"], (density > 0.01).mean())
+    share = density[density > 0.1].sum() / density.sum()
+    pairs["normalized_freq_over_10_percent"] = (ours["normalized_freq_over_10_percent"], share)
     pairs["silent"] = (ours["silent"], (density == 0).mean())
     pairs["dense"] = (ours["dense"], (density > 0.1).mean())
     agree(pairs)

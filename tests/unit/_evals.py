@@ -43,6 +43,9 @@ class TinyLM(LanguageModel):
             x = function(x)
         return x @ self.unembed
 
+    def logits_under(self, tokens, conditions):
+        return (self.logits(tokens, replace) for replace in conditions)
+
 
 @dataclass
 class Spec:

@@ -242,6 +242,9 @@ def test_ablations_are_made_once_and_the_lm_is_loaded_late(lm, downstream, caplo
             calls.append(1)
             return lm.logits(tokens, replace)
 
+        def logits_under(self, tokens, conditions):
+            return (self.logits(tokens, replace) for replace in conditions)
+
     def load():
         torch.rand(3)  # as building an LM does
         loads.append(1)

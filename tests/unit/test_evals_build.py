@@ -156,7 +156,10 @@ def test_an_sae_without_its_origin_says_so():
     ("evals", "message"),
     [
         ({"cor": {}}, r"\['cor'\] is not known. Choose of \['core', 'downstream'"),
-        ({"core": {"resample": 1}}, "eval.core.resample is not known.* batch_rows, resamples"),
+        (
+            {"core": {"resample": 1}},
+            "eval.core.resample is not known.* batch_rows, legacy, resamples",
+        ),
         ({"core": {"resamples": 0}}, "eval.core.resamples=0 must be a whole number of at least 1"),
         ({"core": {"resamples": True}}, "eval.core.resamples=True must be"),
         ({"downstream": {"num_tokens": "many"}}, "eval.downstream.num_tokens=many must be"),

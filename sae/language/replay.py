@@ -1,0 +1,71 @@
+"""Run the lower blocks of an LM once for several passes over the same tokens."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+
+class Replay:
+    """The lowest blocks of an LM: the first pass runs them, later ones repeat what came out.
+
+    What lies around the blocks (embeddings, masks, rotary tables) is the LM's own code and runs in
+    every pass, so this holds for every family; hooks on the blocks run as well.
+
+    Args:
+        blocks: The lowest blocks, in order; none means that every pass is a full one.
+
+    Example:
+        >>> import torch
+        >>> calls, block = [], nn.Identity()
+        >>> block.forward = lambda x: calls.append(1) or x + 1
+        >>> replay = Replay([block])
+        >>> for _ in range(3):
+        ...     with replay.one_pass():
+        ...         out = block(torch.zeros(2))
+        >>> out, len(calls)
+        (tensor([1., 1.]), 1)
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module]):
+        self._blocks = list(blocks)
+        self._output: Any = None
+
+    @contextmanager
+    def one_pass(self) -> Iterator[None]:
+        """Forward passes inside run the blocks, or repeat their output if it is known."""
+        if not self._blocks:
+            yield
+        elif self._output is None:
+            # Registered before any replacement at this block, so it sees the value before it.
+            handle: RemovableHandle = self._blocks[-1].register_forward_hook(self._keep)
+            try:
+                yield
+            finally:
+                handle.remove()
+        else:
+            own = [block.__dict__.get("forward") for block in self._blocks]
+            for block in self._blocks:
+                block.forward = self._repeat
+            try:
+                yield
+            finally:
+                for block, forward in zip(self._blocks, own, strict=True):
+                    del block.forward
+                    if forward is not None:
+                        block.forward = forward
+
+    def _keep(self, module: nn.Module, inputs: tuple, output: Any) -> None:
+        self._output = _copied(output)
+
+    def _repeat(self, *inputs: Any, **options: Any) -> Any:
+        return _copied(self._output)
+
+
+def _copied(output: Any) -> Any:
+    """A copy, which a replacement may change in place. Blocks return a tensor or a tuple."""
+    if isinstance(output, Tensor):
+        return output.clone()
+    return (output[0].clone(), *output[1:])

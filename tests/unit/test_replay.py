@@ -1,0 +1,137 @@
+"""Passes that share their lower blocks give what full passes give, in every family."""
+
+import pytest
+import torch
+
+FAMILIES = ("gpt_neox", "gpt2", "llama")
+LAYERS = 3
+
+
+@pytest.fixture(params=FAMILIES)
+def lm(request, tiny_lm):
+    return tiny_lm(request.param)
+
+
+@pytest.fixture
+def tokens():
+    return torch.randint(0, 257, (3, 17), generator=torch.Generator().manual_seed(0))
+
+
+def point_sets():
+    from sae.types import SITES, Point
+
+    single = [[Point(site, layer)] for site in SITES for layer in range(LAYERS)]
+    together = [
+        [Point("resid", 1), Point("mlp_out", 1)],
+        [Point("resid", 0), Point("attn_z", 1)],
+        [Point("mlp", 2), Point("resid", 2), Point("attn_out", 1)],
+    ]
+    return single + together
+
+
+def calls_of(lm, run):
+    """How often each block ran while `run` did."""
+    from sae.language.sites import family_of
+
+    blocks = list(lm.model.get_submodule(family_of(lm.model).blocks).children())
+    calls = [0] * len(blocks)
+    own = [block.forward for block in blocks]
+
+    def counted(i):
+        def forward(*inputs, **options):
+            calls[i] += 1
+            return own[i](*inputs, **options)
+
+        return forward
+
+    for i, block in enumerate(blocks):
+        block.forward = counted(i)
+    try:
+        run()
+    finally:
+        for block in blocks:
+            del block.forward
+    return calls
+
+
+def test_the_same_logits_as_full_passes(lm, tokens):
+    for points in point_sets():
+        conditions = [
+            {},
+            {point: lambda x: 0.9 * x for point in points},
+            {point: torch.zeros_like for point in points},
+            {points[0]: torch.ones_like},
+        ]
+        shared = list(lm.logits_under(tokens, conditions))
+        for replace, logits in zip(conditions, shared, strict=True):
+            assert torch.equal(logits, lm.logits(tokens, replace)), points
+
+
+def test_the_clean_pass_need_not_be_the_first(lm, tokens):
+    from sae.types import Point
+
+    point = Point("resid", 1)
+    conditions = [{point: torch.zeros_like}, {}, {point: lambda x: x.mul_(0)}, {}]
+    zero, clean, again, last = lm.logits_under(tokens, conditions)
+    assert torch.equal(clean, lm.logits(tokens))
+    assert torch.equal(last, clean)
+    assert torch.equal(zero, again)
+    assert not torch.equal(zero, clean)
+
+
+@pytest.mark.parametrize(
+    ("site", "layer", "calls"),
+    [("resid", 1, [1, 1, 3]), ("mlp", 1, [1, 3, 3]), ("attn_z", 2, [1, 1, 3]),
+     ("attn_out", 0, [3, 3, 3]), ("resid", 2, [1, 1, 1])],
+)  # fmt: skip
+def test_the_blocks_below_run_once(lm, tokens, site, layer, calls):
+    from sae.types import Point
+
+    conditions = [{}, *[{Point(site, layer): torch.zeros_like}] * 2]
+    assert calls_of(lm, lambda: list(lm.logits_under(tokens, conditions))) == calls
+
+
+def test_without_points_every_pass_is_a_full_one(lm, tokens):
+    one, two = lm.logits_under(tokens, [{}, {}])
+    assert torch.equal(one, two)
+    assert list(lm.logits_under(tokens, [])) == []
+
+
+def test_the_lm_is_unharmed_by_errors(lm, tokens):
+    from sae.errors import SiteError
+    from sae.types import Point
+
+    def explode(value):
+        raise RuntimeError("replacement")
+
+    before = lm.logits(tokens)
+    point = Point("resid", 1)
+    passes = lm.logits_under(tokens, [{}, {point: explode}])
+    next(passes)
+    with pytest.raises(RuntimeError, match="replacement"):
+        next(passes)
+    assert torch.equal(lm.logits(tokens), before)
+    assert not any("forward" in module.__dict__ for module in lm.model.modules())
+    with pytest.raises(SiteError, match="layer=7 does not exist"):
+        list(lm.logits_under(tokens, [{Point("resid", 7): explode}]))
+
+
+def test_blocks_that_return_tuples():
+    from sae.language.replay import Replay
+
+    class Block(torch.nn.Module):
+        ran = 0
+
+        def forward(self, x):
+            self.ran += 1
+            return x + 1, "attention"
+
+    block = Block()
+    replay = Replay([block])
+    for _ in range(3):
+        with replay.one_pass():
+            out, attention = block(torch.zeros(2))
+        assert out.tolist() == [1, 1]
+        assert attention == "attention"
+        out.zero_()
+    assert block.ran == 1
