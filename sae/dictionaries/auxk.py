@@ -33,10 +33,10 @@ def auxk_loss(
         return None
     error = (target - x_hat).detach()
     size = error.square().sum()
-    centred, rows, bias = dictionary.encoder_terms(x)
+    centred, rows, _ = dictionary.encoder_terms(x)
     k = min(len(latents), max(1, dictionary.d_in // 2))
     code = dictionary.selected_code(
-        centred, rows[latents], bias[latents], select=lambda pre: select_topk(pre, k)
+        centred, rows[latents], dictionary.b_enc[latents], select=lambda pre: select_topk(pre, k)
     )
     fit = code.atoms_sum(dictionary.W_dec[latents]).to(error.dtype)
     # a batch that is reconstructed perfectly has nothing to teach, and no NaN to give
