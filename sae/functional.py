@@ -371,7 +371,10 @@ def kl_divergence(
         >>> kl_divergence(torch.tensor([200.0, -200.0]), torch.tensor([-200.0, 200.0]))
         tensor(400.)
     """
-    return _kl(*(torch.log_softmax(logits, -1, dtype=torch.float32) for logits in (clean, other)))
+    log_p, log_q = (torch.log_softmax(logits, -1, dtype=torch.float32) for logits in (clean, other))
+    if other.requires_grad:  # `_kl` writes into what a gradient needs
+        return (log_p.exp() * (log_p - log_q)).sum(-1).clamp_min(0)
+    return _kl(log_p, log_q)
 
 
 def compare_predictions(
