@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from sae.activations.build import ends_of
 from sae.dictionaries.base import sparsity_of
 from sae.errors import ArtifactError
 from sae.reports.figures import Scale, curves_figure, histogram_figure
@@ -117,7 +118,7 @@ def title_of(config: Mapping[str, Any]) -> str:
     """
     sae, lm, activations = (_mapping(config.get(key)) for key in ("sae", "lm", "activations"))
     sparsity = sparsity_of(sae)
-    point = "{site}.{layer}".format_map(activations) if "site" in activations else ""
+    point = str(ends_of(activations)) if "site" in activations else ""
     parts = [" ".join([sae.get("architecture", ""), *sparsity]), lm.get("name", ""), point]
     return " · ".join(part for part in parts if part)
 
