@@ -24,7 +24,7 @@ from callbacks.interruption import Interrupted, handling
 from conf import ensemble
 from conf.commandline import compose_job, fail, names_of, parse, run_program
 from conf.runs import continued, save_config
-from conf.schema import check, register
+from conf.schema import JOINING, check, register, several
 from sae.errors import ArtifactError, ConfigError, SAEError
 from sae.lockstep import meet
 from sae.memory import keep_freed_memory
@@ -229,14 +229,14 @@ def _finished(run_dir: Path, config: Mapping[str, Any]) -> dict[str, Any] | None
 
 
 def _reject_lists(config: Mapping[str, Any]) -> None:
-    for name in ("layer", "site", "l1", "k", "target_l0", "dict_ratio", "seed"):
-        if isinstance(config[name], list):
-            values = ",".join(map(str, config[name]))
-            raise ConfigError(
-                f"{name}=[{values}] names several SAEs, and this is one run. Without -m, "
-                f"python train.py '{name}=[{values}]' trains them from one read; as jobs of a "
-                f"sweep: python train.py -m {name}={values}; from Python: docs/ensembles.md."
-            )
+    for name, listed in several(config).items():
+        values = ",".join(map(str, listed))
+        joining = f" One SAE for all layers: sae={JOINING[0]}." if name == "layer" else ""
+        raise ConfigError(
+            f"{name}=[{values}] names several SAEs, and this is one run. Without -m, "
+            f"python train.py '{name}=[{values}]' trains them from one read; as jobs of a "
+            f"sweep: python train.py -m {name}={values}; from Python: docs/ensembles.md.{joining}"
+        )
 
 
 def _quiet_lightning() -> None:
@@ -330,13 +330,13 @@ def _save(
 def _metadata(config: Mapping[str, Any], data: "ActivationDataModule") -> dict[str, Any]:
     """Where a saved dictionary comes from, as far as it does not depend on the training."""
     names = ("sae", "seed", "eval") if _fitted(config) else (
-        "sae", "resample", "optimizer", "seed", "eval"
+        "sae", "resample", "optimizer", "seed", "eval", "e2e"
     )  # fmt: skip
     return {
         "activations": dict(data.source.describe()),
-        "scale": data.scale,
+        "scale": data.scales[0] if len(data.scales) == 1 else list(data.scales),
         "normalize": data.normalize,
-        "settings": {name: config[name] for name in names},
+        "settings": {name: config.get(name) for name in names},
     }
 
 

@@ -12,6 +12,7 @@ from callbacks.dead_features import DeadFeatures
 from callbacks.downstream import DownstreamPerplexity
 from callbacks.metrics_csv import MetricsCSV
 from callbacks.reconstruction import Reconstruction
+from sae.activations.build import ends_of
 from sae.activations.datamodule import ActivationDataModule
 from sae.activations.sources import LMActivations
 from sae.dictionaries.base import sparsity_of
@@ -44,7 +45,7 @@ def _downstream(data: ActivationDataModule, **settings: Any) -> DownstreamPerple
     return DownstreamPerplexity(
         lambda: source.load_lm(source.device),
         source.store("val"),
-        source.point,
+        source.ends,
         data.mean_of("val"),  # no metric reads training text
         **settings,
     )
@@ -84,8 +85,9 @@ def run_name(config: Mapping[str, Any]) -> str:
     """
     sae, activations = config["sae"], config["activations"]
     kind = "own" if activations.get("kind") == "folder" else activations.get("kind")
-    where = f"{activations['site']}.{activations['layer']}" if "site" in activations else kind
+    where = str(ends_of(activations)) if "site" in activations else kind
     sparsity = sparsity_of(sae)
     size = [f"x{sae['dict_ratio']:g}"] if "dict_ratio" in sae else []
+    size += ["e2e"] if config.get("e2e") else []
     parts = [sae["architecture"], where, *sparsity, *size]
     return "-".join([*parts, f"seed{config['seed']}"])

@@ -13,7 +13,7 @@ from sae.activations.store import ActivationStore
 from sae.errors import ConfigError
 from sae.evals.base import SplicedLM
 from sae.evals.downstream import contexts_in, measure
-from sae.types import Point
+from sae.types import Ends, Point
 
 Splice = Callable[[Tensor], Tensor]
 
@@ -29,8 +29,9 @@ class DownstreamPerplexity(L.Callback):
     Args:
         load_lm: Returns the LM; called once.
         store: Held-out tokens, never training text.
-        point: Where the SAE's reconstruction takes the activation's place.
-        mean: Mean activation of these held-out tokens' split, LM units, for mean ablation.
+        where: Where the SAE's reconstruction takes the activation's place, or the ends of a
+            transcoder or crosscoder.
+        mean: Mean vector of these held-out tokens' split, LM units, for mean ablation.
         num_tokens: Upper limit to the tokens read, whole contexts.
         every_n_validations: Run at every n-th validation only.
         batch_contexts: Contexts per forward pass. Two sets of logits [batch ctx vocab] are held.
@@ -50,8 +51,8 @@ class DownstreamPerplexity(L.Callback):
         self,
         load_lm: Callable[[], SplicedLM],
         store: ActivationStore,
-        point: Point,
-        mean: Float[Tensor, " d_in"],
+        where: Point | Ends,
+        mean: Float[Tensor, " width"],
         *,
         num_tokens: int = 4096,
         every_n_validations: int = 1,
@@ -67,7 +68,7 @@ class DownstreamPerplexity(L.Callback):
             contexts_in(num_tokens, store.tokens.shape[1])
         except ConfigError as error:
             raise ConfigError(f"callbacks.downstream: {error}") from None
-        self.load_lm, self.store, self.point, self.mean = load_lm, store, point, mean
+        self.load_lm, self.store, self.where, self.mean = load_lm, store, where, mean
         self.num_tokens, self.batch_contexts = num_tokens, batch_contexts
         self.every_n_validations = every_n_validations
         self.splice = splice or _folded_dictionary
@@ -99,7 +100,7 @@ class DownstreamPerplexity(L.Callback):
         metric = measure(
             lm,
             self.store,
-            self.point,
+            self.where,
             splice,
             self.mean,
             num_tokens=self.num_tokens,

@@ -20,14 +20,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from conf.fields import shown
 from conf.runs import continued
-from conf.schema import check, options, reject_untrained
+from conf.schema import check, options, reject_untrained, several
 from sae.errors import ConfigError, SAEError
 
 FOLDER = Path(__file__).parent
 OPTIONS = ("experiment", "sweep", "launcher", "sweeper", "debug")
 """Groups whose files set keys all over the configuration."""
-LISTS = ("layer", "site", "l1", "k", "target_l0", "dict_ratio", "seed")
-"""Short overrides of which a list stands for several SAEs."""
 
 
 def parse(arguments: Sequence[str]) -> list[Override]:
@@ -168,7 +166,7 @@ def as_sweep(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     own = [o for o in parse(flags.overrides) if not o.key_or_group.startswith("hydra")]
     config = compose_job("train", jobs(own)[0])
-    listed = {name: config[name] for name in LISTS if OmegaConf.is_list(config[name])}
+    listed = several(config)
     if not listed or config.harvest_only or not all(listed.values()):
         return list(arguments)
     lists = {o.input_line for o in own if o.key_or_group in listed}

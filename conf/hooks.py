@@ -13,7 +13,7 @@ from conf.commandline import compose_job, fail, names_of, parse, searches, sweep
 from conf.runs import continued
 from conf.schema import check
 from sae.errors import ConfigError, SAEError, SiteError
-from sae.types import Point
+from sae.types import Ends, Point
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def _harvest_all(configs: Sequence[dict[str, Any]]) -> None:
         activations = config["activations"]
         if activations["kind"] != "lm" or activations.get("stream"):  # nothing to harvest
             continue
-        shared = {k: v for k, v in activations.items() if k not in ("layer", "site")}
+        shared = {k: v for k, v in activations.items() if k not in ("layer", "site", "target")}
         key = content_key({"lm": config["lm"], "corpus": config["corpus"], "activations": shared})
         points = wanted.setdefault(key, (config, []))[1]
         points += [point for point in points_of(activations) if point not in points]
@@ -123,5 +123,5 @@ def _harvest(config: dict[str, Any], points: Sequence[Point]) -> None:
             except SiteError as error:
                 log.error("SiteError: %s", error)
         if there:
-            source.point = there[0]
+            source.ends = Ends.at(there[0])
             source.prepare(also=there[1:])

@@ -67,6 +67,7 @@ class LMActivationsConfig(ActivationsConfig):
     test_fraction: Any = ranged(float, low=0, below=1)
     layer: Any = ranged(int, low=0, many=True)
     site: Any = ranged(str, choices=SITES, many=True)
+    target: Any = ranged(str, None, choices=SITES, null=True)
     tokens: Any = ranged(int, low=1)
     val_tokens: Any = ranged(int, low=1)
     test_tokens: Any = ranged(int, low=1)
@@ -87,6 +88,7 @@ class SAEConfig:
     k: Any = ranged(int, None, low=1, many=True)
     target_l0: Any = ranged(float, None, above=0, many=True, null=True)
     sparsity_warmup_tokens: Any = ranged(SPAN, None)
+    skip: Any = ranged(bool, False)
     auxk: Any = ranged(float, None, low=0)
     frozen_decoder: Any = ranged(bool, False)
 
@@ -160,6 +162,15 @@ class OptimizerConfig:
 
 
 @dataclass
+class EndToEndConfig:
+    """The node `e2e`, which conf/experiment/e2e.yaml fills."""
+
+    loss: Any = ranged(str, "kl", choices=("kl", "ce"))
+    weight: Any = ranged(float, 1.0, above=0)
+    reconstruction: Any = ranged(float, 0.0, low=0)
+
+
+@dataclass
 class WordConfig:
     """What one word of conf/callbacks/*.yaml or conf/eval/*.yaml may hold."""
 
@@ -186,8 +197,10 @@ class TrainConfig:
     logger: LoggerConfig = MISSING
     callbacks: Any = MISSING
     eval: Any = MISSING
+    e2e: Any = None
     layer: Any = ranged(int, low=0, many=True)
     site: Any = ranged(str, choices=SITES, many=True)
+    target: Any = ranged(str, None, choices=SITES, null=True)
     l1: Any = ranged(float, low=0, many=True)
     k: Any = ranged(int, low=1, many=True, null=True)
     target_l0: Any = ranged(float, None, above=0, many=True, null=True)
@@ -227,7 +240,7 @@ ACTIVATIONS: dict[str, type] = {
 }  # fmt: skip
 NODES: dict[str, type] = {
     "sae": SAEConfig, "resample": ResampleConfig, "optimizer": OptimizerConfig,
-    "trainer": TrainerConfig, "logger": LoggerConfig,
+    "trainer": TrainerConfig, "logger": LoggerConfig, "e2e": EndToEndConfig,
 }  # fmt: skip
 BASELINE = "baseline"
 """`sae.kind` of what is fitted instead of trained."""
@@ -238,7 +251,13 @@ _WITHOUT_LM = {
 }
 WORDS = ("callbacks", "eval")
 """Nodes that hold one node a word; each checks its own further settings."""
-SHORT = ("layer", "site", "l1", "k", "target_l0", "dict_ratio", "tokens", "epochs", "seed")
+SHORT = (
+    "layer", "site", "target", "l1", "k", "target_l0", "dict_ratio", "tokens", "epochs", "seed",
+)  # fmt: skip
+LISTS = ("layer", "site", "l1", "k", "target_l0", "dict_ratio", "seed")
+"""Short overrides of which a list stands for several SAEs (`several`)."""
+JOINING = ("crosscoder",)
+"""Architectures that read all listed layers at once."""
 USED_BY_PROGRAM = ("epochs", "seed")
 """Short overrides that train.py reads itself, so that no yaml node needs to mention them."""
 
@@ -248,6 +267,17 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=TrainConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
+
+
+def several(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The short overrides whose list stands for several SAEs, with the list."""
+    joins = _at(config, "sae", "architecture") in JOINING
+    return {
+        name: config[name]
+        for name in LISTS
+        if OmegaConf.is_list(config[name]) or isinstance(config[name], list)
+        if not (joins and name == "layer")
+    }
 
 
 def options(group: str) -> list[str]:
@@ -298,6 +328,12 @@ def check(config: DictConfig, given: Sequence[str] = ()) -> dict[str, Any]:
         for name in given if prefix == "activations." else ():  # of others, their class says it
             if name.startswith(prefix) and name not in known:
                 raise ConfigError(f"{name} is not known. There are: {', '.join(known)}.")
+    pair = _at(plain, "activations", "target") is not None or plain.get("e2e") is not None
+    if pair and _at(plain, "sae", "kind") == BASELINE:
+        raise ConfigError(
+            f"sae={plain['sae']['architecture']} is fitted to one activation; target and e2e have "
+            "no effect on it. Drop them, or choose an SAE that is trained."
+        )
     return plain
 
 
@@ -378,6 +414,8 @@ def _typed_nodes(plain: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]
                 f"activations.kind={shown(kind)} must be one of {', '.join(ACTIVATIONS)}."
             )
         types["activations"] = ACTIVATIONS[kind]
+    if plain.get("e2e") is None:
+        types.pop("e2e")
     if _at(plain, "sae", "kind") is not None:
         if plain["sae"]["kind"] != BASELINE:
             raise ConfigError(f"sae.kind={shown(plain['sae']['kind'])} must be {BASELINE}.")
@@ -405,4 +443,4 @@ def _no_value(key: str) -> str:
 
 def _at(config: Mapping[str, Any], node: str, key: str) -> Any:
     content = config.get(node)
-    return content.get(key) if isinstance(content, dict) else None
+    return content.get(key) if isinstance(content, dict | DictConfig) else None

@@ -8,6 +8,24 @@ from torch import Tensor
 
 from sae.errors import DegenerateInputError
 
+
+def input_and_target(
+    batch: Float[Tensor, "*batch width"], d_in: int
+) -> tuple[Float[Tensor, "*batch d_in"], Float[Tensor, "*batch d_out"]]:
+    """What an SAE reads and what it shall give, of vectors that hold both, one beside the other.
+
+    Vectors that are as wide as the input are their own target.
+
+    Example:
+        >>> x, target = input_and_target(torch.tensor([[1.0, 2.0, 3.0]]), 2)
+        >>> x, target
+        (tensor([[1., 2.]]), tensor([[3.]]))
+    """
+    if batch.shape[-1] == d_in:
+        return batch, batch
+    return batch[..., :d_in], batch[..., d_in:]
+
+
 # Metrics
 #
 # Reconstruction metrics are ratios of sums over rows, so that one formula serves a single batch, a
@@ -353,7 +371,10 @@ def kl_divergence(
         >>> kl_divergence(torch.tensor([200.0, -200.0]), torch.tensor([-200.0, 200.0]))
         tensor(400.)
     """
-    return _kl(*(torch.log_softmax(logits, -1, dtype=torch.float32) for logits in (clean, other)))
+    log_p, log_q = (torch.log_softmax(logits, -1, dtype=torch.float32) for logits in (clean, other))
+    if other.requires_grad:  # `_kl` writes into what a gradient needs
+        return (log_p.exp() * (log_p - log_q)).sum(-1).clamp_min(0)
+    return _kl(log_p, log_q)
 
 
 def compare_predictions(

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, get_args
 from sae.errors import SiteError
 
 Split = Literal["train", "val", "test"]
-Site = Literal["resid", "mlp", "mlp_out", "attn_out", "attn_z"]
+Site = Literal["resid", "mlp_in", "mlp", "mlp_out", "attn_out", "attn_z"]
 SITES: tuple[str, ...] = get_args(Site)
 SPLITS: tuple[str, ...] = get_args(Split)
 
@@ -45,3 +45,74 @@ class Point(NamedTuple):
                 f"sites: {', '.join(SITES)}."
             )
         return cls(site, int(layer))
+
+
+class Ends(NamedTuple):
+    """Where an SAE reads and where it writes.
+
+    An SAE reads and writes one point; a transcoder reads one point and writes another; a
+    crosscoder reads and writes several at once. Activations of several points lie one beside the
+    other in a vector.
+
+    Example:
+        >>> str(Ends.at(Point("resid", 4))), Ends.parse("mlp_in.4->mlp_out.4").pair
+        ('resid.4', True)
+        >>> str(Ends.at(Point("resid", 2), Point("resid", 4), Point("mlp_out", 4)))
+        'resid.2+4+mlp_out.4'
+    """
+
+    reads: tuple[Point, ...]
+    writes: tuple[Point, ...]
+
+    @classmethod
+    def at(cls, *points: Point) -> "Ends":
+        """Read and write the same points."""
+        return cls(points, points)
+
+    @property
+    def pair(self) -> bool:
+        """Whether what is written is something else than what is read."""
+        return self.reads != self.writes
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """The points whose activations make up a vector, in that order."""
+        return (*self.reads, *self.writes) if self.pair else self.reads
+
+    @property
+    def point(self) -> Point | None:
+        """The point, where there is only one."""
+        return self.reads[0] if len(self.points) == 1 else None
+
+    def __str__(self) -> str:
+        sides = (self.reads, self.writes) if self.pair else (self.reads,)
+        return "->".join(map(_joined, sides))
+
+    @classmethod
+    def parse(cls, text: str) -> "Ends":
+        """Read what `str` says.
+
+        Raises:
+            SiteError: If the text has another form or names no known site.
+        """
+        reads, arrow, writes = text.partition("->")
+        ends = cls.at(*_split(reads))
+        return cls(ends.reads, _split(writes)) if arrow else ends
+
+
+def _joined(points: tuple[Point, ...]) -> str:
+    """`resid.2+4`: the site is said where it is another than before."""
+    sites = [None, *(point.site for point in points)]
+    words = [
+        str(p.layer) if p.site == before else str(p)
+        for p, before in zip(points, sites, strict=False)
+    ]
+    return "+".join(words)
+
+
+def _split(text: str) -> tuple[Point, ...]:
+    points: list[Point] = []
+    for word in text.split("+"):
+        full = f"{points[-1].site}.{word}" if points and word.isdigit() else word
+        points.append(Point.parse(full))
+    return tuple(points)

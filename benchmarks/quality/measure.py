@@ -78,7 +78,7 @@ def ce_recovered(fitted: Fitted, data: Data, contexts: int) -> dict[str, float]:
     store = source.store("test")
     mean = torch.as_tensor(source.split("test").stats.mean).float()
     metric: Any = measure_predictions(
-        source.load_lm("cpu"), store, source.point, splice, mean,
+        source.load_lm("cpu"), store, source.ends, splice, mean,
         num_tokens=contexts * store.spec.ctx, batch_contexts=8, quiet=True,
     )  # fmt: skip
     values = metric.compute()

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 
 from sae.activations.order import ShuffledOrder, shuffled_batches
-from sae.activations.rows import Rows
+from sae.activations.rows import Rows, parts_of
 from sae.activations.sources import ActivationSource
 from sae.errors import ConfigError, StoreError
 from sae.lockstep import broadcast, shared
@@ -85,13 +85,28 @@ class ActivationDataModule(LightningDataModule):
 
     @property
     def d_in(self) -> int:
-        """Width of the activations."""
+        """Width of the batches: of the activations, of all points together."""
         return self.rows("train").d_in
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Width of each point's activations, one beside the other in a batch."""
+        return tuple(part.d_in for part in parts_of(self.rows("train")))
+
     @cached_property
-    def scale(self) -> float:
-        """Factor between the LM's own units and what the batches hold."""
-        return self.rows("train").stats.scale if self.normalize == "mean_square" else 1.0
+    def scales(self) -> tuple[float, ...]:
+        """Factor between the LM's own units and what the batches hold, for each point."""
+        parts = parts_of(self.rows("train"))
+        scaled = self.normalize == "mean_square"
+        return tuple(part.stats.scale if scaled else 1.0 for part in parts)
+
+    @cached_property
+    def scale(self) -> float | Float[Tensor, " d_in"]:
+        """The same, ready to multiply with: a number, or one for each entry of joined vectors."""
+        if len(self.scales) == 1:
+            return self.scales[0]
+        pairs = zip(self.widths, self.scales, strict=True)
+        return torch.cat([torch.full((width,), scale) for width, scale in pairs])
 
     @property
     def mean(self) -> Float[Tensor, " d_in"]:
@@ -246,10 +261,10 @@ class Batches:
     The two state methods tell Lightning that the loader resumes by itself, at the global step.
     """
 
-    batches: Callable[[], Iterator[Tensor]]
+    batches: Callable[[], Iterator[Any]]
     length: int
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Any]:
         return self.batches()
 
     def __len__(self) -> int:

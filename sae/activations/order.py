@@ -92,7 +92,7 @@ def shuffled_batches(
     batch_size: int,
     start_step: int,
     stop_step: int,
-    scale: float,
+    scale: float | Tensor,
     rank: int = 0,
     world_size: int = 1,
     read_ahead: bool = True,
@@ -107,7 +107,7 @@ def shuffled_batches(
         batch_size: Rows in a step, over all ranks.
         start_step: First step.
         stop_step: The step after the last.
-        scale: Factor on every value.
+        scale: Factor on every value, or one for each column.
         rank: Which of the `world_size` equal slices of each batch is wanted.
         world_size: Number of slices.
         read_ahead: Read the next block in a thread; changes nothing about the batches.

@@ -1,7 +1,7 @@
 """What a split of activations looks like to its readers, and the statistics kept beside it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol, runtime_checkable
 
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from sae.errors import DegenerateInputError
+from sae.errors import DegenerateInputError, StoreError
 
 # About 5 MB of bfloat16 at d_in 576: small enough to shuffle well, large enough to read fast.
 ROWS_PER_CHUNK = 4096
@@ -165,3 +165,53 @@ class Rows(Protocol):
     def documents(self, i: int) -> Int[np.ndarray, " rows"] | None:
         """The document that each row of chunk `i` comes from; None if nothing is known."""
         ...
+
+
+class JoinedRows:
+    """Several aligned `Rows` as one, whose row i is row i of every part, one beside the other.
+
+    Args:
+        parts: Rows of the same tokens at several points, with the same chunks.
+
+    Raises:
+        StoreError: If the parts are not aligned.
+    """
+
+    def __init__(self, parts: Sequence[Rows]):
+        self.parts = tuple(parts)
+        first = self.parts[0]
+        self.num_rows, self.num_chunks = first.num_rows, first.num_chunks
+        self.d_in = sum(part.d_in for part in self.parts)
+        for part in self.parts[1:]:
+            last = self.num_chunks - 1
+            if (part.num_rows, part.num_chunks, part.chunk_bounds(last)) != (
+                self.num_rows, self.num_chunks, first.chunk_bounds(last),
+            ):  # fmt: skip
+                raise StoreError(
+                    f"Rows of {self.num_rows:,} and {part.num_rows:,} vectors, or of other chunks, "
+                    "cannot be read side by side. Harvest them into one store."
+                )
+
+    @property
+    def stats(self) -> Stats:
+        """Of the long vectors; the distribution of their norms is not known."""
+        stats = [part.stats for part in self.parts]
+        mean = np.concatenate([one.mean for one in stats])
+        return Stats(self.num_rows, mean, sum(one.mean_square_norm for one in stats), {})
+
+    def chunk_bounds(self, i: int) -> tuple[int, int]:
+        """First row of chunk `i` and the row after its last."""
+        return self.parts[0].chunk_bounds(i)
+
+    def read(self, i: int) -> Float[Tensor, "rows d_in"]:
+        """Chunk `i` of all parts, side by side."""
+        return torch.cat([part.read(i) for part in self.parts], dim=1)
+
+    def documents(self, i: int) -> Int[np.ndarray, " rows"] | None:
+        """The document that each row of chunk `i` comes from; None if nothing is known."""
+        return self.parts[0].documents(i)
+
+
+def parts_of(rows: Rows) -> tuple[Rows, ...]:
+    """The parts of joined rows; other rows are their only part."""
+    return rows.parts if isinstance(rows, JoinedRows) else (rows,)

@@ -6,13 +6,13 @@ from typing import Any, Protocol, runtime_checkable
 
 from sae.activations.cache import StoredDtype, StoreSpec
 from sae.activations.harvest import CapturingLM, LoadsLM, harvest
-from sae.activations.rows import Rows
+from sae.activations.rows import JoinedRows, Rows
 from sae.activations.store import ActivationStore
 from sae.errors import ConfigError, StoreError
 from sae.language.corpus import Corpus
 from sae.language.text import Tokenizer
 from sae.provenance import content_key
-from sae.types import SPLITS, Point, Split
+from sae.types import SPLITS, Ends, Point, Split
 
 
 @runtime_checkable
@@ -46,12 +46,13 @@ class IdentifiedLM(LoadsLM, Protocol):
 
 
 class LMActivations:
-    """Activations of one point of an LM over a text, harvested into the cache.
+    """Activations of an LM over a text, harvested into the cache.
 
     Args:
         source: Where the LM comes from.
         corpus: The text.
-        point: Where activations are read.
+        where: The point whose activations the rows hold, or the ends of a transcoder or
+            crosscoder: then a row holds those of all its points, one beside the other.
         tokens: LM tokens harvested for training.
         val_tokens: LM tokens harvested for validation.
         test_tokens: LM tokens harvested for testing.
@@ -69,7 +70,7 @@ class LMActivations:
         self,
         source: IdentifiedLM,
         corpus: Corpus,
-        point: Point,
+        where: Point | Ends,
         *,
         tokens: int,
         val_tokens: int,
@@ -85,7 +86,8 @@ class LMActivations:
     ):
         if batch_contexts < 1:
             raise ConfigError(f"batch_contexts={batch_contexts}: hand the LM at least 1 context.")
-        self.source, self.corpus, self.point = source, corpus, point
+        self.source, self.corpus = source, corpus
+        self.ends = Ends.at(where) if isinstance(where, Point) else where
         self.batch_contexts, self.device = batch_contexts, device
         counts: dict[Split, int] = {"train": tokens, "val": val_tokens, "test": test_tokens}
         self.specs = {
@@ -117,7 +119,7 @@ class LMActivations:
                 continue
             harvest(
                 spec,
-                [self.point, *also],
+                [*self.ends.points, *also],
                 source=source,
                 corpus=self.corpus,
                 batch_contexts=self.batch_contexts,
@@ -139,11 +141,12 @@ class LMActivations:
             StoreError: If they are not harvested yet.
         """
         try:
-            return self.store(name).rows(self.point)
+            store = self.store(name)
+            return joined([store.rows(point) for point in self.ends.points])
         except StoreError as error:
             if self._missing(name):
                 raise StoreError(
-                    f"The {name} activations of {self.point} are not harvested yet. "
+                    f"The {name} activations of {self.ends} are not harvested yet. "
                     "Call prepare() (of the data module: prepare_data()) first."
                 ) from error
             raise
@@ -153,11 +156,11 @@ class LMActivations:
         train = self.specs["train"]
         stores = {split: spec.key for split, spec in self.specs.items()}
         return {
-            "key": content_key({"stores": stores, "point": str(self.point)}),
+            "key": content_key({"stores": stores, "point": str(self.ends)}),
             "kind": "lm",
             "lm": self.source.to_config(),
             "corpus": self.corpus.to_config(),
-            "point": str(self.point),
+            "point": str(self.ends),
             "ctx": train.ctx,
             "tokens": {split: spec.tokens for split, spec in self.specs.items()},
             "dtype": train.dtype,
@@ -170,8 +173,14 @@ class LMActivations:
 
     def _missing(self, name: Split) -> bool:
         folder = self.specs[name].folder
-        published = folder / "activations" / str(self.point) / "metadata.json"
-        return not ((folder / "metadata.json").exists() and published.exists())
+        published = [folder / "activations" / str(point) for point in self.ends.points]
+        files = [path / "metadata.json" for path in (folder, *published)]
+        return not all(file.exists() for file in files)
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """Rows of several points side by side; those of one point as they are."""
+    return JoinedRows(parts) if len(parts) > 1 else parts[0]
 
 
 class LoadedOnce:

@@ -23,7 +23,7 @@ from sae.activations.cache import (
     write_sealed,
 )
 from sae.activations.harvest import CapturingLM, harvest, rows_of
-from sae.activations.rows import Rows, RunningStats, Stats
+from sae.activations.rows import JoinedRows, Rows, RunningStats, Stats
 from sae.activations.sources import IdentifiedLM, LMActivations, LoadedOnce
 from sae.activations.store import ActivationStore
 from sae.errors import StoreError
@@ -31,7 +31,7 @@ from sae.language.corpus import Corpus
 from sae.lockstep import once
 from sae.progress import progress
 from sae.provenance import content_key
-from sae.types import SPLITS, Point, Split
+from sae.types import SPLITS, Ends, Point, Split
 
 log = logging.getLogger(__name__)
 
@@ -46,23 +46,12 @@ class StreamedRows:
     Args:
         store: Tokens and documents of the split.
         point: Where activations are read.
-        lm: The LM, on `device`.
-        batch_contexts: Contexts handed to the LM at once.
-        device: Where the LM runs.
+        passes: Runs the LM; several points of one text share it.
     """
 
-    def __init__(
-        self,
-        store: ActivationStore,
-        point: Point,
-        lm: CapturingLM,
-        *,
-        batch_contexts: int,
-        device: str,
-    ):
-        self.store, self.point, self.lm = store, point, lm
-        self.batch_contexts, self.device = batch_contexts, device
-        self.d_in = lm.width(point)
+    def __init__(self, store: ActivationStore, point: Point, passes: "LMPasses"):
+        self.store, self.point, self.passes = store, point, passes
+        self.d_in = passes.lm.width(point)
         self._layout = store.layout(self.d_in)
         self.num_rows, self.num_chunks = self._layout.num_rows, self._layout.num_chunks
         self.num_bytes = self.num_chunks * self._layout.chunk_bytes
@@ -77,13 +66,7 @@ class StreamedRows:
         self._layout.bounds(i)  # refuses a chunk that is not there
         if i in self._kept:
             return self._kept[i]
-        # Whoever reads, a thread or a step of training, gets the bits of a harvest.
-        device = torch.device(self.device).type
-        with torch.inference_mode(False), torch.autocast(device, enabled=False):
-            rows = rows_of(
-                self.store.tokens[self.store.contexts_of(i)], [self.point], self.lm,
-                self.store.spec, batch_contexts=self.batch_contexts, device=self.device,
-            )[self.point]  # fmt: skip
+        rows = self.passes.chunk(i)[self.point]
         if self.num_rows <= SMALL:
             self._kept[i] = rows
         return rows
@@ -125,16 +108,57 @@ class StreamedRows:
         return running.result()
 
 
+class LMPasses:
+    """Runs the LM over the contexts of a chunk, for all points at once; the last chunk is kept.
+
+    Args:
+        store: Tokens of the split.
+        points: Where activations are read.
+        lm: The LM, on `device`.
+        batch_contexts: Contexts handed to the LM at once.
+        device: Where the LM runs.
+    """
+
+    def __init__(
+        self,
+        store: ActivationStore,
+        points: Sequence[Point],
+        lm: CapturingLM,
+        *,
+        batch_contexts: int,
+        device: str,
+    ):
+        self.store, self.points, self.lm = store, list(points), lm
+        self.batch_contexts, self.device = batch_contexts, device
+        self._last: tuple[int, dict[Point, Tensor]] | None = None
+
+    def chunk(self, i: int) -> dict[Point, Float[Tensor, "rows d_in"]]:
+        """The rows of chunk `i`, by point."""
+        last = self._last  # read once: another thread may read another chunk
+        if last is not None and last[0] == i:
+            return last[1]
+        # Whoever reads, a thread or a step of training, gets the bits of a harvest.
+        device = torch.device(self.device).type
+        with torch.inference_mode(False), torch.autocast(device, enabled=False):
+            rows = rows_of(
+                self.store.tokens[self.store.contexts_of(i)], self.points, self.lm,
+                self.store.spec, batch_contexts=self.batch_contexts, device=self.device,
+            )  # fmt: skip
+        if len(self.points) > 1:
+            self._last = (i, rows)
+        return rows
+
+
 class StreamedActivations(LMActivations):
     """`LMActivations` that stores tokens alone; the arguments are the same.
 
     The LM stays loaded, and `load_lm` gives that one.
     """
 
-    def __init__(self, source: IdentifiedLM, corpus: Corpus, point: Point, **settings: Any):
-        super().__init__(source, corpus, point, **settings)
+    def __init__(self, source: IdentifiedLM, corpus: Corpus, where: Point | Ends, **settings: Any):
+        super().__init__(source, corpus, where, **settings)
         self._shared = LoadedOnce(source)
-        self._rows: dict[tuple[Split, Point], StreamedRows] = {}
+        self._rows: dict[tuple[Split, Ends], StreamedRows | JoinedRows] = {}
 
     def prepare(self, also: Sequence[Point] = (), splits: Sequence[str] = SPLITS) -> None:
         """Tokenise, load the LM and measure the scale, so that mistakes come before training.
@@ -144,18 +168,19 @@ class StreamedActivations(LMActivations):
             splits: Which splits. Nothing is asked of the text of the others.
         """
         lm = self.load_lm(self.device)
-        for point in (self.point, *also):
+        for point in (*self.ends.points, *also):
             lm.check(point)
         for name, spec in self.specs.items():
             if name in splits:
                 harvest(spec, [], source=self._shared, corpus=self.corpus, device=self.device)
         if "train" in splits:
             rows = self._streamed("train")
+            parts: Any = rows.parts if isinstance(rows, JoinedRows) else (rows,)
             log.info(
                 "Streaming %s: the LM runs while training reads, instead of a cache of %.2f GB.",
-                self.point, rows.num_bytes / 1e9,
+                self.ends, sum(part.num_bytes for part in parts) / 1e9,
             )  # fmt: skip
-            _ = rows.stats
+            _ = [part.stats for part in parts]
 
     def load_lm(self, device: str) -> Any:
         """The one LM of this source on that device."""
@@ -178,8 +203,8 @@ class StreamedActivations(LMActivations):
             described["key"] = content_key(of)
         return described
 
-    def _streamed(self, name: Split) -> StreamedRows:
-        key = (name, self.point)
+    def _streamed(self, name: Split) -> StreamedRows | JoinedRows:
+        key = (name, self.ends)
         if key not in self._rows:
             if not (self.specs[name].folder / "metadata.json").exists():
                 raise StoreError(
@@ -188,13 +213,19 @@ class StreamedActivations(LMActivations):
                 )
             spec = self.specs[name].key
             self._rows[key] = once(  # SAEs that train in lockstep share what is kept of small ones
-                ("rows", spec, self.point, self.batch_contexts, self.device),
-                lambda: StreamedRows(
-                    self.store(name), self.point, self.load_lm(self.device),
-                    batch_contexts=self.batch_contexts, device=self.device,
-                ),
-            )  # fmt: skip
+                ("rows", spec, self.ends, self.batch_contexts, self.device),
+                lambda: self._made(name),
+            )
         return self._rows[key]
+
+    def _made(self, name: Split) -> StreamedRows | JoinedRows:
+        store, points = self.store(name), self.ends.points
+        passes = LMPasses(
+            store, points, self.load_lm(self.device),
+            batch_contexts=self.batch_contexts, device=self.device,
+        )  # fmt: skip
+        parts = [StreamedRows(store, point, passes) for point in points]
+        return JoinedRows(parts) if len(parts) > 1 else parts[0]
 
 
 def measured_chunks(spec: StoreSpec) -> list[int]:

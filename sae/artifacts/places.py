@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sae.dictionaries.sae import SAE
-from sae.types import Point
+from sae.types import Ends, Point
 
 _HOOKS = {
     "resid": "hook_resid_post", "mlp": "mlp.hook_post", "mlp_out": "hook_mlp_out",
@@ -66,7 +66,7 @@ def place_of(sae: SAE) -> Place:
     if isinstance(made_of, dict) and made_of.get("kind") == "lm":
         lm, corpus = made_of["lm"], made_of["corpus"]
         return Place(
-            lm.get("repo") or lm.get("name"), Point.parse(made_of["point"]), made_of["ctx"],
+            lm.get("repo") or lm.get("name"), Ends.parse(made_of["point"]).point, made_of["ctx"],
             corpus.get("name"),
         )  # fmt: skip
     origin: Any = sae.metadata.get("origin") or {}
@@ -74,14 +74,15 @@ def place_of(sae: SAE) -> Place:
     return Place.said(origin.get("lm"), point, origin.get("ctx"), origin.get("corpus"))
 
 
-def hook_of(point: Point) -> str:
-    """TransformerLens' name of a point.
+def hook_of(point: Point) -> str | None:
+    """TransformerLens' name of a point; None where it has none (`mlp_in`: its norms are others).
 
     Example:
         >>> hook_of(Point("resid", 4))
         'blocks.4.hook_resid_post'
     """
-    return f"blocks.{point.layer}.{_HOOKS[point.site]}"
+    hook = _HOOKS.get(point.site)
+    return None if hook is None else f"blocks.{point.layer}.{hook}"
 
 
 def point_of(name: object) -> Point | None:

@@ -73,7 +73,7 @@ class April(Untied):
 
     def tensors(self) -> Tensors:
         """The four tensors as they are."""
-        return Tensors(self.W_enc, self.b_enc, self.W_dec, self.b_dec)
+        return Tensors(self.W_enc, self.b_enc, self.W_dec, self.output_bias())
 
     def constrain_gradients(self) -> None:
         """Nothing: the decoder is free."""

@@ -6,7 +6,7 @@ activations to the LM's own activations.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, signature
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -18,6 +18,7 @@ from torch.nn.functional import linear
 from sae.dictionaries.codes import Code, DenseCode, SparseCode
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ConfigError
+from sae.functional import input_and_target
 from sae.kernels import Pattern, latent_values, select_positive_up_to
 
 SPARSE_BELOW = 0.08
@@ -33,7 +34,7 @@ class StepOutput(NamedTuple):
     is the loss, and each is logged as `train/loss_<name>`.
     """
 
-    x_hat: Float[Tensor, "batch d_in"]
+    x_hat: Float[Tensor, "batch d_out"]
     code: Code
     terms: dict[str, Float[Tensor, ""]]
 
@@ -79,12 +80,17 @@ class Dictionary(nn.Module, ABC):
     """Names of the settings that the constructor reads besides those of this base."""
     coefficient: ClassVar[str | None] = None
     """Name of the setting that multiplies the sparsity penalty: what `target_l0` steers."""
+    transcodes: ClassVar[bool] = False
+    """Whether it can give something else than what it reads (`Untied.transcode`)."""
+    joins: ClassVar[bool] = False
+    """Whether it reads and writes several layers at once."""
 
     def __init__(self, d_in: int, d_sae: int) -> None:
         super().__init__()
         if d_in < 1 or d_sae < 1:
             raise ConfigError(f"d_in={d_in} and d_sae={d_sae} must both be at least 1.")
         self.d_in, self.d_sae = d_in, d_sae
+        self.d_out: int | None = None  # width of the target of a transcoder
         self.kernels = "auto"  # or dense, sparse: what `trainer.kernels` says
 
     @abstractmethod
@@ -121,10 +127,27 @@ class Dictionary(nn.Module, ABC):
             alive: The latents that are not dead.
         """
 
+    def split(
+        self, batch: Float[Tensor, "*batch width"]
+    ) -> tuple[Float[Tensor, "*batch d_in"], Float[Tensor, "*batch d_out"]]:
+        """Input and target of a training batch, which are the same but for transcoders."""
+        return input_and_target(batch, self.d_in)
+
+    def reconstruct(
+        self, code: Code, x: Float[Tensor, "batch d_in"]
+    ) -> Float[Tensor, "batch d_out"]:
+        """Reconstruction from a code, and from `x` where there is a linear path beside it."""
+        del x
+        return self.decode_code(code)
+
+    def skip(self) -> Float[Tensor, "d_in d_out"] | None:
+        """Weights of the linear path from input to output, where there is one."""
+        return None
+
     def _encode_decode(self, x: Tensor) -> tuple[Code, Tensor]:
         """Both directions; to override where they share work."""
         code = self.encode_code(x)
-        return code, self.decode_code(code)
+        return code, self.reconstruct(code, x)
 
     def _sparse_enough(self, pre: Float[Tensor, "batch d_sae"]) -> Pattern | None:
         """The positive pre-activations, if they are so few that the sparse kernels are faster.
@@ -165,32 +188,42 @@ class Dictionary(nn.Module, ABC):
         return {}
 
     def training_output(
-        self, x: Float[Tensor, "batch d_in"], moment: Moment = NOMINAL
+        self, batch: Float[Tensor, "batch width"], moment: Moment = NOMINAL
     ) -> StepOutput:
-        """Encode, decode and the loss terms."""
-        return self._output(x, *self._encode_decode(x), moment)
+        """Encode, decode and the loss terms.
 
-    def _output(self, x: Tensor, code: Code, x_hat: Tensor, moment: Moment) -> StepOutput:
-        x_hat = x_hat.to(x.dtype)  # bf16 autocast: the loss is float32
-        terms = {"reconstruction": (x - x_hat).square().mean()}
+        Args:
+            batch: Scaled activations; for a transcoder those of input and target side by side.
+            moment: When in the training it happens.
+        """
+        x, target = self.split(batch)
+        return self._output(x, target, *self._encode_decode(x), moment)
+
+    def _output(
+        self, x: Tensor, target: Tensor, code: Code, x_hat: Tensor, moment: Moment
+    ) -> StepOutput:
+        del x
+        x_hat = x_hat.to(target.dtype)  # bf16 autocast: the loss is float32
+        terms = {"reconstruction": (target - x_hat).square().mean()}
         for name, rows in self.row_penalties(code).items():
             terms[name] = moment.penalty * rows.mean()
         return StepOutput(x_hat, code, terms)
 
     @torch.no_grad()
-    def row_losses(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, " batch"]:
+    def row_losses(self, batch: Float[Tensor, "batch width"]) -> Float[Tensor, " batch"]:
         """Full loss of every vector by itself: what neuron resampling draws its inputs by."""
+        x, target = self.split(batch)
         code = self.encode_code(x)
-        loss = (x - self.decode_code(code).to(x.dtype)).square().mean(dim=1)
+        loss = (target - self.reconstruct(code, x).to(x.dtype)).square().mean(dim=1)
         return loss + sum(self.row_penalties(code).values(), torch.zeros_like(loss))
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
         """Feature activations as a dense tensor."""
         return self.encode_code(x).dense()
 
-    def forward(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
-        """Reconstruction of `x`."""
-        return self.decode_code(self.encode_code(x))
+    def forward(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_out"]:
+        """Reconstruction of `x`, or what a transcoder makes of it."""
+        return self.reconstruct(self.encode_code(x), x)
 
     def constrain_gradients(self) -> None:
         """Edit gradients after the backward pass, before the optimiser step."""
@@ -205,28 +238,46 @@ class Dictionary(nn.Module, ABC):
     def inference_config(self) -> SAEConfig:
         """How the saved SAE encodes."""
         return SAEConfig(
-            architecture=self.architecture, activation="relu", d_in=self.d_in, d_sae=self.d_sae
-        )
+            architecture=self.architecture, activation="relu", d_in=self.d_in, d_sae=self.d_sae,
+            d_out=self.d_out,
+        )  # fmt: skip
 
     @torch.no_grad()
-    def folded(self, scale: float, metadata: Mapping[str, object] | None = None) -> SAE:
+    def folded(
+        self,
+        scale: float | Float[Tensor, " width"],
+        metadata: Mapping[str, object] | None = None,
+    ) -> SAE:
         r"""The inference SAE in the LM's own units, with no hidden state.
 
-        With scaled training inputs $x' = s x$ and decoder norms $n_j$:
-        $W_{enc} \to W_{enc} n_j$, $b_{enc} \to b_{enc} n_j / s$, $W_{dec} \to W_{dec} / n_j$,
-        $b_{dec} \to b_{dec} / s$, thresholds as $b_{enc}$. ReLU and TopK commute with positive
-        factors that are equal for all latents, so the code is the same up to the unit of f.
+        With scaled inputs $x' = s x$, scaled targets $y' = t y$ (t = s where the target is the
+        input) and the norms $n_j$ of the decoder in the LM's units, $W_{dec} / t$:
+        $W_{enc} \to s W_{enc} n_j$, $b_{enc} \to b_{enc} n_j$, $W_{dec} \to W_{dec} / (t n_j)$,
+        $b_{dec} \to b_{dec} / t$, $W_{skip} \to s W_{skip} / t$, thresholds as $b_{enc}$. ReLU and
+        TopK commute with positive factors that are equal for all latents, so the code is the same
+        up to the unit of f.
+
+        Args:
+            scale: Factor between the LM's units and training batches; a vector where it is not
+                the same for every column of a batch.
+            metadata: Where the SAE comes from.
         """
         W_enc, b_enc, W_dec, b_dec = (t.detach().float().cpu() for t in self.tensors())
-        norms, threshold = W_dec.norm(dim=1), self.thresholds()
+        if isinstance(scale, Tensor):
+            s, t = self.split(scale.float().cpu())
+        else:
+            s, t = torch.full((len(W_enc),), scale), torch.full((len(b_dec),), scale)
+        W_dec = W_dec / t
+        norms, threshold, W_skip = W_dec.norm(dim=1), self.thresholds(), self.skip()
         return SAE(
-            W_enc=(W_enc * norms).contiguous(),
-            b_enc=b_enc * norms / scale,
+            W_enc=(s[:, None] * W_enc * norms).contiguous(),
+            b_enc=b_enc * norms,
             W_dec=(W_dec / norms[:, None]).contiguous(),
-            b_dec=b_dec / scale,
+            b_dec=b_dec / t,
             config=self.inference_config(),
             metadata=dict(metadata or {}),
-            threshold=None if threshold is None else threshold.float().cpu() * norms / scale,
+            threshold=None if threshold is None else threshold.float().cpu() * norms,
+            W_skip=None if W_skip is None else s[:, None] * W_skip.float().cpu() / t,
         )
 
 
@@ -235,8 +286,8 @@ class Tensors(NamedTuple):
 
     W_enc: Float[Tensor, "d_in d_sae"]
     b_enc: Float[Tensor, " d_sae"]
-    W_dec: Float[Tensor, "d_sae d_in"]
-    b_dec: Float[Tensor, " d_in"]
+    W_dec: Float[Tensor, "d_sae d_out"]
+    b_dec: Float[Tensor, " d_out"]
 
 
 D = TypeVar("D", bound=type[Dictionary])
@@ -255,20 +306,31 @@ def register(word: str) -> Callable[[D], D]:
 
 
 def build_dictionary(
-    config: Mapping[str, Any], *, d_in: int, mean: Tensor | None = None, seed: int = 0
+    config: Mapping[str, Any],
+    *,
+    d_in: int,
+    d_out: int | None = None,
+    widths: Sequence[int] = (),
+    mean: Tensor | None = None,
+    seed: int = 0,
 ) -> Dictionary:
     """Build the dictionary that a configuration names.
 
     Args:
-        config: `architecture`, `dict_ratio` (d_sae = dict_ratio * d_in) and its own settings.
+        config: `architecture`, `dict_ratio` (d_sae = dict_ratio * d_in; of several layers, that of
+            one), `skip` and its own settings.
         d_in: Width of the activations.
-        mean: Mean activation of the training split, scaled; start value of biases and centre.
+        d_out: Width of the target of a transcoder; None where the input is the target.
+        widths: Of a crosscoder: widths of the layers that the activations consist of.
+        mean: Mean vector of the training split, scaled, that of the target after that of the
+            input; start value of biases and centre.
         seed: Seed of the initial weights.
 
     Raises:
         ConfigError: If the architecture is unknown or a setting is missing, unknown or invalid.
     """
     settings = dict(config)
+    skip = settings.pop("skip", False)
     word = settings.pop("architecture", None)
     if word not in ARCHITECTURES:
         raise ConfigError(
@@ -282,9 +344,43 @@ def build_dictionary(
         raise ConfigError(
             f"sae.architecture={word} was given {sorted(settings)}; it reads {sorted(cls.options)}."
         )
-    d_sae = max(1, round(ratio * d_in))
+    check_ends(word, transcoder=d_out is not None, num_layers=max(1, len(widths)), skip=skip)
+    d_sae = max(1, round(ratio * d_in / max(1, len(widths))))
+    if widths:
+        settings["widths"] = tuple(widths)
     generator = torch.Generator().manual_seed(seed)
-    return cls(d_in, d_sae, mean=mean, generator=generator, **settings)  # pyright: ignore[reportCallIssue]
+    start, target = (None, None) if mean is None else input_and_target(mean, d_in)
+    dictionary = cls(d_in, d_sae, mean=start, generator=generator, **settings)  # pyright: ignore[reportCallIssue]
+    if d_out is not None:
+        made: Any = dictionary
+        made.transcode(d_out, centre=start, mean=target, skip=skip, generator=generator)
+    return dictionary
+
+
+def check_ends(word: str, *, transcoder: bool, num_layers: int, skip: bool) -> None:
+    """Whether an architecture can read and write what it is asked to.
+
+    Raises:
+        ConfigError: If not, with those that can.
+    """
+    cls = ARCHITECTURES[word]
+    if transcoder and not cls.transcodes:
+        able = sorted(name for name, one in ARCHITECTURES.items() if one.transcodes)
+        raise ConfigError(
+            f"sae={word} cannot be trained with a target: it reads and writes in one space, and "
+            f"both ends must be equal. Drop target, or choose sae= one of {', '.join(able)}."
+        )
+    if skip and not transcoder:
+        raise ConfigError(
+            "sae.skip=true needs a target: from an activation to itself, a linear path would "
+            "reconstruct everything. Give target=mlp_out, or drop sae.skip."
+        )
+    if num_layers > 1 and not cls.joins:
+        able = sorted(name for name, one in ARCHITECTURES.items() if one.joins)
+        raise ConfigError(
+            f"sae={word} reads one layer, and {num_layers} were given. One SAE for all of them is "
+            f"sae={' or '.join(able)}."
+        )
 
 
 def _required(cls: type[Dictionary]) -> set[str]:

@@ -65,11 +65,12 @@ class BatchTopK(TopK):
         return code
 
     def training_output(
-        self, x: Float[Tensor, "batch d_in"], moment: Moment = NOMINAL
+        self, batch: Float[Tensor, "batch width"], moment: Moment = NOMINAL
     ) -> StepOutput:
         """Selects over the batch, and notes the smallest pre-activation that fired."""
+        x, target = self.split(batch)
         code = self.selected_code(*self.encoder_terms(x), select=self._select)
-        return self._output(x, code, self.decode_code(code), moment)
+        return self._output(x, target, code, self.reconstruct(code, x), moment)
 
     def _select(self, pre: Float[Tensor, "batch d_sae"]) -> Pattern:
         """The smallest selected pre-activation is noted as it was selected.

@@ -77,22 +77,23 @@ class Gated(Untied):
         return self._gate_and_code(x)[1]
 
     def training_output(
-        self, x: Float[Tensor, "batch d_in"], moment: Moment = NOMINAL
+        self, batch: Float[Tensor, "batch width"], moment: Moment = NOMINAL
     ) -> StepOutput:
         """Reconstruction, penalty on the gate, and the gate's own reconstruction."""
+        x, target = self.split(batch)
         gate, code = self._gate_and_code(x)
-        output = self._output(x, code, self.decode_code(code), moment)
-        by_gate = gate.atoms_sum(self.W_dec.detach()) + self.b_dec.detach()
+        output = self._output(x, target, code, self.reconstruct(code, x), moment)
+        by_gate = gate.atoms_sum(self.W_dec.detach()) + self.base(x).detach()
         terms = {
             "sparsity": moment.penalty * (self.l1 * gate.l1()).mean(),
-            "gate": (x - by_gate.to(x.dtype)).square().mean(),
+            "gate": (target - by_gate.to(x.dtype)).square().mean(),
         }
         return output._replace(terms=output.terms | terms)
 
     def tensors(self) -> Tensors:
         """Those of the magnitude path."""
         W_enc = self.W_enc * self.r_mag.exp()
-        return Tensors(W_enc, self.b_mag - self.b_dec @ W_enc, self.W_dec, self.b_dec)
+        return Tensors(W_enc, self.b_mag - self.shift @ W_enc, self.W_dec, self.output_bias())
 
     def thresholds(self) -> Float[Tensor, " d_sae"]:
         """Where the gate opens, on the pre-activations of the magnitudes."""

@@ -103,12 +103,13 @@ class JumpReLU(Untied):
         return self._code(*self._pre(x))
 
     def training_output(
-        self, x: Float[Tensor, "batch d_in"], moment: Moment = NOMINAL
+        self, batch: Float[Tensor, "batch width"], moment: Moment = NOMINAL
     ) -> StepOutput:
         """Reconstruction and penalty, with the estimated gradients of the thresholds."""
+        x, target = self.split(batch)
         pre, theta = self._pre(x)
         code = self._code(pre, theta)
-        output = self._output(x, code, self.decode_code(code), moment)
+        output = self._output(x, target, code, self.reconstruct(code, x), moment)
         if self.penalty == "l0":
             fires: Any = _Fires.apply(pre.values, theta, self.bandwidth)
             counted = pre.with_values(fires)

@@ -36,6 +36,7 @@ class Lista(L1):
     """  # noqa: E501
 
     options = frozenset({"l1", "steps"})
+    transcodes = False  # the code is refined by what the input lacks
 
     def __init__(
         self,

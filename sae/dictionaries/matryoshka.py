@@ -55,16 +55,18 @@ class Matryoshka(BatchTopK):
             )
         self.ends = sorted({max(1, round(share * d_sae)) for share in prefixes})
 
-    def _output(self, x: Tensor, code: Code, x_hat: Tensor, moment: Moment) -> StepOutput:
-        output = super()._output(x, code, x_hat, moment)
+    def _output(
+        self, x: Tensor, target: Tensor, code: Code, x_hat: Tensor, moment: Moment
+    ) -> StepOutput:
+        output = super()._output(x, target, code, x_hat, moment)
         parts = [self._part(code, a, b) for a, b in pairwise([0, *self.ends[:-1]])]
-        so_far, loss = self.b_dec, torch.zeros((), device=x.device)
+        so_far, loss = self.base(x), torch.zeros((), device=x.device)
         for part in parts:
             so_far = so_far + part
-            loss = loss + (x - so_far.to(x.dtype)).square().mean()
+            loss = loss + (target - so_far.to(x.dtype)).square().mean()
         return output._replace(terms=output.terms | {"prefixes": loss}) if parts else output
 
-    def _part(self, code: Code, start: int, end: int) -> Float[Tensor, "batch d_in"]:
+    def _part(self, code: Code, start: int, end: int) -> Float[Tensor, "batch d_out"]:
         """What the latents of a range add to the reconstruction."""
         if isinstance(code, SparseCode):
             kept = (code.pattern.latents >= start) & (code.pattern.latents < end)

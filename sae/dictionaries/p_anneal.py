@@ -60,12 +60,13 @@ class PAnneal(L1):
         self.register_buffer("factor", torch.ones((), dtype=torch.float64))
 
     def training_output(
-        self, x: Float[Tensor, "batch d_in"], moment: Moment = NOMINAL
+        self, batch: Float[Tensor, "batch width"], moment: Moment = NOMINAL
     ) -> StepOutput:
         """Moves p on where it is time, then as `l1`."""
+        x, target = self.split(batch)
         code, x_hat = self._encode_decode(x)
         self._anneal(code, moment.progress)
-        return self._output(x, code, x_hat, moment)
+        return self._output(x, target, code, x_hat, moment)
 
     @torch.no_grad()
     def _anneal(self, code: Code, progress: float) -> None:

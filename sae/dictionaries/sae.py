@@ -157,7 +157,13 @@ class SAE(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """Reconstruction of `x`, or of what the SAE was trained to make of it."""
-        x_hat = self.decode(self.encode(x))
+        return self.reconstruct(self.encode(x), x)
+
+    def reconstruct(
+        self, f: Float[Tensor, "*batch d_sae"], x: Float[Tensor, "*batch d_in"]
+    ) -> Float[Tensor, "*batch d_out"]:
+        """`decode`, and what a skip connection adds."""
+        x_hat = self.decode(f)
         return x_hat if self.W_skip is None else x_hat + x.to(self.W_skip) @ self.W_skip
 
     def extra_repr(self) -> str:

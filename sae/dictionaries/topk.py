@@ -61,11 +61,12 @@ class TopK(Untied):
         )
 
     def training_output(
-        self, x: Float[Tensor, "batch d_in"], moment: Moment = NOMINAL
+        self, batch: Float[Tensor, "batch width"], moment: Moment = NOMINAL
     ) -> StepOutput:
         """With `multi_k`, the larger code is selected from the same pre-activations."""
         if not self.multi_k:
-            return super().training_output(x, moment)
+            return super().training_output(batch, moment)
+        x, target = self.split(batch)
         larger: list[Pattern] = []
 
         def select(pre: Tensor) -> Pattern:
@@ -74,19 +75,21 @@ class TopK(Untied):
 
         terms = self.encoder_terms(x)
         code = self.selected_code(*terms, select=select)
-        output = self._output(x, code, self.decode_code(code), moment)
+        output = self._output(x, target, code, self.reconstruct(code, x), moment)
         more = SparseCode(larger[0], torch.relu(latent_values(*terms, larger[0])))
-        error = (x - self.decode_code(more).to(x.dtype)).square().mean()
+        error = (target - self.reconstruct(more, x).to(x.dtype)).square().mean()
         return output._replace(terms=output.terms | {"multi_k": MULTI_K_WEIGHT * error})
 
-    def _output(self, x: Tensor, code: Code, x_hat: Tensor, moment: Moment) -> StepOutput:
-        output = super()._output(x, code, x_hat, moment)
-        loss = auxk_loss(self, x, output.x_hat, x, moment.dead) if self.auxk else None
-        return (
-            output
-            if loss is None
-            else output._replace(terms=output.terms | {"auxk": self.auxk * loss})
-        )
+    def _output(
+        self, x: Tensor, target: Tensor, code: Code, x_hat: Tensor, moment: Moment
+    ) -> StepOutput:
+        output = super()._output(x, target, code, x_hat, moment)
+        if not self.auxk or moment.dead is None:
+            return output
+        loss = auxk_loss(self, x, output.x_hat, target, moment.dead)
+        # 0, not nothing: Lightning would log the last value that there was
+        auxk = output.x_hat.new_zeros(()) if loss is None else self.auxk * loss
+        return output._replace(terms=output.terms | {"auxk": auxk})
 
     def inference_config(self) -> SAEConfig:
         """How the saved SAE encodes: TopK, then ReLU."""

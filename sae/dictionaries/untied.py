@@ -22,6 +22,7 @@ class Untied(Dictionary):
     mean of the training split. The part of the decoder's gradient that is parallel to a row is
     removed before the optimiser step and the rows are brought back to length 1 right after it
     (Towards Monosemanticity, 2023, appendix; there b_dec starts at the geometric median).
+    With a target (`transcode`), see there.
 
     Args:
         d_in: Width of the activations.
@@ -29,6 +30,10 @@ class Untied(Dictionary):
         mean: Scaled mean of the training split; zeros when unknown.
         generator: Source of the initial weights.
     """
+
+    transcodes = True
+    centre: Tensor | None
+    W_skip: nn.Parameter | None
 
     def __init__(
         self,
@@ -44,9 +49,45 @@ class Untied(Dictionary):
         self.W_dec = nn.Parameter(atoms)
         self.encoder_rows = nn.Parameter(atoms.clone())  # a latent's weights lie together
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
-        self.b_dec = nn.Parameter(
-            torch.zeros(d_in) if mean is None else mean.detach().clone().float()
-        )
+        self.b_dec = nn.Parameter(_or_zeros(mean, d_in))
+        self.register_buffer("centre", None)
+        self.register_parameter("W_skip", None)
+
+    def transcode(
+        self,
+        d_out: int,
+        *,
+        centre: Float[Tensor, " d_in"] | None = None,
+        mean: Float[Tensor, " d_out"] | None = None,
+        skip: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Before training: become a transcoder, which makes another activation of the one it reads.
+
+        `pre = (x - centre) @ W_enc + b_enc`, `y_hat = f @ W_dec + (x - centre) @ W_skip + b_dec`.
+        Decoder rows start in random directions of their own: those of the encoder lie in another
+        space. The centre is the fixed mean of the input, b_dec starts at that of the target, the
+        skip connection at zero (arXiv 2406.11944; skip: arXiv 2501.18823).
+
+        Args:
+            d_out: Width of the target.
+            centre: Scaled mean of the input; zeros when unknown.
+            mean: Scaled mean of the target; zeros when unknown.
+            skip: Whether there is a linear path beside the latents.
+            generator: Source of the initial weights.
+        """
+        self.d_out = d_out
+        lengths = self.W_dec.detach().norm(dim=1, keepdim=True)
+        atoms = unit_rows(torch.randn(self.d_sae, d_out, generator=generator))
+        self.W_dec = nn.Parameter(lengths * atoms)
+        self.b_dec = nn.Parameter(_or_zeros(mean, d_out))
+        self.centre = _or_zeros(centre, self.d_in)
+        self.W_skip = nn.Parameter(torch.zeros(self.d_in, d_out)) if skip else None
+
+    @property
+    def shift(self) -> Float[Tensor, " d_in"]:
+        """What is subtracted from the input: b_dec, in a transcoder the input's mean."""
+        return self.b_dec if self.centre is None else self.centre
 
     @property
     def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
@@ -60,15 +101,38 @@ class Untied(Dictionary):
     def encoder_terms(self, x: Float[Tensor, "batch d_in"]) -> tuple[Tensor, Tensor, Tensor]:
         """`x - b_dec`, the encoder's rows and its bias, with all gradients."""
         rows = self.encoder_rows
+        if self.centre is not None:
+            return x - self.centre, rows, self.b_enc
         return x - self.b_dec.detach(), rows, _EncoderBias.apply(self.b_enc, self.b_dec, rows)  # pyright: ignore[reportReturnType]
 
-    def decode_code(self, code: Code) -> Float[Tensor, "batch d_in"]:
+    def decode_code(self, code: Code) -> Float[Tensor, "batch d_out"]:
         """Sum of the firing atoms plus the decoder bias."""
         return code.atoms_sum(self.W_dec) + self.b_dec
 
+    def reconstruct(
+        self, code: Code, x: Float[Tensor, "batch d_in"]
+    ) -> Float[Tensor, "batch d_out"]:
+        """Sum of the firing atoms, the decoder bias and the skip connection's part."""
+        return code.atoms_sum(self.W_dec) + self.base(x)
+
+    def base(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        """What is given where nothing fires."""
+        if self.W_skip is None:
+            return self.b_dec
+        return (x - self.shift) @ self.W_skip + self.b_dec
+
+    def skip(self) -> Float[Tensor, "d_in d_out"] | None:
+        """Weights of the skip connection."""
+        return None if self.W_skip is None else self.W_skip.detach()
+
     def tensors(self) -> Tensors:
-        """The four tensors, with the subtraction of b_dec folded into b_enc."""
-        return Tensors(self.W_enc, self.b_enc - self.b_dec @ self.W_enc, self.W_dec, self.b_dec)
+        """The four tensors, with what is subtracted from the input folded into the biases."""
+        W_enc = self.W_enc
+        return Tensors(W_enc, self.b_enc - self.shift @ W_enc, self.W_dec, self.output_bias())
+
+    def output_bias(self) -> Float[Tensor, " d_out"]:
+        """b_dec for a skip connection that reads the input as it is."""
+        return self.b_dec if self.W_skip is None else self.b_dec - self.shift @ self.W_skip
 
     def latent_parameters(self) -> list[LatentParameter]:
         """Encoder rows, encoder bias entries, decoder rows."""
@@ -101,18 +165,25 @@ class Untied(Dictionary):
         self,
         latents: Int[Tensor, " n"],
         x: Float[Tensor, "n d_in"],
-        direction: Float[Tensor, "n d_in"],
+        direction: Float[Tensor, "n d_out"],
         alive: Bool[Tensor, " d_sae"],
     ) -> None:
         """Decoder row := the direction; encoder row := 0.2 of the alive norm times it; bias 0.
 
+        In a transcoder the direction is one of the output; the encoder row points at the input
+        that it was drawn with, less the centre.
+
         Source: Towards Monosemanticity, 2023, appendix "Neuron resampling".
         """
-        del x
         norm = self.encoder_rows[alive].norm(dim=1).mean() if bool(alive.any()) else 1.0
         self.W_dec[latents] = direction
-        self.encoder_rows[latents] = REVIVED_NORM * norm * direction
+        toward = direction if self.centre is None else unit_rows(x - self.centre)
+        self.encoder_rows[latents] = REVIVED_NORM * norm * toward
         self.b_enc[latents] = 0.0
+
+
+def _or_zeros(vector: Tensor | None, width: int) -> Tensor:
+    return torch.zeros(width) if vector is None else vector.detach().clone().float()
 
 
 class _EncoderBias(torch.autograd.Function):

@@ -19,7 +19,7 @@ from sae.language.lm import LanguageModel
 from sae.metrics.bootstrap import Interval
 from sae.provenance import provenance, write_json
 from sae.synthetic import World
-from sae.types import Point
+from sae.types import Ends, Point
 
 
 @runtime_checkable
@@ -62,11 +62,13 @@ class EvalContext:
 
     Args:
         sae: What is evaluated, on the device to use.
-        point: Where in the LM it belongs; None for activations that come from no known LM.
-        rows: Activations of the split at that point.
+        point: Where in the LM it belongs; None for activations that come from no known LM, and
+            for transcoders and crosscoders, which have `ends`.
+        rows: Activations of the split there.
         store: The split's tokens; None for activations without tokens.
         load_lm: Gives the LM when an evaluation needs it; None where there is none. Called once.
         world: The known features that the activations are made of; None where nobody knows them.
+        ends: Where it reads and writes; follows from `point` where there is one.
     """
 
     sae: SAE
@@ -75,12 +77,16 @@ class EvalContext:
     store: ActivationStore | None = None
     load_lm: Callable[[], LanguageModel] | None = None
     world: World | None = None
+    ends: Ends | None = None
 
     def __post_init__(self) -> None:
-        if self.sae.d_in != self.rows.d_in:
-            where = "" if self.point is None else f" at {self.point}"
+        if self.ends is None and self.point is not None:
+            self.ends = Ends.at(self.point)
+        width = self.sae.d_in + (self.sae.config.d_out or 0)
+        if width != self.rows.d_in:
+            where = "" if self.ends is None else f" at {self.ends}"
             raise ConfigError(
-                f"The SAE takes vectors of width {self.sae.d_in}, the activations{where} "
+                f"The SAE takes vectors of width {width}, the activations{where} "
                 f"have width {self.rows.d_in}. Give the LM, layer and site it was trained on."
             )
 
@@ -152,6 +158,10 @@ class Evaluation(Protocol):
         needs: What must stand behind the activations, of `tokens` (the text that they come from,
             and so an LM) and `truth` (known features, `EvalContext.world`); sources that offer
             less leave the evaluation out.
+            and so an LM); sources that offer less leave the evaluation out.
+
+    An evaluation with `joined = True` also measures transcoders and crosscoders, by
+    `EvalContext.ends`; the others are left out for them.
     """
 
     name: ClassVar[str]
@@ -220,7 +230,7 @@ def describe(context: EvalContext) -> dict[str, Any]:
     lm = context.__dict__.get("lm")  # loaded only by evaluations that need it
     return provenance() | {
         "sae": {**asdict(context.sae.config), "metadata": context.sae.metadata},
-        "point": None if context.point is None else str(context.point),
+        "point": None if context.ends is None else str(context.ends),
         "store": None if store is None else asdict(store.spec),
         "dtypes": {"sae": _word(context.sae.dtype), "lm": None if lm is None else _word(lm.dtype)},
         **({} if context.world is None else {"world": context.world.to_config()}),

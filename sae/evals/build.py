@@ -1,5 +1,6 @@
 """Run evaluations by their words on a saved SAE."""
 
+import logging
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import fields
@@ -16,8 +17,9 @@ from sae.dictionaries.sae import SAE
 from sae.errors import ArtifactError, ConfigError, SAEError
 from sae.evals.base import EVALS, Bootstrap, EvalContext, EvalResult, Evaluation
 from sae.synthetic import World
-from sae.types import Point
+from sae.types import Ends
 
+log = logging.getLogger(__name__)
 _KINDS = ("lm", "folder", "superposition")
 Evals = Mapping[str, Mapping[str, Any]]
 """Settings of evaluations by their words, as conf/eval/*.yaml has them."""
@@ -40,6 +42,8 @@ def run_evals(
     """
     evaluations = make_evals(evals, ctx_of(source), offers_of(source))
     context = context_of(sae, source, device)
+    if context.ends is not None and context.ends.point is None:
+        evaluations = _joined(evaluations, context.ends)
     return {word: evaluation.run(context) for word, evaluation in evaluations.items()}
 
 
@@ -48,11 +52,12 @@ def context_of(sae: SAE, source: ActivationSource, device: str = "cpu") -> EvalC
     of_lm = source if isinstance(source, LMActivations) else None
     return EvalContext(
         sae=sae.to(device),
-        point=of_lm.point if of_lm else None,
+        point=of_lm.ends.point if of_lm else None,
         rows=source.split("test"),
         store=of_lm.store("test") if of_lm else None,
         load_lm=cache(lambda: of_lm.load_lm(device)) if of_lm else None,
         world=source.world if isinstance(source, SuperpositionActivations) else None,
+        ends=of_lm.ends if of_lm else None,
     )
 
 
@@ -95,6 +100,19 @@ def make_evals(
             "Choose eval=[core], or an SAE trained on such activations."
         )
     return possible
+
+
+def _joined(evaluations: dict[str, Evaluation], ends: Ends) -> dict[str, Evaluation]:
+    """Those evaluations that can measure a transcoder or a crosscoder."""
+    able = {word: one for word, one in evaluations.items() if getattr(one, "joined", False)}
+    if left_out := sorted(set(evaluations) - set(able)):
+        log.warning("Left out: %s. They measure SAEs at one point, not %s.", left_out, ends)
+    if evaluations and not able:
+        raise ConfigError(
+            f"eval=[{','.join(evaluations)}] measures SAEs at one point; this one is at {ends}. "
+            "Choose eval=[core,downstream]."
+        )
+    return able
 
 
 _NEEDS = {
@@ -167,7 +185,7 @@ def source_of(
     if corpus is not None and not _is_own_text(corpus, made_of):
         settings |= {"val_fraction": 0.0, "test_fraction": 1.0}
     return lm_activations(
-        lm or made_of["lm"], corpus or made_of["corpus"], Point.parse(made_of["point"]),
+        lm or made_of["lm"], corpus or made_of["corpus"], Ends.parse(made_of["point"]),
         settings, device,
     )  # fmt: skip
 
@@ -265,7 +283,7 @@ def _is_own_text(corpus: Mapping[str, Any], made_of: Mapping[str, Any]) -> bool:
     if {**corpus, "name": ""} == {**made_of["corpus"], "name": ""}:
         return True
     with suppress(SAEError):  # the LM of the training may be gone where another one is given
-        point = Point.parse(made_of["point"])
-        again = lm_activations(made_of["lm"], corpus, point, _settings(made_of))
+        ends = Ends.parse(made_of["point"])
+        again = lm_activations(made_of["lm"], corpus, ends, _settings(made_of))
         return again.specs["test"].key == made_of["stores"]["test"]
     return False

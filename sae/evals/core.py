@@ -7,12 +7,13 @@ from typing import Any, ClassVar
 import torch
 
 from sae import functional
-from sae.activations.rows import Rows
+from sae.activations.rows import Rows, parts_of
 from sae.dictionaries.sae import SAE
 from sae.errors import ConfigError
 from sae.evals.base import Bootstrap, EvalContext, EvalResult, describe, estimates, register
 from sae.metrics import FeatureActivations, Firing, OtherDefinitions, Reconstruction
 from sae.progress import progress
+from sae.types import Ends
 
 PER_LATENT_LIMIT = 1024
 """Dictionaries up to this size have their latents' numbers listed one by one."""
@@ -33,6 +34,7 @@ class CoreEval:
 
     name: ClassVar[str] = "core"
     needs: ClassVar[frozenset[str]] = frozenset()
+    joined: ClassVar[bool] = True
     batch_rows: int = 4096
     legacy: bool = False
     bootstrap: Bootstrap = Bootstrap()
@@ -43,8 +45,10 @@ class CoreEval:
 
     def run(self, context: EvalContext) -> EvalResult:
         """Measure the whole split."""
-        seen = measure(context.sae, context.rows, self.batch_rows, _rows_per_context(context),
-                       self.legacy)  # fmt: skip
+        sae, ends = context.sae, context.ends
+        layers = _Layers(sae, context.rows) if ends is not None and len(ends.writes) > 1 else None
+        seen = measure(sae, context.rows, self.batch_rows, _rows_per_context(context),
+                       self.legacy, layers)  # fmt: skip
         intervals = seen.reconstruction.intervals(**asdict(self.bootstrap))
         frequencies = seen.firing.compute()["frequencies"]
         assert isinstance(frequencies, torch.Tensor)
@@ -64,6 +68,7 @@ class CoreEval:
                 "constant_dimensions": seen.reconstruction.constant_dimensions(),
                 "left_out": _left_out(context),
                 **_per_latent(seen),
+                **({} if layers is None or ends is None else layers.details(ends)),
             },
             settings=asdict(self),
             provenance=describe(context),
@@ -87,10 +92,11 @@ def measure(
     batch_rows: int,
     rows_per_context: int | None = None,
     legacy: bool = False,
+    layers: "_Layers | None" = None,
 ) -> Seen:
     """Stream all rows through the SAE, never holding more than a chunk."""
     seen = Seen(
-        Reconstruction(sae.d_in, full=True).to(sae.device),
+        Reconstruction(sae.d_out, full=True).to(sae.device),
         Firing(sae.d_sae).to(sae.device),
         FeatureActivations(sae.d_sae).to(sae.device),
         OtherDefinitions(sae.d_sae).to(sae.device) if legacy else None,
@@ -105,16 +111,19 @@ def measure(
                 contexts = torch.arange(*rows.chunk_bounds(chunk)) // rows_per_context
             for start in range(0, len(stored), batch_rows):
                 part = slice(start, start + batch_rows)
-                x = stored[part].to(sae.device)
+                batch = stored[part].to(sae.device)
+                x, target = functional.input_and_target(batch, sae.d_in)
                 f = sae.encode(x)
-                x_hat = sae.decode(f)
+                x_hat = sae.reconstruct(f, x)
                 l0, counts = functional.firing(f)
                 document = None if documents is None else documents[part]
-                seen.reconstruction.update(x, x_hat, l0, document, f.abs().sum(-1))
+                seen.reconstruction.update(target, x_hat, l0, document, f.abs().sum(-1))
                 seen.firing.update(counts, len(x))
                 seen.activations.update(f, None if contexts is None else contexts[part])
                 if seen.others is not None:
-                    seen.others.update(x, x_hat, f)
+                    seen.others.update(target, x_hat, f)
+                if layers is not None:
+                    layers.update(target, x_hat, l0)
                 advance(len(x))
     return seen
 
@@ -165,3 +174,38 @@ def _left_out(context: EvalContext) -> dict[str, int]:
     if context.store is None or context.store.spec.keep_first:
         return {"position_0": 0}
     return {"position_0": len(context.store.tokens)}
+
+
+class _Layers:
+    """What a crosscoder does for each of its layers."""
+
+    def __init__(self, sae: SAE, rows: Rows):
+        self.parts = parts_of(rows)
+        self.widths = [part.d_in for part in self.parts]
+        self.metrics = [Reconstruction(width, 1).to(sae.device) for width in self.widths]
+        self.atoms = sae.W_dec.float().split(self.widths, dim=1)
+
+    def update(self, x: torch.Tensor, x_hat: torch.Tensor, l0: torch.Tensor) -> None:
+        sides = zip(self.metrics, x.split(self.widths, 1), x_hat.split(self.widths, 1), strict=True)
+        for metric, part, part_hat in sides:
+            metric.update(part, part_hat, l0)
+
+    def details(self, ends: Ends) -> dict[str, Any]:
+        """FVU of each layer, and the share of it in the decoder norms of each latent.
+
+        The norms are those in the layer's own scale: a layer of large activations is no more.
+        """
+        norms = torch.stack([
+            part.stats.scale * atoms.norm(dim=1)
+            for part, atoms in zip(self.parts, self.atoms, strict=True)
+        ])  # fmt: skip
+        shares = (norms / norms.sum(0)).cpu()
+        return {
+            "layers": {
+                str(point): {
+                    "fvu": metric.compute()["fvu"],
+                    "norm_share": [round(share, 4) for share in shares[i].tolist()],
+                }
+                for i, (point, metric) in enumerate(zip(ends.writes, self.metrics, strict=True))
+            }
+        }

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -26,9 +26,11 @@ from sae.evals.base import (
 from sae.metrics.next_token import ABLATIONS, NextToken
 from sae.progress import progress
 from sae.provenance import content_key, write_json
-from sae.types import Point
+from sae.types import Ends, Point
 
 log = logging.getLogger(__name__)
+Replacement = Callable[[Tensor], Tensor]
+Replacements = Mapping[Point, Replacement]
 
 
 @register
@@ -47,6 +49,7 @@ class DownstreamEval:
 
     name: ClassVar[str] = "downstream"
     needs: ClassVar[frozenset[str]] = frozenset({"tokens"})
+    joined: ClassVar[bool] = True
     num_tokens: int = 32_768
     batch_contexts: int = 8
     bootstrap: Bootstrap = Bootstrap()
@@ -69,20 +72,25 @@ class DownstreamEval:
     def run_together(self, contexts: Sequence[EvalContext]) -> EvalResult:
         """Measure with several SAEs spliced in at once, each at its own point of the same text."""
         first = contexts[0]
-        store, points = first.store, [context.point for context in contexts]
-        if store is None or None in points:
+        store, ends = first.store, [context.ends for context in contexts]
+        if store is None or None in ends:
             raise ConfigError(
                 "eval=downstream needs the tokens behind the activations; a folder of activations "
                 "has none. Use activations harvested from an LM, or eval=core."
             )
-        metric = measure_together(
-            first.lm,
-            store,
-            {context.point: context.sae for context in contexts if context.point},
-            {context.point: _mean(context) for context in contexts if context.point},
-            num_tokens=self.num_tokens,
-            batch_contexts=self.batch_contexts,
-        )
+        size: dict[str, Any] = {
+            "num_tokens": self.num_tokens, "batch_contexts": self.batch_contexts
+        }  # fmt: skip
+        if len(contexts) == 1 and first.ends is not None:
+            metric = measure(first.lm, store, first.ends, first.sae, _mean(first), **size)
+        else:
+            metric = measure_together(
+                first.lm,
+                store,
+                {context.point: context.sae for context in contexts if context.point},
+                {context.point: _mean(context) for context in contexts if context.point},
+                **size,
+            )
         num_contexts = min(len(store.tokens), contexts_in(self.num_tokens, store.tokens.shape[1]))
         tokens, made = num_contexts * store.tokens.shape[1], metric.num_rows()
         first_positions = 0 if store.spec.keep_first else num_contexts
@@ -125,26 +133,38 @@ def contexts_in(num_tokens: int, ctx: int) -> int:
 def measure(
     lm: SplicedLM,
     store: ActivationStore,
-    point: Point,
-    splice: Callable[[Tensor], Tensor],
-    mean: Float[Tensor, " d_in"],
+    where: Point | Ends,
+    splice: Replacement,
+    mean: Float[Tensor, " width"],
     *,
     num_tokens: int,
     batch_contexts: int,
     quiet: bool = False,
 ) -> NextToken:
-    """`measure_together` at a single point."""
-    return measure_together(
-        lm, store, {point: splice}, {point: mean},
+    """One SAE, whatever it reads and writes; see `measure_together`.
+
+    Args:
+        lm: The LM.
+        store: Tokens and documents.
+        where: Where activations are replaced, or the ends of a transcoder or crosscoder.
+        splice: Makes, of the activations [batch ctx d_in] that are read, what is written.
+        mean: Mean vector of the split at all points of the ends, for mean ablation.
+        num_tokens: Upper limit to the tokens read: the store's first contexts, whole ones.
+        batch_contexts: Contexts in one forward pass.
+        quiet: Show no progress.
+    """
+    ends = Ends.at(where) if isinstance(where, Point) else where
+    notes, conditions = replacements(ends, splice, mean)
+    return _measure(
+        lm, store, str(ends), notes, conditions, mean.tolist(),
         num_tokens=num_tokens, batch_contexts=batch_contexts, quiet=quiet,
     )  # fmt: skip
 
 
-@torch.no_grad()
 def measure_together(
     lm: SplicedLM,
     store: ActivationStore,
-    splices: Mapping[Point, Callable[[Tensor], Tensor]],
+    splices: Replacements,
     means: Mapping[Point, Float[Tensor, " d_in"]],
     *,
     num_tokens: int,
@@ -169,25 +189,44 @@ def measure_together(
     Raises:
         ConfigError: If `num_tokens` hold no context.
     """
+    ablated = [replacements(Ends.at(p), splices[p], mean)[1] for p, mean in means.items()]
+    conditions: dict[str, dict[Point, Replacement]] = {"sae": dict(splices)}
+    for name in ABLATIONS:
+        conditions[name] = {p: fn for one in ablated for p, fn in one[name].items()}
+    identity = [entry for mean in means.values() for entry in mean.tolist()]
+    return _measure(
+        lm, store, "+".join(map(str, splices)), {}, conditions, identity,
+        num_tokens=num_tokens, batch_contexts=batch_contexts, quiet=quiet,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def _measure(
+    lm: SplicedLM,
+    store: ActivationStore,
+    where: str,
+    notes: Replacements,
+    replaced: Mapping[str, Replacements],
+    mean: Sequence[float],
+    *,
+    num_tokens: int,
+    batch_contexts: int,
+    quiet: bool,
+) -> NextToken:
+    """The clean pass, with `notes`, and one under each of the conditions `replaced`."""
     num_contexts = min(len(store.tokens), contexts_in(num_tokens, store.tokens.shape[1]))
     keep_first = store.spec.keep_first
     metric = NextToken(keep_first=keep_first).to(lm.device)
     identity = {
         "lm": dict(lm.identity), "dtype": str(lm.dtype), "device": lm.device.type,
         "contexts": num_contexts, "keep_first": keep_first, "groups": metric.num_groups,
-        "mean": [entry for mean in means.values() for entry in mean.tolist()],
+        "mean": list(mean),
     }  # fmt: skip
-    where = "+".join(map(str, splices))
     kept = store.folder / "ablations" / f"{where}.{content_key(identity)}.json"
     known = _restore(metric, kept)
-    replacements = {
-        "sae": splices,
-        "zero": dict.fromkeys(splices, torch.zeros_like),
-        "mean": {point: _constant(mean) for point, mean in means.items()},
-    }
     conditions = {
-        name: {point: fn if keep_first else _sparing_first(fn) for point, fn in replaced.items()}
-        for name, replaced in replacements.items()
+        name: {point: fn if keep_first else _sparing_first(fn) for point, fn in those.items()}
+        for name, those in replaced.items()
         if name not in known
     }
     ctx = store.tokens.shape[1]
@@ -198,7 +237,7 @@ def measure_together(
             tokens = torch.as_tensor(store.tokens[part], device=lm.device).long()
             document = torch.as_tensor(store.document[part], device=lm.device).long()
             # Logits are large: no more than two sets of them are held at any time.
-            passes = lm.logits_under(tokens, [{}, *conditions.values()])
+            passes = lm.logits_under(tokens, [notes, *conditions.values()])
             metric.update(tokens, document, {"clean": next(passes), "sae": next(passes)})
             for name, logits in zip(list(conditions)[1:], passes, strict=True):
                 metric.update_ablation(name, tokens, document, logits)
@@ -208,11 +247,57 @@ def measure_together(
     return metric
 
 
-def _constant(mean: Float[Tensor, " d_in"]) -> Callable[[Tensor], Tensor]:
-    return lambda activation: mean.to(activation).expand_as(activation)
+def replacements(
+    ends: Ends, splice: Replacement, mean: Float[Tensor, " width"]
+) -> tuple[dict[Point, Replacement], dict[str, dict[Point, Replacement]]]:
+    """What is done at which point: in the clean pass, and under `sae`, `zero` and `mean`.
+
+    An SAE at one point makes its output of what comes there. Transcoders and crosscoders make
+    theirs of what the clean pass, which must come first, has shown where they read.
+    """
+    conditions: dict[str, dict[Point, Replacement]] = {
+        "zero": dict.fromkeys(ends.writes, torch.zeros_like),
+        "mean": dict(zip(ends.writes, _constants(mean, len(ends.writes)), strict=True)),
+    }
+    if ends.point is not None:
+        return {}, {"sae": {ends.point: splice}, **conditions}
+    seen: dict[Point, Tensor] = {}
+    made: list[Tensor] = []
+
+    def note(point: Point) -> Replacement:
+        def noted(activation: Tensor) -> Tensor:
+            made.clear()
+            seen[point] = activation
+            return activation
+
+        return noted
+
+    def write(i: int) -> Replacement:
+        def written(activation: Tensor) -> Tensor:
+            if not made:  # position 0 may be left out
+                parts = [seen[point][:, -activation.shape[1] :] for point in ends.reads]
+                x_hat = splice(torch.cat(parts, dim=-1))
+                widths = [x_hat.shape[-1]] if ends.pair else [part.shape[-1] for part in parts]
+                made.extend(x_hat.split(widths, dim=-1))
+            return made[i]
+
+        return written
+
+    of_sae = {point: write(i) for i, point in enumerate(ends.writes)}
+    return {point: note(point) for point in ends.reads}, {"sae": of_sae, **conditions}
 
 
-def _sparing_first(replacement: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def _constants(mean: Float[Tensor, " width"], count: int) -> list[Replacement]:
+    """The part of the mean vector that belongs to each of the points written to."""
+
+    def constant(part: Tensor) -> Replacement:
+        # of a transcoder's vectors the target is the end
+        return lambda activation: part[-activation.shape[-1] :].to(activation).expand_as(activation)
+
+    return [constant(part) for part in mean.chunk(count)]  # layers are equally wide
+
+
+def _sparing_first(replacement: Replacement) -> Replacement:
     def spared(activation: Tensor) -> Tensor:
         first, others = activation[:, :1], activation[:, 1:]
         return torch.cat([first, replacement(others).to(others)], dim=1)

@@ -81,7 +81,7 @@ def put_in_place(
 
 def check_width(sae: SAE, rows: Rows) -> None:
     """Raise ConfigError unless the SAE takes vectors as wide as these."""
-    _check_width(sae, rows.d_in, "the test activations")
+    _check_width(sae, rows.d_in - (sae.config.d_out or 0), "the test activations")
 
 
 def _check_width(sae: SAE, width: int, what: str) -> None:

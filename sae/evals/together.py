@@ -35,7 +35,12 @@ def check(evals: Evals, sources: Sequence[ActivationSource]) -> None:
             "together=true needs SAEs of the same LM, text, context length and dtype; these "
             "differ. Choose others, or give the same lm=, corpus= and tokens= for all."
         )
-    points = [str(source.point) for source in of_lm]
+    if joined := sorted(str(source.ends) for source in of_lm if source.ends.point is None):
+        raise ConfigError(
+            f"together=true splices in SAEs at one point each, and not {', '.join(joined)}. "
+            "Measure it by itself, with together=false."
+        )
+    points = [str(source.ends) for source in of_lm]
     if twice := sorted({point for point in points if points.count(point) > 1}):
         raise ConfigError(
             f"together=true: several SAEs at {', '.join(twice)}. Only one can stand there; "

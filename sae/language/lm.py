@@ -98,7 +98,7 @@ class LanguageModel:
     def width(self, point: Point) -> int:
         """Width d of the activation vectors at a point."""
         self.check(point)
-        if not sites.is_input(point):
+        if not sites.is_input(point) or point.site == "mlp_in":
             return self.d_model
         module: Any = sites.module_at(self.model, point)
         # GPT-2 has its own Conv1D, a linear layer that calls its input width nx.
@@ -161,6 +161,14 @@ class LanguageModel:
             SiteError: If a point does not exist or a replacement has another shape.
             ConfigError: If the contexts are longer than the LM allows.
         """
+        return self.differentiable_logits(tokens, replace)
+
+    def differentiable_logits(
+        self,
+        tokens: Int[Tensor, "batch ctx"],
+        replace: Mapping[Point, Replacement] | None = None,
+    ) -> Float[Tensor, "batch ctx vocab"]:
+        """`logits` with the gradients of what is spliced in; the LM itself is frozen."""
 
         def splice(point: Point, function: Replacement) -> Replacement:
             def swap(value: Tensor) -> Tensor:

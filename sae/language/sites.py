@@ -36,9 +36,10 @@ FAMILIES = {
     "llama": Family("model.layers", "model.norm", "mlp.down_proj", "self_attn.o_proj"),
 }
 
-# `mlp` is the input of the projection down: act(W x) in GPT-2 and GPT-NeoX, act(gate) * up in
+# `mlp_in` is the input of the whole MLP (the normed residual stream, what transcoders read), `mlp`
+# that of the projection down: act(W x) in GPT-2 and GPT-NeoX, act(gate) * up in
 # LLaMA; `attn_z` the concatenated heads. The outputs are what is added to the residual stream.
-_INPUTS = ("mlp", "attn_z")
+_INPUTS = ("mlp_in", "mlp", "attn_z")
 
 
 def family_of(model: nn.Module) -> Family:
@@ -79,6 +80,8 @@ def module_at(model: nn.Module, point: Point) -> nn.Module:
     block = model.get_submodule(f"{family.blocks}.{point.layer}")
     if point.site == "resid":
         return block
+    if point.site == "mlp_in":
+        return block.get_submodule(family.mlp_proj.rpartition(".")[0])
     return block.get_submodule(family.mlp_proj if "mlp" in point.site else family.attn_proj)
 
 

@@ -35,7 +35,8 @@ def lm_flops(sizes: LMSizes, ctx: int, point: Point | None = None) -> int:
     block = attention + 2 * (sizes.to_mlp + sizes.from_mlp)
     if point is None:
         return sizes.num_layers * block + 2 * sizes.d_model * sizes.vocab_size
-    last = {"attn_z": heads, "attn_out": attention, "mlp": block - 2 * sizes.from_mlp}
+    mlp = block - 2 * sizes.from_mlp
+    last = {"attn_z": heads, "attn_out": attention, "mlp_in": attention, "mlp": mlp}
     return point.layer * block + last.get(point.site, block)
 
 

@@ -3,7 +3,7 @@
 from functools import cached_property
 from typing import Any
 
-from sae.activations.build import build_source, points_of
+from sae.activations.build import build_source
 from sae.activations.cache import StoreSpec
 from sae.activations.rows import ROWS_PER_CHUNK
 from sae.activations.sources import LMActivations
@@ -16,7 +16,7 @@ from sae.planning import costs, times
 from sae.planning.machine import Product
 from sae.planning.times import Work
 from sae.training.build import resolve_device, resolve_precision
-from sae.types import Point
+from sae.types import Ends, Point
 
 _EVALS: dict[str, Any] = {"core": CoreEval, "downstream": DownstreamEval}
 
@@ -32,17 +32,18 @@ class Member:
         precision = resolve_precision(self.trainer["precision"], self.device)
         self.dtype = "bfloat16" if precision.startswith("bf16") else "float32"
         self.stream = bool(self.activations.get("stream"))
+        self.e2e = config.get("e2e") is not None
         self.source = build_source(self.activations, config["lm"], config["corpus"], self.device)
         self.specs = self.source.specs if isinstance(self.source, LMActivations) else {}
         if isinstance(self.source, LMActivations):
             spec = self.specs["train"]
-            self.point: Point | None = points_of(self.activations)[0]
+            self.ends: Ends | None = self.source.ends
             self.rows = {split: costs.rows_of(spec) for split, spec in self.specs.items()}
             self.stored, self.ctx = spec.dtype, spec.ctx
             self.chunk_rows = spec.contexts_per_chunk * spec.rows_per_context
             self.lm_dtype = config["lm"].get("dtype", "float32")
         else:
-            self.point, self.rows = None, self.source.num_rows
+            self.ends, self.rows = None, self.source.num_rows
             self.stored, self.ctx, self.chunk_rows = "float32", 0, ROWS_PER_CHUNK
         self.batch_size = self.trainer["batch_size"]
         self.steps = costs.train_steps(self.rows["train"], config["epochs"], self.batch_size)
@@ -60,27 +61,54 @@ class Member:
         """Of the LM; None where they are not known, or there is no LM."""
         lm: Any = getattr(self.source, "source", None)
         found = None if lm is None else _sizes(lm)
-        if found is not None and self.point is not None:
-            found.check(self.point)
+        if found is not None:
+            for point in self.points:
+                found.check(point)
         return found
 
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """Where activations are read; none where there is no LM."""
+        return () if self.ends is None else self.ends.points
+
+    @property
+    def highest(self) -> Point:
+        """The point at which the LM may stop."""
+        return max(self.points, key=lambda point: point.layer)
+
     @cached_property
-    def d_in(self) -> int | None:
-        """Width of the activations."""
+    def widths(self) -> list[int] | None:
+        """Width of the activations at each point."""
         if not isinstance(self.source, LMActivations):
-            return self.source.d_in
-        assert self.point is not None
-        if self.point in points_in(self.specs["train"]):
-            return ActivationStore.open(self.specs["train"]).rows(self.point).d_in
-        return None if self.sizes is None else self.sizes.width(self.point)
+            return [self.source.d_in]
+        spec = self.specs["train"]
+        if set(self.points) <= set(points_in(spec)):
+            return [ActivationStore.open(spec).rows(point).d_in for point in self.points]
+        sizes = self.sizes
+        return None if sizes is None else [sizes.width(point) for point in self.points]
+
+    @property
+    def width(self) -> int:
+        """Of a training batch."""
+        return sum(self.widths or ())
+
+    @property
+    def d_in(self) -> int | None:
+        """Width of what is read and written: with a target, the mean of both."""
+        if self.widths is None:
+            return None
+        pair = self.ends is not None and self.ends.pair
+        return self.width // 2 if pair else self.width
 
     @property
     def d_sae(self) -> int:
         """Number of latents."""
-        assert self.d_in is not None
+        assert self.widths is not None
+        num_layers = 1 if self.ends is None else len(self.ends.reads)
+        d_layer = sum(self.widths[:num_layers]) / num_layers
         if self.baseline is not None:
-            return self.baseline.latents(self.d_in)
-        return max(1, round(self.config["sae"]["dict_ratio"] * self.d_in))
+            return self.baseline.latents(self.width)
+        return max(1, round(self.config["sae"]["dict_ratio"] * d_layer))
 
     @property
     def parameters(self) -> int:
@@ -92,7 +120,7 @@ class Member:
     def measures_lm(self) -> bool:
         """Whether training or evaluation splices into the LM."""
         words = [*self.config["eval"], *(self.config["callbacks"] if self.validations else [])]
-        return self.point is not None and "downstream" in words
+        return self.ends is not None and "downstream" in words
 
     @property
     def validations(self) -> int:
@@ -131,7 +159,7 @@ class Member:
     def ablation_passes(self, split: str) -> int:
         """LM passes that an earlier measurement saves: those of zero and mean ablation."""
         folder = self.specs[split].folder / "ablations"
-        return 0 if any(folder.glob(f"{self.point}.*.json")) else 2
+        return 0 if any(folder.glob(f"{self.ends}.*.json")) else 2
 
 
 _KNOWN: dict[Any, LMSizes | None] = {}

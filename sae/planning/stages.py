@@ -6,13 +6,14 @@ from typing import Any
 
 from sae.activations.cache import StoreSpec, stores_dir
 from sae.activations.sources import LMActivations
+from sae.dictionaries import ARCHITECTURES
 from sae.language.sources import WheelLM
 from sae.planning import costs, times
 from sae.planning.member import Member, points_in
 from sae.planning.plan import Plan, Stage, joined, size
 from sae.planning.times import Work
 from sae.training.resampling import ResampleSettings
-from sae.types import Point
+from sae.types import Ends, Point
 
 _LISTS = (
     ("activations", "layer"), ("activations", "site"), ("sae", "l1"), ("sae", "k"),
@@ -56,13 +57,18 @@ def plan_runs(configs: Sequence[Mapping[str, Any]], *, together: bool = False) -
 def members_of(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One configuration for each SAE that lists of layers, sites, l1, k, … stand for.
 
+    The layers of a crosscoder are no such list.
+
     Example:
         >>> config = {"activations": {"layer": [2, 4]}, "sae": {"l1": [1e-3, 3e-3]}, "seed": 0}
         >>> [(m["activations"]["layer"], m["sae"]["l1"]) for m in members_of(config)]
         [(2, 0.001), (2, 0.003), (4, 0.001), (4, 0.003)]
     """
     lists: list[list[tuple[str, str | None, Any]]] = []
+    architecture = ARCHITECTURES.get(config["sae"].get("architecture"))
     for node, name in _LISTS:
+        if name == "layer" and architecture is not None and architecture.joins:
+            continue
         value = config[node] if name is None else config[node].get(name)
         if isinstance(value, list):
             lists.append([(node, name, entry) for entry in value])
@@ -122,18 +128,20 @@ def _missing(members: Sequence[Member]) -> dict[str, tuple[StoreSpec, list[Point
     for member in members:
         for spec in _specs(member):
             there = points_in(spec)
-            point = member.point
-            if member.stream or point is None or point in there:
+            lacking = [point for point in member.points if point not in there]
+            if member.stream or not lacking:
                 continue
             points = found.setdefault(spec.key, (spec, [], member))[1]
-            if point not in points:
-                points.append(point)
+            points += [point for point in lacking if point not in points]
     return found
 
 
 def _harvest(members: Sequence[Member]) -> Stage:
     """Tokens and activations of all splits, one LM pass a store, up to the highest point."""
-    wanted = {(spec.key, m.point) for m in members for spec in _specs(m) if not m.stream}
+    wanted = {
+        (spec.key, point)
+        for m in members for spec in _specs(m) for point in m.points if not m.stream
+    }  # fmt: skip
     missing = _missing(members)
     lacking = sum(len(points) for _, points, _ in missing.values())
     stage = Stage("harvest", found=f"{len(wanted) - lacking} of {len(wanted)} arrays cached")
@@ -170,7 +178,7 @@ def _harvest(members: Sequence[Member]) -> Stage:
 def _train(jobs: Sequence[Sequence[Member]]) -> Stage:
     """Steps, resampling and validations. SAEs of one job are in memory together."""
     stage = Stage("train", found="", steps=sum(member.steps for job in jobs for member in job))
-    ablated: set[tuple[str, Point]] = set()
+    ablated: set[tuple[str, Ends]] = set()
     for job in jobs:
         if any(member.d_in is None for member in job):
             stage.unknown()
@@ -194,10 +202,13 @@ def _add_steps(stage: Stage, member: Member) -> None:
     stage.add(sparse)
     times_, sample = _resampling(member)
     stage.add(member.sae_pass(times_ * sample, member.dtype))
+    tokens = member.config["epochs"] * member.specs["train"].tokens if member.specs else 0
+    if member.e2e and member.sizes is not None:  # clean, spliced, and back through the latter
+        stage.add(member.lm_pass(3 * tokens))
     if member.stream and member.sizes is not None:
-        read = member.config["epochs"] * member.specs["train"].tokens + 2 * times_ * sample
+        read = 2 * times_ * sample + (0 if member.e2e else tokens)
         sampled = min(_STREAM_KEPT, member.rows["train"])
-        stage.add(member.lm_pass(read + sampled, member.point))
+        stage.add(member.lm_pass(read + sampled, member.highest))
 
 
 def _resampling(member: Member) -> tuple[int, int]:
@@ -209,11 +220,11 @@ def _resampling(member: Member) -> tuple[int, int]:
     return len(settings.at_tokens), sample
 
 
-def _add_validations(stage: Stage, member: Member, ablated: set[tuple[str, Point]]) -> None:
+def _add_validations(stage: Stage, member: Member, ablated: set[tuple[str, Ends]]) -> None:
     rows = member.validations * member.rows["val"]
     stage.add(member.sae_pass(rows, member.dtype))
     settings = member.config["callbacks"].get("downstream")
-    if settings is None or member.point is None:
+    if settings is None or member.ends is None:
         return
     if member.sizes is None:
         stage.unknown()
@@ -224,10 +235,10 @@ def _add_validations(stage: Stage, member: Member, ablated: set[tuple[str, Point
     stage.add(member.lm_pass(passes * tokens))
 
 
-def _ablations(member: Member, split: str, ablated: set[tuple[str, Point]]) -> int:
+def _ablations(member: Member, split: str, ablated: set[tuple[str, Ends]]) -> int:
     """Passes under zero and mean ablation: made once for a store and point."""
-    assert member.point is not None
-    key = (member.specs[split].key, member.point)
+    assert member.ends is not None
+    key = (member.specs[split].key, member.ends)
     passes = 0 if key in ablated else member.ablation_passes(split)
     ablated.add(key)
     return passes
@@ -238,20 +249,24 @@ def _hold_training(stage: Stage, job: Sequence[Member]) -> None:
     d_in = first.d_in or 0
     resident = {
         "blocks": costs.buffer_memory(
-            first.rows["train"], first.activations["buffer_rows"], first.chunk_rows, d_in,
+            first.rows["train"], first.activations["buffer_rows"], first.chunk_rows, first.width,
             first.stored,
         ),
         "dictionary": sum(costs.dictionary_memory(member.parameters) for member in job),
     }  # fmt: skip
+    peaks: dict[str, int] = {}
+    if first.e2e and first.sizes is not None:
+        logits = first.lm_memory(max(1, first.batch_size // first.ctx))
+        peaks = {"logits and their gradients": 2 * logits["logits"]}
     if first.stream and first.sizes is not None:
         kept = sum(r for s, r in first.rows.items() if s != "train" and r <= _STREAM_KEPT)
-        resident["kept rows"] = kept * d_in * costs.ITEMSIZE[first.stored]
+        resident["kept rows"] = kept * first.width * costs.ITEMSIZE[first.stored]
         resident["LM"] = first.sizes.parameters * costs.ITEMSIZE[first.lm_dtype]
     widest = max(job, key=lambda member: member.d_sae)
     d_sae, held = widest.d_sae, costs.ITEMSIZE[widest.dtype]
     k = times.sparse_k(widest.config)
     step = costs.step_memory(widest.batch_size, d_in, d_sae, widest.parameters, held, k)
-    peaks = {"step": step}
+    peaks["step"] = step
     times_, sample = _resampling(widest)
     if times_:
         peaks["resampling"] = costs.resampling_memory(sample, d_in, d_sae, _RESAMPLED_AT_ONCE)
@@ -282,7 +297,7 @@ def _evaluate(members: Sequence[Member]) -> Stage:
             at_once = min(at_once, member.rows["test"])
             rows = costs.codes_memory(at_once, member.d_in, member.d_sae)
             stage.hold(resident | {"test rows": rows})
-        if spliced and member.point is not None:
+        if spliced and member.ends is not None:
             if member.sizes is None:
                 stage.unknown()
                 break

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sae.activations.build import ends_of
 from sae.dictionaries.base import sparsity_of
 from sae.errors import ArtifactError
 from sae.reports.figures import Scale, curves_plot, histogram_plot
@@ -116,7 +117,7 @@ def title_of(config: Mapping[str, Any]) -> str:
     """
     sae, lm, activations = (_mapping(config.get(key)) for key in ("sae", "lm", "activations"))
     sparsity = sparsity_of(sae)
-    point = "{site}.{layer}".format_map(activations) if "site" in activations else ""
+    point = str(ends_of(activations)) if "site" in activations else ""
     parts = [" ".join([sae.get("architecture", ""), *sparsity]), lm.get("name", ""), point]
     return " · ".join(part for part in parts if part)
 

@@ -5,11 +5,14 @@ from typing import Any
 
 import torch
 
+from sae.activations.contexts import ContextDataModule
 from sae.activations.datamodule import ActivationDataModule
-from sae.activations.sources import ActivationSource
+from sae.activations.sources import ActivationSource, LMActivations
 from sae.dictionaries import ARCHITECTURES, build_dictionary
+from sae.dictionaries.base import check_ends
 from sae.dictionaries.untied import Untied
 from sae.errors import ConfigError
+from sae.training.end_to_end import EndToEndModule, EndToEndSettings
 from sae.training.module import RunLength, SAEModule
 from sae.training.optimizers import OptimizerSettings
 from sae.training.resampling import ResampleSettings
@@ -25,16 +28,22 @@ def build_module(config: Mapping[str, Any], data: ActivationDataModule) -> SAEMo
     """
     settings = dict(config["sae"])
     warmup, target_l0 = settings.pop("sparsity_warmup_tokens", 0), settings.pop("target_l0", None)
+    ends, widths = getattr(data.source, "ends", None), data.widths
+    pair = ends is not None and ends.pair
+    d_in, d_out = widths if pair else (data.d_in, None)
     frozen_decoder = settings.pop("frozen_decoder", False)
     dictionary = build_dictionary(
-        settings, d_in=data.d_in, mean=data.mean * data.scale, seed=config["seed"]
-    )
+        settings, d_in=d_in, d_out=d_out, widths=() if pair or len(widths) == 1 else widths,
+        mean=data.mean * data.scale, seed=config["seed"],
+    )  # fmt: skip
     dictionary.kernels = config["trainer"]["kernels"]
     if frozen_decoder:
         assert isinstance(dictionary, Untied)  # see `check_settings`
         dictionary.freeze_decoder()
-    return SAEModule(
+    kind, more = _kind(config, data)
+    return kind(
         dictionary,
+        **more,
         length=RunLength(data.steps, data.batch_size),
         optimizer=OptimizerSettings(**config["optimizer"]),
         resampling=ResampleSettings(**config["resample"]),
@@ -45,6 +54,22 @@ def build_module(config: Mapping[str, Any], data: ActivationDataModule) -> SAEMo
     )
 
 
+def _kind(
+    config: Mapping[str, Any], data: ActivationDataModule
+) -> tuple[type[SAEModule], dict[str, Any]]:
+    """The class of the module, and the arguments that only it takes."""
+    settings, source = config.get("e2e"), data.source
+    if settings is None:
+        return SAEModule, {}
+    assert isinstance(source, LMActivations)  # see `check_settings`
+    return EndToEndModule, {
+        "ends": source.ends,
+        "load_lm": source.load_lm,
+        "settings": EndToEndSettings(**settings),
+        "keep_first": source.specs["train"].keep_first,
+    }
+
+
 def check_settings(config: Mapping[str, Any]) -> None:
     """Build what can be built without activations, so that mistakes come before the harvest.
 
@@ -53,15 +78,30 @@ def check_settings(config: Mapping[str, Any]) -> None:
     """
     OptimizerSettings(**config["optimizer"])
     resampling = ResampleSettings(**config["resample"])
-    architecture = ARCHITECTURES.get(config["sae"]["architecture"])
+    sae, activations = config["sae"], config["activations"]
+    architecture = ARCHITECTURES.get(sae["architecture"])
     if architecture is not None:  # an unknown word is `build_dictionary`'s to explain
-        frozen = config["sae"].get("frozen_decoder", False)
+        layer = activations.get("layer")
+        check_ends(
+            sae["architecture"],
+            transcoder=activations.get("target") is not None,
+            num_layers=len(layer) if isinstance(layer, list) else 1,
+            skip=sae.get("skip", False),
+        )
+        frozen = sae.get("frozen_decoder", False)
         if frozen and not issubclass(architecture, Untied):
             raise ConfigError(
                 f"sae.frozen_decoder has no meaning with sae={architecture.architecture}: encoder "
                 "and decoder are one matrix. Use an untied SAE, such as sae=topk or sae=l1."
             )
         resampling.check(architecture, frozen)
+    if (e2e := config.get("e2e")) is not None:
+        EndToEndSettings(**e2e)
+        if activations["kind"] != "lm":
+            raise ConfigError(
+                "e2e trains by an LM's predictions; these activations come without one. Use "
+                "activations=lm, or drop e2e."
+            )
     trainer = config["trainer"]
     devices, processes = trainer["devices"], num_processes(trainer)
     if trainer["batch_size"] % processes:
@@ -105,8 +145,9 @@ def build_data(config: Mapping[str, Any], source: ActivationSource) -> Activatio
         ConfigError: If a split that the run will read has no rows.
     """
     activations, trainer = config["activations"], config["trainer"]
-    data = ActivationDataModule(
-        source,
+    kind = ActivationDataModule if config.get("e2e") is None else ContextDataModule
+    data = kind(
+        source,  # pyright: ignore[reportArgumentType]
         batch_size=trainer["batch_size"],
         epochs=config["epochs"],
         buffer_rows=activations["buffer_rows"],
@@ -124,12 +165,20 @@ def l1_equivalents(config: Mapping[str, Any], data: ActivationDataModule) -> dic
 
     Returns:
         `l1`, its value on unscaled activations, and its value in the form of other libraries,
-        where the squared error is summed over d_in; empty for an SAE without l1.
+        where the squared error is summed over d_in (of a transcoder: over its target's width);
+        empty for an SAE without l1.
     """
     l1 = config["sae"].get("l1")
     if l1 is None:
         return {}
-    return {"l1": l1, "l1_raw_scale": l1 / data.scale, "l1_sum_over_d_in": l1 * data.d_in}
+    ends = getattr(data.source, "ends", None)
+    if ends is not None and ends.pair:
+        width, scale = data.widths[-1], data.scales[-1]
+    elif isinstance(data.scale, float):
+        width, scale = data.d_in, data.scale
+    else:  # layers of unlike scales: no single number
+        return {"l1": l1, "l1_sum_over_d_in": l1 * data.d_in}
+    return {"l1": l1, "l1_raw_scale": l1 / scale, "l1_sum_over_d_in": l1 * width}
 
 
 def resolve_device(accelerator: str) -> str:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae.dictionaries.base import Dictionary, Moment
+from sae.dictionaries.base import Dictionary, Moment, StepOutput
 from sae.dictionaries.codes import Code
 from sae.dictionaries.untied import Untied
 from sae.errors import NonFiniteLossError
@@ -24,8 +24,9 @@ from sae.training.target_l0 import TargetL0
 class Evaluated(TypedDict):
     """What a validation or test step hands to the callbacks, in the LM's own units."""
 
-    x: Float[Tensor, "batch d_in"]
-    x_hat: Float[Tensor, "batch d_in"]
+    x: Float[Tensor, "batch d_out"]
+    """What should be reconstructed: the input, or a transcoder's target."""
+    x_hat: Float[Tensor, "batch d_out"]
     code: Code
 
 
@@ -61,7 +62,8 @@ class SAEModule(L.LightningModule):
         resampling: Dead window and resampling times.
         sparsity_warmup_tokens: Linear warm-up of all penalties; tokens or a share ("5%").
         target_l0: L0 that the penalty's coefficient is steered to; None: it stays as given.
-        scale: Factor that the batches were multiplied with; metrics divide by it.
+        scale: Factor that the batches were multiplied with, or one for each column; metrics
+            divide by it.
         seed: Seed of the resampler's draws.
         resample_inputs: `(n, seed) -> [n d_in]` random scaled training vectors; default: the
             trainer's datamodule.
@@ -79,13 +81,18 @@ class SAEModule(L.LightningModule):
         resampling: ResampleSettings | None = None,
         sparsity_warmup_tokens: int | float | str = "5%",
         target_l0: float | None = None,
-        scale: float = 1.0,
+        scale: float | Tensor = 1.0,
         seed: int = 0,
         resample_inputs: Callable[[int, int], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.dictionary = dictionary
-        self.length, self.scale, self.seed = length, scale, seed
+        self.length, self.seed = length, seed
+        self.scale: float | Tensor
+        if isinstance(scale, Tensor):
+            self.register_buffer("scale", scale, persistent=False)  # moves with the module
+        else:
+            self.scale = scale
         self.optimizer_settings = optimizer or OptimizerSettings()
         self.resampling = (resampling or ResampleSettings()).resolve(length.tokens)
         frozen = isinstance(dictionary, Untied) and dictionary.frozen_decoder
@@ -120,9 +127,9 @@ class SAEModule(L.LightningModule):
         """Share of latents that did not fire in the last `dead_after_tokens`."""
         return dead_latents(self.tokens_since_fired, self.dead_after_tokens).double().mean().item()
 
-    def training_step(self, x: Float[Tensor, "batch d_in"], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Loss of one batch."""
-        output = self.dictionary.training_output(x, self._moment())
+        x, output = self.output(batch)
         loss = torch.stack(list(output.terms.values())).sum()
         # over all ranks: whatever follows from the counts is equal on each of them
         self._counts = sum_over_ranks(output.code.firing_counts())
@@ -134,6 +141,10 @@ class SAEModule(L.LightningModule):
         if logged:
             self._log_step(x, output, loss)
         return loss
+
+    def output(self, batch: Any) -> tuple[Float[Tensor, "batch width"], StepOutput]:
+        """The activations of a batch, and what the dictionary makes of them."""
+        return batch, self.dictionary.training_output(batch, self._moment())
 
     def _moment(self) -> Moment:
         penalty = self._sparsity_factor
@@ -154,10 +165,17 @@ class SAEModule(L.LightningModule):
             return {}
         return self.target_l0.coefficient(self.dictionary)
 
-    def _log_step(self, x: Tensor, output: Any, loss: Tensor) -> None:
+    def _in_lm_units(self, x: Tensor, x_hat: Tensor) -> tuple[Tensor, Tensor]:
+        """Target and reconstruction of a scaled batch."""
+        target, scale = self.dictionary.split(x)[1], self.scale
+        if isinstance(scale, Tensor):
+            scale = self.dictionary.split(scale)[1]
+        return target / scale, x_hat / scale
+
+    def _log_step(self, x: Tensor, output: StepOutput, loss: Tensor) -> None:
         assert self._counts is not None
         values = {"train/loss": mean_over_ranks(loss.detach())}
-        terms = reconstruction_terms(x, output.x_hat.detach())
+        terms = reconstruction_terms(*self._in_lm_units(x, output.x_hat.detach()))
         sums = {name: sum_over_ranks(term.sum(0)) for name, term in terms.items()}
         fvu = reconstruction_metrics(sums)["fvu"]
         if bool(torch.isfinite(fvu)):  # undefined for a batch of equal rows
@@ -215,11 +233,12 @@ class SAEModule(L.LightningModule):
         self.tokens_since_fired[latents] = 0
         self.revived += len(latents)
 
-    def validation_step(self, x: Float[Tensor, "batch d_in"], batch_idx: int) -> Evaluated:
+    def validation_step(self, batch: Float[Tensor, "batch width"], batch_idx: int) -> Evaluated:
         """Reconstruction in the LM's own units, for the callbacks."""
+        x, _ = self.dictionary.split(batch)
         code = self.dictionary.encode_code(x)
-        x_hat = self.dictionary.decode_code(code).float()
-        return {"x": x / self.scale, "x_hat": x_hat / self.scale, "code": code}
+        target, x_hat = self._in_lm_units(batch, self.dictionary.reconstruct(code, x).float())
+        return {"x": target, "x_hat": x_hat, "code": code}
 
     test_step = validation_step
 

@@ -17,6 +17,8 @@ tokens have massive activations (2 % of the default LM's, at six times the norm 
 all drawn inputs are such tokens, and latents pointed at them all fire on all of them: the loss
 rises a thousandfold (docs/adr/0002 has the measurement). The strategy `worst_example` is the
 authors' own; rules 1 and 7 are the same for it.
+In a transcoder the direction is that of the target, or of what is missed of it; the encoder points
+at the input (`Untied.revive`).
 """
 
 from collections.abc import Callable, Sequence
@@ -146,7 +148,7 @@ def resample(
     dictionary: Dictionary,
     optimizer: torch.optim.Optimizer,
     dead: Bool[Tensor, " d_sae"],
-    inputs: Callable[[], Float[Tensor, "n d_in"]],
+    inputs: Callable[[], Float[Tensor, "n width"]],
     generator: torch.Generator,
     strategy: Strategy | None = None,
 ) -> Int[Tensor, " n"]:

@@ -31,7 +31,7 @@ class Strategy(ABC):
     def choose(
         self,
         dictionary: Dictionary,
-        x: Float[Tensor, "n d_in"],
+        x: Float[Tensor, "n width"],
         count: int,
         generator: torch.Generator,
     ) -> Int[Tensor, " count"]:
@@ -49,7 +49,7 @@ class Strategy(ABC):
         self,
         dictionary: Dictionary,
         latents: Int[Tensor, " count"],
-        x: Float[Tensor, "count d_in"],
+        x: Float[Tensor, "count width"],
         alive: Bool[Tensor, " d_sae"],
     ) -> None:
         """Set the weights of the dead `latents`, each from its input; no other is touched."""
@@ -75,24 +75,27 @@ class Drawn(Strategy):
     def choose(
         self,
         dictionary: Dictionary,
-        x: Float[Tensor, "n d_in"],
+        x: Float[Tensor, "n width"],
         count: int,
         generator: torch.Generator,
     ) -> Int[Tensor, " count"]:
         """Rules 2 and 3: the losses of the sample, and the draw by their squares."""
         losses = _by_parts(dictionary.row_losses, x)
-        losses[x.norm(dim=1) == 0] = 0.0  # a vector of zeros has no direction to point at
+        for side in dictionary.split(x):  # a vector of zeros has no direction to point at
+            losses[side.norm(dim=1) == 0] = 0.0
         return draw_inputs(losses, count, generator)
 
     def start(
         self,
         dictionary: Dictionary,
         latents: Int[Tensor, " count"],
-        x: Float[Tensor, "count d_in"],
+        x: Float[Tensor, "count width"],
         alive: Bool[Tensor, " d_sae"],
     ) -> None:
         """Rules 4 to 6."""
-        target = x - dictionary(x).float() if self.toward == "residual" else x
+        x, target = dictionary.split(x)
+        if self.toward == "residual":
+            target = target - dictionary(x).float()
         dictionary.revive(latents, x, unit_rows(target), alive)
 
 
@@ -115,13 +118,13 @@ class WorstExample(Strategy):
     def choose(
         self,
         dictionary: Dictionary,
-        x: Float[Tensor, "n d_in"],
+        x: Float[Tensor, "n width"],
         count: int,
         generator: torch.Generator,
     ) -> Int[Tensor, " count"]:
         """The worst first, by squared error alone; from the first again where they run out."""
         del generator
-        errors = _by_parts(lambda part: (part - dictionary(part).float()).square().mean(dim=1), x)
+        errors = _by_parts(lambda part: _errors(dictionary, part), x)
         order = errors.argsort(descending=True, stable=True)
         return order[torch.arange(count, device=order.device) % len(order)]
 
@@ -129,14 +132,14 @@ class WorstExample(Strategy):
         self,
         dictionary: Dictionary,
         latents: Int[Tensor, " count"],
-        x: Float[Tensor, "count d_in"],
+        x: Float[Tensor, "count width"],
         alive: Bool[Tensor, " d_sae"],
     ) -> None:
         """Encoder rows only."""
         del alive
         assert isinstance(dictionary, Untied)  # see `ResampleSettings.check`
         encoder = dictionary.encoder_rows
-        encoder[latents] = x * (self.share / encoder.norm(dim=1).mean())
+        encoder[latents] = dictionary.split(x)[0] * (self.share / encoder.norm(dim=1).mean())
 
 
 STRATEGIES: dict[str, type[Strategy]] = {"drawn": Drawn, "worst_example": WorstExample}
@@ -154,6 +157,11 @@ def draw_inputs(
     weights = weights / total if total > 0 else torch.ones_like(weights)
     enough = int((weights > 0).sum()) >= count
     return torch.multinomial(weights.cpu(), count, replacement=not enough, generator=generator)
+
+
+def _errors(dictionary: Dictionary, batch: Float[Tensor, "n width"]) -> Float[Tensor, " n"]:
+    x, target = dictionary.split(batch)
+    return (target - dictionary(x).float()).square().mean(dim=1)
 
 
 def _by_parts(measure: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ SETTINGS = {
     "batch_topk": {"k": 4, "auxk": 1 / 32},
     "matryoshka": {"k": 4, "auxk": 1 / 32, "prefixes": [0.25, 0.5, 1.0]},
     "april": {"l1": 1e-2},
+    "crosscoder": {"l1": 1e-2},
     "gated": {"l1": 1e-2},
     "p_anneal": {"l1": 1e-2, "p_end": 0.2, "anneal_start": 0.2},
     "jumprelu": {"l0_coefficient": 1e-2, "penalty": "l0", "bandwidth": 1.0, "threshold": 1.0},

@@ -59,7 +59,7 @@ def test_loss_terms_are_what_the_architecture_says(word):
     f, x_hat = output.code.dense(), output.x_hat
     expected = {"reconstruction": sum(((x - x_hat) ** 2).flatten()) / (20 * D_IN)}
     penalty = f.abs().sum(1).mean()
-    if word == "april":
+    if word in ("april", "crosscoder"):  # with one layer they are the same
         penalty = (f * dictionary.W_dec.norm(dim=1)).sum(1).mean()
     elif word == "jumprelu":
         penalty = (f != 0).sum(1).double().mean().float()
@@ -76,6 +76,15 @@ def test_loss_terms_are_what_the_architecture_says(word):
     assert output.terms.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(output.terms[name], value)
+
+
+@pytest.mark.parametrize("word", ["topk", "batch_topk", "matryoshka"])
+def test_auxk_is_zero_where_nothing_is_dead(word):
+    """A term that were left out would be logged with the last value that it had."""
+    dictionary = build(word)
+    nobody = torch.zeros(D_IN * RATIO, dtype=torch.bool)
+    assert dictionary.training_output(x_of(), Moment(dead=nobody)).terms["auxk"] == 0
+    assert dictionary.training_output(x_of(), Moment(dead=~nobody)).terms["auxk"] > 0
 
 
 @pytest.mark.parametrize("word", ["tied", "l1", "topk", "april", "p_anneal", "thresholding"])

@@ -77,7 +77,7 @@ def test_outputs_are_the_projections_of_the_inputs(lm, tokens):
     from sae.language.sites import module_at
     from sae.types import Point
 
-    for read, written in (("mlp", "mlp_out"), ("attn_z", "attn_out")):
+    for read, written in (("mlp", "mlp_out"), ("mlp_in", "mlp_out"), ("attn_z", "attn_out")):
         points = [Point(read, 1), Point(written, 1)]
         before, after = lm.capture(tokens, points).values()
         torch.testing.assert_close(module_at(lm.model, points[0])(before), after)
@@ -230,7 +230,9 @@ def test_an_unknown_site_names_the_known_ones(lm):
     from sae.errors import SiteError
     from sae.types import Point
 
-    with pytest.raises(SiteError, match=r"site=residual.*resid, mlp, mlp_out, attn_out, attn_z"):
+    with pytest.raises(
+        SiteError, match=r"site=residual.*resid, mlp_in, mlp, mlp_out, attn_out, attn_z"
+    ):
         lm.check(Point("residual", 0))
 
 

@@ -165,7 +165,7 @@ def test_mistakes_come_before_training():
 def test_one_lm_serves_threads_that_read_and_splice_at_once():
     streamed = prepared(stream=True)
     rows, lm = streamed.split("train"), streamed.load_lm("cpu")
-    assert lm is rows.lm
+    assert lm is rows.passes.lm
     expected = [rows.read(i) for i in range(8)]
     tokens = torch.as_tensor(streamed.store("val").tokens[:4])
     spliced = lm.logits(tokens, {POINT: torch.zeros_like})

@@ -1,0 +1,155 @@
+"""End-to-end training: the loss is what the SAE does to the LM's predictions (arXiv 2405.12241)."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae import functional
+from sae.activations.contexts import ContextBatch
+from sae.dictionaries.base import Dictionary, StepOutput, check_coefficient
+from sae.errors import ConfigError
+from sae.training.module import SAEModule
+from sae.types import Ends, Point
+
+LOSSES = ("kl", "ce")
+Replacement = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class EndToEndSettings:
+    """What is minimised: `weight` times the loss of the predictions, and the rest.
+
+    Attributes:
+        loss: `kl`: KL(clean || spliced) in nats, a mean over the predictions that count; `ce`:
+            cross entropy of the spliced LM.
+        weight: Of that loss.
+        reconstruction: Weight of the squared error that other training minimises; 0 for none.
+            The architecture's other terms (penalties, AuxK, …) stay as they are.
+    """
+
+    loss: str = "kl"
+    weight: float = 1.0
+    reconstruction: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise ConfigError(f"e2e.loss={self.loss!r} must be one of {', '.join(LOSSES)}.")
+        for name in ("weight", "reconstruction"):
+            check_coefficient(f"e2e.{name}", getattr(self, name))
+        if not self.weight:
+            raise ConfigError(
+                "e2e.weight=0 leaves the predictions out. Give a weight above 0, or drop e2e."
+            )
+
+
+@runtime_checkable
+class TrainingLM(Protocol):
+    """An LM that gradients flow through; a `LanguageModel` is one."""
+
+    def logits(
+        self,
+        tokens: Int[Tensor, "batch ctx"],
+        replace: Mapping[Point, Replacement] | None = None,
+    ) -> Float[Tensor, "batch ctx vocab"]:
+        """Logits, with what `replace` returns in place of the activations at its points."""
+        ...
+
+    def differentiable_logits(
+        self,
+        tokens: Int[Tensor, "batch ctx"],
+        replace: Mapping[Point, Replacement] | None = None,
+    ) -> Float[Tensor, "batch ctx vocab"]:
+        """The same, with gradients of what was put in place."""
+        ...
+
+
+class EndToEndModule(SAEModule):
+    """Trains a `Dictionary` by the predictions of an LM into which it is spliced.
+
+    A step runs the frozen LM twice over some contexts of the training text: as it is, which gives
+    the activations and the predictions to be kept, and with the reconstruction in place of the
+    activation. Gradients flow through the upper layers and reach the SAE alone. Position 0 stays
+    as it is unless `keep_first`; predictions across documents do not count.
+
+    All else (schedules, counters, resampling, checkpoints, validation) is that of `SAEModule`.
+
+    Args:
+        dictionary: What is trained.
+        ends: Where it reads and writes.
+        load_lm: Gives the LM on a device; called in the first step.
+        settings: Weights of the losses.
+        keep_first: Whether position 0 is encoded and replaced, too.
+        more: Arguments of `SAEModule`.
+    """
+
+    def __init__(
+        self,
+        dictionary: Dictionary,
+        *,
+        ends: Ends,
+        load_lm: Callable[[str], TrainingLM],
+        settings: EndToEndSettings,
+        keep_first: bool = False,
+        **more: Any,
+    ) -> None:
+        super().__init__(dictionary, **more)
+        self.ends, self.settings = ends, settings
+        self._load_lm, self._first = load_lm, 0 if keep_first else 1
+
+    @cached_property
+    def lm(self) -> TrainingLM:
+        """The LM; no part of the module, so that no checkpoint holds it."""
+        device = self.device.type if not self.device.index else str(self.device)
+        with torch.random.fork_rng():  # building an LM draws random numbers
+            return self._load_lm(device)
+
+    def output(self, batch: ContextBatch) -> tuple[Float[Tensor, "batch width"], StepOutput]:
+        """The scaled activations of the contexts, and the losses."""
+        clean, x = self._clean(batch.tokens)
+        output = self.dictionary.training_output(x, self._moment())
+        _, x_hat = self._in_lm_units(x, output.x_hat)
+        spliced = self._spliced(batch.tokens, x_hat.unflatten(0, (len(batch.tokens), -1)))
+        mask = functional.prediction_mask(batch.document, keep_first=self._first == 0)
+        if self.settings.loss == "kl":
+            loss = functional.kl_divergence(clean[:, :-1][mask], spliced[:, :-1][mask]).mean()
+        else:
+            loss = functional.next_token_cross_entropy(spliced, batch.tokens, mask).mean()
+        terms = {self.settings.loss: self.settings.weight * loss, **output.terms}
+        error = terms.pop("reconstruction")
+        if self.settings.reconstruction:
+            terms["reconstruction"] = self.settings.reconstruction * error
+        return x, output._replace(terms=terms)
+
+    def _clean(self, tokens: Tensor) -> tuple[Tensor, Float[Tensor, "batch width"]]:
+        """The LM's own logits, and its activations, scaled."""
+        seen: dict[Point, Tensor] = {}
+
+        def note(point: Point) -> Replacement:
+            def noted(activation: Tensor) -> Tensor:
+                seen[point] = activation
+                return activation
+
+            return noted
+
+        with torch.autocast(self.device.type, enabled=False):  # the activations of a harvest
+            logits = self.lm.logits(tokens, {point: note(point) for point in self.ends.points})
+        parts = [seen[point][:, self._first :].float() for point in self.ends.points]
+        return logits, torch.cat(parts, dim=-1).flatten(0, 1) * self.scale
+
+    def _spliced(self, tokens: Tensor, x_hat: Float[Tensor, "batch ctx width"]) -> Tensor:
+        """Logits with the reconstruction in place of the activations at all points."""
+        parts = x_hat.chunk(len(self.ends.writes), dim=-1)  # layers are equally wide
+
+        def put(part: Tensor) -> Replacement:
+            return lambda activation: torch.cat(
+                [activation[:, : self._first], part.to(activation)], dim=1
+            )
+
+        replace = dict(zip(self.ends.writes, map(put, parts), strict=True))
+        with torch.autocast(self.device.type, enabled=False):
+            return self.lm.differentiable_logits(tokens, replace)
