@@ -89,7 +89,10 @@ def row_of(name: str, results: Mapping[str, Any]) -> Row:
     metadata = _mapping(sae.get("metadata"))
     activations = _mapping(metadata.get("activations"))
     settings = _mapping(_mapping(metadata.get("settings")).get("sae"))
-    site, _, layer = str(made.get("point") or "").rpartition(".")
+    point = str(made.get("point") or "")
+    site, _, layer = point.rpartition(".")
+    if not layer.isdigit():  # a crosscoder has several
+        site, layer = point, ""
     d_in, d_sae = sae.get("d_in"), sae.get("d_sae")
     vectors = _mapping(core.get("tokens")).get("vectors")
     place = {"point": made.get("point"), "store": made.get("store") or activations.get("key"),
@@ -97,7 +100,7 @@ def row_of(name: str, results: Mapping[str, Any]) -> Row:
     row: Row = {
         "run": name, "lm": _mapping(activations.get("lm")).get("name"),
         "architecture": sae.get("architecture"), "site": site or None,
-        "layer": int(layer) if layer.isdigit() else None,
+        "layer": int(layer) if layer else None,
         "dict_ratio": round(d_sae / d_in, 6) if d_in and d_sae else None, "d_sae": d_sae,
         "sparsity": " ".join(sparsity_of(settings)) or None, "l1": settings.get("l1"),
         "seed": _mapping(metadata.get("settings")).get("seed"),

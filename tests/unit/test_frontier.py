@@ -154,6 +154,18 @@ def test_files_are_written(runs, tmp_path):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    ("point", "site", "layer"),
+    [("resid.4", "resid", 4), ("resid.0+1+2", "resid.0+1+2", None),
+     ("mlp_in.1->mlp_out.1", "mlp_in.1->mlp_out", 1)],
+)  # fmt: skip
+def test_lines_are_named_by_the_whole_point(tmp_path, point, site, layer):
+    run = write(tmp_path, "a", results(2, 0.3, point=point))
+    row = read_frontier({"a": run}).rows[0]
+    assert (row["site"], row["layer"]) == (site, layer)
+    assert line_of(row) == f"tied <b>tiny</b> {point} x4"
+
+
 def test_unplaced_runs_have_a_line_too():
     row = {"lm": None, "architecture": "topk", "site": None, "layer": None, "dict_ratio": None}
     assert line_of(row) == "topk"
