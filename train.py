@@ -282,7 +282,7 @@ def _trainer(
     from callbacks.build import build_watchers
     from callbacks.checkpoint import LastCheckpoint
     from callbacks.progress import TrainingProgress
-    from sae.training.build import num_processes
+    from sae.training.build import gradient_clip, num_processes
 
     settings = config["trainer"]
     validations = settings["validations"]
@@ -294,7 +294,7 @@ def _trainer(
         precision=settings["precision"],
         max_steps=data.steps,
         max_epochs=-1,
-        gradient_clip_val=settings["gradient_clip"],
+        gradient_clip_val=gradient_clip(config),
         log_every_n_steps=min(settings["log_every_steps"], data.steps),
         val_check_interval=data.steps // (validations + 1) + 1 if validations else None,
         check_val_every_n_epoch=None if validations else 1,

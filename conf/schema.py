@@ -120,7 +120,7 @@ class TrainerConfig:
     accelerator: Any = ranged(str)
     devices: Any = ranged(int, low=1)
     num_nodes: Any = ranged(int, 1, low=1)
-    gradient_clip: Any = ranged(float, above=0, null=True)
+    gradient_clip: Any = ranged(float, low=0, null=True)
     log_every_steps: Any = ranged(int, low=1)
     validations: Any = ranged(int, low=0)
     checkpoint_every_steps: Any = ranged(int, low=1)

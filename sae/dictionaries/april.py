@@ -7,7 +7,7 @@ from torch.nn.functional import linear
 
 from sae.dictionaries.base import Tensors, check_coefficient, register
 from sae.dictionaries.codes import Code, SparseCode
-from sae.dictionaries.untied import Untied
+from sae.dictionaries.untied import CLIP, Untied
 from sae.kernels import unit_rows
 
 START_NORM = 0.1
@@ -18,7 +18,9 @@ START_NORM = 0.1
 class April(Untied):
     r"""ReLU code, penalty $l1 \sum_i f_i \|W_{dec,i}\|$, decoder rows of any length.
 
-    No input bias: `f = relu(x @ W_enc + b_enc)`. Both biases start at 0. The recipe goes without
+    No input bias: `f = relu(x @ W_enc + b_enc)`. Biases start at 0 for activations whose mean is
+    subtracted: b_dec at the mean, b_enc at minus what the mean gives. (The recipe says 0; residual
+    streams have means so large that a third of the latents would never fire.) It goes without
     resampling; its other half is the schedule of `experiment=april2024`: penalty warmed up over
     the first 5 %, learning rate decayed to 0 over the last 20 %, gradients clipped at norm 1.
 
@@ -29,12 +31,13 @@ class April(Untied):
         d_in: Width of the activations.
         d_sae: Number of latents.
         l1: Coefficient of the penalty, at least 0.
-        mean: Not used: biases start at 0.
+        mean: Scaled mean of the training split: the start of b_dec.
         generator: Source of the initial weights.
     """
 
     options = frozenset({"l1"})
     coefficient = "l1"
+    gradient_clip = CLIP
 
     def __init__(
         self,
@@ -45,12 +48,12 @@ class April(Untied):
         mean: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        del mean
-        super().__init__(d_in, d_sae, generator=generator)
+        super().__init__(d_in, d_sae, mean=mean, generator=generator)
         self.l1 = check_coefficient("l1", l1)
         atoms = START_NORM * unit_rows(torch.randn(d_sae, d_in, generator=generator))
         self.W_dec = nn.Parameter(atoms)
         self.encoder_rows = nn.Parameter(atoms.clone())
+        self.b_enc = nn.Parameter(-(atoms @ self.b_dec.detach()))
 
     def encoder_terms(self, x: Float[Tensor, "batch d_in"]) -> tuple[Tensor, Tensor, Tensor]:
         """The input, the encoder's rows and its bias."""

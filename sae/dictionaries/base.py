@@ -80,6 +80,12 @@ class Dictionary(nn.Module, ABC):
     """Names of the settings that the constructor reads besides those of this base."""
     coefficient: ClassVar[str | None] = None
     """Name of the setting that multiplies the sparsity penalty: what `target_l0` steers."""
+    gradient_clip: ClassVar[float | None] = None
+    """Largest norm of all gradients together where `trainer.gradient_clip` is null; None: any.
+
+    A penalised code starts dense, with gradients a hundred times those of the rest of the run;
+    Adam's second moments remember them for a thousand steps, in which it hardly moves. Where that
+    decides the result the norm is cut (docs/architectures.md has what it gave)."""
     transcodes: ClassVar[bool] = False
     """Whether it can give something else than what it reads (`Untied.transcode`)."""
     joins: ClassVar[bool] = False

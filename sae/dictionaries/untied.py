@@ -15,6 +15,10 @@ REVIVED_NORM = 0.2
 """Norm of a revived encoder column, as a share of the mean norm of the alive ones."""
 
 
+CLIP = 0.01
+"""Gradient norm of the penalised untied dictionaries: a fifth of what is usual later in a run."""
+
+
 class Untied(Dictionary):
     """`pre = (x - b_dec) @ W_enc + b_enc`, `x_hat = f @ W_dec + b_dec`, rows of W_dec unit.
 

@@ -181,6 +181,14 @@ def l1_equivalents(config: Mapping[str, Any], data: ActivationDataModule) -> dic
     return {"l1": l1, "l1_raw_scale": l1 / scale, "l1_sum_over_d_in": l1 * width}
 
 
+def gradient_clip(config: Mapping[str, Any]) -> float | None:
+    """`trainer.gradient_clip`; where it is null, what suits the architecture."""
+    wanted = config["trainer"]["gradient_clip"]
+    if wanted is None:
+        return ARCHITECTURES[config["sae"]["architecture"]].gradient_clip
+    return wanted or None
+
+
 def resolve_device(accelerator: str) -> str:
     """Device of the LM and of evaluations: `cuda` where the trainer will use one, else `cpu`."""
     wanted = accelerator in ("auto", "gpu", "cuda")

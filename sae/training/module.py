@@ -197,6 +197,20 @@ class SAEModule(L.LightningModule):
         """Let the architecture edit its gradients."""
         self.dictionary.constrain_gradients()
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm of all gradients together.
+
+        Lightning refuses a fused Adam here, which would undo the scaling of float16 by itself;
+        bfloat16 and float32 have no such scaling.
+        """
+        if gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(self.dictionary.parameters(), gradient_clip_val)
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then everything that must be part of the step (see the class)."""
         seen = self.tokens_seen  # Lightning counts the step only after this method

@@ -123,3 +123,29 @@ def test_bfloat16_products_stay_close_to_float32(word):
     assert (
         fast.code.l0() - exact.code.l0()
     ).abs().float().mean() < 0.02 * exact.code.l0().float().mean() + 0.1
+
+
+def test_gradients_are_clipped_with_a_fused_adam_under_autocast():
+    """Lightning refuses this by itself; the clipped norm is that of all parameters together."""
+    rows = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+    data = ActivationDataModule(TensorActivations(rows), batch_size=BATCH)
+    data.prepare_data()
+    dictionary = build_dictionary({"architecture": "l1", "dict_ratio": 2, "l1": 1e-3}, d_in=8)
+    module = SAEModule(
+        dictionary, length=RunLength(5, BATCH), resampling=ResampleSettings((), BATCH, 100)
+    )
+    norms = []
+
+    class Norms(L.Callback):
+        def on_before_zero_grad(self, trainer, pl_module, optimizer):
+            grads = [p.grad.flatten() for p in dictionary.parameters() if p.grad is not None]
+            norms.extend([torch.cat(grads).norm().item()] if grads else [])
+
+    trainer = L.Trainer(
+        max_steps=5, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+        callbacks=[Norms()], precision="bf16-mixed", gradient_clip_val=1e-3,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    assert len(norms) >= 4
+    assert norms == pytest.approx([1e-3] * len(norms), rel=1e-3)
