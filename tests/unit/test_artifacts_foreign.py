@@ -77,8 +77,9 @@ def test_places_go_with_the_files(tmp_path):
 
 
 def test_names_of_places():
-    for site in SITES:
+    for site in set(SITES) - {"mlp_in"}:  # behind the norm, where TransformerLens has no hook
         assert point_of(hook_of(Point(site, 7))) == Point(site, 7)
+    assert hook_of(Point("mlp_in", 7)) is None
     assert point_of("blocks.0.hook_resid_pre") is None
     assert point_of("blocks.3.hook_resid_pre") == Point("resid", 2)
     assert point_of("transformer.h.11.attn") == Point("attn_out", 11)

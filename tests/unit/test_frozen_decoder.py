@@ -26,6 +26,7 @@ def config_of(word, frozen=True, **resample):
         "optimizer": {"lr": 1e-2},
         "resample": RESAMPLE | resample,
         "trainer": {"kernels": "auto", "batch_size": 32, "devices": 1, "accelerator": "cpu"},
+        "activations": {"kind": "lm", "layer": 4},
         "seed": 0,
     }  # fmt: skip
 
