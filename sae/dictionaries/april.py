@@ -7,7 +7,7 @@ from torch.nn.functional import linear
 
 from sae.dictionaries.base import Tensors, check_coefficient, register
 from sae.dictionaries.codes import Code, SparseCode
-from sae.dictionaries.untied import CLIP, Untied
+from sae.dictionaries.untied import BIAS_PACE, CLIP, Untied
 from sae.kernels import unit_rows
 
 START_NORM = 0.1
@@ -38,6 +38,7 @@ class April(Untied):
     options = frozenset({"l1"})
     coefficient = "l1"
     gradient_clip = CLIP
+    paces = {"b_enc": BIAS_PACE}
 
     def __init__(
         self,

@@ -86,6 +86,8 @@ class Dictionary(nn.Module, ABC):
     A penalised code starts dense, with gradients a hundred times those of the rest of the run;
     Adam's second moments remember them for a thousand steps, in which it hardly moves. Where that
     decides the result the norm is cut (docs/architectures.md has what it gave)."""
+    paces: ClassVar[Mapping[str, float]] = {}
+    """Learning rates of parameters that are not to move at the common one, as multiples of it."""
     transcodes: ClassVar[bool] = False
     """Whether it can give something else than what it reads (`Untied.transcode`)."""
     joins: ClassVar[bool] = False
@@ -149,6 +151,13 @@ class Dictionary(nn.Module, ABC):
     def skip(self) -> Float[Tensor, "d_in d_out"] | None:
         """Weights of the linear path from input to output, where there is one."""
         return None
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """What the optimiser is given: parameters that move at the same rate, with that rate."""
+        groups: dict[float, list[nn.Parameter]] = {1.0: []}
+        for name, parameter in self.named_parameters():
+            groups.setdefault(self.paces.get(name, 1.0), []).append(parameter)
+        return [{"params": group, "lr": lr * pace} for pace, group in groups.items() if group]
 
     def _encode_decode(self, x: Tensor) -> tuple[Code, Tensor]:
         """Both directions; to override where they share work."""

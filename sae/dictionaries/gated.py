@@ -18,7 +18,7 @@ from sae.dictionaries.base import (
 )
 from sae.dictionaries.codes import Code, DenseCode, SparseCode
 from sae.dictionaries.sae import SAEConfig
-from sae.dictionaries.untied import CLIP, Untied
+from sae.dictionaries.untied import BIAS_PACE, CLIP, Untied
 from sae.kernels import latent_values
 
 
@@ -45,6 +45,7 @@ class Gated(Untied):
     options = frozenset({"l1"})
     coefficient = "l1"
     gradient_clip = CLIP
+    paces = {"b_enc": BIAS_PACE, "b_mag": BIAS_PACE}
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sae.dictionaries.base import check_coefficient, register
 from sae.dictionaries.codes import Code
-from sae.dictionaries.untied import CLIP, Untied
+from sae.dictionaries.untied import BIAS_PACE, CLIP, Untied
 
 
 @register("l1")
@@ -24,6 +24,7 @@ class L1(Untied):
     options = frozenset({"l1"})
     coefficient = "l1"
     gradient_clip = CLIP
+    paces = {"b_enc": BIAS_PACE}
 
     def __init__(
         self,

@@ -18,6 +18,10 @@ REVIVED_NORM = 0.2
 CLIP = 0.01
 """Gradient norm of the penalised untied dictionaries: a fifth of what is usual later in a run."""
 
+BIAS_PACE = 5.0
+"""Learning rate of their encoder biases. A bias must travel as far as activations are strong,
+several units in the scaled space; weights, entries of unit rows, some hundredths."""
+
 
 class Untied(Dictionary):
     """`pre = (x - b_dec) @ W_enc + b_enc`, `x_hat = f @ W_dec + b_dec`, rows of W_dec unit.

@@ -258,7 +258,9 @@ class SAEModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimiser with linear warm-up and linear decay, stepped per batch."""
-        optimizer = self.optimizer_settings.build(self.dictionary.parameters())
+        optimizer = self.optimizer_settings.build(
+            self.dictionary.parameter_groups(self.optimizer_settings.lr)
+        )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
             lambda step: self._lr_factor(step),  # a plain function stays out of checkpoints

@@ -47,8 +47,10 @@ class OptimizerSettings:
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"optimizer.{name}={getattr(self, name)!r} must be in [0, 1).")
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimiser over `parameters`."""
+    def build(
+        self, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]]
+    ) -> torch.optim.Optimizer:
+        """The optimiser over `parameters`, or over groups of them with rates of their own."""
         kind: Any = AuthorsAdam if self.name == "authors_adam" else torch.optim.Adam
         extra = {} if self.name == "authors_adam" else {"fused": True}
         return kind(parameters, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps, **extra)
@@ -68,7 +70,7 @@ class AuthorsAdam(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[nn.Parameter],
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,

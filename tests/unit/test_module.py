@@ -149,3 +149,17 @@ def test_gradients_are_clipped_with_a_fused_adam_under_autocast():
     trainer.fit(module, datamodule=data)
     assert len(norms) >= 4
     assert norms == pytest.approx([1e-3] * len(norms), rel=1e-3)
+
+
+def test_biases_of_penalised_dictionaries_have_their_own_rate():
+    for word, settings, expected in (
+        ("l1", {"l1": 1e-3}, {"b_enc": 5.0}), ("topk", {"k": 2}, {}),
+        ("gated", {"l1": 1e-3}, {"b_enc": 5.0, "b_mag": 5.0}),
+    ):  # fmt: skip
+        config = {"architecture": word, "dict_ratio": 2, **settings}
+        dictionary = build_dictionary(config, d_in=8)
+        module = SAEModule(dictionary, length=RunLength(30, BATCH))
+        groups = module.configure_optimizers()["optimizer"].param_groups
+        rate = {id(p): group["initial_lr"] for group in groups for p in group["params"]}
+        for name, parameter in dictionary.named_parameters():
+            assert rate[id(parameter)] == pytest.approx(1e-3 * expected.get(name, 1.0)), name
