@@ -1,6 +1,5 @@
 """AuxK: a loss by which dead latents learn what the live ones miss (arXiv 2406.04093, A.2)."""
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -15,16 +14,16 @@ def auxk_loss(
     target: Float[Tensor, "batch d_out"],
     dead: Bool[Tensor, " d_sae"] | None,
 ) -> Float[Tensor, ""] | None:
-    r"""$\sum\|e - \hat e\|^2 / \sum\|e\|^2$, with e what is missed and ê its fit by dead latents.
+    r"""Mean of $(e - \hat e)^2$, with e what is missed and ê its fit by dead latents.
 
     The d_in / 2 largest pre-activations of the dead latents (all of them, if there are fewer), as
     far as they are positive, reconstruct e = target - x_hat by their atoms, without b_dec. e is a
     constant: no gradient reaches the latents that are alive. Only dead rows are multiplied, so the
-    cost is that of the dead share. In the paper's code both losses are divided by a variance; here
-    the reconstruction's is that of the scaled activations, about 1.
+    cost is that of the dead share. (The paper's code divides by the size of e; dead rows have no
+    other gradient, so that to Adam the factor is one, and without it ranks of DDP add up.)
 
     Returns:
-        The loss, or None where nothing is dead or nothing is missed.
+        The loss, or None where nothing is dead.
     """
     if dead is None:
         return None
@@ -32,13 +31,10 @@ def auxk_loss(
     if len(latents) == 0:
         return None
     error = (target - x_hat).detach()
-    size = error.square().sum()
     centred, rows, _ = dictionary.encoder_terms(x)
     k = min(len(latents), max(1, dictionary.d_in // 2))
     code = dictionary.selected_code(
         centred, rows[latents], dictionary.b_enc[latents], select=lambda pre: select_topk(pre, k)
     )
     fit = code.atoms_sum(dictionary.W_dec[latents]).to(error.dtype)
-    # a batch that is reconstructed perfectly has nothing to teach, and no NaN to give
-    missed = size > 0
-    return (error - fit).square().sum() / torch.where(missed, size, 1.0) * missed
+    return (error - fit).square().mean()

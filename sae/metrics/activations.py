@@ -82,7 +82,7 @@ class FeatureActivations(Metric):
         """Medians over the latents that fired often enough, and their share; NaN without any."""
         often = self.firings > MIN_FIRINGS
         moments = {name: value[often].nanmedian().item() for name, value in self.compute().items()}
-        shares = {"fired_over_10_times": often.double().mean().item()}
+        shares = {"fired_over_10": often.double().mean().item()}
         return shares | {f"activation_{name}": value for name, value in moments.items()}
 
     def consistency(self) -> Float[Tensor, " d_sae"]:

@@ -34,7 +34,7 @@ def test_signed_codes(tmp_path, activation, k):
     assert got["l0_positive"] == pytest.approx((f > 0).sum(1).mean(), rel=1e-9)
     assert (f > 0).sum() < (f != 0).sum()
     often = (f != 0).sum(0) > 10
-    assert got["fired_over_10_times"] == often.mean()
+    assert got["fired_over_10"] == often.mean()
     moments = {
         "mean": f.mean(0), "std": f.std(0), "skew": (f**3).mean(0) / f.std(0) ** 3,
         "kurtosis": (f**4).mean(0) / f.var(0) ** 2,
