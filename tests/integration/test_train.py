@@ -132,9 +132,11 @@ class TestInProcess:
         words = ["k=8"] if "${k}" in settings else []
         words += ["sae.l0_coefficient=1e-3"] if "l0_coefficient" in settings else []
         results = self.train(tmp_path, f"sae={architecture}", *words, "epochs=8")
-        # positive atoms are made for MLP neurons, not for a residual stream
-        bound = 0.7 if architecture == "positive_tied" else 0.5
-        assert results["core"]["metrics"]["fvu"]["value"] < bound
+        if architecture == "positive_tied":  # made for MLP neurons, not for a residual stream
+            curve = pd.read_csv(tmp_path / "metrics.csv")["train/fvu"].dropna()
+            assert curve.iloc[-1] < curve.iloc[0] / 2
+            return
+        assert results["core"]["metrics"]["fvu"]["value"] < 0.5
         if architecture == "topk":
             assert results["core"]["metrics"]["l0"]["value"] <= 8
 
