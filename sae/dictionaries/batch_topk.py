@@ -30,7 +30,7 @@ class BatchTopK(TopK):
         d_in: Width of the activations.
         d_sae: Number of latents.
         k: How many latents fire per vector on average, 1 to d_sae.
-        auxk: Weight of the AuxK loss of the dead latents (1/32 in the paper); 0 for none.
+        auxk: Weight of the AuxK loss of the dead latents (`auxk_loss`); 0 for none.
         mean: Scaled mean of the training split.
         generator: Source of the initial weights.
     """

@@ -26,7 +26,7 @@ class TopK(Untied):
         d_in: Width of the activations.
         d_sae: Number of latents.
         k: How many latents may fire per vector, 1 to d_sae.
-        auxk: Weight of the AuxK loss of the dead latents (1/32 in the paper); 0 for none.
+        auxk: Weight of the AuxK loss of the dead latents (`auxk_loss`); 0 for none.
         multi_k: Add the loss of the code with 4 k latents, at an eighth of the weight, so that the
             dictionary also serves other k than its own.
         mean: Scaled mean of the training split.
