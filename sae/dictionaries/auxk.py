@@ -19,10 +19,10 @@ def auxk_loss(
     The d_in / 2 largest pre-activations of the dead latents (all of them, if there are fewer), as
     far as they are positive, reconstruct e = target - x_hat by their atoms, without b_dec. e is a
     constant: no gradient reaches the latents that are alive. Only dead rows are multiplied, so the
-    cost is that of the dead share. The paper's code gives it the weight 1/32 after dividing it by the
-    mean of e^2, which is 0.1 to 0.2 in short runs: that is 0.25 here, undivided, so that ranks of
-    DDP add up. (With 1/32 undivided Adam's second moments of dead rows become so small that the
-    latents jump when they fire again: measurably worse.)
+    cost is that of the dead share.
+
+    The paper's code gives it the weight 1/32 after dividing it by the mean of e^2, which is 0.1 to
+    0.2 in short runs: that is about 0.25 here, undivided, so that ranks of DDP add up.
 
     Returns:
         The loss, or None where nothing is dead.
