@@ -109,6 +109,14 @@ class ActivationDataModule(LightningDataModule):
         return torch.cat([torch.full((width,), scale) for width, scale in pairs])
 
     @property
+    def spreads(self) -> tuple[float, ...]:
+        """Standard deviation of the entries of ordinary rows (`Stats.spread`), scaled, by point."""
+        parts = parts_of(self.rows("train"))
+        return tuple(
+            part.stats.spread * scale for part, scale in zip(parts, self.scales, strict=True)
+        )
+
+    @property
     def mean(self) -> Float[Tensor, " d_in"]:
         """Mean training activation, float32, in the LM's own units."""
         return self.mean_of("train")

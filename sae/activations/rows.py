@@ -48,6 +48,17 @@ class Stats:
             )
         return math.sqrt(len(self.mean) / self.mean_square_norm)
 
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the entries of ordinary rows, from the median of ||x||.
+
+        Few massive activations can hold nine tenths of `mean_square_norm`. They also move the mean;
+        where it is as long as the median row, a tenth of the median stands for what is left.
+        """
+        median, mean = self.norm_quantiles.get("0.5", 0.0), float(np.linalg.norm(self.mean))
+        square = max(median**2 - mean**2, (median / 10) ** 2)
+        return math.sqrt(square / len(self.mean))
+
     def to_json(self) -> dict[str, object]:
         """Plain types; floats survive JSON exactly."""
         return asdict(self) | {"mean": self.mean.tolist(), "scale": self._scale_or_none()}

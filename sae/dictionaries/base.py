@@ -346,7 +346,7 @@ def build_dictionary(
     """
     settings = dict(config)
     skip = settings.pop("skip", False)
-    if settings.get("start_bias", 0) is None:  # the architecture's own
+    if settings.get("start_bias", 0) is None:  # what suits entries of about unit variance
         del settings["start_bias"]
     word = settings.pop("architecture", None)
     if word not in ARCHITECTURES:

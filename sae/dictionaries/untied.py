@@ -23,9 +23,8 @@ BIAS_PACE = 5.0
 units in the scaled space; weights, entries of unit rows, some hundredths."""
 
 START_BIAS = -1.0
-"""Encoder biases at the start, times the length of the encoder's row: about one standard deviation
-of the pre-activations, so that a sixth of the latents fire instead of half. What a dense start
-learns, the penalty must undo."""
+"""Encoder biases at the start where entries of the activations have about unit variance: a sixth of
+the latents fires instead of half. What a dense start learns, the penalty must undo."""
 
 
 class Untied(Dictionary):

@@ -1,5 +1,6 @@
 """From plain configuration to the module that is trained."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,9 @@ from sae.training.optimizers import OptimizerSettings
 from sae.training.resampling import ResampleSettings
 from sae.types import Split
 
+START_SPREADS = -2.3
+"""Encoder biases at the start, in standard deviations of ordinary activations (`Stats.spread`)."""
+
 
 def build_module(config: Mapping[str, Any], data: ActivationDataModule) -> SAEModule:
     """The module for the nodes `sae`, `optimizer`, `resample` and the `seed`.
@@ -32,8 +36,9 @@ def build_module(config: Mapping[str, Any], data: ActivationDataModule) -> SAEMo
     pair = ends is not None and ends.pair
     d_in, d_out = widths if pair else (data.d_in, None)
     frozen_decoder = settings.pop("frozen_decoder", False)
-    if config["activations"].get("normalize") == "none" and settings.get("start_bias", 0) is None:
-        settings["start_bias"] = 0.0  # what the architectures start with suits scaled activations
+    if "start_bias" in settings and settings["start_bias"] is None:
+        read = data.spreads[:1] if pair else data.spreads
+        settings["start_bias"] = START_SPREADS * math.sqrt(sum(s**2 for s in read) / len(read))
     dictionary = build_dictionary(
         settings, d_in=d_in, d_out=d_out, widths=() if pair or len(widths) == 1 else widths,
         mean=data.mean * data.scale, seed=config["seed"],

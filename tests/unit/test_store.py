@@ -126,6 +126,23 @@ def test_statistics_agree_with_numpy(store):
     assert (stats.norm_quantiles["min"], stats.norm_quantiles["max"]) == (norm.min(), norm.max())
 
 
+def test_spread_is_that_of_ordinary_rows():
+    """Three massive rows of 4,000 hold nearly all of the mean square, and leave the spread."""
+    rows = 0.3 * torch.randn(4000, 64, generator=torch.Generator().manual_seed(0)) + 0.1
+    spreads = []
+    for massive in (1, 1000):
+        rows[:3] *= massive
+        running = RunningStats(64)
+        running.update(rows)
+        spreads.append(running.result().spread)
+    assert running.result().mean_square_norm > 50 * 64 * 0.3**2
+    assert spreads[0] == pytest.approx(0.3, rel=0.05)
+    assert spreads[1] == pytest.approx(0.3, rel=0.3)
+    zeros = RunningStats(2)
+    zeros.update(torch.zeros(3, 2))
+    assert zeros.result().spread == 0
+
+
 def test_statistics_of_extreme_norms_and_none():
     running = RunningStats(2)
     running.update(torch.tensor([[0.0, 0.0], [3e38, 3e38], [1e-30, 0.0]]))
