@@ -54,8 +54,8 @@ def to_saebench(
     """One result as the file that SAEBench would have written.
 
     Args:
-        word: `core` (which takes `downstream` along, where it was run), `sparse_probing`, `tpp`
-            or `scr`.
+        word: `core` (which takes `downstream` along, where it was run), `sparse_probing`, `tpp`,
+            `scr` or `absorption`.
         results: Results of one SAE by word.
         sae: The SAE.
         name: Stands for the SAE's id.
@@ -68,7 +68,7 @@ def to_saebench(
     metrics, details, missing = _WRITERS[word](results)
     result = results[word]
     return {
-        "eval_type_id": word,
+        "eval_type_id": "absorption_first_letter" if word == "absorption" else word,
         "eval_config": {},
         "eval_id": str(uuid4()),
         "datetime_epoch_millis": int(time.time() * 1000),
@@ -83,6 +83,7 @@ def to_saebench(
             "written_by": "lightning-sae",
             "versions": provenance()["versions"],
             "settings": result.settings,
+            **({"caveat": result.details["caveat"]} if word == "absorption" else {}),
             "not_measured": missing,
         },
     }
@@ -154,8 +155,30 @@ def _scr(results: Mapping[str, EvalResult]) -> Written:
     return {"scr_metrics": _values(results["scr"])}, details, []
 
 
+def _absorption(results: Mapping[str, EvalResult]) -> Written:
+    result = results["absorption"]
+    scores = {
+        name: value for name, value in _values(result).items()
+        if name.endswith(("absorption_fraction_score", "full_absorption_score", "split_features"))
+    }  # fmt: skip
+    details = [
+        {"first_letter": letter} | {
+            name: one[name] for name in (
+                "mean_absorption_fraction", "full_absorption_rate", "num_full_absorption",
+                "num_probe_true_positives", "num_split_features",
+            )
+        }
+        for letter, one in result.details["letters"].items()
+        if letter in result.details["letters_counted"]
+    ]  # fmt: skip
+    missing = [f"mean.{name}" for name, value in scores.items() if value is None]
+    mean = {name: NOT_MEASURED if value is None else value for name, value in scores.items()}
+    return {"mean": mean}, details, missing
+
+
 _WRITERS: dict[str, Callable[[Mapping[str, EvalResult]], Written]] = {
     "core": _core, "sparse_probing": _sparse_probing, "tpp": _tpp, "scr": _scr,
+    "absorption": _absorption,
 }  # fmt: skip
 WORDS = tuple(_WRITERS)
 """Evaluations of ours that SAEBench has a schema for."""
