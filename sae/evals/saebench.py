@@ -17,35 +17,42 @@ from sae.evals.base import EvalResult
 from sae.provenance import provenance
 
 NOT_MEASURED = -1.0
+_FREQUENCIES = (
+    "freq_over_1_percent", "freq_over_10_percent", "normalized_freq_over_1_percent",
+    "normalized_freq_over_10_percent",
+)  # fmt: skip
+_SIGNED = ("abs_topk", "identity")
+"""Activations whose codes have both signs, where SAEBench's sums and f > 0 differ from ours."""
 _CORE = {
     "model_behavior_preservation": {
-        "kl_div_score": None, "kl_div_with_ablation": None, "kl_div_with_sae": "kl",
+        "kl_div_score": "kl_score", "kl_div_with_ablation": "kl_zero", "kl_div_with_sae": "kl",
     },
     "model_performance_preservation": {
         "ce_loss_score": "ce_recovered_zero", "ce_loss_with_ablation": "ce_zero",
         "ce_loss_with_sae": "ce_sae", "ce_loss_without_sae": "ce_clean",
     },
     "reconstruction_quality": {
-        "explained_variance": "explained_variance", "explained_variance_legacy": None,
+        "explained_variance": "explained_variance",
+        "explained_variance_legacy": "ev_saebench_legacy",
         "mse": "mse", "cossim": "cosine",
     },
     "shrinkage": {
-        "l2_norm_in": None, "l2_norm_out": None, "l2_ratio": "l2_ratio",
+        "l2_norm_in": "norm", "l2_norm_out": "norm_hat", "l2_ratio": "l2_ratio",
         "relative_reconstruction_bias": "relative_bias",
     },
-    "sparsity": {"l0": "l0", "l1": None},
+    "sparsity": {"l0": "l0", "l1": "l1_saebench"},
     "token_stats": {
         "total_tokens_eval_reconstruction": "tokens",
         "total_tokens_eval_sparsity_variance": "vectors",
     },
     "misc_metrics": {
-        "freq_over_1_percent": None, "freq_over_10_percent": "dense",
-        "normalized_freq_over_1_percent": None, "normalized_freq_over_10_percent": None,
-        "average_max_encoder_cosine_sim": None, "average_max_decoder_cosine_sim": None,
+        "average_max_encoder_cosine_sim": "encoder_max_cosine",
+        "average_max_decoder_cosine_sim": "decoder_max_cosine",
         "frac_alive": "alive",
+        **{name: name for name in _FREQUENCIES},
     },
 }  # fmt: skip
-"""SAEBench's groups and names, each with ours; None for what we do not measure in its way."""
+"""SAEBench's groups and names, each with ours."""
 
 
 def to_saebench(
@@ -63,9 +70,10 @@ def to_saebench(
     Raises:
         ConfigError: If SAEBench has no such evaluation.
     """
-    if word not in _WRITERS:
-        raise ConfigError(f"SAEBench has no {word}. There are: {', '.join(_WRITERS)}.")
-    metrics, details, missing = _WRITERS[word](results)
+    if word not in WORDS:
+        raise ConfigError(f"SAEBench has no {word}. There are: {', '.join(WORDS)}.")
+    signed = sae.config.activation in _SIGNED
+    metrics, details, missing = _core(results, signed) if word == "core" else _OTHERS[word](results)
     result = results[word]
     return {
         "eval_type_id": "absorption_first_letter" if word == "absorption" else word,
@@ -96,17 +104,23 @@ def _values(result: EvalResult) -> dict[str, float | None]:
     return {name: estimate.value for name, estimate in result.metrics.items()}
 
 
-def _core(results: Mapping[str, EvalResult]) -> Written:
+def _core(results: Mapping[str, EvalResult], signed: bool) -> Written:
     known: dict[str, Any] = _values(results["core"]) | dict(results["core"].tokens)
     known |= {"explained_variance": _less(known.get("fvu")), "alive": _less(known.get("silent"))}
     if "downstream" in results:
         known |= _values(results["downstream"]) | dict(results["downstream"].tokens)
+        if known.get("kl_zero"):
+            known["kl_score"] = 1 - known["kl"] / known["kl_zero"]
+    if signed:
+        known |= dict.fromkeys([*_FREQUENCIES, "alive"])
+    else:
+        known.setdefault("l1_saebench", known.get("l1"))
     missing: list[str] = []
     metrics: dict[str, dict[str, Any]] = {}
     for group, names in _CORE.items():
         metrics[group] = {}
         for name, own in names.items():
-            value = known.get(own) if own else None
+            value = known.get(own)
             if value is None:
                 missing.append(f"{group}.{name}")
                 value = -1 if group == "token_stats" else NOT_MEASURED
@@ -176,9 +190,8 @@ def _absorption(results: Mapping[str, EvalResult]) -> Written:
     return {"mean": mean}, details, missing
 
 
-_WRITERS: dict[str, Callable[[Mapping[str, EvalResult]], Written]] = {
-    "core": _core, "sparse_probing": _sparse_probing, "tpp": _tpp, "scr": _scr,
-    "absorption": _absorption,
+_OTHERS: dict[str, Callable[[Mapping[str, EvalResult]], Written]] = {
+    "sparse_probing": _sparse_probing, "tpp": _tpp, "scr": _scr, "absorption": _absorption,
 }  # fmt: skip
-WORDS = tuple(_WRITERS)
+WORDS = ("core", *_OTHERS)
 """Evaluations of ours that SAEBench has a schema for."""

@@ -306,7 +306,7 @@ def test_absorption_of_all_letters(absorption, kind, tmp_path, monkeypatch):
 
 def assert_alike(ours, theirs):
     assert (torch.cosine_similarity(ours, theirs, dim=1) > 0.98).all()
-    assert ((ours.norm(dim=1) / theirs.norm(dim=1)).log().abs() < 0.15).all()
+    assert ((ours.norm(dim=1) / theirs.norm(dim=1)).log().abs() < 0.3).all()
 
 
 def test_absorption_probes(absorption):

@@ -27,7 +27,7 @@ def worded_lm(num_words: int = 600, d_model: int = 32) -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
     tokenizer.train_from_iterator([f"{one} {one}" for one in words], trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=SEPARATOR)
+    fast: Any = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=SEPARATOR)
     config = random_config("gpt2", d_model, 2, 128)
     config.vocab_size = len(fast)
     with torch.random.fork_rng(devices=[]):
