@@ -147,9 +147,7 @@ def test_saebench_files_of_a_run(run, tmp_path, monkeypatch):
         jsonschema.validate(content, json.loads(schema.read_text()))
         assert content["sae_cfg_dict"]["point"] == "resid.1"
     assert written["core"]["eval_result_unstructured"]["not_measured"] == []
-    assert all(
-        0 < value < 100 for value in written["core"]["eval_result_metrics"]["sparsity"].values()
-    )
+    assert min(written["core"]["eval_result_metrics"]["sparsity"].values()) > 0
 
 
 def test_none_means_as_in_the_run(run, monkeypatch):

@@ -314,8 +314,8 @@ def test_absorption_probes(absorption):
     from sae.evals.absorbed import train_probes
 
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1500, 6, generator=generator)
-    labels = (x[:, :3] + 0.5 * torch.randn(1500, 3, generator=generator)).argmax(1)
+    x = torch.randn(3000, 6, generator=generator)
+    labels = (x[:, :3] + 0.5 * torch.randn(3000, 3, generator=generator)).argmax(1)
     y = torch.nn.functional.one_hot(labels)
     ours = train_probes(x, y.float(), "probes", 0, batch_rows=64, weight_decay=1e-4, l1=0.0)
     torch.manual_seed(1)
@@ -324,10 +324,10 @@ def test_absorption_probes(absorption):
     )
     assert_alike(ours.weight, theirs.weights)
     assert_alike(ours.bias[None], theirs.biases[None])
-    options = {"batch_rows": 256, "weight_decay": 1e-6, "l1": 0.01}
+    options = {"batch_rows": 64, "weight_decay": 1e-6, "l1": 0.01}
     ours = train_probes(x, y.float(), "probes", 0, **options)
     theirs = absorption.sparse.train_sparse_multi_probe(
-        x, y, torch.device("cpu"), l1_decay=0.01, batch_size=256, show_progress=False
+        x, y, torch.device("cpu"), l1_decay=0.01, batch_size=64, show_progress=False
     )
     assert_alike(ours.weight, theirs.weights)
 

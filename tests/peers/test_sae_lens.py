@@ -298,9 +298,8 @@ def test_kl(context, hooked_model, tokens, keep_first):
         compute_kl=True, compute_ce_loss=False, ignore_tokens=None if keep_first else [BOS],
     )  # fmt: skip
     # theirs has the last position too
-    counted = {
-        name: kl[:, 0 if keep_first else 1 : -1].mean().item() for name, kl in theirs.items()
-    }
+    start = 0 if keep_first else 1
+    counted = {name: kl[:, start:-1].mean().item() for name, kl in theirs.items()}
     ours = DownstreamEval(num_tokens=10**6).run(context).metrics
     agree({"kl": (ours["kl"].value, counted["kl_div_with_sae"])})
     if keep_first:  # otherwise their zero ablation hits position 0, which ours spares
