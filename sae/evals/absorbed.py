@@ -20,6 +20,7 @@ _FULL_COSINE, _COSINE = 0.025, 0.1
 _SHARE, _MAX_ABSORBERS = 0.4, 3
 _EPOCHS, _LR, _LAST_LR = 50, 1e-2, 1e-5
 _OF_ACTIVATION = {"batch_rows": 64, "weight_decay": 1e-4, "l1": 0.0}
+# SAEBench's 4,096 rows are two steps an epoch for 8,000 words, which is no training.
 _OF_LATENTS = {"batch_rows": 256, "weight_decay": 1e-6, "l1": 0.01}
 
 
