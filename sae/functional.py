@@ -202,8 +202,8 @@ def reconstruction_metrics(
 
     Args:
         sums: One tensor a term. Leading axes are free (none: one result; resamples of a
-            bootstrap: one result each). With sums `"l0"`, `"l1"` their means are among the
-            results, with the sums of `dimension_terms` also `fvu_per_dim`.
+            bootstrap: one result each). With sums `"l0"`, `"l1"`, `"norm"`, `"norm_hat"` their
+            means are among the results, with the sums of `dimension_terms` also `fvu_per_dim`.
     """
     rows, error = sums["rows"], sums["squared_error"]
     variance = sums["square_norm"] - sums["x"].square().sum(-1) / rows
@@ -215,7 +215,9 @@ def reconstruction_metrics(
         "l2_ratio": sums["norm_ratio"] / sums["nonzero_rows"],
         "relative_bias": _where(sums["dot"] != 0, sums["square_norm_hat"] / sums["dot"]),
     }
-    metrics |= {name: sums[name] / rows for name in ("l0", "l1") if name in sums}
+    metrics |= {
+        name: sums[name] / rows for name in ("l0", "l1", "norm", "norm_hat") if name in sums
+    }
     if "x_square" in sums:
         metrics["fvu_per_dim"] = fvu_by_dimension(sums).nanmean(-1)
     return metrics

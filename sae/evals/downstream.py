@@ -219,7 +219,7 @@ def _measure(
     metric = NextToken(keep_first=keep_first).to(lm.device)
     identity = {
         "lm": dict(lm.identity), "dtype": str(lm.dtype), "device": lm.device.type,
-        "contexts": num_contexts, "keep_first": keep_first, "groups": metric.num_groups,
+        "contexts": num_contexts, "keep_first": keep_first, "groups": metric.num_groups, "sums": 2,
         "mean": list(mean),
     }  # fmt: skip
     kept = store.folder / "ablations" / f"{where}.{content_key(identity)}.json"
@@ -238,9 +238,11 @@ def _measure(
             document = torch.as_tensor(store.document[part], device=lm.device).long()
             # Logits are large: no more than two sets of them are held at any time.
             passes = lm.logits_under(tokens, [notes, *conditions.values()])
-            metric.update(tokens, document, {"clean": next(passes), "sae": next(passes)})
+            clean = next(passes)
+            metric.update(tokens, document, {"clean": clean, "sae": next(passes)})
             for name, logits in zip(list(conditions)[1:], passes, strict=True):
-                metric.update_ablation(name, tokens, document, logits)
+                metric.update_ablation(name, tokens, document, clean, logits)
+                del logits
             advance(tokens.numel())
     if not known:
         _keep(metric, kept)

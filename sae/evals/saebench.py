@@ -17,35 +17,42 @@ from sae.evals.base import EvalResult
 from sae.provenance import provenance
 
 NOT_MEASURED = -1.0
+_FREQUENCIES = (
+    "freq_over_1_percent", "freq_over_10_percent", "normalized_freq_over_1_percent",
+    "normalized_freq_over_10_percent",
+)  # fmt: skip
+_SIGNED = ("abs_topk", "identity")
+"""Activations whose codes have both signs, where SAEBench's sums and f > 0 differ from ours."""
 _CORE = {
     "model_behavior_preservation": {
-        "kl_div_score": None, "kl_div_with_ablation": None, "kl_div_with_sae": "kl",
+        "kl_div_score": "kl_score", "kl_div_with_ablation": "kl_zero", "kl_div_with_sae": "kl",
     },
     "model_performance_preservation": {
         "ce_loss_score": "ce_recovered_zero", "ce_loss_with_ablation": "ce_zero",
         "ce_loss_with_sae": "ce_sae", "ce_loss_without_sae": "ce_clean",
     },
     "reconstruction_quality": {
-        "explained_variance": "explained_variance", "explained_variance_legacy": None,
+        "explained_variance": "explained_variance",
+        "explained_variance_legacy": "ev_saebench_legacy",
         "mse": "mse", "cossim": "cosine",
     },
     "shrinkage": {
-        "l2_norm_in": None, "l2_norm_out": None, "l2_ratio": "l2_ratio",
+        "l2_norm_in": "norm", "l2_norm_out": "norm_hat", "l2_ratio": "l2_ratio",
         "relative_reconstruction_bias": "relative_bias",
     },
-    "sparsity": {"l0": "l0", "l1": None},
+    "sparsity": {"l0": "l0", "l1": "l1_saebench"},
     "token_stats": {
         "total_tokens_eval_reconstruction": "tokens",
         "total_tokens_eval_sparsity_variance": "vectors",
     },
     "misc_metrics": {
-        "freq_over_1_percent": None, "freq_over_10_percent": "dense",
-        "normalized_freq_over_1_percent": None, "normalized_freq_over_10_percent": None,
-        "average_max_encoder_cosine_sim": None, "average_max_decoder_cosine_sim": None,
+        "average_max_encoder_cosine_sim": "encoder_max_cosine",
+        "average_max_decoder_cosine_sim": "decoder_max_cosine",
         "frac_alive": "alive",
+        **{name: name for name in _FREQUENCIES},
     },
 }  # fmt: skip
-"""SAEBench's groups and names, each with ours; None for what we do not measure in its way."""
+"""SAEBench's groups and names, each with ours."""
 
 
 def to_saebench(
@@ -54,8 +61,8 @@ def to_saebench(
     """One result as the file that SAEBench would have written.
 
     Args:
-        word: `core` (which takes `downstream` along, where it was run), `sparse_probing`, `tpp`
-            or `scr`.
+        word: `core` (which takes `downstream` along, where it was run), `sparse_probing`, `tpp`,
+            `scr` or `absorption`.
         results: Results of one SAE by word.
         sae: The SAE.
         name: Stands for the SAE's id.
@@ -63,12 +70,13 @@ def to_saebench(
     Raises:
         ConfigError: If SAEBench has no such evaluation.
     """
-    if word not in _WRITERS:
-        raise ConfigError(f"SAEBench has no {word}. There are: {', '.join(_WRITERS)}.")
-    metrics, details, missing = _WRITERS[word](results)
+    if word not in WORDS:
+        raise ConfigError(f"SAEBench has no {word}. There are: {', '.join(WORDS)}.")
+    signed = sae.config.activation in _SIGNED
+    metrics, details, missing = _core(results, signed) if word == "core" else _OTHERS[word](results)
     result = results[word]
     return {
-        "eval_type_id": word,
+        "eval_type_id": "absorption_first_letter" if word == "absorption" else word,
         "eval_config": {},
         "eval_id": str(uuid4()),
         "datetime_epoch_millis": int(time.time() * 1000),
@@ -83,6 +91,7 @@ def to_saebench(
             "written_by": "lightning-sae",
             "versions": provenance()["versions"],
             "settings": result.settings,
+            **({"caveat": result.details["caveat"]} if word == "absorption" else {}),
             "not_measured": missing,
         },
     }
@@ -95,17 +104,23 @@ def _values(result: EvalResult) -> dict[str, float | None]:
     return {name: estimate.value for name, estimate in result.metrics.items()}
 
 
-def _core(results: Mapping[str, EvalResult]) -> Written:
+def _core(results: Mapping[str, EvalResult], signed: bool) -> Written:
     known: dict[str, Any] = _values(results["core"]) | dict(results["core"].tokens)
     known |= {"explained_variance": _less(known.get("fvu")), "alive": _less(known.get("silent"))}
     if "downstream" in results:
         known |= _values(results["downstream"]) | dict(results["downstream"].tokens)
+        if known.get("kl_zero"):
+            known["kl_score"] = 1 - known["kl"] / known["kl_zero"]
+    if signed:
+        known |= dict.fromkeys([*_FREQUENCIES, "alive"])
+    else:
+        known.setdefault("l1_saebench", known.get("l1"))
     missing: list[str] = []
     metrics: dict[str, dict[str, Any]] = {}
     for group, names in _CORE.items():
         metrics[group] = {}
         for name, own in names.items():
-            value = known.get(own) if own else None
+            value = known.get(own)
             if value is None:
                 missing.append(f"{group}.{name}")
                 value = -1 if group == "token_stats" else NOT_MEASURED
@@ -154,8 +169,29 @@ def _scr(results: Mapping[str, EvalResult]) -> Written:
     return {"scr_metrics": _values(results["scr"])}, details, []
 
 
-_WRITERS: dict[str, Callable[[Mapping[str, EvalResult]], Written]] = {
-    "core": _core, "sparse_probing": _sparse_probing, "tpp": _tpp, "scr": _scr,
+def _absorption(results: Mapping[str, EvalResult]) -> Written:
+    result = results["absorption"]
+    scores = {
+        name: value for name, value in _values(result).items()
+        if name.endswith(("absorption_fraction_score", "full_absorption_score", "split_features"))
+    }  # fmt: skip
+    details = [
+        {"first_letter": letter} | {
+            name: one[name] for name in (
+                "mean_absorption_fraction", "full_absorption_rate", "num_full_absorption",
+                "num_probe_true_positives", "num_split_features",
+            )
+        }
+        for letter, one in result.details["letters"].items()
+        if letter in result.details["letters_counted"]
+    ]  # fmt: skip
+    missing = [f"mean.{name}" for name, value in scores.items() if value is None]
+    mean = {name: NOT_MEASURED if value is None else value for name, value in scores.items()}
+    return {"mean": mean}, details, missing
+
+
+_OTHERS: dict[str, Callable[[Mapping[str, EvalResult]], Written]] = {
+    "sparse_probing": _sparse_probing, "tpp": _tpp, "scr": _scr, "absorption": _absorption,
 }  # fmt: skip
-WORDS = tuple(_WRITERS)
+WORDS = ("core", *_OTHERS)
 """Evaluations of ours that SAEBench has a schema for."""

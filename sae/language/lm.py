@@ -211,6 +211,7 @@ class LanguageModel:
             with self._lock, replay.one_pass():
                 found = self.logits(tokens, replace)
             yield found
+            del found  # the next pass needs the room
 
     def _forward(self, tokens: Tensor) -> Tensor:
         if tokens.shape[1] > self.max_ctx:

@@ -18,7 +18,8 @@ class NextToken(GroupedSums):
 
     All means are over the predictions that count (`functional.prediction_mask`), of all batches.
     Results: `ce_clean`, `ce_sae`, `delta_ce`, `kl` in nats, `perplexity_clean`,
-    `perplexity_sae`, `top1_agreement`, and for each ablation `ce_<it>` and `ce_recovered_<it>`.
+    `perplexity_sae`, `top1_agreement`, and for each ablation `ce_<it>`, `ce_recovered_<it>` and
+    `kl_<it>`.
 
     Args:
         ablations: Which of zero and mean ablation are measured.
@@ -36,7 +37,8 @@ class NextToken(GroupedSums):
     ):
         if unknown := sorted(set(ablations) - set(ABLATIONS)):
             raise ConfigError(f"Unknown ablations {unknown}; known: {', '.join(ABLATIONS)}.")
-        names = ("predictions", "clean", "sae", "kl", "top1", *ablations)
+        names = ["predictions", "clean", "sae", "kl", "top1", *ablations]
+        names += [f"kl_{name}" for name in ablations]
         super().__init__(dict.fromkeys(names), num_groups)
         self.ablations = tuple(ablations)
         self.keep_first = keep_first
@@ -57,6 +59,7 @@ class NextToken(GroupedSums):
         for name in self.ablations:
             metrics[f"ce_{name}"] = mean[name]
             metrics[f"ce_recovered_{name}"] = functional.ce_recovered(clean, spliced, mean[name])
+            metrics[f"kl_{name}"] = mean[f"kl_{name}"]
         return metrics
 
     def update(
@@ -81,18 +84,20 @@ class NextToken(GroupedSums):
             self.add(terms, document_of)
         for name in self.ablations:
             if name in logits:
-                self.update_ablation(name, tokens, document, logits[name])
+                self.update_ablation(name, tokens, document, logits["clean"], logits[name])
 
     def update_ablation(
         self,
         name: str,
         tokens: Int[Tensor, "batch ctx"],
         document: Int[Tensor, "batch ctx"],
-        logits: Float[Tensor, "batch ctx vocab"],
+        clean: Float[Tensor, "batch ctx vocab"],
+        ablated: Float[Tensor, "batch ctx vocab"],
     ) -> None:
         """Add contexts under an ablation only; `update` must get the same ones."""
-        for part, document_of, target in self._counted(tokens, document, logits):
-            self.add({name: functional.cross_entropy(logits[part], target)}, document_of)
+        for part, document_of, target in self._counted(tokens, document, ablated):
+            terms = functional.compare_predictions(clean[part], ablated[part], target)
+            self.add({name: terms["other"], f"kl_{name}": terms["kl"]}, document_of)
 
     def _counted(
         self, tokens: Tensor, document: Tensor, logits: Tensor
@@ -109,10 +114,11 @@ class NextToken(GroupedSums):
             following = (part[0], part[1] + 1)
             yield part, document[part], tokens[following]
 
-    def ablation(self, name: str) -> Float[Tensor, " groups"]:
-        """Summed cross entropy under an ablation; it does not depend on the SAE."""
-        return self._sum(name)
+    def ablation(self, name: str) -> Float[Tensor, "2 groups"]:
+        """Summed cross entropy and KL under an ablation; they do not depend on the SAE."""
+        return torch.stack([self._sum(name), self._sum(f"kl_{name}")])
 
-    def set_ablation(self, name: str, sums: Float[Tensor, " groups"]) -> None:
+    def set_ablation(self, name: str, sums: Float[Tensor, "2 groups"]) -> None:
         """Take the sums of an ablation from an earlier measurement on the same contexts."""
-        self._sum(name).copy_(sums)
+        for own, given in zip((name, f"kl_{name}"), sums, strict=True):
+            self._sum(own).copy_(given)

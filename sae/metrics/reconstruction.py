@@ -24,7 +24,7 @@ class Reconstruction(GroupedSums):
     Args:
         d_in: Width of the activations.
         num_groups: Upper limit to the number of resampled units.
-        full: Also L1 and `fvu_per_dim`, for two more sums [num_groups d_in].
+        full: Also L1, mean norms and `fvu_per_dim`, for two more sums [num_groups d_in].
 
     Example:
         >>> import torch
@@ -40,7 +40,11 @@ class Reconstruction(GroupedSums):
     def __init__(self, d_in: int, num_groups: int = 1024, full: bool = False):
         scalars = ("rows", "square_norm", "square_norm_hat", "dot", "squared_error", "cosine",
                    "norm_ratio", "nonzero_rows", "l0")  # fmt: skip
-        more = {"l1": None, "x_square": d_in, "error_square": d_in} if full else {}
+        more: dict[str, int | None] = {}
+        if full:
+            more |= dict.fromkeys(("l1", "norm", "norm_hat")) | dict.fromkeys(
+                ("x_square", "error_square"), d_in
+            )
         super().__init__(dict.fromkeys(scalars) | {"x": d_in} | more, num_groups)
         self.full = full
 
@@ -69,6 +73,7 @@ class Reconstruction(GroupedSums):
         if self.full:
             assert code_l1 is not None
             terms |= dimension_terms(x, x_hat) | {"l1": code_l1}
+            terms |= {name: terms[f"square_{name}"].sqrt() for name in ("norm", "norm_hat")}
         self.add(terms, document)
 
     def constant_dimensions(self) -> int:

@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
+SCHEMAS = ROOT / "tests" / "fixtures" / "saebench"
 
 
 def evaluate(*arguments, code=0, cwd=ROOT, **environment):
@@ -118,6 +120,36 @@ def test_two_saes_at_once(run, monkeypatch):
     assert "no effect on one SAE" in message
 
 
+def test_saebench_files_of_a_run(run, tmp_path, monkeypatch):
+    """`evaluate.py run=… 'eval=[core,…]' saebench=true`: a valid file beside each result."""
+    from evaluate import evaluate as function
+
+    rng, file = np.random.default_rng(0), tmp_path / "mine.csv"
+    texts = ["".join(rng.choice(list("abcdef"), size=9)) + "xy"[i % 2] for i in range(240)]
+    file.write_text("text,label\n" + "".join(f"{text},{text[-1]}\n" for text in texts))
+    monkeypatch.setenv("SAE_CACHE", str(run.parent / "cache"))
+    evals = {
+        "core": {"legacy": True},
+        "downstream": {},
+        "sparse_probing": {"csv": str(file), "ks": [1, 2]},
+        "tpp": {"csv": str(file), "num_train": 60, "num_test": 40, "thresholds": [2, 5]},
+        "scr": {"pairs": ["professor/nurse"], "thresholds": [2, 5]},
+        "absorption": {"num_examples": 3, "max_k": 2, "min_letters": 1, "min_probe_f1": 0.0},
+    }
+    given = {word: {**settings, "resamples": 20} for word, settings in evals.items()}
+    function(run, given, device="cpu", saebench=True, out=str(tmp_path))
+    written = {json.loads(one.read_text())["eval_type_id"]: json.loads(one.read_text())
+               for one in (tmp_path / "evals").glob("*_saebench.json")}  # fmt: skip
+    names = {"core", "sparse_probing", "tpp", "scr", "absorption_first_letter"}
+    assert set(written) == names
+    for name, content in written.items():
+        schema = SCHEMAS / f"{name.removesuffix('_first_letter')}.json"
+        jsonschema.validate(content, json.loads(schema.read_text()))
+        assert content["sae_cfg_dict"]["point"] == "resid.1"
+    assert written["core"]["eval_result_unstructured"]["not_measured"] == []
+    assert min(written["core"]["eval_result_metrics"]["sparsity"].values()) > 0
+
+
 def test_none_means_as_in_the_run(run, monkeypatch):
     from evaluate import evaluate as function
 
@@ -131,7 +163,10 @@ def test_none_means_as_in_the_run(run, monkeypatch):
     [
         (["run=nowhere"], "No saved SAE at nowhere: it does not exist"),
         ([], "run has no value"),
-        (["run=nowhere", "eval=[cor]"], "Available options in 'eval': compare core downstream"),
+        (
+            ["run=nowhere", "eval=[cor]"],
+            "Available options in 'eval': absorption compare core downstream",
+        ),
         (["run=nowhere", "tokens=0"], "tokens=0 must be a whole number of at least 1"),
         (["run=nowhere", "device=foo"], "device=foo is not there. This machine has: auto, cpu"),
     ],

@@ -220,6 +220,8 @@ def test_core(context, hooked_model, tokens, keep_first):
         "relative_bias": (ours["relative_bias"], theirs["relative_reconstruction_bias"]),
     }
     pairs["l1"] = (ours["l1"], theirs["l1"])
+    pairs["norm"] = (ours["norm"], theirs["l2_norm_in"])
+    pairs["norm_hat"] = (ours["norm_hat"], theirs["l2_norm_out"])
     pairs["mse_sae_lens"] = (ours["mse_sae_lens"], theirs["mse"])
     # Their legacy value takes the mean of a batch: give ours the whole split as one.
     x = torch.cat([context.rows.read(i) for i in range(context.rows.num_chunks)])
@@ -294,10 +296,14 @@ def test_kl(context, hooked_model, tokens, keep_first):
     theirs = get_recons_loss(
         duck(context.sae), hooked_model, ActivationScaler(), tokens,  # pyright: ignore
         compute_kl=True, compute_ce_loss=False, ignore_tokens=None if keep_first else [BOS],
-    )["kl_div_with_sae"]  # fmt: skip
-    counted = theirs[:, 0 if keep_first else 1 : -1]  # theirs has the last position too
-    ours = DownstreamEval(num_tokens=10**6).run(context).metrics["kl"].value
-    agree({"kl": (ours, counted.mean().item())})
+    )  # fmt: skip
+    # theirs has the last position too
+    start = 0 if keep_first else 1
+    counted = {name: kl[:, start:-1].mean().item() for name, kl in theirs.items()}
+    ours = DownstreamEval(num_tokens=10**6).run(context).metrics
+    agree({"kl": (ours["kl"].value, counted["kl_div_with_sae"])})
+    if keep_first:  # otherwise their zero ablation hits position 0, which ours spares
+        agree({"kl_zero": (ours["kl_zero"].value, counted["kl_div_with_ablation"])})
 
 
 def agree(pairs: dict[str, tuple[float, float]]) -> None:

@@ -104,7 +104,7 @@ def test_next_token_against_scipy(size):
     metric = NextToken()
     metric.update(tokens, document, logits)
     got = metric.compute()
-    losses: dict[str, list[float]] = {name: [] for name in (*logits, "kl", "top1")}
+    losses: dict[str, list[float]] = {name: [] for name in (*logits, "kl", "kl_zero", "top1")}
     for c in range(5):
         for t in range(1, 8):
             if document[c, t] != document[c, t + 1]:
@@ -112,13 +112,15 @@ def test_next_token_against_scipy(size):
             z = {name: value[c, t].double().numpy() for name, value in logits.items()}
             for name, values in z.items():
                 losses[name].append(logsumexp(values) - values[tokens[c, t + 1]])
-            losses["kl"].append(rel_entr(softmax(z["clean"]), softmax(z["sae"])).sum())
+            for name, other in (("kl", "sae"), ("kl_zero", "zero")):
+                losses[name].append(rel_entr(softmax(z["clean"]), softmax(z[other])).sum())
             losses["top1"].append(z["clean"].argmax() == z["sae"].argmax())
     mean = {name: np.mean(values) for name, values in losses.items()}
     assert metric.num_rows() == len(losses["clean"])
     for name in logits:
         assert got[f"ce_{name}"] == pytest.approx(mean[name], rel=1e-5)
-    assert got["kl"] == pytest.approx(mean["kl"], rel=1e-5)
+    for name in ("kl", "kl_zero"):
+        assert got[name] == pytest.approx(mean[name], rel=1e-5)
     assert got["top1_agreement"] == pytest.approx(mean["top1"])
     perplexity = got["perplexity_clean"]
     assert perplexity == pytest.approx(np.exp(got["ce_clean"]), rel=1e-12)

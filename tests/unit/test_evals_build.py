@@ -155,7 +155,7 @@ def test_an_sae_without_its_origin_says_so():
 @pytest.mark.parametrize(
     ("evals", "message"),
     [
-        ({"cor": {}}, r"\['cor'\] is not known. Choose of \['core', 'downstream'"),
+        ({"cor": {}}, r"\['cor'\] is not known. Choose of \['absorption', 'core'"),
         (
             {"core": {"resample": 1}},
             "eval.core.resample is not known.* batch_rows, legacy, resamples",

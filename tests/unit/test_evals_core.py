@@ -166,7 +166,8 @@ def test_scale_of_the_lm_does_not_matter(tmp_path):
     before = values(CoreEval().run(context))
     context.sae, context.rows = scaled, rows  # pyright: ignore[reportAttributeAccessIssue]
     after = values(CoreEval().run(context))
-    for name, unit in {"mse": 100, "l1": 10, "activation_mean": 10, "activation_std": 10}.items():
+    units = dict.fromkeys(("l1", "norm", "norm_hat", "activation_mean", "activation_std"), 10)
+    for name, unit in {"mse": 100, **units}.items():
         expected = before.pop(name)
         assert expected is not None
         assert after.pop(name) == pytest.approx(unit * expected, rel=1e-5)

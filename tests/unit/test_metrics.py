@@ -159,6 +159,9 @@ def test_next_token_equals_plain_means():
     ce = {name: result[f"ce_{name}"] for name in logits}
     assert result["delta_ce"] == pytest.approx(ce["sae"] - ce["clean"])
     assert metric.num_rows() == int(mask.sum())
+    for name, key in (("sae", "kl"), ("zero", "kl_zero"), ("mean", "kl_mean")):
+        kl = functional.kl_divergence(logits["clean"], logits[name])[:, :-1][mask].double().mean()
+        assert result[key] == pytest.approx(kl.item())
     agree = functional.top1_agreement(logits["clean"], logits["sae"])[:, :-1][mask]
     assert result["top1_agreement"] == pytest.approx(agree.double().mean().item())
 

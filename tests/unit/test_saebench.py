@@ -1,6 +1,7 @@
 """Results in SAEBench's schema: validated against its own files (0.6.0, texts taken out)."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -11,6 +12,7 @@ from _labelled import context_of, planted
 
 from sae.errors import ConfigError
 from sae.evals import Bootstrap, CoreEval, DownstreamEval, Estimate, EvalResult
+from sae.evals.absorbed import Letter
 from sae.evals.saebench import WORDS, to_saebench
 from sae.evals.scr import SCREval
 
@@ -18,9 +20,19 @@ SCHEMAS = Path(__file__).parents[1] / "fixtures" / "saebench"
 FEW = Bootstrap(num_resamples=5)
 
 
-def result(word: str, metrics: dict[str, float], details: dict) -> EvalResult:
+def result(word: str, metrics: dict[str, float | None], details: dict) -> EvalResult:
     estimates = {name: Estimate(value) for name, value in metrics.items()}
     return EvalResult(word, estimates, {}, details)
+
+
+def absorption(defined: bool = True) -> EvalResult:
+    scores = ("absorption_fraction_score", "full_absorption_score", "num_split_features")
+    metrics = {f"{kind}_{name}": 0.25 if defined else None for kind in ("mean", "std_dev")
+               for name in scores}  # fmt: skip
+    letter = Letter("c", 9, 0.9, [3, 1], [0.5, 0.6], torch.tensor([0.5, 0.0]),
+                    torch.tensor([True, False])).details()  # fmt: skip
+    details = {"caveat": "small", "letters_counted": ["c"], "letters": {"c": letter, "x": letter}}
+    return result("absorption", metrics | {"probe_accuracy": 0.9}, details)
 
 
 @pytest.fixture
@@ -32,11 +44,12 @@ def results(tmp_path, tiny_lm):
            ("total_metric", "intended_diff_only", "unintended_diff_only")}  # fmt: skip
     context = make(coarse_sae(), tmp_path)
     return {
-        "core": CoreEval(bootstrap=FEW).run(context),
+        "core": CoreEval(bootstrap=FEW, legacy=True).run(context),
         "downstream": DownstreamEval(bootstrap=FEW).run(context),
         "sparse_probing": result("sparse_probing", probing, {"sets": {"one": {
             "metrics": {name: {"value": value} for name, value in probing.items()}}}}),
         "tpp": result("tpp", tpp, {"dataset": "mine"}),
+        "absorption": absorption(),
         "scr": SCREval(pairs=("professor/nurse",), thresholds=(2, 5), bootstrap=FEW).run(
             context_of(sae, tiny_lm("gpt2"))
         ),
@@ -65,7 +78,7 @@ def test_files_are_valid(results):
         jsonschema.validate(broken, json.loads((SCHEMAS / "tpp.json").read_text()))
 
 
-def test_values_are_ours_under_their_names(results):
+def test_values_are_ours_under_their_names(results, tmp_path):
     written = to_saebench("core", results, coarse_sae(), "mine")
     got = leaves(written["eval_result_metrics"])
     core, downstream = results["core"].metrics, results["downstream"].metrics
@@ -73,14 +86,48 @@ def test_values_are_ours_under_their_names(results):
     assert got["frac_alive"] == 1 - core["silent"].value
     assert got["ce_loss_score"] == downstream["ce_recovered_zero"].value
     assert got["kl_div_with_sae"] == downstream["kl"].value
+    assert written["eval_result_unstructured"]["not_measured"] == []
+    assert got["l2_norm_in"] == core["norm"].value
+    assert got["kl_div_score"] == pytest.approx(
+        (downstream["kl_zero"].value - downstream["kl"].value) / downstream["kl_zero"].value
+    )
+    plain = {"core": CoreEval(bootstrap=FEW).run(make(coarse_sae(), tmp_path))}
+    written = to_saebench("core", plain, coarse_sae(), "mine")
+    got = leaves(written["eval_result_metrics"])
     missing = written["eval_result_unstructured"]["not_measured"]
     assert {name.split(".")[1] for name in missing} == {n for n, v in got.items() if v == -1}
+    assert "reconstruction_quality.explained_variance_legacy" in missing
+    assert got["l1"] == pytest.approx(core["l1_saebench"].value)  # a code of one sign
     alone = to_saebench("core", {"core": results["core"]}, coarse_sae(), "mine")
     assert leaves(alone["eval_result_metrics"])["ce_loss_score"] == -1
 
     probing = to_saebench("sparse_probing", results, coarse_sae(), "mine")["eval_result_metrics"]
     assert probing["llm"] == {"llm_test_accuracy": 0.5, "llm_top_1_test_accuracy": 0.5}
     assert probing["sae"] == {"sae_top_1_test_accuracy": 0.5}
+
+
+def test_codes_of_both_signs_have_fewer_numbers(tmp_path):
+    """SAEBench counts f > 0 as firing."""
+    signed = coarse_sae()
+    signed.config = replace(signed.config, activation="identity")
+    plain = CoreEval(bootstrap=FEW).run(make(coarse_sae(), tmp_path))
+    written = to_saebench("core", {"core": plain}, signed, "mine")
+    got = leaves(written["eval_result_metrics"])
+    for name in ("l1", "frac_alive", "freq_over_1_percent", "normalized_freq_over_10_percent"):
+        assert got[name] == -1
+    assert got["average_max_decoder_cosine_sim"] == plain.metrics["decoder_max_cosine"].value
+
+
+def test_absorption(results):
+    written = to_saebench("absorption", results, coarse_sae(), "mine")
+    assert written["eval_type_id"] == "absorption_first_letter"
+    assert written["eval_result_unstructured"]["caveat"] == "small"
+    assert [one["first_letter"] for one in written["eval_result_details"]] == ["c"]
+    assert written["eval_result_details"][0]["num_full_absorption"] == 1
+    assert set(written["eval_result_metrics"]["mean"].values()) == {0.25}
+    undefined = to_saebench("absorption", {"absorption": absorption(False)}, coarse_sae(), "mine")
+    assert set(undefined["eval_result_metrics"]["mean"].values()) == {-1}
+    assert "mean.mean_num_split_features" in undefined["eval_result_unstructured"]["not_measured"]
 
 
 def test_what_saebench_has_not(results):

@@ -1,0 +1,191 @@
+"""`absorption`: is a feature's latent silent where more special latents speak for it?"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sae.activations.labelled import text_activations
+from sae.errors import ConfigError, SourceError
+from sae.evals.absorbed import Letter, measure
+from sae.evals.base import Bootstrap, Estimate, EvalContext, EvalResult, describe, register
+from sae.evals.perturbation import check
+from sae.evals.probes import encode
+from sae.evals.spelling import LETTERS, first_letter, prompts, vocabulary_words
+from sae.metrics.classification import draws, interval
+
+log = logging.getLogger(__name__)
+_TRAIN_FRACTION = 0.8
+_LEAST_PARAMETERS, _LEAST_LATENTS = 1_000_000_000, 16_000
+
+
+@register
+@dataclass(frozen=True)
+class AbsorptionEval:
+    """Absorption of first-letter features, SAEBench's protocol and names (`absorbed.py`).
+
+    A linear probe for each letter reads the first letter of a word out of the activation at its
+    token. Of the test words that the probe gets right: `mean_full_absorption_score` is the share
+    on which all latents of the letter are silent and one other latent carries the probe's
+    direction in their place, `mean_absorption_fraction_score` how much of that direction others
+    carry; means over letters. `mean_num_split_features` is the number of latents a letter has.
+
+    Args:
+        num_words: Words, drawn from the LM's vocabulary; four fifths train. SAEBench takes all.
+        num_examples: Words with their letters before each word.
+        max_k: Latents that a letter may have.
+        f1_jump: F1 that each further one must add.
+        min_probe_f1: Letters whose probe does worse do not count.
+        min_letters: With fewer letters that count, the scores are undefined.
+        seed: Of the draws and the probes.
+        bootstrap: How intervals are made: of each letter's words; letters, probes and latents stay.
+    """
+
+    name: ClassVar[str] = "absorption"
+    needs: ClassVar[frozenset[str]] = frozenset({"tokens"})
+    num_words: int = 8000
+    num_examples: int = 10
+    max_k: int = 10
+    f1_jump: float = 0.03
+    min_probe_f1: float = 0.6
+    min_letters: int = 20
+    seed: int = 42
+    bootstrap: Bootstrap = Bootstrap()
+
+    def __post_init__(self) -> None:
+        if min(self.num_words, self.num_examples, self.max_k, self.min_letters) < 1:
+            raise ConfigError(
+                f"num_words={self.num_words}, num_examples={self.num_examples}, "
+                f"max_k={self.max_k} and min_letters={self.min_letters} must be at least 1."
+            )
+        if not (0 <= self.f1_jump < 1 and 0 <= self.min_probe_f1 < 1):
+            raise ConfigError(
+                f"f1_jump={self.f1_jump} and min_probe_f1={self.min_probe_f1} must be at least 0 "
+                "and below 1."
+            )
+
+    def run(self, context: EvalContext) -> EvalResult:
+        """Measure."""
+        check(context, self.name)
+        sae, point = context.sae, context.point
+        if point is None or point.site != "resid":
+            raise ConfigError(
+                f"eval=absorption reads the residual stream at a word's token; this SAE is at "
+                f"{context.ends}. Choose an SAE with site=resid, or other evaluations."
+            )
+        if self.max_k > sae.d_sae:
+            raise ConfigError(f"max_k={self.max_k}: the SAE has {sae.d_sae} latents.")
+        words, num_train = self._words(context)
+        rng = np.random.default_rng(self.seed)
+        texts = [
+            text for part in (words[:num_train], words[num_train:])
+            for text in prompts(part, self.num_examples, rng)
+        ]  # fmt: skip
+        x = text_activations(
+            context.lm, point, texts, name="first letters", which="last",
+            max_tokens=context.lm.max_ctx,
+        ).x.float()  # fmt: skip
+        labels = torch.tensor([LETTERS.index(first_letter(word)) for word in words])
+        f = encode(sae, x)
+        letters, right = measure(
+            sae.W_dec.detach(), (x[:num_train], f[:num_train], labels[:num_train]),
+            (x[num_train:], f[num_train:], labels[num_train:]),
+            max_k=self.max_k, f1_jump=self.f1_jump, seed=self.seed, device=sae.device,
+        )  # fmt: skip
+        counted = [one for one in letters if one.probe_f1 > self.min_probe_f1]
+        if len(counted) < self.min_letters:
+            log.warning(
+                "Absorption is undefined: %d letters have a probe of F1 above %s at %s; "
+                "min_letters=%d. More words (eval.absorption.num_words) make better probes.",
+                len(counted), self.min_probe_f1, point, self.min_letters,
+            )  # fmt: skip
+        parameters = sum(p.numel() for p in context.lm.model.parameters())
+        caveat = size_caveat(parameters, sae.d_sae)
+        if caveat:
+            log.warning(caveat)
+        return EvalResult(
+            eval=self.name,
+            metrics=self._scores(counted) | self._of_probes(letters, right),
+            tokens={"words": len(words), "test words": len(words) - num_train},
+            details={
+                "caveat": caveat,
+                "letters_counted": [one.letter for one in counted],
+                "letters": {one.letter: one.details() for one in letters},
+            },
+            settings=asdict(self),
+            provenance=describe(context),
+        )
+
+    def _words(self, context: EvalContext) -> tuple[list[str], int]:
+        """Training words, then test words; how many are for training."""
+        found = vocabulary_words(context.lm.tokenizer)
+        order = np.random.default_rng(self.seed).permutation(len(found))[: self.num_words]
+        num_train = int(_TRAIN_FRACTION * len(order))
+        if len(order) - num_train < self.num_examples + 2:
+            raise SourceError(
+                f"{len(found)} tokens of {context.lm.name} are words of letters alone, and "
+                f"num_words={self.num_words}: a fifth of the words must be more than "
+                f"num_examples={self.num_examples} + 1. Raise the one, or lower the other."
+            )
+        return [found[i] for i in order], num_train
+
+    def _scores(self, counted: Sequence[Letter]) -> dict[str, Estimate]:
+        """Means and standard deviations over letters; their words are drawn again."""
+        values = {
+            "absorption_fraction_score": [self._drawn(one, one.fraction) for one in counted],
+            "full_absorption_score": [self._drawn(one, one.full.double()) for one in counted],
+            "num_split_features": [np.array([float(len(one.latents))]) for one in counted],
+        }
+        defined = len(counted) >= self.min_letters
+        found = {}
+        for name, samples in values.items():
+            if not defined:
+                found |= {f"mean_{name}": Estimate(None), f"std_dev_{name}": Estimate(None)}
+                continue
+            mean = np.mean(samples, axis=0)
+            bounds = interval(mean, self.bootstrap.level) if len(mean) > 1 else None
+            spread = np.std([one[0] for one in samples], ddof=1) if len(samples) > 1 else None
+            found[f"mean_{name}"] = Estimate(float(mean[0]), *(bounds or ()))
+            found[f"std_dev_{name}"] = Estimate(None if spread is None else float(spread))
+        return found
+
+    def _drawn(self, letter: Letter, of_words: Tensor) -> np.ndarray:
+        """Mean over a letter's true positives, for each bootstrap draw."""
+        seed = self.bootstrap.seed + LETTERS.index(letter.letter)
+        weights = draws(len(of_words), self.bootstrap.num_resamples, seed)
+        return weights @ of_words.double().numpy() / weights.sum(-1)
+
+    def _of_probes(self, letters: Sequence[Letter], right: Tensor) -> dict[str, Estimate]:
+        """How well the LM's activation and the SAE's latents tell first letters."""
+        weights = draws(len(right), self.bootstrap.num_resamples, self.bootstrap.seed)
+        accuracy = weights @ right.double().numpy() / weights.sum(-1)
+        bounds = interval(accuracy, self.bootstrap.level) or ()
+        means: dict[str, Any] = {
+            "mean_probe_f1": [one.probe_f1 for one in letters],
+            "mean_sae_f1_k_1": [one.sae_f1[0] for one in letters],
+            f"mean_sae_f1_k_{self.max_k}": [one.sae_f1[-1] for one in letters],
+        }
+        return {
+            "probe_accuracy": Estimate(float(accuracy[0]), *bounds),
+            **{name: Estimate(float(np.mean(values))) for name, values in means.items()},
+        }
+
+
+def size_caveat(num_parameters: int, d_sae: int) -> str | None:
+    """What SAEBench warns of; None where LM and SAE are large enough.
+
+    Example:
+        >>> size_caveat(2_000_000_000, 65_536) is None
+        True
+    """
+    if num_parameters >= _LEAST_PARAMETERS and d_sae >= _LEAST_LATENTS:
+        return None
+    return (
+        f"The LM has {num_parameters / 1e6:,.0f} million parameters and the SAE {d_sae:,} latents. "
+        "Absorption is meaningful for LMs of a billion parameters and SAEs of 16 thousand latents "
+        "or more; these numbers only compare SAEs of the same LM with each other."
+    )
