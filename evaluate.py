@@ -310,6 +310,13 @@ def _check_asked(
     alone = [
         name for name in ("export", "format", "layer", "site", "ctx", "saebench") if name in used
     ]
+    of_several = [word for word in config["eval"] if word in ("compare", "frontier")]
+    if config["together"] and of_several == list(config["eval"]):
+        words = ",".join(of_several)
+        raise ConfigError(
+            f"together=true has no effect with eval=[{words}], which splices nothing into an LM. "
+            f"Drop it, or measure the SAEs together, too: 'eval=[downstream,{words}]'."
+        )
     if config["together"] and alone:
         raise ConfigError(f"{', '.join(alone)} has no effect with together=true. Drop one of them.")
     if only_export and (unused := [name for name in _OF_EVALUATION if name in used]):

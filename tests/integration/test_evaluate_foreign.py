@@ -115,6 +115,8 @@ def test_an_lm_of_another_width_is_named(run, tmp_path):
         ),
         ({"out": "x"}, [], "out=x is for one run; run= names 2"),
         ({"eval": {}}, [], "eval is empty"),
+        ({"eval": {"frontier": {}}, "together": True}, [], "no effect with eval=.frontier.*Drop"),
+        ({"eval": {"compare": {}, "frontier": {}}, "together": True}, [], "eval=.compare,frontier"),
     ],
 )
 def test_what_has_no_effect(config, names, message):
