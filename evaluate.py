@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sae.dictionaries.sae import SAE
     from sae.evals import EvalResult
 
-_OF_EVALUATION = ("lm", "corpus", "layer", "site", "ctx", "tokens", "device", "saebench")
+_OF_EVALUATION = ("lm", "corpus", "layer", "site", "target", "ctx", "tokens", "device", "saebench")
 
 register()
 log = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ def evaluate(
     corpus: Mapping[str, Any] | None = None,
     layer: int | None = None,
     site: str | None = None,
+    target: str | None = None,
     ctx: int | None = None,
     tokens: int | None = None,
     device: str = "auto",
@@ -60,6 +61,7 @@ def evaluate(
         corpus: Another text, as in conf/corpus/*.yaml; without one of its own, `news`.
         layer: For an SAE from another library.
         site: For an SAE from another library.
+        target: For a transcoder from another library: the site, of the same layer, that it gives.
         ctx: For an SAE from another library; default as its files say, or as in conf.
         tokens: Test tokens, default as in training.
         device: `auto`, `cpu`, `cuda`, …
@@ -78,7 +80,7 @@ def evaluate(
     device = build.find_device(device)
     folder = results_folder(str(run), out)
     sae = load(run, format)
-    place: dict[str, Any] = {"layer": layer, "site": site, "ctx": ctx}
+    place: dict[str, Any] = {"layer": layer, "site": site, "target": target, "ctx": ctx}
     if not foreign.is_placed(sae):
         text, settings = corpus or values("corpus", "news"), values("activations", "lm")
         foreign.put_in_place(sae, lm=lm, corpus=text, **place, settings=settings)
@@ -286,7 +288,7 @@ def _reject_for_several(word: str, names: Sequence[str]) -> None:
         "compare": ("the test text of the runs", "; eval.compare.num_tokens=… says how much of it"),
         "frontier": ("the results of the runs", ""),
     }[word]
-    unused = ("lm", "corpus", "layer", "site", "ctx", "tokens")
+    unused = ("lm", "corpus", "layer", "site", "target", "ctx", "tokens")
     for name in (*unused, *(("format", "device") if word == "frontier" else ())):
         if any(given.split(".")[0] == name for given in names):
             raise ConfigError(
@@ -307,9 +309,8 @@ def _check_asked(
     if config["out"] and len(runs) > 1 and not one_place:
         raise ConfigError(f"out={config['out']} is for one run; run= names {len(runs)}.")
     used = {name.partition(".")[0] for name in names}
-    alone = [
-        name for name in ("export", "format", "layer", "site", "ctx", "saebench") if name in used
-    ]
+    of_one = ("export", "format", "layer", "site", "target", "ctx", "saebench")
+    alone = [name for name in of_one if name in used]
     of_several = [word for word in config["eval"] if word in ("compare", "frontier")]
     if config["together"] and of_several == list(config["eval"]):
         words = ",".join(of_several)

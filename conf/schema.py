@@ -225,6 +225,7 @@ class EvaluateConfig:
     corpus: Any = None
     layer: Any = ranged(int, low=0, null=True, default=None)
     site: Any = ranged(str, choices=SITES, null=True, default=None)
+    target: Any = ranged(str, choices=SITES, null=True, default=None)
     ctx: Any = ranged(int, low=2, null=True, default=None)
     tokens: Any = ranged(int, low=1, null=True, default=None)
     together: Any = ranged(bool, default=False)
