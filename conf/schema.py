@@ -50,6 +50,22 @@ def several(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def reject_lists(config: Mapping[str, Any]) -> None:
+    """Refuse a list that stands for several SAEs where one is trained.
+
+    Raises:
+        ConfigError: With the ways to train several.
+    """
+    for name, listed in several(config).items():
+        values = ",".join(map(str, listed))
+        joining = f" One SAE for all layers: sae={JOINING[0]}." if name == "layer" else ""
+        raise ConfigError(
+            f"{name}=[{values}] names several SAEs, and this is one run. Without -m, "
+            f"python train.py '{name}=[{values}]' trains them from one read; as jobs of a "
+            f"sweep: python train.py -m {name}={values}; from Python: docs/ensembles.md.{joining}"
+        )
+
+
 def options(group: str) -> list[str]:
     """Names of the yaml files of a group; [] where there is no such group."""
     return sorted(file.stem for file in (Path(__file__).parent / group).glob("*.yaml"))

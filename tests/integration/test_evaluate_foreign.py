@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import evaluate as program
+from conf.asked import check_asked
 from sae.errors import ConfigError, SiteError
 
 ROOT = Path(__file__).parents[2]
@@ -156,7 +157,7 @@ def test_what_has_no_effect(config, names, message):
     config = {"eval": {"core": {}}, "export": None, "out": None, "together": False} | config
     runs = ["a", "b"] if message.startswith("out=") else ["a"]
     with pytest.raises(ConfigError, match=message):
-        program._check_asked(config, runs, names, only_export=bool(config["export"]))
+        check_asked(config, runs, names, only_export=bool(config["export"]))
 
 
 def test_where_results_go(tmp_path, monkeypatch):
