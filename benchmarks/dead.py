@@ -23,23 +23,35 @@ from benchmarks.runs import configuration, temporary_cache
 from sae import functional
 from sae.activations.build import build_source
 from sae.activations.datamodule import ActivationDataModule
+from sae.activations.rows import Rows
 from sae.activations.sources import ActivationSource
+from sae.activations.superposition import SuperpositionRows
 from sae.dictionaries.untied import Untied
 from sae.kernels import unit_rows
 from sae.provenance import cache_dir, content_key, write_json
-from sae.training.build import build_module
+from sae.training.build import build_module, gradient_clip
 from sae.training.module import SAEModule
 
 WORLDS = {
     "resid": ["site=resid", "dict_ratio=8"],
     "mlp": ["site=mlp", "dict_ratio=2"],
-}
+    "synthetic": [
+        "activations=superposition", "activations.d_in=128", "activations.num_features=512",
+        "activations.active=6", "activations.decay=1", "activations.zipf=1",
+        "activations.rescale=true", "activations.branch=correlated", "activations.hierarchy=0.25",
+        "activations.noise=0.03", "activations.seed=7", "dict_ratio=4", "optimizer.lr=1e-2",
+    ],
+}  # fmt: skip
+"""Sites of the default LM, and the world of benchmarks/quality."""
 ARCHITECTURES = {
-    "l1": ["sae=l1", "l1=1e-3", "optimizer.lr=5e-3"],
+    "l1": ["sae=l1", "target_l0=8"],
+    "tied": ["sae=tied", "target_l0=8"],
     "topk": ["sae=topk", "k=8", "sae.auxk=0"],
 }
-# sparse and wide, or at a large rate, so that latents do die: elsewhere so short a run kills none
+# sparse, and at a large rate, so that latents do die: elsewhere so short a run kills none
 NONE = ["resample=none"]
+LR = 3e-3
+"""On the LM."""
 BEFORE, AFTER = 20, 200
 """Steps whose mean loss a spike is compared with, and steps in which it is looked for."""
 
@@ -51,12 +63,12 @@ class Way:
     Attributes:
         words: What it adds to the command line.
         start: What it changes before the first step.
-        only: The one architecture that has it; empty for all.
+        only: The architectures that have it.
     """
 
     words: Sequence[str]
-    start: Callable[[Untied], object] = lambda dictionary: None
-    only: str = ""
+    start: Callable[[Any], object] = lambda dictionary: None
+    only: Sequence[str] = tuple(ARCHITECTURES)
 
 
 @torch.no_grad()
@@ -74,10 +86,12 @@ WAYS = {
     "none": Way(NONE),
     "drawn, toward input": Way(["resample=scaled", "resample.toward=input"]),
     "drawn, toward residual (scaled)": Way(["resample=scaled"]),
-    "worst_example": Way(["resample=worst_example"]),
-    "AuxK": Way([*NONE, "sae.auxk=0.03125"], only="topk"),
-    "none, encoder not the transpose": Way(NONE, _encoder_apart),
-    "none, b_dec from 0, not the mean": Way(NONE, _no_centre),
+    "worst_example": Way(["resample=worst_example"], only=["l1", "topk"]),
+    "AuxK": Way([*NONE, "sae.auxk=1"], only=["topk"]),
+    "none, biases from 0, not -1": Way([*NONE, "sae.start_bias=0"], only=["l1", "tied"]),
+    "none, centred": Way([*NONE, "sae.centre=mean"], only=["tied"]),
+    "none, encoder not the transpose": Way(NONE, _encoder_apart, only=["l1", "topk"]),
+    "none, b_dec from 0, not the mean": Way(NONE, _no_centre, only=["l1", "topk"]),
 }
 
 
@@ -147,9 +161,10 @@ def main(argv: Sequence[str] | None = None) -> Path:
             for architecture in given.architectures:
                 done: dict[str, dict[str, Any]] = {}
                 for name, way in WAYS.items():
-                    if way.only not in ("", architecture):
+                    if architecture not in way.only:
                         continue
-                    words = [*WORLDS[world], *ARCHITECTURES[architecture], *way.words]
+                    words = [f"optimizer.lr={LR}", *WORLDS[world], *ARCHITECTURES[architecture]]
+                    words += way.words
                     words += ["k=4"] if given.quick and architecture == "topk" else []
                     key = content_key({"words": words, "name": name, "size": asdict(size)})
                     file = cache_dir() / "benchmarks" / "dead" / f"{key}.json"
@@ -200,14 +215,13 @@ def measured(
     )
     data.limit = size.steps
     module = build_module(config, data)
-    assert isinstance(module.dictionary, Untied)
     way.start(module.dictionary)
     watch, start = Watch(), time.perf_counter()
     trainer = L.Trainer(
         accelerator="cpu", precision=config["trainer"]["precision"], max_steps=data.steps,
         max_epochs=-1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, limit_val_batches=0, callbacks=[watch],
-        log_every_n_steps=data.steps,
+        gradient_clip_val=gradient_clip(config), log_every_n_steps=data.steps,
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
     return {
@@ -221,7 +235,9 @@ def measured(
 
 
 @torch.no_grad()
-def _tested(module: SAEModule, data: ActivationDataModule, num_rows: int) -> dict[str, float]:
+def _tested(
+    module: SAEModule, data: ActivationDataModule, num_rows: int
+) -> dict[str, float | None]:
     rows, parts = data.rows("test"), []
     for chunk in range(rows.num_chunks):
         parts.append(rows.read(chunk).float())
@@ -236,10 +252,19 @@ def _tested(module: SAEModule, data: ActivationDataModule, num_rows: int) -> dic
         counts += (f != 0).sum(dim=0)
         fired += int((f != 0).sum())
     return {
+        "recovered": _recovered(rows, sae.W_dec),
         "fvu": float(functional.fvu(x, torch.cat(x_hat))),
         "l0": fired / len(x),
         "silent": float((counts == 0).double().mean()),
     }
+
+
+def _recovered(rows: Rows, atoms: torch.Tensor) -> float | None:
+    """Share of the true features with an atom above a cosine of 0.9, where they are known."""
+    if not isinstance(rows, SuperpositionRows):
+        return None
+    nearest = (rows.world.features @ unit_rows(atoms).T).amax(dim=1)
+    return float((nearest > 0.9).double().mean())
 
 
 def spike(losses: Sequence[float], revivals: Sequence[int]) -> float | None:
@@ -259,7 +284,7 @@ def spike(losses: Sequence[float], revivals: Sequence[int]) -> float | None:
 
 
 def _table(title: str, done: dict[str, dict[str, Any]]) -> Table:
-    columns = ["dead", "silent", "revived", "spike", "fvu", "l0", "seconds"]
+    columns = ["dead", "silent", "revived", "spike", "recovered", "fvu", "l0", "seconds"]
     return Table(
         title,
         ["way", *columns],

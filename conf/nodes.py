@@ -85,6 +85,7 @@ class SAEConfig:
     sparsity_warmup_tokens: Any = ranged(SPAN, None)
     skip: Any = ranged(bool, False)
     auxk: Any = ranged(float, None, low=0)
+    start_bias: Any = ranged(float, None, null=True)
     frozen_decoder: Any = ranged(bool, False)
 
 

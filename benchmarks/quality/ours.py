@@ -17,7 +17,10 @@ OFF = (
     "trainer.checkpoint_every_steps=1000000",
 )  # fmt: skip
 """What only watches: nothing of it changes the weights."""
-AUTHORS = ("optimizer=authors_adam", "resample=none", "sae.sparsity_warmup_tokens=0")
+AUTHORS = (
+    "optimizer=authors_adam", "resample=none", "sae.sparsity_warmup_tokens=0", "sae.start_bias=0",
+    "trainer.gradient_clip=0",
+)  # fmt: skip
 VARIANTS = ("lista", "positive_tied", "thresholding")
 """The authors' further SAEs: no library has them, so they take part only on request."""
 START = 1e-3

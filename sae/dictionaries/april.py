@@ -7,11 +7,12 @@ from torch.nn.functional import linear
 
 from sae.dictionaries.base import Tensors, check_coefficient, register
 from sae.dictionaries.codes import Code, SparseCode
-from sae.dictionaries.untied import BIAS_PACE, CLIP, Untied
+from sae.dictionaries.untied import CLIP, START_BIAS, Untied
 from sae.kernels import unit_rows
 
-START_NORM = 0.1
-"""Length of the decoder rows at the start; the encoder is their transpose."""
+START_NORM = 1.0
+"""Length of the decoder rows at the start; the encoder is their transpose. The recipe leaves 0.05
+to 1; the longest start loses the fewest latents."""
 
 
 @register("april")
@@ -19,10 +20,11 @@ class April(Untied):
     r"""ReLU code, penalty $l1 \sum_i f_i \|W_{dec,i}\|$, decoder rows of any length.
 
     No input bias: `f = relu(x @ W_enc + b_enc)`. Biases start at 0 for activations whose mean is
-    subtracted: b_dec at the mean, b_enc at minus what the mean gives. (The recipe says 0; residual
-    streams have means so large that a third of the latents would never fire.) It goes without
-    resampling; its other half is the schedule of `experiment=april2024`: penalty warmed up over
-    the first 5 %, learning rate decayed to 0 over the last 20 %, gradients clipped at norm 1.
+    subtracted: b_dec at the mean, b_enc at `start_bias` minus what the mean gives. (The recipe
+    says 0; residual streams have means so large that a third of the latents would never fire.) It
+    goes without resampling; its other half is the schedule of `experiment=april2024`: penalty
+    warmed up over the first 5 %, learning rate decayed to 0 over the last 20 %, gradients clipped
+    at norm 1.
 
     Source: Conerly et al., "Update on how we train SAEs", Circuits Updates, April 2024. Their
     lambda belongs to a squared error that is summed over d_in: l1 = lambda / d_in.
@@ -31,14 +33,14 @@ class April(Untied):
         d_in: Width of the activations.
         d_sae: Number of latents.
         l1: Coefficient of the penalty, at least 0.
+        start_bias: Added to the encoder biases at the start; 0: half of the latents fire.
         mean: Scaled mean of the training split: the start of b_dec.
         generator: Source of the initial weights.
     """
 
-    options = frozenset({"l1"})
+    options = frozenset({"l1", "start_bias"})
     coefficient = "l1"
     gradient_clip = CLIP
-    paces = {"b_enc": BIAS_PACE}
 
     def __init__(
         self,
@@ -46,6 +48,7 @@ class April(Untied):
         d_sae: int,
         *,
         l1: float,
+        start_bias: float = START_BIAS,
         mean: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -54,7 +57,7 @@ class April(Untied):
         atoms = START_NORM * unit_rows(torch.randn(d_sae, d_in, generator=generator))
         self.W_dec = nn.Parameter(atoms)
         self.encoder_rows = nn.Parameter(atoms.clone())
-        self.b_enc = nn.Parameter(-(atoms @ self.b_dec.detach()))
+        self.b_enc = nn.Parameter(START_NORM * start_bias - atoms @ self.b_dec.detach())
 
     def encoder_terms(self, x: Float[Tensor, "batch d_in"]) -> tuple[Tensor, Tensor, Tensor]:
         """The input, the encoder's rows and its bias."""

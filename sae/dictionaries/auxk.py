@@ -21,8 +21,8 @@ def auxk_loss(
     constant: no gradient reaches the latents that are alive. Only dead rows are multiplied, so the
     cost is that of the dead share.
 
-    The paper's code gives it the weight 1/32 after dividing it by the mean of e^2, which is 0.1 to
-    0.2 in short runs: that is about 0.25 here, undivided, so that ranks of DDP add up.
+    The paper's code gives it the weight 1/32 after dividing it by the mean of e^2. Undivided, as in
+    sae-lens, ranks of DDP add up; the default weight is 1.
 
     Returns:
         The loss, or None where nothing is dead.

@@ -38,6 +38,8 @@ def build_dictionary(
     """
     settings = dict(config)
     skip = settings.pop("skip", False)
+    if settings.get("start_bias", 0) is None:  # the architecture's own
+        del settings["start_bias"]
     word = settings.pop("architecture", None)
     if word not in ARCHITECTURES:
         raise ConfigError(

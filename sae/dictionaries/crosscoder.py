@@ -9,6 +9,7 @@ from torch import Tensor
 from sae.dictionaries.april import April
 from sae.dictionaries.base import register
 from sae.dictionaries.codes import Code, SparseCode
+from sae.dictionaries.untied import START_BIAS
 from sae.errors import ConfigError
 
 
@@ -31,6 +32,7 @@ class Crosscoder(April):
         d_sae: Number of latents.
         l1: Coefficient of the penalty, at least 0.
         widths: Widths of the layers, in order; left out: one layer.
+        start_bias: Encoder biases at the start.
         mean: Not used: biases start at 0.
         generator: Source of the initial weights.
     """
@@ -44,10 +46,11 @@ class Crosscoder(April):
         *,
         l1: float,
         widths: Sequence[int] = (),
+        start_bias: float = START_BIAS,
         mean: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(d_in, d_sae, l1=l1, mean=mean, generator=generator)
+        super().__init__(d_in, d_sae, l1=l1, start_bias=start_bias, mean=mean, generator=generator)
         self.widths = list(widths) or [d_in]
         if sum(self.widths) != d_in:
             raise ConfigError(f"widths={self.widths} must add up to d_in={d_in}.")

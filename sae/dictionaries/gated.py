@@ -18,7 +18,7 @@ from sae.dictionaries.base import (
 )
 from sae.dictionaries.codes import Code, DenseCode, SparseCode
 from sae.dictionaries.sae import SAEConfig
-from sae.dictionaries.untied import BIAS_PACE, CLIP, Untied
+from sae.dictionaries.untied import BIAS_PACE, CLIP, START_BIAS, Untied
 from sae.kernels import latent_values
 
 
@@ -38,14 +38,15 @@ class Gated(Untied):
         d_in: Width of the activations.
         d_sae: Number of latents.
         l1: Coefficient of the penalty, at least 0.
+        start_bias: Biases of the gates at the start; 0: half of the latents fire.
         mean: Scaled mean of the training split.
         generator: Source of the initial weights.
     """  # noqa: E501
 
-    options = frozenset({"l1"})
+    options = frozenset({"l1", "start_bias"})
     coefficient = "l1"
     gradient_clip = CLIP
-    paces = {"b_enc": BIAS_PACE, "b_mag": BIAS_PACE}
+    paces = {**Untied.paces, "b_mag": BIAS_PACE}
 
     def __init__(
         self,
@@ -53,11 +54,13 @@ class Gated(Untied):
         d_sae: int,
         *,
         l1: float,
+        start_bias: float = START_BIAS,
         mean: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(d_in, d_sae, mean=mean, generator=generator)
         self.l1 = check_coefficient("l1", l1)
+        self.b_enc.data.fill_(start_bias)
         self.r_mag = nn.Parameter(torch.zeros(d_sae))
         self.b_mag = nn.Parameter(torch.zeros(d_sae))
 

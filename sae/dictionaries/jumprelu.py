@@ -1,7 +1,7 @@
 """JumpReLU dictionary: each latent learns the threshold above which it fires (arXiv 2407.14435)."""
 
 from dataclasses import replace
-from math import log, sqrt
+from math import log
 from typing import Any, Literal
 
 import torch
@@ -19,7 +19,7 @@ from sae.dictionaries.base import (
 )
 from sae.dictionaries.codes import Code, DenseCode, SparseCode
 from sae.dictionaries.sae import SAEConfig
-from sae.dictionaries.untied import Untied
+from sae.dictionaries.untied import CLIP, Untied
 from sae.errors import ConfigError
 from sae.kernels import latent_values
 
@@ -29,6 +29,8 @@ PACE = 4.0
 Adam moves a parameter by about the learning rate a step, so that a logarithm that must rise by 3
 takes 3,000 steps at 1e-3. The published runs have a hundred thousand; runs here may have hundreds.
 """
+PULL = 3e-6
+"""Weight of the term for dead latents."""
 
 
 @register("jumprelu")
@@ -39,28 +41,31 @@ class JumpReLU(Untied):
     estimates with a rectangular kernel K of width ε (`bandwidth`):
     $\partial f/\partial\theta = -(\theta/\epsilon) K((\pi-\theta)/\epsilon)$ and
     $\partial 1[\pi>\theta]/\partial\theta = -(1/\epsilon) K((\pi-\theta)/\epsilon)$.
-    `penalty=l0` is `l0_coefficient` times the number of latents that fire; `tanh` is
-    `l0_coefficient` times the sum of tanh(4 f), which has gradients of its own.
 
-    Source: Rajamanoharan et al. 2024 (arXiv 2407.14435), equations 9 to 12; there the mean of
-    ||x||^2 is 1, here it is d_in, so their 0.001 for threshold and bandwidth is 0.001 sqrt(d_in),
-    which is the unit here; the defaults are ten times theirs, for shorter runs.
-    tanh: Conerly et al., Circuits Updates, January 2025 (its term for dead latents is not built;
-    resampling revives them here).
+    `penalty=l0` (arXiv 2407.14435, equations 9 to 12) is `l0_coefficient` times the number of
+    latents that fire. `penalty=tanh` (Conerly et al., Circuits Updates, January 2025) is
+    `l0_coefficient` times the sum of tanh(4 f); there the jump's estimate reaches the
+    pre-activations, too, $\partial f/\partial\pi = 1[\pi>\theta] + (\theta/\epsilon) K$, and a
+    small term pulls dead latents toward their thresholds: `PULL` times the sum of relu(θ - π).
+
+    Threshold and bandwidth are those of the second source, whose activations have the scale of
+    ours (mean ||x||^2 = d_in), the threshold raised from 0.1: as with `START_BIAS`, a start at
+    which few latents fire ends better. The first source has 0.001 sqrt(d_in) for both.
 
     Args:
         d_in: Width of the activations.
         d_sae: Number of latents.
         l0_coefficient: Coefficient of the penalty, at least 0.
         penalty: `l0` or `tanh`.
-        bandwidth: Width of the kernel, in units of 0.001 sqrt(d_in).
-        threshold: Thresholds at the start, in the same unit.
+        bandwidth: Width of the kernel, in the scaled space.
+        threshold: Thresholds at the start, in the scaled space.
         mean: Scaled mean of the training split.
         generator: Source of the initial weights.
     """
 
     options = frozenset({"l0_coefficient", "penalty", "bandwidth", "threshold"})
     coefficient = "l0_coefficient"
+    gradient_clip = CLIP
 
     def __init__(
         self,
@@ -68,9 +73,9 @@ class JumpReLU(Untied):
         d_sae: int,
         *,
         l0_coefficient: float,
-        penalty: Literal["l0", "tanh"] = "l0",
-        bandwidth: float = 10.0,
-        threshold: float = 10.0,
+        penalty: Literal["l0", "tanh"] = "tanh",
+        bandwidth: float = 2.0,
+        threshold: float = 0.5,
         mean: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -82,8 +87,7 @@ class JumpReLU(Untied):
             if not check_coefficient(f"sae.{name}", value) > 0:
                 raise ConfigError(f"sae.{name}={value!r} must be above 0.")
         self.penalty = penalty
-        unit = 1e-3 * sqrt(d_in)
-        self.bandwidth, self.start = bandwidth * unit, log(threshold * unit) / PACE
+        self.bandwidth, self.start = bandwidth, log(threshold) / PACE
         self.t = nn.Parameter(torch.full((d_sae,), self.start))
 
     def _pre(self, x: Tensor) -> tuple[Code, Tensor]:
@@ -116,10 +120,21 @@ class JumpReLU(Untied):
         else:
             counted = code.with_values(torch.tanh(4 * code.values))
         sparsity = moment.penalty * (self.l0_coefficient * counted.sums()).mean()
-        return output._replace(terms=output.terms | {"sparsity": sparsity})
+        terms = output.terms | {"sparsity": sparsity}
+        if self.penalty == "tanh" and moment.dead is not None:
+            terms["pull"] = self._pull(x, moment.dead)
+        return output._replace(terms=terms)
+
+    def _pull(self, x: Tensor, dead: Tensor) -> Tensor:
+        """`PULL` times what the dead latents lack to their thresholds."""
+        latents = dead.nonzero().flatten()
+        centred, rows, bias = self.encoder_terms(x)
+        pre = linear(centred, rows[latents], bias[latents])
+        return PULL * (self.thresholds()[latents] - pre).relu().sum(dim=1).mean()
 
     def _code(self, pre: Code, theta: Tensor) -> Code:
-        return pre.with_values(_Jump.apply(pre.values, theta, self.bandwidth))  # pyright: ignore[reportArgumentType]
+        to_pre = self.penalty == "tanh"
+        return pre.with_values(_Jump.apply(pre.values, theta, self.bandwidth, to_pre))  # pyright: ignore[reportArgumentType]
 
     def latent_parameters(self) -> list[LatentParameter]:
         """Those of `Untied`, and the thresholds."""
@@ -151,16 +166,17 @@ def _like(grad: Tensor, theta: Tensor) -> Tensor:
 
 class _Jump(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, pre: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
+    def forward(ctx: Any, pre: Tensor, theta: Tensor, bandwidth: float, to_pre: bool) -> Tensor:
         ctx.save_for_backward(pre, theta)
-        ctx.bandwidth = bandwidth
+        ctx.bandwidth, ctx.to_pre = bandwidth, to_pre
         return pre * (pre > theta)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (pre, theta), grad = ctx.saved_tensors, grads[0]
-        of_theta = -theta / ctx.bandwidth * _near(pre, theta, ctx.bandwidth) * grad
-        return grad * (pre > theta), _like(of_theta, theta), None
+        of_jump = theta / ctx.bandwidth * _near(pre, theta, ctx.bandwidth) * grad
+        of_pre = grad * (pre > theta)
+        return of_pre + of_jump if ctx.to_pre else of_pre, _like(-of_jump, theta), None, None
 
 
 class _Fires(torch.autograd.Function):

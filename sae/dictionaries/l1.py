@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sae.dictionaries.base import check_coefficient, register
 from sae.dictionaries.codes import Code
-from sae.dictionaries.untied import BIAS_PACE, CLIP, Untied
+from sae.dictionaries.untied import CLIP, START_BIAS, Untied
 
 
 @register("l1")
@@ -17,14 +17,14 @@ class L1(Untied):
         d_in: Width of the activations.
         d_sae: Number of latents.
         l1: Coefficient of the penalty, at least 0.
+        start_bias: Encoder biases at the start; 0: half of the latents fire.
         mean: Scaled mean of the training split.
         generator: Source of the initial weights.
     """
 
-    options = frozenset({"l1"})
+    options = frozenset({"l1", "start_bias"})
     coefficient = "l1"
     gradient_clip = CLIP
-    paces = {"b_enc": BIAS_PACE}
 
     def __init__(
         self,
@@ -32,11 +32,13 @@ class L1(Untied):
         d_sae: int,
         *,
         l1: float,
+        start_bias: float = START_BIAS,
         mean: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(d_in, d_sae, mean=mean, generator=generator)
         self.l1 = check_coefficient("l1", l1)
+        self.b_enc.data.fill_(start_bias)
 
     def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
         """ReLU of the pre-activations."""

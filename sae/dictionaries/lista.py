@@ -11,6 +11,7 @@ from sae.dictionaries.base import register
 from sae.dictionaries.codes import Code, DenseCode, SparseCode
 from sae.dictionaries.l1 import L1
 from sae.dictionaries.sae import SAEConfig
+from sae.dictionaries.untied import START_BIAS
 from sae.errors import ConfigError
 from sae.kernels import latent_values
 
@@ -35,7 +36,7 @@ class Lista(L1):
         generator: Source of the initial weights.
     """  # noqa: E501
 
-    options = frozenset({"l1", "steps"})
+    options = L1.options | {"steps"}
     transcodes = False  # the code is refined by what the input lacks
 
     def __init__(
@@ -45,10 +46,11 @@ class Lista(L1):
         *,
         l1: float,
         steps: int = 3,
+        start_bias: float = START_BIAS,
         mean: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(d_in, d_sae, l1=l1, mean=mean, generator=generator)
+        super().__init__(d_in, d_sae, l1=l1, start_bias=start_bias, mean=mean, generator=generator)
         if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= 100:
             raise ConfigError(f"sae.steps={steps!r} must be a whole number from 1 to 100.")
         self.steps = steps

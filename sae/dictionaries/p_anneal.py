@@ -7,6 +7,7 @@ from torch import Tensor
 from sae.dictionaries.base import NOMINAL, Moment, StepOutput, check_coefficient, register
 from sae.dictionaries.codes import Code
 from sae.dictionaries.l1 import L1
+from sae.dictionaries.untied import START_BIAS
 from sae.errors import ConfigError
 
 STAGES = 10
@@ -31,11 +32,12 @@ class PAnneal(L1):
         l1: Coefficient of the penalty, at least 0.
         p_end: Last p, above 0 and at most 1.
         anneal_start: Share of the run after which p begins to fall, from 0 to below 1.
+        start_bias: Encoder biases at the start.
         mean: Scaled mean of the training split.
         generator: Source of the initial weights.
     """
 
-    options = frozenset({"l1", "p_end", "anneal_start"})
+    options = L1.options | {"p_end", "anneal_start"}
     p: Tensor
     factor: Tensor
 
@@ -47,10 +49,11 @@ class PAnneal(L1):
         l1: float,
         p_end: float = 0.2,
         anneal_start: float = 0.2,
+        start_bias: float = START_BIAS,
         mean: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(d_in, d_sae, l1=l1, mean=mean, generator=generator)
+        super().__init__(d_in, d_sae, l1=l1, start_bias=start_bias, mean=mean, generator=generator)
         if not 0 < check_coefficient("sae.p_end", p_end) <= 1:
             raise ConfigError(f"sae.p_end={p_end!r} must be above 0 and at most 1.")
         if not check_coefficient("sae.anneal_start", anneal_start) < 1:

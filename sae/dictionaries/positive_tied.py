@@ -44,11 +44,10 @@ class PositiveTied(Tied):
     ) -> None:
         del mean
         offset = torch.full((d_in,), -check_coefficient("sae.shift", shift))
-        settings: dict[str, Any] = {"l1": l1, "generator": generator}
+        settings: dict[str, Any] = {"l1": l1, "start_bias": -1.0, "generator": generator}
         super().__init__(d_in, d_sae, centre="mean", mean=offset, **settings)
         with torch.no_grad():
             self.W.abs_()
-            self.b_enc.fill_(-1.0)
 
     @torch.no_grad()
     def constrain_parameters(self) -> None:

@@ -16,6 +16,7 @@ from sae.dictionaries.base import (
     register,
 )
 from sae.dictionaries.codes import Code, DenseCode, SparseCode
+from sae.dictionaries.untied import CLIP, START_BIAS
 from sae.errors import ConfigError
 from sae.kernels import tied_code, unit_rows
 
@@ -29,21 +30,23 @@ class Tied(Dictionary):
 
     Loss: mean over d_in of $(x - \hat x)^2$ plus `l1` times the sum of f, averaged over the batch
     (the authors' own form of eq. 4). As in their code the rows are normalised inside the forward
-    pass and the gradient flows through the normalisation; M starts Xavier-uniform, b at zero, there
-    is no decoder bias. `centre="mean"` subtracts the fixed mean c of the training split before
-    and adds it after (their optional centring); `"none"` is the paper.
+    pass and the gradient flows through the normalisation; M starts Xavier-uniform, b at
+    `start_bias` (theirs: 0), there is no decoder bias. `centre="mean"` subtracts the fixed mean c
+    of the training split before and adds it after (their optional centring); `"none"` is the paper.
 
     Args:
         d_in: Width of the activations.
         d_sae: Number of latents.
         l1: Coefficient of the penalty, at least 0.
         centre: `"none"` or `"mean"`.
+        start_bias: b at the start; the authors': 0.
         mean: Scaled mean of the training split, needed for `centre="mean"`.
         generator: Source of the initial weights.
     """
 
-    options = frozenset({"l1", "centre"})
+    options = frozenset({"l1", "centre", "start_bias"})
     coefficient = "l1"
+    gradient_clip = CLIP
 
     def __init__(
         self,
@@ -52,6 +55,7 @@ class Tied(Dictionary):
         *,
         l1: float,
         centre: Literal["none", "mean"] = "none",
+        start_bias: float = START_BIAS,
         mean: Float[Tensor, " d_in"] | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -65,7 +69,7 @@ class Tied(Dictionary):
         self.W = nn.Parameter(
             nn.init.xavier_uniform_(torch.empty(d_sae, d_in), generator=generator)
         )
-        self.b_enc = nn.Parameter(torch.zeros(d_sae))
+        self.b_enc = nn.Parameter(torch.full((d_sae,), float(start_bias)))
         start = mean if self.centred and mean is not None else torch.zeros(d_in)
         self.register_buffer("centre", start.detach().clone().float())
         self.centre: Tensor

@@ -19,8 +19,13 @@ CLIP = 0.01
 """Gradient norm of the penalised untied dictionaries: a fifth of what is usual later in a run."""
 
 BIAS_PACE = 5.0
-"""Learning rate of their encoder biases. A bias must travel as far as activations are strong,
-several units in the scaled space; weights, entries of unit rows, some hundredths."""
+"""Learning rate of encoder biases. A bias must travel as far as activations are strong, several
+units in the scaled space; weights, entries of unit rows, some hundredths."""
+
+START_BIAS = -1.0
+"""Encoder biases at the start, times the length of the encoder's row: about one standard deviation
+of the pre-activations, so that a sixth of the latents fire instead of half. What a dense start
+learns, the penalty must undo."""
 
 
 class Untied(Dictionary):
@@ -40,6 +45,7 @@ class Untied(Dictionary):
     """
 
     transcodes = True
+    paces = {"b_enc": BIAS_PACE}
     centre: Tensor | None
     W_skip: nn.Parameter | None
 

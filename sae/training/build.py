@@ -32,6 +32,8 @@ def build_module(config: Mapping[str, Any], data: ActivationDataModule) -> SAEMo
     pair = ends is not None and ends.pair
     d_in, d_out = widths if pair else (data.d_in, None)
     frozen_decoder = settings.pop("frozen_decoder", False)
+    if config["activations"].get("normalize") == "none" and settings.get("start_bias", 0) is None:
+        settings["start_bias"] = 0.0  # what the architectures start with suits scaled activations
     dictionary = build_dictionary(
         settings, d_in=d_in, d_out=d_out, widths=() if pair or len(widths) == 1 else widths,
         mean=data.mean * data.scale, seed=config["seed"],

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from sae.dictionaries.base import ARCHITECTURES, Dictionary
 from sae.errors import ConfigError
 
-PROPORTIONAL = 1.0
+PROPORTIONAL = 2.0
 """How strongly the penalty answers to the present error in log L0."""
-INTEGRAL = 20.0
+INTEGRAL = 40.0
 """How far, in units of the error, the penalty's base moves within the time of a run."""
-_LARGEST_ERROR = 1.0
+LARGEST_ERROR = 0.15
+"""Larger errors count as this: a code that starts dense is thinned out over some tenths of a run.
+Latents that a faster descent pushes below their thresholds do not come back."""
 _FARTHEST = math.log(1e4)
 """Largest I: where the code cannot follow (thresholds that learn slowly), it must find back."""
 
@@ -74,7 +76,7 @@ class TargetL0(nn.Module):
     def steer(self, l0: Shaped[Tensor, ""]) -> None:
         """Take notice of the L0 of a batch, after the warm-up of the penalty."""
         # a batch in which nothing fires asks for the largest step, not for an infinite one
-        error = (l0.double() / self.target).log().clamp(-_LARGEST_ERROR, _LARGEST_ERROR)
+        error = (l0.double() / self.target).log().clamp(-LARGEST_ERROR, LARGEST_ERROR)
         self.error.copy_(error)
         self.integral += INTEGRAL / self.steps * error
         self.integral.clamp_(-_FARTHEST, _FARTHEST)

@@ -10,7 +10,7 @@ SETTINGS = {
     "crosscoder": {"l1": 1e-2},
     "gated": {"l1": 1e-2},
     "p_anneal": {"l1": 1e-2, "p_end": 0.2, "anneal_start": 0.2},
-    "jumprelu": {"l0_coefficient": 1e-2, "penalty": "l0", "bandwidth": 1.0, "threshold": 1.0},
+    "jumprelu": {"l0_coefficient": 1e-2, "penalty": "l0", "bandwidth": 0.1, "threshold": 0.1},
     "lista": {"l1": 1e-2, "steps": 2},
     "thresholding": {"l1": 1e-2, "centre": "none"},
     "positive_tied": {"l1": 1e-2, "shift": 0.18},

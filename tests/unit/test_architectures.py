@@ -15,12 +15,13 @@ from sae.activations.folder import TensorActivations
 from sae.dictionaries import ARCHITECTURES, build_dictionary
 from sae.dictionaries.auxk import auxk_loss
 from sae.dictionaries.base import Moment
-from sae.dictionaries.jumprelu import PACE
+from sae.dictionaries.jumprelu import PACE, PULL
 from sae.dictionaries.p_anneal import SMALLEST
 from sae.dictionaries.sae import smooth_jump
 from sae.errors import ConfigError
 from sae.training.module import RunLength, SAEModule
 from sae.training.resampling import ResampleSettings
+from sae.training.target_l0 import PROPORTIONAL
 
 D_IN, RATIO = 8, 3
 D_SAE = D_IN * RATIO
@@ -84,7 +85,7 @@ def _trained_loss(dictionary, x, word):
 @pytest.mark.parametrize("kernels", ["dense", "sparse"])
 def test_jumprelu_thresholds_learn_by_the_published_estimates(kernels):
     """Equations 11 and 12 of 2407.14435 by a slow loop."""
-    dictionary = build("jumprelu", bandwidth=300.0, threshold=200.0).double()
+    dictionary = build("jumprelu", bandwidth=0.85, threshold=0.57).double()
     dictionary.kernels = kernels
     x = x_of(50, dtype=torch.float64)
     output = dictionary.training_output(x)
@@ -119,6 +120,52 @@ def test_jumprelu_weights_get_the_gradient_of_what_fires():
     (x - f @ dictionary.W_dec.detach() - dictionary.b_dec.detach()).square().mean().backward()
     torch.testing.assert_close(dictionary.encoder_rows.grad, W_enc.grad.T)
     torch.testing.assert_close(dictionary.b_enc.grad, b_enc.grad)
+
+
+@pytest.mark.parametrize("kernels", ["dense", "sparse"])
+def test_jumprelu_by_tanh_lets_the_jump_reach_weights_and_pulls_dead_latents(kernels):
+    """Every gradient of the recipe of January 2025, by a slow loop."""
+    dictionary = build("jumprelu", penalty="tanh", bandwidth=0.85, threshold=0.57).double()
+    dictionary.kernels = kernels
+    x, dead = x_of(50, dtype=torch.float64), torch.arange(D_SAE) < 5
+    output = dictionary.training_output(x, Moment(dead=dead))
+    torch.stack(list(output.terms.values())).sum().backward()
+    with torch.no_grad():
+        pre, theta, width = dictionary.pre(x), dictionary.thresholds(), dictionary.bandwidth
+        error = 2 * (output.x_hat - x) / x.numel()
+        of_pre, of_theta = torch.zeros_like(pre), torch.zeros_like(theta)
+        for row in range(len(x)):
+            for latent in range(D_SAE):
+                fires = pre[row, latent] > theta[latent]
+                near = abs(pre[row, latent] - theta[latent]) < width / 2
+                f = pre[row, latent] * fires
+                of_f = error[row] @ dictionary.W_dec[latent]
+                of_f += 1e-2 * 4 * (1 - torch.tanh(4 * f) ** 2) / len(x)
+                jump = near * theta[latent] / width * of_f
+                short = PULL / len(x) * (dead[latent] and not fires)
+                of_pre[row, latent] = fires * of_f + jump - short
+                of_theta[latent] += short - jump
+    close = torch.testing.assert_close
+    close(dictionary.t.grad, of_theta * PACE * theta)
+    close(dictionary.b_enc.grad, of_pre.sum(0))
+    close(dictionary.encoder_rows.grad, of_pre.T @ (x - dictionary.b_dec.detach()))
+    pull = PULL * (theta - pre).relu()[:, dead].sum(1).mean()
+    close(output.terms["pull"].detach(), pull)
+
+
+@pytest.mark.parametrize("word", ["l1", "april", "gated", "tied", "crosscoder"])
+def test_encoders_start_sparse(word):
+    """A sixth of the latents fires on white activations of the scale that they train on."""
+    share = []
+    for start_bias in (0.0, None):
+        dictionary = build_dictionary(
+            {"architecture": word, "dict_ratio": 8, "l1": 0.0, "start_bias": start_bias},
+            d_in=64, mean=torch.full((64,), 3.0), seed=0,
+        )  # fmt: skip
+        x = torch.randn(500, 64) + (0 if word == "tied" else 3)
+        share.append(dictionary.encode_code(x).l0().float().mean().item() / 512)
+    assert share[0] == pytest.approx(0.5, abs=0.03)
+    assert share[1] == pytest.approx(0.159, abs=0.03)
 
 
 def test_smooth_jump_is_the_authors_function():
@@ -209,7 +256,7 @@ def test_april_norms_are_free_and_scaling_them_changes_nothing():
     after = dictionary.training_output(x)
     torch.testing.assert_close(after.terms, before.terms)
     dictionary.constrain_parameters()
-    assert dictionary.W_dec.norm(dim=1).mean().item() == pytest.approx(0.3)
+    assert dictionary.W_dec.norm(dim=1).mean().item() == pytest.approx(3.0)
 
 
 def test_positive_weights_stay_positive_and_codes_too():
@@ -281,7 +328,7 @@ def test_target_l0_turns_the_right_way(word):
         ((name, value),) = module.coefficient.items()
         assert sign * value > sign * 1e-2, name
         assert module.target_l0.gain().item() == pytest.approx(
-            exp(module.target_l0.integral + module.target_l0.error), rel=1e-5
+            exp(module.target_l0.integral + PROPORTIONAL * module.target_l0.error), rel=1e-5
         )
 
 

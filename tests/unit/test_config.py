@@ -37,7 +37,7 @@ def test_short_overrides_reach_their_nodes():
     assert isinstance(config["activations"]["tokens"], int)
     assert config["sae"] == {
         "architecture": "tied", "dict_ratio": 4.0, "l1": 2e-3, "centre": "none",
-        "target_l0": None, "sparsity_warmup_tokens": "5%",
+        "start_bias": None, "target_l0": None, "sparsity_warmup_tokens": "5%",
     }  # fmt: skip
     assert config["seed"] == 3
 

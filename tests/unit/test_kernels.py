@@ -224,7 +224,7 @@ def test_selecting_in_bfloat16_ends_at_the_same_dictionary(word):
 def test_the_density_of_each_batch_decides():
     dictionary = build_dictionary({"architecture": "l1", "dict_ratio": 4, "l1": 0.0}, d_in=50)
     x = torch.randn(40, 50)
-    pre = dictionary.pre(x).detach()
+    pre = (dictionary.pre(x) - dictionary.b_enc).detach()
     for density, kind in ((1.5 * SPARSE_BELOW, DenseCode), (0.5 * SPARSE_BELOW, SparseCode)):
         dictionary.b_enc.data.fill_(-pre.flatten().quantile(1 - density).item())
         code = dictionary.encode_code(x)

@@ -151,9 +151,10 @@ def test_gradients_are_clipped_with_a_fused_adam_under_autocast():
     assert norms == pytest.approx([1e-3] * len(norms), rel=1e-3)
 
 
-def test_biases_of_penalised_dictionaries_have_their_own_rate():
+def test_encoder_biases_of_untied_dictionaries_have_their_own_rate():
     for word, settings, expected in (
-        ("l1", {"l1": 1e-3}, {"b_enc": 5.0}), ("topk", {"k": 2}, {}),
+        ("l1", {"l1": 1e-3}, {"b_enc": 5.0}), ("topk", {"k": 2}, {"b_enc": 5.0}),
+        ("tied", {"l1": 1e-3}, {}),
         ("gated", {"l1": 1e-3}, {"b_enc": 5.0, "b_mag": 5.0}),
     ):  # fmt: skip
         config = {"architecture": word, "dict_ratio": 2, **settings}

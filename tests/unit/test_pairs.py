@@ -31,7 +31,7 @@ SETTINGS = {
     "p_anneal": {"l1": 1e-2, "p_end": 0.2, "anneal_start": 0.2},
     "topk": {"k": 4, "auxk": 1 / 32, "multi_k": True}, "batch_topk": {"k": 4, "auxk": 1 / 32},
     "matryoshka": {"k": 4, "auxk": 1 / 32, "prefixes": [0.25, 0.5, 1.0]},
-    "jumprelu": {"l0_coefficient": 1e-2, "penalty": "l0", "bandwidth": 1.0, "threshold": 1.0},
+    "jumprelu": {"l0_coefficient": 1e-2, "penalty": "l0", "bandwidth": 0.1, "threshold": 0.1},
 }  # fmt: skip
 
 
