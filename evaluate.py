@@ -18,6 +18,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from conf.asked import OF_EVALUATION, check_asked, reject_for_several, set_by
 from conf.commandline import fail, names_of, parse, run_program
 from conf.schema import check, register, values
 from sae.errors import ConfigError, SAEError
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from sae.activations.sources import ActivationSource
     from sae.dictionaries.sae import SAE
     from sae.evals import EvalResult
-
-_OF_EVALUATION = ("lm", "corpus", "layer", "site", "ctx", "tokens", "device", "saebench")
 
 register()
 log = logging.getLogger(__name__)
@@ -42,6 +41,7 @@ def evaluate(
     corpus: Mapping[str, Any] | None = None,
     layer: int | None = None,
     site: str | None = None,
+    target: str | None = None,
     ctx: int | None = None,
     tokens: int | None = None,
     device: str = "auto",
@@ -60,6 +60,7 @@ def evaluate(
         corpus: Another text, as in conf/corpus/*.yaml; without one of its own, `news`.
         layer: For an SAE from another library.
         site: For an SAE from another library.
+        target: For a transcoder from another library: the site, of the same layer, that it gives.
         ctx: For an SAE from another library; default as its files say, or as in conf.
         tokens: Test tokens, default as in training.
         device: `auto`, `cpu`, `cuda`, …
@@ -78,7 +79,7 @@ def evaluate(
     device = build.find_device(device)
     folder = results_folder(str(run), out)
     sae = load(run, format)
-    place: dict[str, Any] = {"layer": layer, "site": site, "ctx": ctx}
+    place: dict[str, Any] = {"layer": layer, "site": site, "target": target, "ctx": ctx}
     if not foreign.is_placed(sae):
         text, settings = corpus or values("corpus", "news"), values("activations", "lm")
         foreign.put_in_place(sae, lm=lm, corpus=text, **place, settings=settings)
@@ -266,83 +267,11 @@ def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _set_by(
-    names: Sequence[str], evals: Mapping[str, Mapping[str, Any]]
-) -> dict[str, dict[str, Any]]:
-    """Only those settings that the command line sets: conf/eval/*.yaml has those of new runs."""
-    return {
-        word: {
-            name: value
-            for name, value in (settings or {}).items()
-            if {f"eval.{word}.{name}", f"eval.{word}"} & set(names)
-        }
-        for word, settings in evals.items()
-    }
-
-
-def _reject_for_several(word: str, names: Sequence[str]) -> None:
-    """Dictionaries are compared on the test text they have in common: their own."""
-    reads, instead = {
-        "compare": ("the test text of the runs", "; eval.compare.num_tokens=… says how much of it"),
-        "frontier": ("the results of the runs", ""),
-    }[word]
-    unused = ("lm", "corpus", "layer", "site", "ctx", "tokens")
-    for name in (*unused, *(("format", "device") if word == "frontier" else ())):
-        if any(given.split(".")[0] == name for given in names):
-            raise ConfigError(
-                f"{name} has no effect with eval=[{word}], which reads {reads}. "
-                f"Drop {name}{instead}."
-            )
-
-
-def _check_asked(
-    config: Mapping[str, Any], runs: Sequence[str], names: Sequence[str], only_export: bool
-) -> None:
-    """Refuse what has no effect, or would write two SAEs to one place."""
-    if not config["eval"] and not only_export:
-        raise ConfigError("eval is empty. Choose evaluations: 'eval=[core,downstream]'.")
-    if config["export"] and not config["out"]:
-        raise ConfigError(f"export={config['export']} needs a new folder: out=<folder>.")
-    one_place = config["together"] or list(config["eval"]) in (["compare"], ["frontier"])
-    if config["out"] and len(runs) > 1 and not one_place:
-        raise ConfigError(f"out={config['out']} is for one run; run= names {len(runs)}.")
-    used = {name.partition(".")[0] for name in names}
-    alone = [
-        name for name in ("export", "format", "layer", "site", "ctx", "saebench") if name in used
-    ]
-    if config["together"] and alone:
-        raise ConfigError(f"{', '.join(alone)} has no effect with together=true. Drop one of them.")
-    if only_export and (unused := [name for name in _OF_EVALUATION if name in used]):
-        raise ConfigError(
-            f"{', '.join(unused)} has no effect on an export alone. Drop it, or evaluate, too: "
-            "'eval=[core]'."
-        )
-
-
-def show(results: Mapping[str, "EvalResult"], title: str) -> None:
-    """Print every metric with its interval."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("evaluation", "metric", "value", "95 % interval", "measured on", title=title)
-    for word, result in results.items():
-        measured_on = ", ".join(f"{count:,} {unit}" for unit, count in result.tokens.items())
-        for name, estimate in result.metrics.items():
-            known = estimate.low is not None and estimate.high is not None
-            table.add_row(
-                word,
-                name,
-                "undefined" if estimate.value is None else f"{estimate.value:.5g}",
-                f"{estimate.low:.5g} to {estimate.high:.5g}" if known else "–",
-                measured_on,
-            )
-    Console().print(table)
-
-
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(composed: DictConfig) -> None:
     """Evaluate every SAE that `run` names."""
     from sae.evals.names import runs_in
+    from sae.reports import print_results
 
     try:
         config = check(composed)
@@ -352,30 +281,30 @@ def main(composed: DictConfig) -> None:
         only_export = bool(config["export"]) and not any(
             name == "eval" or name.startswith("eval.") for name in names
         )
-        _check_asked(config, runs, names, only_export)
+        check_asked(config, runs, names, only_export)
         if config["export"]:
             export(runs[0], config["export"], config["out"], config["format"])
         if only_export:
             return
-        evals = _set_by(names, config["eval"])
-        passed = {name: config[name] for name in _OF_EVALUATION}
+        evals = set_by(names, config["eval"])
+        passed = {name: config[name] for name in OF_EVALUATION}
         if evals.pop("frontier", None) is not None:
-            _reject_for_several("frontier", names)
+            reject_for_several("frontier", names)
             asked = [job for name in named for job in runs_in(name, unfinished=True)]
             log.info("wrote %s", frontier(asked, folder=config["out"]) / "frontier.csv")
         comparison = evals.pop("compare", None)
         if comparison is not None:
-            _reject_for_several("compare", names)
+            reject_for_several("compare", names)
             options = {"format": config["format"], "folder": config["out"]}
             folder = compare(runs, comparison, **options, device=config["device"])
             log.info("wrote %s", folder / "pairs.csv")
         if config["together"]:
             on = {name: config[name] for name in ("lm", "corpus", "tokens", "device", "out")}
-            show(evaluate_together(runs, evals, **on), " + ".join(map(str, runs)))
+            print_results(evaluate_together(runs, evals, **on), " + ".join(map(str, runs)))
             return
         for run in runs if evals else ():
             results = evaluate(run, evals, format=config["format"], out=config["out"], **passed)
-            show(results, run)
+            print_results(results, run)
     except SAEError as error:
         fail(error)
 

@@ -7,7 +7,6 @@ From Python: `train(compose(["layer=4", "l1=1e-3"]), Path("my_run"))`.
 
 import json
 import logging
-import pickle
 import sys
 import traceback
 import warnings
@@ -24,8 +23,8 @@ from callbacks.interruption import Interrupted, handling
 from conf import ensemble
 from conf.commandline import compose_job, fail, names_of, parse, run_program
 from conf.runs import continued, save_config
-from conf.schema import JOINING, check, register, several
-from sae.errors import ArtifactError, ConfigError, SAEError
+from conf.schema import check, register, reject_lists
+from sae.errors import ArtifactError, SAEError
 from sae.lockstep import meet
 from sae.memory import keep_freed_memory
 from sae.provenance import write_json
@@ -82,13 +81,14 @@ def train(
         more = f" epochs=… above {config['epochs']} continues it."
         log.info("%s holds a finished run.%s", run_dir, "" if _fitted(config) else more)
         return finished
-    _reject_lists(config)
+    reject_lists(config)
     _quiet_lightning()
     keep_freed_memory()
 
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
     from callbacks.build import build_loggers
+    from callbacks.checkpoint import checkpoint_file, read_checkpoint
     from callbacks.manifest import Manifest
     from sae.activations.build import build_source
     from sae.evals.build import check_evals, ctx_of, offers_of
@@ -119,7 +119,7 @@ def train(
         return _fit(config, run_dir, source, manifest, device)
     data = build_data(config, source)
     module = build_module(config, data)
-    checkpoint = _read_checkpoint(run_dir)
+    checkpoint = read_checkpoint(run_dir)
     start = 0 if checkpoint is None else int(checkpoint["global_step"])
     if rank_zero_only.rank == 0:
         save_config(run_dir, config)
@@ -131,7 +131,7 @@ def train(
         trainer = _trainer(config, run_dir, data, manifest, loggers)
         check_processes(trainer.world_size, settings)
         if start < data.steps:
-            path = None if checkpoint is None else _checkpoint(run_dir)
+            path = None if checkpoint is None else checkpoint_file(run_dir)
             del checkpoint
             trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
             part()
@@ -220,23 +220,14 @@ def _finished(run_dir: Path, config: Mapping[str, Any]) -> dict[str, Any] | None
 
             write_report(run_dir)
         return results
-    if not _checkpoint(run_dir).exists():
+    from callbacks.checkpoint import checkpoint_file
+
+    if not (file := checkpoint_file(run_dir)).exists():
         raise ArtifactError(
-            f"{run_dir} holds a finished run without {_checkpoint(run_dir).name}, so it cannot be "
-            "trained further. Choose another run_dir."
+            f"{run_dir} holds a finished run without {file.name}, so it cannot be trained further. "
+            "Choose another run_dir."
         )
     return None
-
-
-def _reject_lists(config: Mapping[str, Any]) -> None:
-    for name, listed in several(config).items():
-        values = ",".join(map(str, listed))
-        joining = f" One SAE for all layers: sae={JOINING[0]}." if name == "layer" else ""
-        raise ConfigError(
-            f"{name}=[{values}] names several SAEs, and this is one run. Without -m, "
-            f"python train.py '{name}=[{values}]' trains them from one read; as jobs of a "
-            f"sweep: python train.py -m {name}={values}; from Python: docs/ensembles.md.{joining}"
-        )
 
 
 def _quiet_lightning() -> None:
@@ -251,25 +242,6 @@ def _quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 
 
-def _checkpoint(run_dir: Path) -> Path:
-    return run_dir / "checkpoints" / "last.ckpt"
-
-
-def _read_checkpoint(run_dir: Path) -> dict[str, Any] | None:
-    import torch
-
-    file = _checkpoint(run_dir)
-    if not file.exists():
-        return None
-    try:
-        return torch.load(file, weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise ArtifactError(
-            f"{file} is damaged ({str(error).splitlines()[0]}). Delete it to train from the start, "
-            "or choose another run_dir."
-        ) from None
-
-
 def _trainer(
     config: Mapping[str, Any],
     run_dir: Path,
@@ -280,7 +252,7 @@ def _trainer(
     import lightning as L
 
     from callbacks.build import build_watchers
-    from callbacks.checkpoint import LastCheckpoint
+    from callbacks.checkpoint import LastCheckpoint, checkpoint_file
     from callbacks.progress import TrainingProgress
     from sae.training.build import gradient_clip, num_processes
 
@@ -303,7 +275,7 @@ def _trainer(
         logger=loggers,
         callbacks=[
             manifest,
-            LastCheckpoint(_checkpoint(run_dir), settings["checkpoint_every_steps"]),
+            LastCheckpoint(checkpoint_file(run_dir), settings["checkpoint_every_steps"]),
             TrainingProgress(),
             *build_watchers(config["callbacks"], data),
         ],

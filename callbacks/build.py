@@ -15,7 +15,7 @@ from callbacks.reconstruction import Reconstruction
 from sae.activations.build import ends_of
 from sae.activations.datamodule import ActivationDataModule
 from sae.activations.sources import LMActivations
-from sae.dictionaries.base import sparsity_of
+from sae.dictionaries.build import sparsity_of
 from sae.errors import ConfigError
 
 

@@ -1,20 +1,46 @@
-"""Writes `last.ckpt` so that a run killed at any moment resumes bit-identically."""
+"""Writes and reads `last.ckpt`, so that a run killed at any moment resumes bit-identically."""
 
 import logging
 import os
+import pickle
 import signal
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks.interruption import Interrupted, handling, stop
+from sae.errors import ArtifactError
 from sae.lockstep import Stopped
 from sae.training.ranks import any_rank
 
 log = logging.getLogger(__name__)
+
+
+def checkpoint_file(run_dir: Path) -> Path:
+    """Where the checkpoint of a run is."""
+    return run_dir / "checkpoints" / "last.ckpt"
+
+
+def read_checkpoint(run_dir: Path) -> dict[str, Any] | None:
+    """The checkpoint of a run, None where there is none yet.
+
+    Raises:
+        ArtifactError: If it is damaged.
+    """
+    file = checkpoint_file(run_dir)
+    if not file.exists():
+        return None
+    try:
+        return torch.load(file, weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise ArtifactError(
+            f"{file} is damaged ({str(error).splitlines()[0]}). Delete it to train from the start, "
+            "or choose another run_dir."
+        ) from None
 
 
 class LastCheckpoint(Checkpoint):

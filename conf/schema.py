@@ -1,248 +1,17 @@
-"""Types, ranges and the short overrides. Yaml files hold the values, this file what they may be."""
+"""The whole configuration: its short overrides, and whether every value fits and has an effect."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from conf.fields import SPAN, checked, lacking, ranged, shown
+from conf.fields import checked, lacking, shown
+from conf.nodes import ACTIVATIONS, NODES, BaselineConfig, EvaluateConfig, TrainConfig, WordConfig
 from sae.errors import ConfigError
-from sae.types import SITES
 
-KERNELS = ("auto", "dense", "sparse")
-PRECISIONS = ("auto", "32-true", "bf16-mixed")
-WANDB_MODES = ("auto", "online", "offline", "disabled")
-
-
-@dataclass
-class ActivationsConfig:
-    """What conf/activations/*.yaml share."""
-
-    kind: Any = ranged(str)
-    seed: Any = ranged(int, low=0)
-    normalize: Any = ranged(str, choices=("mean_square", "none"))
-    buffer_rows: Any = ranged(int, low=1)
-
-
-@dataclass
-class FolderActivationsConfig(ActivationsConfig):
-    """conf/activations/folder.yaml."""
-
-    path: Any = ranged(str)
-    val_fraction: Any = ranged(float, low=0, below=1)
-    test_fraction: Any = ranged(float, low=0, below=1)
-
-
-@dataclass
-class SuperpositionActivationsConfig(ActivationsConfig):
-    """conf/activations/superposition.yaml. `sae.synthetic.World` checks the rest."""
-
-    tokens: Any = ranged(int, low=1)
-    val_tokens: Any = ranged(int, low=1)
-    test_tokens: Any = ranged(int, low=1)
-    d_in: Any = ranged(int, low=1)
-    num_features: Any = ranged(int, low=1)
-    active: Any = ranged(float, above=0)
-    decay: Any = ranged(float, above=0, high=1)
-    zipf: Any = ranged(float, low=0)
-    rescale: Any = ranged(bool)
-    branch: Any = ranged(str, choices=("uncorrelated", "correlated"))
-    correlation_per: Any = ranged(str, choices=("sample", "batch"))
-    coefficients: Any = ranged(str, choices=("uniform", "product"))
-    hierarchy: Any = ranged(float, low=0, below=1)
-    child_probability: Any = ranged(float, above=0, high=1)
-    absorption: Any = ranged(float, low=0, high=1)
-    noise: Any = ranged(float, low=0)
-
-
-@dataclass
-class LMActivationsConfig(ActivationsConfig):
-    """conf/activations/lm.yaml."""
-
-    val_fraction: Any = ranged(float, low=0, below=1)
-    test_fraction: Any = ranged(float, low=0, below=1)
-    layer: Any = ranged(int, low=0, many=True)
-    site: Any = ranged(str, choices=SITES, many=True)
-    target: Any = ranged(str, None, choices=SITES, null=True)
-    tokens: Any = ranged(int, low=1)
-    val_tokens: Any = ranged(int, low=1)
-    test_tokens: Any = ranged(int, low=1)
-    ctx: Any = ranged(int, low=2)
-    dtype: Any = ranged(str, choices=("bfloat16", "float16", "float32"))
-    keep_first: Any = ranged(bool)
-    batch_contexts: Any = ranged(int, low=1)
-    stream: Any = ranged(bool, False)
-
-
-@dataclass
-class SAEConfig:
-    """What conf/sae/*.yaml share; an architecture's own settings are checked by its class."""
-
-    architecture: Any = ranged(str)
-    dict_ratio: Any = ranged(float, above=0, many=True)
-    l1: Any = ranged(float, None, low=0, many=True)
-    k: Any = ranged(int, None, low=1, many=True)
-    target_l0: Any = ranged(float, None, above=0, many=True, null=True)
-    sparsity_warmup_tokens: Any = ranged(SPAN, None)
-    skip: Any = ranged(bool, False)
-    auxk: Any = ranged(float, None, low=0)
-    start_bias: Any = ranged(float, None, null=True)
-    frozen_decoder: Any = ranged(bool, False)
-
-
-@dataclass
-class BaselineConfig:
-    """What conf/sae/*.yaml of `kind: baseline` may hold; which of it, their class says."""
-
-    kind: Any = ranged(str)
-    architecture: Any = ranged(str)
-    k: Any = ranged(int, None, low=1, many=True, null=True)
-    dict_ratio: Any = ranged(float, None, above=0, many=True)
-    components: Any = ranged(int, None, low=1, null=True)
-    split: Any = ranged(bool, None)
-    centre: Any = ranged(str, None, choices=("none", "mean"))
-    sample_vectors: Any = ranged(int, None, low=1)
-    max_iter: Any = ranged(int, None, low=1)
-    steps: Any = ranged(int, None, low=1, high=100)
-    seed: Any = ranged(int, None, low=0, many=True)
-
-
-@dataclass
-class TrainerConfig:
-    """conf/trainer/*.yaml."""
-
-    batch_size: Any = ranged(int, low=1)
-    precision: Any = ranged(str, choices=PRECISIONS)
-    kernels: Any = ranged(str, choices=KERNELS)
-    accelerator: Any = ranged(str)
-    devices: Any = ranged(int, low=1)
-    num_nodes: Any = ranged(int, 1, low=1)
-    gradient_clip: Any = ranged(float, low=0, null=True)
-    log_every_steps: Any = ranged(int, low=1)
-    validations: Any = ranged(int, low=0)
-    checkpoint_every_steps: Any = ranged(int, low=1)
-
-
-@dataclass
-class LoggerConfig:
-    """conf/logger/*.yaml."""
-
-    wandb: Any = ranged(str, choices=WANDB_MODES)
-    project: Any = ranged(str)
-    entity: Any = ranged(str, null=True)
-    group: Any = ranged(str, null=True)
-    name: Any = ranged(str, null=True)
-
-
-@dataclass
-class ResampleConfig:
-    """conf/resample/*.yaml."""
-
-    at_tokens: Any = ranged(SPAN, always_many=True)
-    dead_after_tokens: Any = ranged(SPAN)
-    sample_tokens: Any = ranged(SPAN)
-    strategy: Any = ranged(str, "drawn", choices=("drawn", "worst_example"))
-    toward: Any = ranged(str, None, choices=("input", "residual"), null=True)
-
-
-@dataclass
-class OptimizerConfig:
-    """conf/optimizer/*.yaml."""
-
-    name: Any = ranged(str, choices=("adam", "authors_adam"))
-    lr: Any = ranged(float, above=0)
-    beta1: Any = ranged(float, low=0, below=1)
-    beta2: Any = ranged(float, low=0, below=1)
-    eps: Any = ranged(float, above=0)
-    warmup_tokens: Any = ranged(SPAN)
-    decay_tokens: Any = ranged(SPAN)
-
-
-@dataclass
-class EndToEndConfig:
-    """The node `e2e`, which conf/experiment/e2e.yaml fills."""
-
-    loss: Any = ranged(str, "kl", choices=("kl", "ce"))
-    weight: Any = ranged(float, 1.0, above=0)
-    reconstruction: Any = ranged(float, 0.0, low=0)
-
-
-@dataclass
-class WordConfig:
-    """What one word of conf/callbacks/*.yaml or conf/eval/*.yaml may hold."""
-
-    num_tokens: Any = ranged(int, None, low=1)
-    batch_contexts: Any = ranged(int, None, low=1)
-    batch_rows: Any = ranged(int, None, low=1)
-    resamples: Any = ranged(int, None, low=1)
-    every_n_validations: Any = ranged(int, None, low=1)
-    max_steps: Any = ranged(int, None, low=1)
-    threshold: Any = ranged(float, None, above=0, below=1)
-
-
-@dataclass
-class TrainConfig:
-    """conf/train.yaml. The fields with a range are the short overrides."""
-
-    lm: Any = MISSING
-    corpus: Any = MISSING
-    activations: Any = MISSING
-    sae: Any = MISSING
-    resample: ResampleConfig = MISSING
-    optimizer: OptimizerConfig = MISSING
-    trainer: TrainerConfig = MISSING
-    logger: LoggerConfig = MISSING
-    callbacks: Any = MISSING
-    eval: Any = MISSING
-    e2e: Any = None
-    layer: Any = ranged(int, low=0, many=True)
-    site: Any = ranged(str, choices=SITES, many=True)
-    target: Any = ranged(str, None, choices=SITES, null=True)
-    l1: Any = ranged(float, low=0, many=True)
-    k: Any = ranged(int, low=1, many=True, null=True)
-    target_l0: Any = ranged(float, None, above=0, many=True, null=True)
-    dict_ratio: Any = ranged(float, above=0, many=True)
-    seed: Any = ranged(int, low=0, many=True)
-    tokens: Any = ranged(int, low=1)
-    epochs: Any = ranged(int, low=1)
-    run_dir: Any = ranged(str)
-    sweep_dir: Any = ranged(str)
-    harvest_only: Any = ranged(bool, default=False)
-    plan: Any = ranged(bool, default=False)
-
-
-@dataclass
-class EvaluateConfig:
-    """conf/evaluate.yaml."""
-
-    run: Any = ranged(str, many=True)
-    format: Any = ranged(str, null=True, default=None)
-    eval: Any = MISSING
-    lm: Any = None
-    corpus: Any = None
-    layer: Any = ranged(int, low=0, null=True, default=None)
-    site: Any = ranged(str, choices=SITES, null=True, default=None)
-    ctx: Any = ranged(int, low=2, null=True, default=None)
-    tokens: Any = ranged(int, low=1, null=True, default=None)
-    together: Any = ranged(bool, default=False)
-    device: Any = ranged(str, default="auto")
-    saebench: Any = ranged(bool, default=False)
-    export: Any = ranged(str, null=True, default=None)
-    out: Any = ranged(str, null=True, default=None)
-
-
-ACTIVATIONS: dict[str, type] = {
-    "lm": LMActivationsConfig, "folder": FolderActivationsConfig,
-    "superposition": SuperpositionActivationsConfig,
-}  # fmt: skip
-NODES: dict[str, type] = {
-    "sae": SAEConfig, "resample": ResampleConfig, "optimizer": OptimizerConfig,
-    "trainer": TrainerConfig, "logger": LoggerConfig, "e2e": EndToEndConfig,
-}  # fmt: skip
 BASELINE = "baseline"
 """`sae.kind` of what is fitted instead of trained."""
 TRAINED_ONLY = ("epochs", "optimizer", "resample", "callbacks", "trainer")
@@ -279,6 +48,22 @@ def several(config: Mapping[str, Any]) -> dict[str, Any]:
         if OmegaConf.is_list(config[name]) or isinstance(config[name], list)
         if not (joins and name == "layer")
     }
+
+
+def reject_lists(config: Mapping[str, Any]) -> None:
+    """Refuse a list that stands for several SAEs where one is trained.
+
+    Raises:
+        ConfigError: With the ways to train several.
+    """
+    for name, listed in several(config).items():
+        values = ",".join(map(str, listed))
+        joining = f" One SAE for all layers: sae={JOINING[0]}." if name == "layer" else ""
+        raise ConfigError(
+            f"{name}=[{values}] names several SAEs, and this is one run. Without -m, "
+            f"python train.py '{name}=[{values}]' trains them from one read; as jobs of a "
+            f"sweep: python train.py -m {name}={values}; from Python: docs/ensembles.md.{joining}"
+        )
 
 
 def options(group: str) -> list[str]:

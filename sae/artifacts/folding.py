@@ -19,13 +19,13 @@ class Weights:
     r"""An SAE as another library computes it.
 
     `pre = (x - b_dec if subtracts_b_dec else x) @ W_enc + b_enc`, `f = act(pre)`,
-    `x_hat = f @ W_dec + b_dec`, with decoder rows of any length.
+    `x_hat = f @ W_dec + b_dec (+ x @ W_skip)`, with decoder rows of any length.
 
     Attributes:
         W_enc: [d_in d_sae].
         b_enc: [d_sae].
-        W_dec: [d_sae d_in].
-        b_dec: [d_in].
+        W_dec: [d_sae d_out]; d_out is d_in but for transcoders.
+        b_dec: [d_out].
         architecture: That library's word for it; a label.
         activation: `relu`, `topk`, `abs_topk` or `jumprelu`.
         subtracts_b_dec: Whether the encoder sees `x - b_dec`.
@@ -33,6 +33,8 @@ class Weights:
         threshold: For `jumprelu`: one number, or one for each latent.
         by_norm: Whether latents are compared by pre-activation times length of the decoder row:
             `topk` then selects by it, and the threshold is in its unit.
+        transcodes: Whether what is given is another place's activation than the input.
+        W_skip: [d_in d_out], for those with a linear path.
     """
 
     W_enc: Tensor
@@ -45,6 +47,8 @@ class Weights:
     k: int | None = None
     threshold: Tensor | None = None
     by_norm: bool = False
+    transcodes: bool = False
+    W_skip: Tensor | None = None
 
 
 @torch.no_grad()
@@ -79,7 +83,7 @@ def fold(weights: Weights, origin: Mapping[str, Any], where: object) -> SAE:
     if threshold is not None:
         threshold = threshold.double().clamp(min=0).expand(len(norms))
         threshold = (threshold if weights.by_norm else threshold * norms).float()
-    d_sae, d_in = W_dec.shape
+    (d_sae, d_out), d_in, skip = W_dec.shape, len(weights.W_enc), weights.W_skip
     try:
         return SAE(
             W_enc=(weights.W_enc.float() * norms).contiguous(),
@@ -87,7 +91,15 @@ def fold(weights: Weights, origin: Mapping[str, Any], where: object) -> SAE:
             W_dec=W_dec.contiguous(),
             b_dec=weights.b_dec.float().clone(),
             threshold=threshold,
-            config=SAEConfig(weights.architecture, weights.activation, d_in, d_sae, weights.k),
+            W_skip=None if skip is None else skip.float().contiguous(),
+            config=SAEConfig(
+                weights.architecture,
+                weights.activation,
+                d_in,
+                d_sae,
+                weights.k,
+                d_out=d_out if weights.transcodes else None,
+            ),
             metadata={"origin": dict(origin)},
         )
     except ConfigError as error:
@@ -107,11 +119,12 @@ def gated(
     return (W_enc.double() * factor).float(), b_mag, threshold.clamp(min=0)
 
 
-def require(sae: SAE, activations: tuple[str, ...], library: str) -> None:
+def require(sae: SAE, activations: tuple[str, ...], library: str, transcodes: bool = False) -> None:
     """Refuse to write an SAE that a library's format cannot hold.
 
     Raises:
-        ArtifactError: If its activation is none of `activations`, or it has further weights.
+        ArtifactError: If its activation is none of `activations`, it has further weights, or it is
+            a transcoder and the format does not hold those (`transcodes`).
     """
     if sae.config.activation not in activations:
         raise ArtifactError(
@@ -119,8 +132,8 @@ def require(sae: SAE, activations: tuple[str, ...], library: str) -> None:
             f"{', '.join(activations)}. Choose another format."
         )
     more = {name for name, _ in sae.named_parameters()}
-    more -= {"W_enc", "b_enc", "W_dec", "b_dec", "threshold"}
-    if more or sae.config.d_out is not None:
+    more -= {"W_enc", "b_enc", "W_dec", "b_dec", "threshold", *(["W_skip"] if transcodes else [])}
+    if more or (sae.config.d_out is not None and not transcodes):
         what = ", ".join(sorted(more)) or f"another output than its input (d_out={sae.d_out})"
         raise ArtifactError(
             f"This SAE has {what}, which is not written in the format of {library}. Choose "
@@ -143,20 +156,23 @@ def _check_shapes(weights: Weights, where: object) -> None:
         raise ArtifactError(
             f"{where}: the decoder has shape {tuple(W_dec.shape)}, not [d_sae d_in]."
         )
-    d_sae, d_in = W_dec.shape
+    d_sae, d_out = W_dec.shape
+    d_in = len(W_enc) if weights.transcodes and W_enc.ndim else d_out
     expected = {
         "encoder": (W_enc, (d_in, d_sae)),
         "encoder bias": (weights.b_enc, (d_sae,)),
-        "decoder bias": (weights.b_dec, (d_in,)),
+        "decoder bias": (weights.b_dec, (d_out,)),
     }
     if weights.threshold is not None and weights.threshold.ndim > 0:
         expected["threshold"] = (weights.threshold, (d_sae,))
+    if weights.W_skip is not None:
+        expected["skip connection"] = (weights.W_skip, (d_in, d_out))
     for name, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape:
             raise ArtifactError(
                 f"{where}: the {name} has shape {tuple(tensor.shape)}; a decoder of d_sae={d_sae} "
-                f"and d_in={d_in} asks for {shape}. A transcoder, whose output is another place "
-                "than its input, is no SAE."
+                f"and {d_out} columns asks for {shape}. Only of a transcoder, as which this file "
+                "must name itself, is the input of another width than the output."
             )
 
 

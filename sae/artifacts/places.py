@@ -74,6 +74,21 @@ def place_of(sae: SAE) -> Place:
     return Place.said(origin.get("lm"), point, origin.get("ctx"), origin.get("corpus"))
 
 
+def ends_of(sae: SAE) -> tuple[Point | None, Point | None]:
+    """Where a transcoder reads and where it writes; None where that is not known.
+
+    Of one from another library's file, the first is what `place_of` says.
+    """
+    made_of: Any = sae.metadata.get("activations")
+    if isinstance(made_of, dict) and made_of.get("kind") == "lm":
+        ends = Ends.parse(made_of["point"])
+        one_each = len(ends.reads) == len(ends.writes) == 1
+        return (ends.reads[0], ends.writes[0]) if one_each else (None, None)
+    origin: Any = sae.metadata.get("origin") or {}
+    target = origin.get("target")
+    return place_of(sae).point, Point.parse(target) if target else None
+
+
 def hook_of(point: Point) -> str | None:
     """TransformerLens' name of a point; None where it has none (`mlp_in`: its norms are others).
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from sae.artifacts.files import read_json, read_safetensors, taken, whole
 from sae.artifacts.folding import Weights, fold, gated, require, tensors_of
 from sae.artifacts.format import Format
-from sae.artifacts.places import Place, described, hook_of, place_of, point_of
+from sae.artifacts.places import Place, described, ends_of, hook_of, place_of, point_of
 from sae.dictionaries.sae import SAE, WITH_K
 from sae.errors import ArtifactError
 from sae.provenance import write_json
@@ -20,6 +20,10 @@ FORMAT_OF = "6.54.12"
 """Version whose files are written; without one in `metadata` the library expects older files."""
 _WORDS = {"relu": "standard", "topk": "topk", "abs_topk": "abstopk", "jumprelu": "jumprelu"}
 _BATCHTOPK = ("batchtopk", "matryoshka_batchtopk")
+_TRANSCODERS = {"transcoder": "relu", "skip_transcoder": "relu",
+                "jumprelu_transcoder": "jumprelu",
+                "jumprelu_skip_transcoder": "jumprelu"}  # fmt: skip
+"""Activations by the architecture; they never subtract b_dec, which is of the target's width."""
 
 
 def load(path: Path) -> SAE:
@@ -27,7 +31,8 @@ def load(path: Path) -> SAE:
 
     Raises:
         ArtifactError: If it is damaged, of another kind than standard, topk, abstopk, jumprelu,
-            gated or batchtopk, or normalises each input.
+            gated, batchtopk, transcoder or jumprelu_transcoder (both also with a skip connection),
+            or normalises each input.
     """
     file = path / WEIGHTS
     config, tensors = read_json(path / CONFIG), read_safetensors(file)
@@ -40,14 +45,26 @@ def load(path: Path) -> SAE:
     # one head's activations are a part of a site
     point = None if about.get("hook_head_index") is not None else point_of(hook)
     place = Place.said(about.get("model_name"), point, ctx, about.get("dataset_path"))
-    return fold(weights, described("saelens", place, hook=hook), path)
+    out = about.get("hook_name_out") if weights.transcodes else None
+    target = str(point_of(out)) if point_of(out) else None
+    return fold(weights, described("saelens", place, hook=hook, hook_out=out, target=target), path)
 
 
 def save(folder: Path, sae: SAE) -> None:
-    """Write the two files of an inference SAE; BatchTopK goes as jumprelu, as there."""
-    require(sae, tuple(_WORDS), "saelens")
+    """Write the two files of an inference SAE; BatchTopK goes as jumprelu, as there.
+
+    A transcoder goes with relu and jumprelu, which are what the library has of them.
+    """
+    transcodes = sae.config.d_out is not None
+    if transcodes:
+        require(sae, ("relu", "jumprelu"), "saelens", transcodes=True)
+    else:
+        require(sae, tuple(_WORDS), "saelens")
     place = place_of(sae)
-    save_file(tensors_of(sae, subtracts_b_dec=False), folder / WEIGHTS)
+    tensors = tensors_of(sae, subtracts_b_dec=False)
+    if sae.W_skip is not None:
+        tensors["W_skip"] = tensors["W_skip"].T.contiguous()
+    save_file(tensors, folder / WEIGHTS)
     metadata = {
         "sae_lens_version": FORMAT_OF,
         "sae_lens_training_version": None,
@@ -73,6 +90,13 @@ def save(folder: Path, sae: SAE) -> None:
     }
     if sae.config.k is not None:
         config |= {"k": sae.config.k, "rescale_acts_by_decoder_norm": False}
+    if transcodes:
+        skip = "" if sae.W_skip is None else "skip_"
+        jump = "jumprelu_" if sae.config.activation == "jumprelu" else ""
+        config |= {"architecture": f"{jump}{skip}transcoder", "d_out": sae.d_out}
+        reads, writes = ends_of(sae)
+        metadata |= {"hook_name": hook_of(reads) if reads else None,
+                     "hook_name_out": hook_of(writes) if writes else None}  # fmt: skip
     write_json(folder / CONFIG, config)
 
 
@@ -91,6 +115,8 @@ def _weights(config: Mapping[str, Any], tensors: dict[str, Tensor], file: Path) 
             f"{file}: activation_fn={function!r} is not known here; relu and topk are."
         )
     W_enc, W_dec, b_dec = taken(tensors, ("W_enc", "W_dec", "b_dec"), file)
+    if word in _TRANSCODERS:
+        return _transcoder(config, tensors, file)
     common = {
         "W_enc": W_enc, "W_dec": W_dec, "b_dec": b_dec, "architecture": word,
         "subtracts_b_dec": bool(config.get("apply_b_dec_to_input", True)),
@@ -105,7 +131,7 @@ def _weights(config: Mapping[str, Any], tensors: dict[str, Tensor], file: Path) 
     if word not in known:
         raise ArtifactError(
             f"{file}: architecture={word!r} has no counterpart here. Read are: "
-            f"{', '.join([*known, 'gated'])}."
+            f"{', '.join([*known, 'gated', *_TRANSCODERS])}."
         )
     if "log_threshold" in tensors:  # checkpoints of JumpReLU training, older ones
         tensors = {**tensors, "threshold": tensors["log_threshold"].exp()}
@@ -119,6 +145,23 @@ def _weights(config: Mapping[str, Any], tensors: dict[str, Tensor], file: Path) 
         k=number,
         threshold=next(iter(threshold), None),
     )
+
+
+def _transcoder(config: Mapping[str, Any], tensors: dict[str, Tensor], file: Path) -> Weights:
+    word = config["architecture"]
+    jumps, skips = _TRANSCODERS[word] == "jumprelu", "skip" in word
+    if (config.get("normalize_activations") or "none") != "none":
+        raise ArtifactError(
+            f"{file.with_name(CONFIG)}: normalize_activations={config['normalize_activations']} of "
+            "a transcoder changes its input alone and is not read. Fold it there first."
+        )
+    names = ("W_enc", "b_enc", "W_dec", "b_dec")
+    W_enc, b_enc, W_dec, b_dec = taken(tensors, names, file)
+    return Weights(
+        W_enc, b_enc, W_dec, b_dec, architecture=word, activation=_TRANSCODERS[word],
+        threshold=taken(tensors, ("threshold",), file)[0] if jumps else None,
+        W_skip=taken(tensors, ("W_skip",), file)[0].T if skips else None, transcodes=True,
+    )  # fmt: skip
 
 
 def _apply_normalisation(weights: Weights, config: Mapping[str, Any], path: Path) -> None:

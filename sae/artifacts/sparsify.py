@@ -19,23 +19,28 @@ def load(path: Path) -> SAE:
     """Read a SparseCoder; its folder is named after its module, for example `layers.4`.
 
     Raises:
-        ArtifactError: If it is damaged, a transcoder, has a skip connection, or groups latents.
+        ArtifactError: If it is damaged, groups latents, or is a transcoder whose decoder rows have
+            several lengths, by which its TopK does not select (`fold`).
     """
     config, file = read_json(path / CONFIG), path / WEIGHTS
     state = read_safetensors(file)
     word = config.get("activation", "topk")
-    if config.get("transcode") or config.get("skip_connection") or "W_skip" in state:
-        raise ArtifactError(
-            f"{path} is a transcoder or has a skip connection, which is no sparse autoencoder."
-        )
     if word != "topk":
         raise ArtifactError(f"{path / CONFIG}: activation={word!r} is not known here; topk is.")
     names = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
     encoder, b_enc, W_dec, b_dec = taken(state, names, file)
     k = whole(config, "k", path / CONFIG)
-    weights = Weights(encoder.T, b_enc, W_dec, b_dec, "topk", "topk", subtracts_b_dec=True, k=k)
-    hookpoint = path.resolve().name
-    return fold(weights, described("sparsify", Place(point=point_of(hookpoint))), path)
+    transcodes = bool(config.get("transcode"))
+    skips = bool(config.get("skip_connection"))
+    weights = Weights(
+        encoder.T, b_enc, W_dec, b_dec, "topk", "topk", subtracts_b_dec=not transcodes, k=k,
+        transcodes=transcodes, W_skip=taken(state, ("W_skip",), file)[0].T if skips else None,
+    )  # fmt: skip
+    point = point_of(path.resolve().name)
+    if not transcodes:
+        return fold(weights, described("sparsify", Place(point=point)), path)
+    target = None if point is None else str(point)  # input and output of one module
+    return fold(weights, described("sparsify", Place(), target=target), path)
 
 
 def save(folder: Path, sae: SAE) -> None:

@@ -13,9 +13,9 @@ from sae.dictionaries.base import (  # noqa: E402
     ARCHITECTURES,
     Dictionary,
     StepOutput,
-    build_dictionary,
     register,
 )
+from sae.dictionaries.build import build_dictionary  # noqa: E402
 from sae.dictionaries.sae import SAE, SAEConfig  # noqa: E402
 
 __all__ = [

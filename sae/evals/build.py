@@ -264,9 +264,16 @@ def _like(name: str, value: Any, default: Any) -> Any:
             raise ConfigError(f"{name}={value} must be a number, for example {default}.")
         return float(value)
     elif isinstance(default, tuple):
-        if not isinstance(value, list | tuple) or not value:
-            raise ConfigError(f"{name}={value} must be a list, for example {list(default)}.")
-        return tuple(_like(name, entry, default[0]) for entry in value)
+        entry_like = default[0] if default else "name"
+        if isinstance(value, str) and isinstance(entry_like, str):
+            value = [value]
+        elif value is False and not default:  # runs saved when it was a switch
+            value = []
+        if not isinstance(value, list | tuple) or (default and not value):
+            raise ConfigError(
+                f"{name}={value} must be a list, for example {list(default or ['name'])}."
+            )
+        return tuple(_like(name, entry, entry_like) for entry in value)
     return value
 
 

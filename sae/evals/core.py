@@ -1,6 +1,7 @@
 """`core`: how well an SAE reconstructs a split, and how sparsely."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +12,13 @@ from sae.activations.rows import Rows, parts_of
 from sae.dictionaries.sae import SAE
 from sae.errors import ConfigError
 from sae.evals.base import Bootstrap, EvalContext, EvalResult, describe, estimates, register
-from sae.metrics import FeatureActivations, Firing, OtherDefinitions, Reconstruction
+from sae.metrics import (
+    OTHER_DEFINITIONS,
+    FeatureActivations,
+    Firing,
+    OtherDefinitions,
+    Reconstruction,
+)
 from sae.progress import progress
 from sae.types import Ends
 
@@ -28,7 +35,8 @@ class CoreEval:
 
     Args:
         batch_rows: Vectors encoded at once; decides memory and, with `legacy`, what a batch is.
-        legacy: Also the definitions of other libraries (`metrics.OtherDefinitions`).
+        legacy: Definitions of other libraries that are given, too: names of
+            `metrics.OTHER_DEFINITIONS`, or `all`.
         bootstrap: How intervals over documents are made. What counts latents has none.
     """
 
@@ -36,19 +44,25 @@ class CoreEval:
     needs: ClassVar[frozenset[str]] = frozenset()
     joined: ClassVar[bool] = True
     batch_rows: int = 4096
-    legacy: bool = False
+    legacy: tuple[str, ...] = ()
     bootstrap: Bootstrap = Bootstrap()
 
     def __post_init__(self) -> None:
         if self.batch_rows < 1:
             raise ConfigError(f"batch_rows={self.batch_rows} must be at least 1.")
+        if unknown := [name for name in self.legacy if name not in ("all", *OTHER_DEFINITIONS)]:
+            raise ConfigError(
+                f"eval.core.legacy={unknown[0]} is not known. Choose of "
+                f"{', '.join(OTHER_DEFINITIONS)}; or all."
+            )
 
     def run(self, context: EvalContext) -> EvalResult:
         """Measure the whole split."""
         sae, ends = context.sae, context.ends
         layers = _Layers(sae, context.rows) if ends is not None and len(ends.writes) > 1 else None
         seen = measure(sae, context.rows, self.batch_rows, _rows_per_context(context),
-                       self.legacy, layers)  # fmt: skip
+                       OTHER_DEFINITIONS if "all" in self.legacy else self.legacy,
+                       layers)  # fmt: skip
         intervals = seen.reconstruction.intervals(**asdict(self.bootstrap))
         frequencies = seen.firing.compute()["frequencies"]
         assert isinstance(frequencies, torch.Tensor)
@@ -91,7 +105,7 @@ def measure(
     rows: Rows,
     batch_rows: int,
     rows_per_context: int | None = None,
-    legacy: bool = False,
+    legacy: Sequence[str] = (),
     layers: "_Layers | None" = None,
 ) -> Seen:
     """Stream all rows through the SAE, never holding more than a chunk."""
@@ -99,7 +113,7 @@ def measure(
         Reconstruction(sae.d_out, full=True).to(sae.device),
         Firing(sae.d_sae).to(sae.device),
         FeatureActivations(sae.d_sae).to(sae.device),
-        OtherDefinitions(sae.d_sae).to(sae.device) if legacy else None,
+        OtherDefinitions(sae.d_sae, legacy).to(sae.device) if legacy else None,
     )
     with progress("evaluate reconstruction", rows.num_rows, "vectors") as advance:
         for chunk in range(rows.num_chunks):

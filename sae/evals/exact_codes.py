@@ -11,7 +11,7 @@ from sae.activations.rows import Rows
 from sae.activations.superposition import SuperpositionRows
 from sae.errors import ConfigError
 from sae.evals.base import Bootstrap, EvalContext, EvalResult, describe, estimates, register
-from sae.evals.recovery import SIGNED, cosines_of, matching
+from sae.evals.recovery import SIGNED, partners
 from sae.functional import firing
 from sae.inference import codes_at_l0, duality_gap, fista
 from sae.metrics import Reconstruction
@@ -72,7 +72,7 @@ class ExactCodesEval:
             found = estimates(measured.compute(), measured.intervals(**asdict(self.bootstrap)))
             metrics |= {f"{name}_{word}": found[name] for name in ("fvu", "l0")}
         if true is not None and context.world is not None:
-            atom = matching(cosines_of(context.world, sae))[0]
+            atom = partners(context.world, sae)
             errors = {f"code_error_{word}": _code_error(true, f, atom) for word, f in codes.items()}
             metrics |= estimates(errors, {})
         gap = duality_gap(centred, sae.W_dec, exact, l1) / centred.square().sum(1).clamp_min(1e-30)

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from sae.activations.rows import Rows
-from sae.artifacts.places import place_of
+from sae.artifacts.places import ends_of, place_of
 from sae.dictionaries.sae import SAE
 from sae.errors import ConfigError
 from sae.language import LMSource
-from sae.types import Point
+from sae.types import Ends, Point
 
 
 def is_placed(sae: SAE) -> bool:
@@ -23,6 +23,7 @@ def put_in_place(
     corpus: Mapping[str, Any],
     layer: int | None,
     site: str | None,
+    target: str | None,
     ctx: int | None,
     settings: Mapping[str, Any],
 ) -> None:
@@ -37,6 +38,7 @@ def put_in_place(
         corpus: Configuration of the text (`corpus_from_config`).
         layer: Layer of the LM, from 0.
         site: A word of `sae.types.SITES`.
+        target: Likewise, what a transcoder gives, of the layer that it reads.
         ctx: Tokens in a context.
         settings: The other settings of conf/activations/lm.yaml.
 
@@ -47,7 +49,17 @@ def put_in_place(
     known = place.point
     layer = layer if layer is not None else known.layer if known else None
     site = site or (known.site if known else None)
-    words = {"lm": lm, "layer": layer, "site": site}
+    transcodes = sae.config.d_out is not None
+    written = ends_of(sae)[1] if transcodes else None
+    if layer is None and written is not None:
+        layer = written.layer
+    if target is None and written is not None:
+        target = written.site
+    words: dict[str, object] = {"lm": lm, "layer": layer, "site": site}
+    if transcodes:
+        words["target"] = target
+    elif target is not None:
+        raise ConfigError(f"target={target} has no effect: this SAE gives what it reads. Drop it.")
     if missing := [f"{word}=…" for word, value in words.items() if value is None]:
         said = [f"the LM {place.lm}"] if place.lm else []
         said += [f"the place {known}"] if known else []
@@ -60,17 +72,27 @@ def put_in_place(
     assert lm is not None
     assert layer is not None
     assert site is not None
-    point = Point(site, layer)
+    ends = Ends.at(Point(site, layer))
+    if target is not None:
+        ends = Ends(ends.reads, (Point(target, layer),))
+        if not ends.pair:
+            raise ConfigError(f"target={target} is what the transcoder reads. Give the other site.")
     sizes = LMSource.from_config(lm).sizes()
     if sizes is not None:
-        sizes.check(point)
-        _check_width(sae, sizes.width(point), f"{point} of lm={lm['name']}")
+        for point in ends.points:
+            sizes.check(point)
+        _check_width(sae, sizes.width(ends.reads[0]), f"{ends.reads[0]} of lm={lm['name']}")
+        if sae.d_out != sizes.width(ends.writes[0]):
+            raise ConfigError(
+                f"This transcoder gives vectors of width {sae.d_out}; {ends.writes[0]} of "
+                f"lm={lm['name']} has width {sizes.width(ends.writes[0])}. Give its target."
+            )
     tokens = {split: settings[f"{split}_tokens"] for split in ("val", "test")}
     sae.metadata["activations"] = {
         "kind": "lm",
         "lm": dict(lm),
         "corpus": dict(corpus),
-        "point": str(point),
+        "point": str(ends),
         "ctx": ctx or place.ctx or settings["ctx"],
         "tokens": {"train": tokens["test"], **tokens},
         "val_fraction": 0.0,

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from sae.activations.superposition import SuperpositionRows
@@ -15,6 +14,7 @@ from sae.errors import ConfigError
 from sae.evals.base import Bootstrap, EvalContext, EvalResult, describe, estimates, register
 from sae.evals.core import measure
 from sae.metrics.bootstrap import Interval, bootstrap_intervals
+from sae.metrics.similarity import match
 from sae.synthetic import World
 
 SIGNED = ("identity", "abs_topk")
@@ -56,7 +56,8 @@ class RecoveryEval:
         frequencies = firing.compute()["frequencies"]
         assert isinstance(frequencies, Tensor)
         cosines = cosines_of(world, sae)
-        best, matched = cosines.amax(1), matching(cosines)[1]
+        best, atom = cosines.amax(1), partners(world, sae)
+        matched = cosines.gather(1, atom.clamp(min=0)[:, None])[:, 0].masked_fill(atom < 0, 0)
         atoms = cosines.amax(0)
         live = frequencies.cpu() > 0
         counted, pairs = count_truth(sae, rows, cosines.argmax(1), self.batch_rows)
@@ -138,21 +139,12 @@ def cosines_of(world: World, sae: SAE) -> Float[Tensor, "num_features d_sae"]:
     return cosines.abs() if sae.config.activation in SIGNED else cosines
 
 
-def matching(
-    cosines: Float[Tensor, "num_features d_sae"],
-) -> tuple[Int[Tensor, " num_features"], Float[Tensor, " num_features"]]:
-    """The one-to-one matching with the largest sum: atom (or -1) and cosine (or 0) of each feature.
-
-    Example:
-        >>> matching(torch.tensor([[0.9, 0.8], [0.85, 0.1], [0.0, 0.0]]))
-        (tensor([ 1,  0, -1]), tensor([0.8000, 0.8500, 0.0000]))
-    """
-    features, atoms = map(torch.from_numpy, linear_sum_assignment(cosines.numpy(), maximize=True))
-    atom = torch.full((len(cosines),), -1)
-    atom[features] = atoms
-    matched = cosines.new_zeros(len(cosines))
-    matched[features] = cosines[features, atoms]
-    return atom, matched
+def partners(world: World, sae: SAE) -> Int[Tensor, " num_features"]:
+    """The atom of each feature in the one-to-one matching with the largest sum, or -1."""
+    pairs = match(world.features, sae.W_dec, absolute=sae.config.activation in SIGNED)
+    atom = torch.full((world.num_features,), -1)
+    atom[pairs.first] = pairs.second
+    return atom
 
 
 @torch.no_grad()

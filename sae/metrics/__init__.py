@@ -3,7 +3,14 @@
 from sae.metrics.activations import FeatureActivations
 from sae.metrics.firing import Firing
 from sae.metrics.next_token import NextToken
-from sae.metrics.other_definitions import OtherDefinitions
+from sae.metrics.other_definitions import OTHER_DEFINITIONS, OtherDefinitions
 from sae.metrics.reconstruction import Reconstruction
 
-__all__ = ["FeatureActivations", "Firing", "NextToken", "OtherDefinitions", "Reconstruction"]
+__all__ = [
+    "OTHER_DEFINITIONS",
+    "FeatureActivations",
+    "Firing",
+    "NextToken",
+    "OtherDefinitions",
+    "Reconstruction",
+]

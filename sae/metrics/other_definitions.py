@@ -5,6 +5,7 @@ rows, which changes nothing for the equal batches of those libraries.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,13 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from sae.errors import DegenerateInputError
+
+_BY_ROW = (
+    "ev_saebench_legacy", "mse_sae_lens", "mse_saebench", "nmse_openai", "l0_positive",
+    "l1_saebench", "ev_dictionary_learning",
+)  # fmt: skip
+OTHER_DEFINITIONS = (*_BY_ROW, "ev_saebench_0_6", "alive_dictionary_learning")
+"""All names, described at `OtherDefinitions`."""
 
 
 class OtherDefinitions(Metric):
@@ -39,21 +47,19 @@ class OtherDefinitions(Metric):
 
     Args:
         d_sae: Number of latents.
+        names: Those that are given, of `OTHER_DEFINITIONS`.
     """
 
     full_state_update = False
-    _by_row: tuple[str, ...] = (
-        "ev_saebench_legacy", "mse_sae_lens", "mse_saebench", "nmse_openai", "l0_positive",
-        "l1_saebench", "ev_dictionary_learning",
-    )  # fmt: skip
     sums: Tensor
     energy: Tensor
     latents: Tensor
     rows: Tensor
 
-    def __init__(self, d_sae: int):
+    def __init__(self, d_sae: int, names: Sequence[str] = OTHER_DEFINITIONS):
         super().__init__()
-        for name, size in (("sums", len(self._by_row)), ("energy", 3), ("latents", d_sae)):
+        self.names = names
+        for name, size in (("sums", len(_BY_ROW)), ("energy", 3), ("latents", d_sae)):
             self.add_state(name, torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("rows", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -85,7 +91,7 @@ class OtherDefinitions(Metric):
         self.rows += len(x)
 
     def compute(self) -> dict[str, float | None]:
-        """All of them, of all rows seen; None where one is undefined.
+        """Those that were asked for, of all rows seen; None where one is undefined.
 
         Raises:
             DegenerateInputError: If no row was seen.
@@ -94,8 +100,12 @@ class OtherDefinitions(Metric):
             raise DegenerateInputError("OtherDefinitions has seen no rows. Call update first.")
         error, square_norm, mean_square = (self.energy / self.rows).tolist()
         means: list[float] = (self.sums / self.rows).tolist()
-        values: dict[str, float] = dict(zip(self._by_row, means, strict=True))
+        values: dict[str, float] = dict(zip(_BY_ROW, means, strict=True))
         variance = square_norm - mean_square**2
         values["ev_saebench_0_6"] = 1 - error / variance if variance else math.nan
         values["alive_dictionary_learning"] = (self.latents != 0).double().mean().item()
-        return {name: value if math.isfinite(value) else None for name, value in values.items()}
+        return {
+            name: value if math.isfinite(value) else None
+            for name, value in values.items()
+            if name in self.names
+        }

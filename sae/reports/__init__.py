@@ -3,10 +3,11 @@
 from sae.reports.compare import write_comparison
 from sae.reports.frontier import read_frontier, write_frontier
 from sae.reports.report import results_table, write_report
-from sae.reports.summary import print_summary
+from sae.reports.summary import print_results, print_summary
 from sae.reports.sweep import write_sweep
 
 __all__ = [
+    "print_results",
     "print_summary",
     "read_frontier",
     "results_table",

@@ -4,17 +4,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sae.reports.figures import log_axis
+from sae.reports.frontier_lines import SPREAD, Row, drawn_line, error_of
 from sae.reports.frontier_plots import (
     FIDELITY,
     L0_LABEL,
     LIVE_LABEL,
-    error_of,
     live_by_l1,
     live_by_size,
 )
 from sae.reports.page import Cell, Plot, Section, Table, interval, number, plain, render
 
-Row = Mapping[str, Any]
 Lines = Mapping[str, Sequence[Row]]
 
 _WORDS = ("run", "line", "sparsity", "dominated")
@@ -26,13 +25,19 @@ _HEADS = {"l0": "L0", "fvu": "FVU", "ce_recovered_zero": "CE recovered (zero)",
           "delta_ce": "CE increase", "silent": "silent", "dead": "dead",
           "live": "live"}  # fmt: skip
 _WITH_INTERVAL = ("l0", "fvu", "ce_recovered_zero", "delta_ce")
-_AREA_HEADS = {"runs": "runs", "l0_from": "L0 from", "l0_to": "to", "area": "area",
-               "mean_fvu": "mean FVU", "common_from": "common L0 from", "common_to": "to",
-               "common_area": "common area", "common_mean_fvu": "common mean FVU"}  # fmt: skip
+_AREA_HEADS = {"runs": "runs", "points": "points", "l0_from": "L0 from", "l0_to": "to",
+               "area": "area", "mean_fvu": "mean FVU", "common_from": "common L0 from",
+               "common_to": "to", "common_area": "common area",
+               "common_mean_fvu": "common mean FVU"}  # fmt: skip
+_AREAS = ("area", "common_area")
 
 
 def frontier_page(
-    rows: Sequence[Row], lines: Lines, areas: Sequence[Row], missing: Mapping[str, str]
+    rows: Sequence[Row],
+    lines: Lines,
+    areas: Sequence[Row],
+    seeds: Sequence[Row],
+    missing: Mapping[str, str],
 ) -> bytes:
     """The page of `eval=[frontier]`.
 
@@ -40,10 +45,13 @@ def frontier_page(
         rows: As of `sae.reports.frontier.Frontier`.
         lines: The same rows by line.
         areas: The area under each line.
+        seeds: The spread over the seeds of each setting that has several.
         missing: What a run lacks, by its name.
     """
     subtitle = f"{len(rows)} runs on {len(lines)} lines"
-    return render("Sparsity against fidelity", subtitle, sections(rows, lines, areas, missing))
+    return render(
+        "Sparsity against fidelity", subtitle, sections(rows, lines, areas, seeds, missing)
+    )
 
 
 def sweep_page(
@@ -68,9 +76,13 @@ def sweep_page(
 
 
 def sections(
-    rows: Sequence[Row], lines: Lines, areas: Sequence[Row], missing: Mapping[str, str]
+    rows: Sequence[Row],
+    lines: Lines,
+    areas: Sequence[Row],
+    seeds: Sequence[Row],
+    missing: Mapping[str, str],
 ) -> list[Section]:
-    """Plots and tables of a frontier."""
+    """Plots and tables of a frontier; the arguments of `frontier_page`."""
     note = "hollow: another run is at least as good in both, better in one; bars: 95 % intervals"
     plots = [
         _fidelity(lines, measure, label, note)
@@ -88,6 +100,7 @@ def sections(
     return [
         Section("Frontier", plots=plots, tables=[_runs(lines)]),
         Section("Area under each line", tables=[_areas(areas)] if areas else []),
+        Section("Seeds", tables=[_seeds(seeds)] if seeds else []),
         Section("Live latents", plots=live),
         Section("Missing", tables=named),
     ]
@@ -115,22 +128,54 @@ def _runs(lines: Lines) -> Table:
 
 
 def _areas(areas: Sequence[Row]) -> Table:
-    body = [[Cell(line["line"]), *(number(key, line[key]) for key in _AREA_HEADS)]
-            for line in areas]  # fmt: skip
+    heads = ["line"]
+    for key, head in _AREA_HEADS.items():
+        heads += [head, "95 % interval"] if key in _AREAS else [head]
+    body = []
+    for line in areas:
+        cells = [Cell(line["line"])]
+        for key in _AREA_HEADS:
+            cells.append(number(key, line[key]))
+            if key in _AREAS:
+                low, high = line[f"{key}_low"], line[f"{key}_high"]
+                cells.append(Cell(interval(key, low, high), low))
+        body.append(cells)
     note = (
-        "Under FVU over log10 L0, less is better, no intervals. Only the common columns can be "
-        "compared: they are over the range of L0 that all lines of the same test vectors have."
+        "Under FVU over log10 L0, less is better. Only the common columns can be compared: they "
+        "are over the range of L0 that all lines of the same test vectors have. Intervals by a "
+        "parametric bootstrap of the runs' own, all runs moved together since they share their "
+        "documents; what seeds change is not in them."
     )
-    return Table("Lines", ["line", *_AREA_HEADS.values()], body, note)
+    return Table("Lines", heads, body, note)
+
+
+def _seeds(seeds: Sequence[Row]) -> Table:
+    heads = ["line", "sparsity", "seeds"]
+    for key in SPREAD:
+        heads += [f"{_HEADS[key]}, mean", "lowest – highest", "std"]
+    body = []
+    for spread in seeds:
+        cells = [Cell(spread["line"]), Cell(spread["sparsity"] or "–"),
+                 number("seeds", spread["seeds"])]  # fmt: skip
+        for key in SPREAD:
+            low, high = spread[f"{key}_min"], spread[f"{key}_max"]
+            cells += [number(key, spread[key]), Cell(interval(key, low, high), low),
+                      number(key, spread[f"{key}_std"])]  # fmt: skip
+        body.append(cells)
+    note = "Runs that differ in their seed alone; the line goes through their means."
+    return Table("Settings with several seeds", heads, body, note, words=2)
 
 
 def _fidelity(lines: Lines, measure: str, label: str, note: str) -> Plot:
     dominated = "dominated" if measure == "fvu" else "dominated_ce"
-    traces = []
+    traces, means = [], []
     for name, members in lines.items():
         points = [row for row in members if row[measure] is not None and row["l0"] > 0]
+        x, y = drawn_line(points, measure)
+        one_each = len(x) == len(points)
         trace: dict[str, Any] = {
-            "type": "scatter", "mode": "lines+markers", "name": plain(name),
+            "type": "scatter", "mode": "lines+markers" if one_each else "markers",
+            "name": plain(name),
             "x": [row["l0"] for row in points], "y": [row[measure] for row in points],
             "hovertext": [_hover(row, measure) for row in points], "hoverinfo": "text",
             "marker": {"size": 9, "symbol": ["circle-open" if row[dominated] else "circle"
@@ -145,6 +190,10 @@ def _fidelity(lines: Lines, measure: str, label: str, note: str) -> Plot:
             }  # fmt: skip
         trace["showlegend"] = bool(points)  # an empty line keeps its colour for the other plot
         traces.append(trace)
+        if not one_each:
+            means.append({"type": "scatter", "mode": "lines", "x": x, "y": y, "hoverinfo": "skip",
+                          "showlegend": False, "line": {"color": "#999999"}})  # fmt: skip
+    traces += means  # behind them in the order of colours
     layout = {
         "xaxis": log_axis([x for t in traces for x in t["x"]]) | {"title": {"text": L0_LABEL}},
         "yaxis": {"title": {"text": label}},

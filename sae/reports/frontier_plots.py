@@ -2,12 +2,12 @@
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sae.reports.figures import plain_log_ticks
+from sae.reports.frontier_lines import Row, drawn_line, error_of
 
 FIDELITY = {
     "fvu": "FVU (lower is better)",
@@ -18,23 +18,7 @@ LIVE_LABEL = "latents that fire on the test split"
 
 _MOST_NAMES = 12
 
-Row = Mapping[str, Any]
 Lines = Mapping[str, Sequence[Row]]
-
-
-def error_of(row: Row, name: str) -> tuple[float, float]:
-    """Lengths of the interval below and above a value; 0 where there is none.
-
-    Example:
-        >>> error_of({"l0": 5.0, "l0_low": 4.0, "l0_high": 7.0}, "l0")
-        (1.0, 2.0)
-    """
-    value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
-    return (
-        (0.0, 0.0)
-        if low is None or high is None
-        else (max(0.0, value - low), max(0.0, high - value))
-    )
 
 
 def live_by_size(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -56,7 +40,6 @@ def fidelity_picture(lines: Lines) -> bytes:
         drawn = []
         for i, (line, members) in enumerate(lines.items()):
             points = [row for row in members if row[name] is not None and row["l0"] > 0]
-            x, y = [row["l0"] for row in points], [row[name] for row in points]
             for row in points:
                 errors = [
                     [[low], [high]] for low, high in (error_of(row, "l0"), error_of(row, name))
@@ -64,7 +47,9 @@ def fidelity_picture(lines: Lines) -> bytes:
                 axes.errorbar(row["l0"], row[name], xerr=errors[0], yerr=errors[1], fmt="o",
                               color=f"C{i % 10}", markersize=5, elinewidth=1,
                               markerfacecolor="white" if row[dominated] else None)  # fmt: skip
-            axes.plot(x, y, color=f"C{i % 10}", linewidth=1.3, zorder=1, label=line)
+            axes.plot(
+                *drawn_line(points, name), color=f"C{i % 10}", linewidth=1.3, zorder=1, label=line
+            )
             drawn += points
         _finish(axes, L0_LABEL, label, [row["l0"] for row in drawn])
     _legend(figure, panels[0])

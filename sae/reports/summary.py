@@ -1,10 +1,12 @@
-"""The short table at the end of a run."""
+"""The tables on the screen: of a run when it ends, and of an evaluation."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from sae.evals.base import EvalResult
 
 
 def print_summary(results: Mapping[str, Any], title: str) -> None:
@@ -41,6 +43,23 @@ def print_summary(results: Mapping[str, Any], title: str) -> None:
     table.add_row("tokens trained on", f"{training['tokens']:,}", "")
     rate = training["vectors_per_second"]
     table.add_row("vectors/s", _number(rate), "")
+    Console().print(table)
+
+
+def print_results(results: Mapping[str, EvalResult], title: str) -> None:
+    """Print every metric of some evaluations with its interval."""
+    table = Table("evaluation", "metric", "value", "95 % interval", "measured on", title=title)
+    for word, result in results.items():
+        measured_on = ", ".join(f"{count:,} {unit}" for unit, count in result.tokens.items())
+        for name, estimate in result.metrics.items():
+            known = estimate.low is not None and estimate.high is not None
+            table.add_row(
+                word,
+                name,
+                "undefined" if estimate.value is None else f"{estimate.value:.5g}",
+                f"{estimate.low:.5g} to {estimate.high:.5g}" if known else "–",
+                measured_on,
+            )
     Console().print(table)
 
 

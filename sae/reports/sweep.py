@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from sae.reports.figures import plain_log_ticks
 from sae.reports.files import metric, read_json, read_yaml, table_bytes, write_bytes
-from sae.reports.frontier import by_line, pareto_front, read_frontier
+from sae.reports.frontier import pareto_front, read_frontier
+from sae.reports.frontier_lines import by_line
 from sae.reports.frontier_page import sections, sweep_page
 
 _METRICS = (
@@ -61,7 +62,7 @@ def _page(folder: Path, columns: Sequence[str], rows: Sequence[Row]) -> bytes:
     if not measured:
         return sweep_page(folder.resolve().name, columns, rows, [])
     found = read_frontier({job: folder / job for job in measured})
-    shown = sections(found.rows, by_line(found.rows), found.lines, found.missing)
+    shown = sections(found.rows, by_line(found.rows), found.lines, found.seeds, found.missing)
     return sweep_page(folder.resolve().name, columns, rows, shown)
 
 

@@ -10,7 +10,7 @@ from sae.activations.contexts import ContextDataModule
 from sae.activations.datamodule import ActivationDataModule
 from sae.activations.sources import ActivationSource, LMActivations
 from sae.dictionaries import ARCHITECTURES, build_dictionary
-from sae.dictionaries.base import check_ends
+from sae.dictionaries.build import check_ends
 from sae.dictionaries.untied import Untied
 from sae.errors import ConfigError
 from sae.training.end_to_end import EndToEndModule, EndToEndSettings

@@ -118,6 +118,14 @@ def test_two_saes_at_once(run, monkeypatch):
     assert points[1] == "mlp_out.2"
     message = evaluate(f"run={run}", "together=true", code=1).stderr
     assert "no effect on one SAE" in message
+    both = f"run=[{run},{other}]"
+    for word in ("frontier", "compare"):
+        message = evaluate(both, "together=true", f"eval=[{word}]", code=1).stderr
+        assert f"together=true has no effect with eval=[{word}]" in message
+    file.unlink()
+    evaluate(both, "together=true", "eval=[downstream,frontier]")
+    assert file.exists()
+    assert list(run.parent.glob("frontier-*/frontier.csv"))
 
 
 def test_saebench_files_of_a_run(run, tmp_path, monkeypatch):

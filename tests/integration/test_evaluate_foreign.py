@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import evaluate as program
+from conf.asked import check_asked
 from sae.errors import ConfigError, SiteError
 
 ROOT = Path(__file__).parents[2]
@@ -93,6 +94,39 @@ def test_what_must_be_said(run, tmp_path):
         program.evaluate(folder, CORE, **PLACE, layer=1, site="mlp")
 
 
+def test_a_transcoder_of_another_library(tmp_path):
+    import torch
+
+    from sae.artifacts import save
+    from sae.dictionaries.sae import SAE, SAEConfig
+
+    generator = torch.Generator().manual_seed(0)
+    W_enc, W_dec, W_skip = (torch.randn(*shape, generator=generator)
+                            for shape in ((32, 40), (40, 32), (32, 32)))  # fmt: skip
+    W_dec /= W_dec.norm(dim=1, keepdim=True)
+    config = SAEConfig("l1", "relu", 32, 40, d_out=32)
+    sae = SAE(W_enc, torch.zeros(40), W_dec, torch.zeros(32), config, W_skip=0.1 * W_skip)
+    folder = save(tmp_path / "theirs", sae, "saelens")
+    place = PLACE | {"tokens": 1024, "layer": 1, "site": "mlp_in", "ctx": 32}
+    with pytest.raises(ConfigError, match="Give target=…"):
+        program.evaluate(folder, CORE, **place)
+    with pytest.raises(ConfigError, match="target=mlp_in is what the transcoder reads"):
+        program.evaluate(folder, CORE, **place, target="mlp_in")
+    with pytest.raises(ConfigError, match="gives vectors of width 32; mlp.1"):
+        program.evaluate(folder, CORE, **place, target="mlp")
+    evals = CORE | {"downstream": {"num_tokens": 256, "resamples": 20}}
+    results = program.evaluate(folder, evals, **place, target="mlp_out")
+    assert results["core"].provenance["point"] == "mlp_in.1->mlp_out.1"
+    assert values(results)["fvu"] > 1  # random weights
+    assert results["downstream"].metrics["ce_sae"].value is not None
+
+
+def test_a_target_is_for_transcoders(run, tmp_path):
+    folder = program.export(run, "openai", tmp_path / "theirs") / "autoencoder.pt"
+    with pytest.raises(ConfigError, match="target=mlp_out has no effect: this SAE gives what it"):
+        program.evaluate(folder, CORE, **PLACE, layer=1, site="resid", target="mlp_out")
+
+
 def test_an_own_sae_has_its_place(run):
     with pytest.raises(ConfigError, match=r"layer=0 ctx=64 has no effect on .*, whose SAE says"):
         program.evaluate(run, CORE, layer=0, ctx=64, device="cpu")
@@ -115,13 +149,15 @@ def test_an_lm_of_another_width_is_named(run, tmp_path):
         ),
         ({"out": "x"}, [], "out=x is for one run; run= names 2"),
         ({"eval": {}}, [], "eval is empty"),
+        ({"eval": {"frontier": {}}, "together": True}, [], "no effect with eval=.frontier.*Drop"),
+        ({"eval": {"compare": {}, "frontier": {}}, "together": True}, [], "eval=.compare,frontier"),
     ],
 )
 def test_what_has_no_effect(config, names, message):
     config = {"eval": {"core": {}}, "export": None, "out": None, "together": False} | config
     runs = ["a", "b"] if message.startswith("out=") else ["a"]
     with pytest.raises(ConfigError, match=message):
-        program._check_asked(config, runs, names, only_export=bool(config["export"]))
+        check_asked(config, runs, names, only_export=bool(config["export"]))
 
 
 def test_where_results_go(tmp_path, monkeypatch):

@@ -256,3 +256,59 @@ def test_to_dictionary_learning(dl, activation, x, tmp_path):
     theirs, config = dl[1](str(folder), device="cpu")
     same(mine, x, theirs.encode(x), theirs(x), 1.0)
     assert config["trainer"]["layer"] == 4
+
+
+D_OUT = 10
+TRANSCODERS = ["Transcoder", "SkipTranscoder", "JumpReLUTranscoder", "JumpReLUSkipTranscoder"]
+
+
+@pytest.mark.parametrize("word", TRANSCODERS)
+@torch.no_grad()
+def test_transcoders_of_sae_lens_both_ways(word, x, tmp_path):
+    from sae_lens import saes
+
+    from sae.artifacts import load, save
+    from sae.artifacts.places import ends_of
+
+    module = sys.modules["sae_lens.saes.transcoder"]
+    config = getattr(module, f"{word}Config")(
+        d_in=D_IN, d_sae=D_SAE, d_out=D_OUT, apply_b_dec_to_input=False
+    )
+    theirs = getattr(module, word)(config)
+    shake(theirs)
+    theirs.cfg.metadata.hook_name = "blocks.3.hook_resid_post"
+    theirs.cfg.metadata.hook_name_out = "blocks.4.hook_mlp_out"
+    theirs.save_model(tmp_path / "theirs")
+    sae = load(tmp_path / "theirs")
+    assert (sae.d_in, sae.d_out, sae.W_skip is not None) == (D_IN, D_OUT, "Skip" in word)
+    assert tuple(map(str, ends_of(sae))) == ("resid.3", "mlp_out.4")
+    norms = theirs.W_dec.norm(dim=1)
+    same(sae, x, theirs.encode(x), theirs(x), norms)
+    again = saes.SAE.load_from_disk(save(tmp_path / "ours", sae, "saelens"))
+    assert type(again) is type(theirs)
+    same(sae, x, again.encode(x), again(x), 1.0)
+    assert again.cfg.metadata.hook_name_out == "blocks.4.hook_mlp_out"
+
+
+@pytest.mark.parametrize(("transcode", "skip"), [(True, False), (True, True), (False, True)])
+@torch.no_grad()
+def test_transcoders_of_sparsify(coder, transcode, skip, x, tmp_path):
+    from sae.artifacts import load
+    from sae.errors import ArtifactError
+
+    settings = sys.modules["sparsify.config"].SparseCoderConfig
+    theirs = coder[0](
+        D_IN, settings(num_latents=D_SAE, k=K, transcode=transcode, skip_connection=skip),
+        dtype=torch.float32,
+    )  # fmt: skip
+    shake(theirs)
+    theirs.set_decoder_norm_to_unit_norm()
+    theirs.save_to_disk(tmp_path / "layers.4.mlp")
+    sae = load(tmp_path / "layers.4.mlp")
+    assert (sae.config.d_out, sae.W_skip is not None) == (D_IN if transcode else None, skip)
+    assert sae.metadata["origin"].get("target" if transcode else "point") == "mlp_out.4"
+    same(sae, x, dense(theirs.encode(x)), theirs(x).sae_out, 1.0)
+    theirs.W_dec *= torch.linspace(1, 2, D_SAE)[:, None]
+    theirs.save_to_disk(tmp_path / "free")
+    with pytest.raises(ArtifactError, match="lengths from 1 to 2 and TopK selects"):
+        load(tmp_path / "free")

@@ -206,7 +206,7 @@ def test_core(context, hooked_model, tokens, keep_first):
         compute_featurewise_density_statistics=True, eval_batch_size_prompts=CONTEXTS,
         model_kwargs={}, ignore_tokens=None if keep_first else [BOS],
     )  # fmt: skip
-    result = CoreEval(batch_rows=128, legacy=True).run(context)
+    result = CoreEval(batch_rows=128, legacy=("all",)).run(context)
     ours = {name: estimate.value for name, estimate in result.metrics.items()}
     assert result.tokens == {"vectors": CONTEXTS * (CTX if keep_first else CTX - 1)}
     assert 2 < ours["l0"] < 40  # a sparse code, an imperfect reconstruction

@@ -204,14 +204,16 @@ SAELENS, DL = foreign.saelens, foreign.dictionary_learning
          "k=99 must be between 1 and d_sae=9"),
         (SAELENS({"architecture": "jumprelu", **V6}, FOUR), "lacks threshold; it holds W_dec"),
         (SAELENS(V6, FOUR | {"b_enc": torch.zeros(4)}), r"encoder bias has shape \(4,\)"),
-        (SAELENS(V6, FOUR | {"W_dec": torch.zeros(D_SAE, 7)}), "transcoder"),
+        (SAELENS(V6, FOUR | {"W_dec": torch.zeros(D_SAE, 7)}), "Only of a transcoder"),
+        (SAELENS(V6 | {"architecture": "skip_transcoder"}, FOUR), "lacks W_skip"),
+        (SAELENS(V6 | {"architecture": "transcoder", "normalize_activations": "layer_norm"}, FOUR),
+         "changes its input alone"),
         (SAELENS(V6, FOUR | {"b_dec": torch.full((D_IN,), torch.nan)}), "NaN"),
         (DL("BatchTopKSAE", foreign.UNIT_LINEAR), "lacks threshold"),
         (DL(None, foreign.UNIT_LINEAR | foreign.COUNTS), "may be of AutoEncoderTopK or of Batch"),
         (DL("AutoEncoder", foreign.LINEAR), "lacks encoder.bias"),
         (DL("AutoEncoder", ["no", "state"]), "holds no state dict but a list"),
-        (foreign.sparsify(transcode=True), "transcoder"),
-        (foreign.sparsify(skip_connection=True), "skip connection"),
+        (foreign.sparsify(skip_connection=True), "lacks W_skip"),
         (foreign.sparsify(activation="groupmax"), "activation='groupmax'"),
         (foreign.sparsify(k=True), "k=True must be a whole number"),
         (foreign.openai("TopK", {"k": K}), "divides by its standard deviation"),
@@ -284,11 +286,11 @@ def test_further_weights_are_not_dropped(tmp_path, format):
         save(tmp_path / "out", sae, format)
 
 
-def test_a_transcoder_is_written_in_the_own_format_only(tmp_path):
+def test_a_transcoder_is_written_where_it_has_a_place(tmp_path):
     config = SAEConfig("l1", "relu", D_IN, D_SAE, d_out=D_IN)
     sae = SAE(foreign.W_ENC, foreign.B_ENC, UNIT, foreign.B_DEC, config)
     with pytest.raises(ArtifactError, match="another output than its input"):
-        save(tmp_path / "out", sae, "saelens")
+        save(tmp_path / "out", sae, "dictionary_learning")
     assert load(save(tmp_path / "out", sae)).config == config
 
 

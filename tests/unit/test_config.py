@@ -194,7 +194,7 @@ def test_integral_floats_become_whole_numbers_everywhere():
     assert repr(config["activations"]["val_tokens"]) == "2000"
     assert repr(config["callbacks"]["downstream"]["num_tokens"]) == "2000"
     assert repr(config["eval"]) == (
-        "{'core': {'resamples': 100, 'legacy': False}, 'downstream': {'num_tokens': 20000, "
+        "{'core': {'resamples': 100, 'legacy': []}, 'downstream': {'num_tokens': 20000, "
         "'batch_contexts': 16, 'resamples': 1000}}"
     )
     assert repr(config["resample"]["sample_tokens"]) == "1000"

@@ -160,6 +160,12 @@ def test_an_sae_without_its_origin_says_so():
             {"core": {"resample": 1}},
             "eval.core.resample is not known.* batch_rows, legacy, resamples",
         ),
+        (
+            {"core": {"legacy": ["ev_sae"]}},
+            "eval.core.legacy=ev_sae is not known. Choose of ev_saebench_legacy, .*; or all",
+        ),
+        ({"core": {"legacy": True}}, "eval.core.legacy=True must be a list"),
+        ({"core": {"legacy": [1]}}, "eval.core.legacy=1 must be a word"),
         ({"core": {"resamples": 0}}, "eval.core.resamples=0 must be a whole number of at least 1"),
         ({"core": {"resamples": True}}, "eval.core.resamples=True must be"),
         ({"downstream": {"num_tokens": "many"}}, "eval.downstream.num_tokens=many must be"),
@@ -175,6 +181,9 @@ def test_mistakes_are_found_before_anything_runs(evals, message):
 def test_settings_become_evaluations():
     made = make_evals({"core": {"batch_rows": 1e3}, "downstream": {"num_tokens": 2e4}}, ctx=32)
     assert made == {"core": CoreEval(batch_rows=1000), "downstream": DownstreamEval(20_000)}
+    for legacy, names in (("all", ("all",)), (["l0_positive"], ("l0_positive",)), ([], ()),
+                          (False, ())):  # fmt: skip
+        assert make_evals({"core": {"legacy": legacy}}, ctx=32) == {"core": CoreEval(legacy=names)}
     check_evals({}, ctx=None)
     check_evals(SETTINGS, ctx=None)
     with pytest.raises(ConfigError, match="needs the tokens"):

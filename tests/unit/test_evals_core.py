@@ -10,7 +10,13 @@ from _evals import CONTEXTS, CTX, D_IN, POINT, Rows, coarse_sae, make, values
 from sae import functional
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.evals import CoreEval, EvalContext
-from sae.metrics import FeatureActivations, Firing, OtherDefinitions, Reconstruction
+from sae.metrics import (
+    OTHER_DEFINITIONS,
+    FeatureActivations,
+    Firing,
+    OtherDefinitions,
+    Reconstruction,
+)
 
 
 def signed_sae(activation: str, k: int | None = None) -> SAE:
@@ -24,7 +30,7 @@ def signed_sae(activation: str, k: int | None = None) -> SAE:
 @pytest.mark.parametrize(("activation", "k"), [("identity", None), ("abs_topk", 3)])
 def test_signed_codes(tmp_path, activation, k):
     context = make(signed_sae(activation, k), tmp_path)
-    result = CoreEval(batch_rows=50, legacy=True).run(context)
+    result = CoreEval(batch_rows=50, legacy=("all",)).run(context)
     got = values(result)
     f = context.sae.encode(context.rows.x).double().numpy()  # pyright: ignore
     assert (f < 0).any()
@@ -288,10 +294,12 @@ def test_batches_change_what_depends_on_them_only():
 
 def test_other_definitions_come_on_request(tmp_path):
     context = make(coarse_sae(), tmp_path)
-    names = set(values(CoreEval(legacy=True).run(context))) - set(values(CoreEval().run(context)))
-    assert names == set(OtherDefinitions(1)._by_row) | {
-        "ev_saebench_0_6", "alive_dictionary_learning"
-    }  # fmt: skip
+    every, none = values(CoreEval(legacy=("all",)).run(context)), values(CoreEval().run(context))
+    assert set(every) - set(none) == set(OTHER_DEFINITIONS)
+    assert len(OTHER_DEFINITIONS) == 9
+    two = ("nmse_openai", "ev_saebench_0_6")
+    some = values(CoreEval(legacy=two).run(context))
+    assert {name: some[name] for name in set(some) - set(none)} == {n: every[n] for n in two}
     metric = OtherDefinitions(2)
     metric.update(torch.ones(2, 3), torch.zeros(2, 3), torch.tensor([[1.0, 0.0], [-1.0, 2.0]]))
     found = metric.compute()

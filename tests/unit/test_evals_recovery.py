@@ -15,7 +15,7 @@ from sae.evals import EvalContext
 from sae.evals.build import check_evals, offers_of, prepare_test, run_evals, source_of
 from sae.evals.exact_codes import ExactCodesEval
 from sae.evals.names import result_file
-from sae.evals.recovery import RecoveryEval, cosines_of, matching
+from sae.evals.recovery import RecoveryEval, partners
 from sae.inference import codes_at_l0, duality_gap, fista
 from sae.synthetic import World
 
@@ -59,7 +59,7 @@ class TestRecovery:
         assert found["fvu"] < 1e-5
         assert found["l0"] == pytest.approx(3, abs=0.1)
         assert found["absorption"] is None, "there are no children"
-        atom, _ = matching(cosines_of(WORLD, sae))
+        atom = partners(WORLD, sae)
         assert order[atom].tolist() == list(range(24))
         assert json.loads(json.dumps(result.to_json(), allow_nan=False))["eval"] == "recovery"
 
@@ -85,6 +85,9 @@ class TestRecovery:
         result = run(sae)
         found = values(result)
         assert found["recovered"] == found["recovered_matched"] == 0.5
+        assert partners(WORLD, sae)[:12].tolist() == list(range(12))
+        alone = partners(WORLD, sae_of(WORLD.features[[3, 7]]))
+        assert alone.tolist() == [{3: 0, 7: 1}.get(feature, -1) for feature in range(24)]
         assert found["false_atoms"] == 0.5
         low, high = result.metrics["recovered"].low, result.metrics["recovered"].high
         assert 0.2 < low < 0.5 < high < 0.8

@@ -8,13 +8,14 @@ import pytest
 from sae.errors import ArtifactError
 from sae.evals.base import Estimate, EvalResult
 from sae.reports import read_frontier, write_frontier
-from sae.reports.frontier import area, areas, line_of
+from sae.reports.frontier_lines import area, area_interval, areas, line_of, points_of
 from sae.reports.frontier_plots import live_by_l1, live_by_size
 
 
 def results(l0, fvu, *, delta_ce=None, l1=1e-3, d_sae=32, point="resid.4", vectors=900, silent=0.25,
-            architecture="tied"):  # fmt: skip
-    settings = {"sae": {"architecture": architecture, "l1": l1}, "seed": 3}
+            architecture="tied", seed=3, lr=1e-3):  # fmt: skip
+    settings = {"sae": {"architecture": architecture, "l1": l1}, "seed": seed,
+                "optimizer": {"lr": lr}}  # fmt: skip
     made = {"activations": {"lm": {"name": "<b>tiny</b>"}, "key": "abc"}, "settings": settings}
     sae = {"architecture": architecture, "d_in": 8, "d_sae": d_sae, "metadata": made}
     core = EvalResult(
@@ -169,3 +170,94 @@ def test_lines_are_named_by_the_whole_point(tmp_path, point, site, layer):
 def test_unplaced_runs_have_a_line_too():
     row = {"lm": None, "architecture": "topk", "site": None, "layer": None, "dict_ratio": None}
     assert line_of(row) == "topk"
+
+
+def runs_of(tmp_path, **made):
+    return {name: write(tmp_path, name, found) for name, found in made.items()}
+
+
+def test_seeds_of_one_setting_are_one_point_with_a_spread(tmp_path):
+    folders = runs_of(
+        tmp_path,
+        a=results(10, 0.30, delta_ce=0.2, seed=1), b=results(14, 0.36, delta_ce=0.4, seed=2),
+        c=results(100, 0.1, l1=1e-4), other_rate=results(30, 0.5, seed=3, lr=1.0),
+    )  # fmt: skip
+    frontier = read_frontier(folders)
+    (spread,) = frontier.seeds
+    assert (spread["seeds"], spread["sparsity"], spread["l0"]) == (2, "l1=0.001", 12)
+    assert (spread["fvu_min"], spread["fvu_max"]) == (0.30, 0.36)
+    assert spread["fvu_std"] == pytest.approx(np.std([0.30, 0.36], ddof=1))
+    assert spread["delta_ce"] == pytest.approx(0.3)
+    (line,) = frontier.lines
+    assert (line["runs"], line["points"], line["l0_from"]) == (4, 3, 12)
+    assert line["area"] == pytest.approx(area([12, 30, 100], [0.33, 0.5, 0.1], 12, 100))
+    folder = write_frontier(frontier, tmp_path / "out")
+    page = (folder / "report.html").read_text()
+    assert "Settings with several seeds" in page
+    assert "0.3 – 0.36" in page
+    assert len((folder / "seeds.csv").read_text().splitlines()) == 2
+    assert json.loads((folder / "frontier.json").read_text())["seeds"] == [spread]
+
+
+def test_a_setting_that_is_there_twice_with_one_seed_is_no_spread(tmp_path):
+    folders = runs_of(
+        tmp_path, a=results(10, 0.3, seed=1), b=results(14, 0.4, seed=2), c=results(16, 0.4, seed=2)
+    )
+    frontier = read_frontier(folders)
+    assert frontier.seeds == []
+    assert [len(found) for found in points_of(frontier.rows)] == [1, 1, 1]
+
+
+def points(fvu, half, l0=(10.0, 20.0, 40.0)):
+    return [
+        [{"l0": at, "l0_low": at, "l0_high": at, "fvu": y, "fvu_low": y - half,
+          "fvu_high": y + half}]
+        for at, y in zip(l0, fvu, strict=True)
+    ]  # fmt: skip
+
+
+def test_an_area_is_as_uncertain_as_the_runs_that_move_together():
+    low, high = area_interval(points((0.4, 0.3, 0.2), half=0.03), 10, 40)
+    mean, width = area([10, 20, 40], [0.4, 0.3, 0.2], 10, 40), math.log10(4)
+    # all FVU move by one normal number: the area's 95 % are those of FVU times the range
+    assert (low - mean) / width == pytest.approx(-0.03, abs=0.003)
+    assert (high - mean) / width == pytest.approx(0.03, abs=0.003)
+    again = area_interval(points((0.4, 0.3, 0.2), half=0.03), 10, 40)
+    assert again == (low, high)
+    assert area_interval(points((0.4, 0.3, 0.2), half=0.0), 10, 40) == pytest.approx((mean, mean))
+    unknown = points((0.4, 0.3), half=0.1, l0=(1.0, 2.0))
+    unknown[0][0]["fvu_low"] = None
+    assert area_interval(unknown, 1, 2) is None
+
+
+def test_the_interval_of_an_area_holds_that_of_drawing_documents_again(tmp_path):
+    """Sums of documents that are hard for every run, with a part of each run's own."""
+    generator = np.random.default_rng(0)
+    documents, l0 = 200, [5.0, 15.0, 60.0]
+    hard = generator.gamma(4.0, 1.0, size=documents)
+    errors = [level * (hard + 0.5 * generator.gamma(4.0, 1.0, size=documents))
+              for level in (0.4, 0.25, 0.1)]  # fmt: skip
+    total = 10 * generator.gamma(8.0, 1 / 8, size=documents)
+    weights = generator.multinomial(documents, np.full(documents, 1 / documents), size=1000)
+    fvu = np.stack([(weights @ e) / (weights @ total) for e in errors])
+    truth = np.quantile([area(l0, list(draw), 5, 60) for draw in fvu.T], [0.025, 0.975])
+    found = [
+        [{"l0": at, "l0_low": at, "l0_high": at, "fvu": e.sum() / total.sum(),
+          "fvu_low": np.quantile(draws, 0.025), "fvu_high": np.quantile(draws, 0.975)}]
+        for at, e, draws in zip(l0, errors, fvu, strict=True)
+    ]  # fmt: skip
+    low, high = area_interval(found, 5, 60)
+    assert 1 <= (high - low) / (truth[1] - truth[0]) < 1.2
+
+
+def test_areas_come_with_their_interval(runs, tmp_path):
+    frontier = read_frontier(runs)
+    line = next(line for line in frontier.lines if line["area"] is not None)
+    assert line["area_low"] < line["area"] < line["area_high"]
+    assert line["common_area_low"] < line["common_area"] < line["common_area_high"]
+    lone = next(line for line in frontier.lines if line["area"] is None)
+    assert (lone["area_low"], lone["common_area_high"]) == (None, None)
+    page = (write_frontier(frontier, tmp_path / "out") / "report.html").read_text()
+    assert "parametric bootstrap" in page
+    low, high = (f"{line[f'area_{end}']:.4g}" for end in ("low", "high"))
+    assert f"{low} – {high}" in page

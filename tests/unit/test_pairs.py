@@ -384,9 +384,9 @@ def test_the_layers_of_a_crosscoder_are_no_sweep():
     assert "-m" in as_sweep(["sae=topk", "layer=[2,4,8]"])
 
 
-def test_other_libraries_have_no_name_for_a_pair(tmp_path):
-    from sae.artifacts import save
-    from sae.artifacts.places import hook_of, place_of
+def test_a_pair_goes_where_a_library_has_a_name_for_it(tmp_path):
+    from sae.artifacts import load, save
+    from sae.artifacts.places import ends_of, hook_of, place_of
     from sae.errors import SAEError
 
     source = lm_activations(LM, TEXT, PAIR, COUNTS)
@@ -395,4 +395,9 @@ def test_other_libraries_have_no_name_for_a_pair(tmp_path):
     assert place_of(sae).ctx == 32
     assert hook_of(Point("mlp_in", 1)) is None
     with pytest.raises(SAEError, match="another output than its input"):
-        save(tmp_path / "out", sae, "saelens")
+        save(tmp_path / "out", sae, "dictionary_learning")
+    assert tuple(map(str, ends_of(sae))) == ("mlp.1", "mlp_out.1")
+    again = load(save(tmp_path / "theirs", sae, "saelens"))
+    assert tuple(map(str, ends_of(again))) == ("mlp.1", "mlp_out.1")
+    x = torch.randn(5, D_IN)
+    torch.testing.assert_close(again(x), sae(x))

@@ -218,7 +218,7 @@ def test_strategies_refuse_what_they_cannot_do():
 
 
 def test_the_words_of_the_configuration_are_those_of_the_code():
-    from conf.schema import ResampleConfig
+    from conf.nodes import ResampleConfig
 
     field = ResampleConfig.__dataclass_fields__["strategy"]
     assert set(field.metadata["limits"].choices) == set(STRATEGIES)
