@@ -137,7 +137,7 @@ def test_saebench_files_of_a_run(run, tmp_path, monkeypatch):
     file.write_text("text,label\n" + "".join(f"{text},{text[-1]}\n" for text in texts))
     monkeypatch.setenv("SAE_CACHE", str(run.parent / "cache"))
     evals = {
-        "core": {"legacy": True},
+        "core": {"legacy": "all"},
         "downstream": {},
         "sparse_probing": {"csv": str(file), "ks": [1, 2]},
         "tpp": {"csv": str(file), "num_train": 60, "num_test": 40, "thresholds": [2, 5]},

@@ -44,7 +44,7 @@ def results(tmp_path, tiny_lm):
            ("total_metric", "intended_diff_only", "unintended_diff_only")}  # fmt: skip
     context = make(coarse_sae(), tmp_path)
     return {
-        "core": CoreEval(bootstrap=FEW, legacy=True).run(context),
+        "core": CoreEval(bootstrap=FEW, legacy=("all",)).run(context),
         "downstream": DownstreamEval(bootstrap=FEW).run(context),
         "sparse_probing": result("sparse_probing", probing, {"sets": {"one": {
             "metrics": {name: {"value": value} for name, value in probing.items()}}}}),
