@@ -84,7 +84,7 @@ class CoreEval:
                 **_per_latent(seen),
                 **({} if layers is None or ends is None else layers.details(ends)),
             },
-            settings=asdict(self),
+            settings=asdict(self) | {"legacy": list(self.legacy)},
             provenance=describe(context),
         )
 
