@@ -17,6 +17,7 @@ from typing import Any
 import lightning as L
 import torch
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from benchmarks.common import Result, Table, arguments
 from benchmarks.runs import configuration, temporary_cache
@@ -88,7 +89,7 @@ WAYS = {
     "drawn, toward residual (scaled)": Way(["resample=scaled"]),
     "worst_example": Way(["resample=worst_example"], only=["l1", "topk"]),
     "AuxK": Way([*NONE, "sae.auxk=1"], only=["topk"]),
-    "none, biases from 0, not -1": Way([*NONE, "sae.start_bias=0"], only=["l1", "tied"]),
+    "none, encoder biases from 0": Way([*NONE, "sae.start_bias=0"], only=["l1", "tied"]),
     "none, centred": Way([*NONE, "sae.centre=mean"], only=["tied"]),
     "none, encoder not the transpose": Way(NONE, _encoder_apart, only=["l1", "topk"]),
     "none, b_dec from 0, not the mean": Way(NONE, _no_centre, only=["l1", "topk"]),
@@ -308,7 +309,8 @@ def _plot(raw: dict[str, dict[str, dict[str, Any]]]) -> Figure:
         shares.set_xlim(-3, 103)
         for axes in (losses, shares):
             axes.spines[["top", "right"]].set_visible(False)
-    grid[-1, 1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    lines = [Line2D([], [], color=color, label=name) for name, color in colors.items()]
+    figure.legend(handles=lines, fontsize=7, loc="outside right upper")
     return figure
 
 
