@@ -118,12 +118,14 @@ def _short(name: str, value: Any) -> str:
 
 
 def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that decide the numbers; those of memory are left out."""
+    """Settings that decide the numbers, lists as JSON has them; those of memory are left out."""
     resamples = settings.get("bootstrap", {}).get("num_resamples")
     flat = {**({} if resamples is None else {"resamples": resamples}), **settings}
-    return {name: flat[name] for name in flat if name not in (
-        "bootstrap", "batch_rows", "batch_contexts"
-    )}  # fmt: skip
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in flat.items()
+        if name not in ("bootstrap", "batch_rows", "batch_contexts")
+    }
 
 
 def _key(result: EvalResult) -> str:
