@@ -28,14 +28,19 @@ def sweep(folder, *overrides, code=0, **environment):
 @pytest.mark.parametrize("launcher", [[], ["launcher=joblib"]])
 def test_one_harvest_one_table_and_failed_jobs_do_not_stop_the_others(launcher, tmp_path):
     output = sweep(
-        tmp_path / "sweep", "layer=0,2", "trainer.batch_size=256,99999", *launcher, code=1
+        tmp_path / "sweep",
+        "layer=0,2",
+        "trainer.batch_size=256,99999",
+        "optimizer.lr=3e-3",
+        *launcher,
+        code=1,
     )
     assert output.count("harvest resid.0, resid.2 (train)") == 1
     table = pd.read_csv(tmp_path / "sweep" / "sweep.csv")
     assert table["status"].tolist().count("finished") == 2
     assert table["status"].tolist().count("failed") == 2
     assert set(table["layer"]) == {0, 2}
-    assert table.loc[table["status"] == "finished", "fvu"].between(0, 1.5).all()
+    assert table.loc[table["status"] == "finished", "fvu"].between(0, 1).all()
     assert (tmp_path / "sweep" / "sweep.png").stat().st_size > 1000
     assert "batch_size=99999 is more than" in output
 
