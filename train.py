@@ -9,7 +9,6 @@ import json
 import logging
 import sys
 import traceback
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,8 +29,6 @@ from sae.memory import keep_freed_memory
 from sae.provenance import write_json
 
 if TYPE_CHECKING:  # importing these takes seconds, which --help and errors need not wait for
-    import lightning as L
-
     from callbacks.manifest import Manifest
     from sae.activations.datamodule import ActivationDataModule
     from sae.activations.sources import ActivationSource
@@ -82,7 +79,6 @@ def train(
         log.info("%s holds a finished run.%s", run_dir, "" if _fitted(config) else more)
         return finished
     reject_lists(config)
-    _quiet_lightning()
     keep_freed_memory()
 
     from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -90,6 +86,7 @@ def train(
     from callbacks.build import build_loggers
     from callbacks.checkpoint import checkpoint_file, read_checkpoint
     from callbacks.manifest import Manifest
+    from callbacks.trainer import build_trainer, quiet_lightning
     from sae.activations.build import build_source
     from sae.evals.build import check_evals, ctx_of, offers_of
     from sae.planning import Machine, check_fits, plan_runs
@@ -104,6 +101,7 @@ def train(
     )
     from sae.training.ranks import part
 
+    quiet_lightning()
     settings = config["trainer"]
     device = resolve_device(settings["accelerator"])
     settings["precision"] = resolve_precision(settings["precision"], device)
@@ -128,7 +126,7 @@ def train(
     try:
         for logger in loggers:
             logger.log_hyperparams({"l1_equivalents": l1_equivalents(config, data)})
-        trainer = _trainer(config, run_dir, data, manifest, loggers)
+        trainer = build_trainer(config, run_dir, data, manifest, loggers)
         check_processes(trainer.world_size, settings)
         if start < data.steps:
             path = None if checkpoint is None else checkpoint_file(run_dir)
@@ -228,60 +226,6 @@ def _finished(run_dir: Path, config: Mapping[str, Any]) -> dict[str, Any] | None
             "Choose another run_dir."
         )
     return None
-
-
-def _quiet_lightning() -> None:
-    """Lightning's hints (hardware found, products to try) are not ours to repeat at every run."""
-    from lightning.fabric.utilities.rank_zero import rank_zero_only  # sets levels, too
-
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    if rank_zero_only.rank != 0:  # the first of several processes speaks for all
-        logging.getLogger().setLevel(logging.WARNING)
-    # Lightning 2.6 with torch 2.13; nothing that a user could act on
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-
-
-def _trainer(
-    config: Mapping[str, Any],
-    run_dir: Path,
-    data: "ActivationDataModule",
-    manifest: "Manifest",
-    loggers: list[Any],
-) -> "L.Trainer":
-    import lightning as L
-
-    from callbacks.build import build_watchers
-    from callbacks.checkpoint import LastCheckpoint, checkpoint_file
-    from callbacks.progress import TrainingProgress
-    from sae.training.build import gradient_clip, num_processes
-
-    settings = config["trainer"]
-    validations = settings["validations"]
-    return L.Trainer(
-        accelerator=settings["accelerator"],
-        devices=settings["devices"],
-        num_nodes=settings.get("num_nodes", 1),
-        strategy="ddp" if num_processes(settings) > 1 else "auto",
-        precision=settings["precision"],
-        max_steps=data.steps,
-        max_epochs=-1,
-        gradient_clip_val=gradient_clip(config),
-        log_every_n_steps=min(settings["log_every_steps"], data.steps),
-        val_check_interval=data.steps // (validations + 1) + 1 if validations else None,
-        check_val_every_n_epoch=None if validations else 1,
-        limit_val_batches=1.0 if validations else 0,
-        num_sanity_val_steps=0,
-        logger=loggers,
-        callbacks=[
-            manifest,
-            LastCheckpoint(checkpoint_file(run_dir), settings["checkpoint_every_steps"]),
-            TrainingProgress(),
-            *build_watchers(config["callbacks"], data),
-        ],
-        enable_model_summary=False,
-        default_root_dir=run_dir,
-    )
 
 
 def _save(

@@ -19,7 +19,6 @@ from lightning.pytorch.profilers import SimpleProfiler
 from matplotlib.figure import Figure
 from torch import Tensor
 
-import train
 from benchmarks.common import (
     Result,
     Table,
@@ -32,6 +31,7 @@ from benchmarks.contenders import OurStep
 from benchmarks.runs import configuration, prepared_data, temporary_cache
 from callbacks.build import build_loggers
 from callbacks.manifest import Manifest
+from callbacks.trainer import build_trainer
 from sae.activations.datamodule import ActivationDataModule
 from sae.activations.sources import LMActivations
 from sae.activations.store import ActivationStore
@@ -226,7 +226,7 @@ def _lightning(config: dict[str, Any], given: Any) -> tuple[list[Table], dict[st
         run = Path(folder)
         manifest = Manifest(run / "manifest.json", config)
         loggers = build_loggers(config, run, 0)
-        trainer = train._trainer(config, run, data, manifest, loggers)
+        trainer = build_trainer(config, run, data, manifest, loggers)
         alternating = Alternating(step, given.segment, given.rounds)
         trainer.callbacks.insert(0, alternating)  # pyright: ignore[reportAttributeAccessIssue]
         profiler = SimpleProfiler()

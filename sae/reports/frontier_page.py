@@ -48,7 +48,7 @@ def frontier_page(
         seeds: The spread over the seeds of each setting that has several.
         missing: What a run lacks, by its name.
     """
-    subtitle = f"{len(rows)} runs on {len(lines)} lines"
+    subtitle = f"{len(rows)} runs on {len(lines)} line{'s'[: len(lines) != 1]}"
     return render(
         "Sparsity against fidelity", subtitle, sections(rows, lines, areas, seeds, missing)
     )

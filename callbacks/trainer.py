@@ -1,0 +1,72 @@
+"""Lightning's trainer, as a run of this project needs it."""
+
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.fabric.utilities.rank_zero import rank_zero_only  # sets levels of logging, too
+from lightning.pytorch.loggers import Logger
+
+from callbacks.build import build_watchers
+from callbacks.checkpoint import LastCheckpoint, checkpoint_file
+from callbacks.manifest import Manifest
+from callbacks.progress import TrainingProgress
+from sae.activations.datamodule import ActivationDataModule
+from sae.training.build import gradient_clip, num_processes
+
+
+def build_trainer(
+    config: Mapping[str, Any],
+    run_dir: Path,
+    data: ActivationDataModule,
+    manifest: Manifest,
+    loggers: list[Logger],
+) -> L.Trainer:
+    """For `data.steps` steps, with checkpoint, progress, manifest and the measuring callbacks.
+
+    Args:
+        config: The whole configuration; conf/trainer/*.yaml is what decides.
+        run_dir: The run folder.
+        data: Prepared.
+        manifest: Times the training.
+        loggers: As of `build_loggers`.
+    """
+    settings = config["trainer"]
+    validations = settings["validations"]
+    return L.Trainer(
+        accelerator=settings["accelerator"],
+        devices=settings["devices"],
+        num_nodes=settings.get("num_nodes", 1),
+        strategy="ddp" if num_processes(settings) > 1 else "auto",
+        precision=settings["precision"],
+        max_steps=data.steps,
+        max_epochs=-1,
+        gradient_clip_val=gradient_clip(config),
+        log_every_n_steps=min(settings["log_every_steps"], data.steps),
+        val_check_interval=data.steps // (validations + 1) + 1 if validations else None,
+        check_val_every_n_epoch=None if validations else 1,
+        limit_val_batches=1.0 if validations else 0,
+        num_sanity_val_steps=0,
+        logger=loggers,
+        callbacks=[
+            manifest,
+            LastCheckpoint(checkpoint_file(run_dir), settings["checkpoint_every_steps"]),
+            TrainingProgress(),
+            *build_watchers(config["callbacks"], data),
+        ],
+        enable_model_summary=False,
+        default_root_dir=run_dir,
+    )
+
+
+def quiet_lightning() -> None:
+    """Lightning's hints (hardware found, products to try) are not ours to repeat at every run."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if rank_zero_only.rank != 0:  # the first of several processes speaks for all
+        logging.getLogger().setLevel(logging.WARNING)
+    # Lightning 2.6 with torch 2.13; nothing that a user could act on
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
