@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--vectors", type=int, default=81_920, help="of the LM")
     made.add_argument("--synthetic-vectors", type=int, default=204_800)
     made.add_argument("--tuning-share", type=float, default=0.5, help="of the vectors, for tuning")
-    made.add_argument("--lrs", type=int, default=3, help="learning rates that everybody tries")
+    made.add_argument("--lrs", type=int, default=5, help="learning rates that everybody tries")
     made.add_argument("--batch", type=int, default=256)
     made.add_argument("--ratio", type=float, default=4, help="d_sae over d_in")
     made.add_argument("--l0", type=float, default=32, help="on activations of the LM")
@@ -52,10 +52,10 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         nargs="*",
         default=[0.5, 2],
-        help="times the L0; where lr is tuned",
+        help="times the L0, one seed each",
     )
     made.add_argument("--seeds", type=int, default=3)
-    made.add_argument("--ce-contexts", type=int, default=0, help="0: no cross entropy")
+    made.add_argument("--ce-contexts", type=int, default=16, help="0: no cross entropy")
     made.add_argument("--jobs", type=int, default=2, help="processes, one thread each")
     made.add_argument("--work", type=Path, default=WORK, help="folder of data and records")
     made.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
@@ -85,7 +85,7 @@ def plan_of(given: argparse.Namespace):  # noqa: ANN201
                 Size(share, size.val, size.test, size.batch),
                 d_sae_of(given, name),
                 l0,
-                () if lr_from else tuple(part * l0 for part in given.frontier),
+                tuple(part * l0 for part in given.frontier),
                 lr_from,
                 given.ce_contexts,
             )

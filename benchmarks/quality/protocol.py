@@ -113,13 +113,15 @@ def chain(key: str, plan: Plan) -> None:
         best = closest(points, task.l0)
         for seed in range(plan.seeds):
             point(contender, task, plan, Setting(lr, best.value, seed), task.size, final=True)
+        frontier = []
         for l0 in task.frontier:
-            value = next_value(points, l0, SLOPE[contender.control])
-            points.append(point(contender, task, plan, Setting(lr, value, 0), task.size))
+            frontier.append(next_value(points, l0, SLOPE[contender.control]))
+            setting = Setting(lr, frontier[-1], 0)
+            points.append(point(contender, task, plan, setting, task.size, final=True))
         summary |= {
             "lr": lr, "value": best.value, "control": contender.control,
             "family": contender.family, "size": vars(task.size), "d_sae": task.d_sae,
-            "seeds": plan.seeds, "points": [tuple(p) for p in points],
+            "seeds": plan.seeds, "points": [tuple(p) for p in points], "frontier": frontier,
         }  # fmt: skip
         name = f"{key.replace('/', '-').replace(', ', '-')}.json"
         folder = plan.work / "chosen" / task.data

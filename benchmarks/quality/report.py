@@ -1,4 +1,4 @@
-"""Tables and pictures from the records; nothing is trained here."""
+"""Tables from the records; nothing is trained here."""
 
 import json
 import math
@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from benchmarks.common import Cell, Result, Table
 from benchmarks.quality.contender import Control, Setting
 from benchmarks.quality.contenders import chosen
 from benchmarks.quality.data import SYNTHETIC, Size
+from benchmarks.quality.picture import plot
 from benchmarks.quality.protocol import LIMIT, Plan, Task
 from benchmarks.quality.records import file_of, identity, records
 from benchmarks.quality.search import MISSED, Point, closest, corrected, log_slope
@@ -25,16 +24,6 @@ COLUMNS = [
 ]  # fmt: skip
 SYNTHETIC_COLUMNS = ["features recovered", "atoms that are features", "MMCS"]
 LM_COLUMNS = ["CE recovered (zero)", "CE recovered (mean)"]
-COLOURS = {
-    "ours": "#0b7a75", "authors": "#7b4fa3", "sae-lens": "#d08c60",
-    "dictionary_learning": "#4a7ab5", "sparsify": "#999999",
-}  # fmt: skip
-
-
-MARKERS = {
-    "l1": "o", "tied": "s", "april": "v", "topk": "^", "batch_topk": "D", "jumprelu": "*",
-    "gated": "X", "matryoshka": "p", "p_anneal": "<",
-}  # fmt: skip
 
 
 def report(plan: Plan, out: Path) -> Path:
@@ -52,7 +41,7 @@ def report(plan: Plan, out: Path) -> Path:
         frontiers[task.data] = rows
     result.notes += _notes(plan)
     out.mkdir(parents=True, exist_ok=True)
-    return result.write(out, _plot(frontiers) if frontiers else None)
+    return result.write(out, plot(frontiers) if frontiers else None)
 
 
 def summaries(plan: Plan, task: Task) -> Iterator[dict[str, Any]]:
@@ -62,16 +51,9 @@ def summaries(plan: Plan, task: Task) -> Iterator[dict[str, Any]]:
         size = Size(**found["size"])
         if (size, found["d_sae"], found["l0"]) != (task.size, task.d_sae, task.l0):
             continue
-        runs = []
-        for seed in range(found["seeds"]):
-            setting = Setting(found["lr"], found["value"], seed)
-            key = identity(
-                found["contender"], task.data, size, task.d_sae, setting,
-                task.ce_contexts if task.data != SYNTHETIC else 0,
-            )  # fmt: skip
-            record = file_of(plan.work, key)
-            if record.exists():
-                runs.append(json.loads(record.read_text()))
+        settings = [Setting(found["lr"], found["value"], seed) for seed in range(found["seeds"])]
+        runs = list(_records(plan, task, found["contender"], settings))
+        further = [Setting(found["lr"], value, 0) for value in found["frontier"]]
         good = [run for run in runs if run["test"]]
         points = [Point(*p) for p in found["points"]]
         yield found | {
@@ -84,7 +66,23 @@ def summaries(plan: Plan, task: Task) -> Iterator[dict[str, Any]]:
                 if abs(run["test"]["l0"] / task.l0 - 1) <= MISSED
             ],
             "cpu_seconds": [run["cpu_seconds"] for run in good],
+            "further": [
+                run["test"] | (run["ce"] or {})
+                for run in _records(plan, task, found["contender"], further)
+                if run["test"]
+            ],
         }
+
+
+def _records(
+    plan: Plan, task: Task, contender: str, settings: Sequence[Setting]
+) -> Iterator[dict[str, Any]]:
+    """Of the trainings with these settings, as far as they were made."""
+    contexts = task.ce_contexts if task.data != SYNTHETIC else 0
+    for setting in settings:
+        key = identity(contender, task.data, task.size, task.d_sae, setting, contexts)
+        if (file := file_of(plan.work, key)).exists():
+            yield json.loads(file.read_text())
 
 
 def compared(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
@@ -237,44 +235,3 @@ def _spread(values: Sequence[float], digits: int) -> str | None:
     mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1)) if values[1:] else None
     shown = f"{mean:.{digits}g}"
     return shown if deviation is None else f"{shown} ± {deviation:.1g}"
-
-
-def _plot(frontiers: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    panels = [(data, "fvu") for data in frontiers]
-    if SYNTHETIC in frontiers:
-        panels.append((SYNTHETIC, "recovered"))
-    figure = Figure(figsize=(7 * len(panels), 6), layout="constrained")
-    for i, (data, what) in enumerate(panels):
-        axes = figure.add_subplot(1, len(panels), i + 1)
-        for row in frontiers[data]:
-            if row["at_l0"]:  # one that missed it would only stretch the axes
-                _draw(axes, row, what)
-        axes.set_xscale("log")
-        axes.axvline(frontiers[data][0]["l0"], color="#cccccc", linewidth=1, zorder=0)
-        axes.set_xlabel("L0")
-        axes.set_ylabel("FVU" if what == "fvu" else "share of features recovered")
-        if what == "fvu":
-            axes.set_yscale("log")
-        for axis in (axes.xaxis, axes.yaxis):  # 32, not 3.2 x 10^1
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.tick_params(which="minor", labelsize=6)
-        axes.set_title(data)
-        axes.spines[["top", "right"]].set_visible(False)
-    axes = figure.axes[-1]
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return figure
-
-
-def _draw(axes: Any, row: Mapping[str, Any], what: str) -> None:
-    library = row["contender"].split("/")[0]
-    style = {
-        "color": COLOURS.get(library, "black"), "marker": MARKERS.get(row["family"], "."),
-        "label": row["contender"], "alpha": 0.85,
-    }  # fmt: skip
-    if what != "fvu":
-        pairs = [(test["l0"], test[what]) for test in row["test"]]
-        axes.plot(*np.mean(pairs, axis=0)[:, None], linestyle="", **style)
-        return
-    good = sorted((p[1], p[2]) for p in row["points"] if math.isfinite(p[2]) and p[1] > 0)
-    axes.plot([p[0] for p in good], [p[1] for p in good], linewidth=1, markersize=5, **style)

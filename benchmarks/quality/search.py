@@ -133,7 +133,12 @@ def corrected(point: Point, slope: float, target: float) -> float:
 def tuned_lr(
     score: Callable[[float], float], default: float, tries: int = 3
 ) -> tuple[float, dict[float, float]]:
-    """The default, half a decade above, and on in the better direction, `tries` in all.
+    """The default, half a decade above, and on in the better direction while it gets better.
+
+    Args:
+        score: What is made least.
+        default: The first learning rate.
+        tries: How many at most, from 2.
 
     Returns:
         The learning rate with the least score, and all scores.
@@ -145,8 +150,10 @@ def tuned_lr(
     powers = {power: score(default * LR_STEP**power) for power in (0, 1)}
     direction = 1 if powers[1] < powers[0] else -1
     while len(powers) < tries:
-        power = max(powers) + 1 if direction > 0 else min(powers) - 1
+        power, least = max(powers) + 1 if direction > 0 else min(powers) - 1, min(powers.values())
         powers[power] = score(default * LR_STEP**power)
+        if powers[power] >= least:
+            break
     best = min(powers, key=lambda power: powers[power])
     return default * LR_STEP**best, {default * LR_STEP**p: powers[p] for p in powers}
 

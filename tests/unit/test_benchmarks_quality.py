@@ -10,7 +10,7 @@ import torch
 from benchmarks.quality import protocol, records
 from benchmarks.quality.__main__ import parser
 from benchmarks.quality.contender import Contender, Fitted, Setting, share
-from benchmarks.quality.data import Size, problem_a
+from benchmarks.quality.data import Size, first_rows, problem_a
 from benchmarks.quality.measure import recovery
 from benchmarks.quality.protocol import Plan, Task
 from benchmarks.quality.report import compared, report, vectors_needed
@@ -25,6 +25,7 @@ from benchmarks.quality.search import (
     search,
     tuned_lr,
 )
+from sae.activations.folder import TensorActivations
 
 
 def power_law(power: float, factor: float = 50.0):
@@ -72,6 +73,24 @@ def test_fvu_at_is_exact_on_a_power_law():
     assert fvu_at([law(1.0)], 32) == law(1.0).fvu
 
 
+def test_massive_rows_are_left_out_and_the_next_ones_move_up():
+    x = torch.ones(10, 4)
+    x[2] *= 100
+    x[7] *= 100
+    rows = TensorActivations(x, val_fraction=0.0, test_fraction=0.0).split("train")
+    assert first_rows(rows, 6, limit=20.0).tolist() == torch.ones(6, 4).tolist()
+    with pytest.raises(ValueError, match="8 rows have a norm up to 20, and 9 were asked for"):
+        first_rows(rows, 9, limit=20.0)
+
+
+def test_records_of_the_lm_tell_by_which_rule_rows_were_left_out():
+    size, setting = Size(10, 1, 1, 2), Setting(1e-3, 8, 0)
+    known = [
+        records.identity("ours/topk", data, size, 4, setting) for data in ("resid.4", "synthetic")
+    ]
+    assert ["massive" in one for one in known] == [True, False]
+
+
 def test_a_training_that_diverged_loses():
     assert fvu_at([Point(1, 32, math.inf)], 32) == math.inf
     assert fvu_at([Point(1, 32, math.nan), Point(2, 16, 0.5)], 32) == 0.5
@@ -112,6 +131,12 @@ def test_more_learning_rates_go_further_in_the_same_direction(best, expected):
     lr, scores = tuned_lr(lambda lr: abs(math.log(lr / best)), 1.0, tries=5)
     assert len(scores) == 5
     assert lr == pytest.approx(expected)
+
+
+def test_the_search_for_a_learning_rate_stops_where_it_gets_worse():
+    lr, scores = tuned_lr(lambda lr: abs(math.log(lr / 3.0)), 1.0, tries=5)
+    assert lr == pytest.approx(LR_STEP)
+    assert list(scores) == pytest.approx([1.0, LR_STEP, 10.0])
 
 
 def test_recovery_counts_both_ways_like_a_slow_loop():
