@@ -8,6 +8,7 @@ numbers are always in `metrics.csv` and `results.json`.
 import logging
 import os
 import secrets
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -27,6 +28,7 @@ _WANDB_MODES = {"online": "online", "run": "online", "shared": "online", "offlin
 
 _INIT_TIMEOUT_SECONDS = 15.0
 _FINISH_TIMEOUT_SECONDS = 300.0
+_TEARDOWN_TIMEOUT_SECONDS = 5.0  # it takes milliseconds where it ends at all
 # A run's best value where more training can make it worse; everything else: the last value.
 _SUMMARIES = {
     "val/fvu": "min,last",
@@ -222,9 +224,22 @@ def _start(arguments: Mapping[str, Any], *, online: bool, expected: bool) -> Any
         except Exception as error:  # no server, no access, wrong key: the reason is in the message
             log.warning("W&B cannot be used online, this run is kept offline: %s", _short(error))
             if not neighbours:  # it would end their runs
-                wandb.teardown()  # a half-started run would keep its id taken
+                _end_service()  # a half-started run would keep its id taken
     neighbours.append("offline")
     return wandb.init(mode="offline", **arguments)
+
+
+def _end_service() -> None:
+    """End W&B's own process, or leave it behind: it can miss the order, and ends with ours then.
+
+    It answers the question that timed out just when we hang up, finds nobody there, and stops
+    reading before the order to end; `wandb.teardown` waits for it without a limit.
+    """
+    import wandb
+
+    waiting = threading.Thread(target=wandb.teardown, daemon=True)
+    waiting.start()
+    waiting.join(_TEARDOWN_TIMEOUT_SECONDS)
 
 
 def _define_metrics(run: Any) -> None:

@@ -3,6 +3,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -139,6 +140,30 @@ def test_a_bogus_key_and_no_server_mean_offline_runs_with_one_warning_each(tmp_p
     assert len(list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))) == 2
 
 
+def test_a_service_that_misses_the_order_to_end_is_left_behind(tmp_path, monkeypatch):
+    offline, released = [], threading.Event()
+
+    def no_server(**_):
+        raise ConnectionError("no server")
+
+    def init(mode, **_):
+        offline.append(mode)
+        return Run()
+
+    fake = SimpleNamespace(
+        Settings=SimpleNamespace, login=no_server, init=init, teardown=released.wait
+    )
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setattr("callbacks.dashboard._TEARDOWN_TIMEOUT_SECONDS", 0.05)
+    waiting = threading.Thread(target=make_wandb_logger, kwargs={"folder": tmp_path}, daemon=True)
+    waiting.start()
+    waiting.join(30)
+    ended = not waiting.is_alive()
+    released.set()
+    assert ended
+    assert offline == ["offline"]
+
+
 class Run:
     """A wandb run that breaks on request."""
 
@@ -152,6 +177,9 @@ class Run:
         if self.broken:
             raise ConnectionResetError("gone\nsecond line")
         self.logged.append(values)
+
+    def define_metric(self, *_, **__):
+        """Accepted."""
 
     def finish(self, exit_code):
         self.finished += 1
