@@ -19,7 +19,7 @@ from sae.dictionaries.base import (
 )
 from sae.dictionaries.codes import Code, DenseCode, SparseCode
 from sae.dictionaries.sae import SAEConfig
-from sae.dictionaries.untied import CLIP, Untied
+from sae.dictionaries.untied import CLIP, ENCODER_START, Untied
 from sae.errors import ConfigError
 from sae.kernels import latent_values
 
@@ -66,6 +66,8 @@ class JumpReLU(Untied):
     options = frozenset({"l0_coefficient", "penalty", "bandwidth", "threshold"})
     coefficient = "l0_coefficient"
     gradient_clip = CLIP
+    encoder_start = ENCODER_START
+    beta1 = 0.5
 
     def __init__(
         self,

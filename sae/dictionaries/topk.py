@@ -10,7 +10,7 @@ from sae.dictionaries.auxk import auxk_loss
 from sae.dictionaries.base import NOMINAL, Moment, StepOutput, check_coefficient, register
 from sae.dictionaries.codes import Code, SparseCode
 from sae.dictionaries.sae import SAEConfig
-from sae.dictionaries.untied import Untied
+from sae.dictionaries.untied import ENCODER_START, Untied
 from sae.errors import ConfigError
 from sae.kernels import Pattern, latent_values, select_topk
 
@@ -34,6 +34,7 @@ class TopK(Untied):
     """
 
     options = frozenset({"k", "auxk", "multi_k"})
+    encoder_start = ENCODER_START
 
     def __init__(
         self,

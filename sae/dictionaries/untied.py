@@ -1,6 +1,6 @@
 """What the untied dictionaries share: two matrices, two biases, unit-norm decoder rows."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,13 +27,19 @@ START_BIAS = -1.0
 the latents fires instead of half. What a dense start learns, the penalty must undo."""
 
 
+ENCODER_START = 0.2
+"""Length of encoder rows at the start, where decoder rows have 1. A step moves every entry by about
+the learning rate: short rows turn sooner (docs/architectures.md)."""
+
+
 class Untied(Dictionary):
     """`pre = (x - b_dec) @ W_enc + b_enc`, `x_hat = f @ W_dec + b_dec`, rows of W_dec unit.
 
-    The decoder starts with random unit rows and the encoder as its transpose; b_dec starts at the
-    mean of the training split. The part of the decoder's gradient that is parallel to a row is
-    removed before the optimiser step and the rows are brought back to length 1 right after it
-    (Towards Monosemanticity, 2023, appendix; there b_dec starts at the geometric median).
+    The decoder starts with random unit rows and the encoder as its transpose, `encoder_start` times
+    as long; b_dec starts at the mean of the training split. The part of the decoder's gradient that
+    is parallel to a row is removed before the optimiser step and the rows are brought back to
+    length 1 right after it (Towards Monosemanticity, 2023, appendix; there b_dec starts at the
+    geometric median).
     With a target (`transcode`), see there.
 
     Args:
@@ -45,6 +51,7 @@ class Untied(Dictionary):
 
     transcodes = True
     paces = {"b_enc": BIAS_PACE}
+    encoder_start: ClassVar[float] = 1.0
     centre: Tensor | None
     W_skip: nn.Parameter | None
 
@@ -60,7 +67,8 @@ class Untied(Dictionary):
         atoms = unit_rows(torch.randn(d_sae, d_in, generator=generator))
         self.frozen_decoder = False
         self.W_dec = nn.Parameter(atoms)
-        self.encoder_rows = nn.Parameter(atoms.clone())  # a latent's weights lie together
+        # a latent's weights lie together
+        self.encoder_rows = nn.Parameter(self.encoder_start * atoms)
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.b_dec = nn.Parameter(_or_zeros(mean, d_in))
         self.register_buffer("centre", None)

@@ -10,6 +10,7 @@ from sae.activations.contexts import ContextDataModule
 from sae.activations.datamodule import ActivationDataModule
 from sae.activations.sources import ActivationSource, LMActivations
 from sae.dictionaries import ARCHITECTURES, build_dictionary
+from sae.dictionaries.base import Dictionary
 from sae.dictionaries.build import check_ends
 from sae.dictionaries.untied import Untied
 from sae.errors import ConfigError
@@ -52,7 +53,7 @@ def build_module(config: Mapping[str, Any], data: ActivationDataModule) -> SAEMo
         dictionary,
         **more,
         length=RunLength(data.steps, data.batch_size),
-        optimizer=OptimizerSettings(**config["optimizer"]),
+        optimizer=optimizer_settings(config),
         resampling=ResampleSettings(**config["resample"]),
         sparsity_warmup_tokens=warmup,
         target_l0=target_l0,
@@ -83,7 +84,7 @@ def check_settings(config: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: At the first setting that is missing, unknown or out of range.
     """
-    OptimizerSettings(**config["optimizer"])
+    optimizer_settings(config)
     resampling = ResampleSettings(**config["resample"])
     sae, activations = config["sae"], config["activations"]
     architecture = ARCHITECTURES.get(sae["architecture"])
@@ -186,6 +187,15 @@ def l1_equivalents(config: Mapping[str, Any], data: ActivationDataModule) -> dic
     else:  # layers of unlike scales: no single number
         return {"l1": l1, "l1_sum_over_d_in": l1 * data.d_in}
     return {"l1": l1, "l1_raw_scale": l1 / scale, "l1_sum_over_d_in": l1 * width}
+
+
+def optimizer_settings(config: Mapping[str, Any]) -> OptimizerSettings:
+    """`optimizer`; where its `beta1` is null, what suits the architecture."""
+    settings = dict(config["optimizer"])
+    if settings["beta1"] is None:
+        architecture = ARCHITECTURES.get(config["sae"]["architecture"], Dictionary)
+        settings["beta1"] = architecture.beta1
+    return OptimizerSettings(**settings)
 
 
 def gradient_clip(config: Mapping[str, Any]) -> float | None:
