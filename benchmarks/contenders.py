@@ -51,15 +51,34 @@ def ours(problem: Problem, architecture: str, kernels: str, device: str) -> Cont
     }
     dictionary = build_dictionary(config, d_in=problem.d_in).to(device)
     dictionary.kernels = kernels
-    bias = 0.0 if "k" in cls.options else problem.bias
     with torch.no_grad():
         for name, parameter in dictionary.named_parameters():
             if name in ("W", "W_dec", "encoder_rows"):
                 parameter.copy_(problem.W)
-            elif name in ("b_enc", "b_mag"):  # b_mag: magnitudes as the gates
-                parameter.fill_(bias)
+    if "k" in cls.options:
+        _set_biases(dictionary, 0.0)
+    else:
+        _reach(problem, dictionary)
     step = OurStep(dictionary, device)
     return Contender(f"{architecture}, {kernels}", "ours", step, step.encode, step.bf16)
+
+
+@torch.no_grad()
+def _reach(problem: Problem, dictionary: Dictionary) -> None:
+    """Set the biases for the wanted L0, whatever thresholds an architecture has of its own."""
+    x = problem.x[0][:512]
+    low, high = -50.0, 50.0  # of the scaled space, where activations have about unit entries
+    for _ in range(24):
+        bias = (low + high) / 2
+        _set_biases(dictionary, bias)
+        fires = dictionary.training_output(x).code.firing_counts().sum().item()
+        low, high = (bias, high) if fires < problem.l0 * len(x) else (low, bias)
+
+
+def _set_biases(dictionary: Dictionary, bias: float) -> None:
+    for name, parameter in dictionary.named_parameters():
+        if name in ("b_enc", "b_mag"):  # b_mag: magnitudes as the gates
+            parameter.data.fill_(bias)
 
 
 class OurStep:

@@ -183,7 +183,7 @@ def _floors(
     """The least time that arithmetic and memory allow, as shares of the time taken."""
     products = "products bf16" if "products bf16" in limits else "products float32"
     flops = problem.batch * step_flops(problem.d_in, problem.d_sae, problem.l0)
-    word = "tied" if contender.name.startswith("tied") else architecture
+    word = contender.name.split(",")[0] if contender.library == "ours" else architecture
     # weights and both moments are read and written, gradients written and read, the batch is read
     numbers = 8 * parameters(word, problem.d_in, problem.d_sae) + problem.batch * problem.d_in
     taken = seconds[contender.name]

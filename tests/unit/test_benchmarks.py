@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 
+from benchmarks.speed import OURS
+
 SPEED = ["--l0", "8", "--no-peers", "--no-memory"]
 
 
@@ -27,7 +29,7 @@ def test_a_quick_run_writes_page_numbers_and_picture(name, tmp_path, cache):
     assert not (cache / "activations").exists()  # the temporary cache took the quick harvest
 
 
-@pytest.mark.parametrize("architecture", ["tied", "l1", "topk", "batch_topk"])
+@pytest.mark.parametrize("architecture", [word for words in OURS.values() for word in words])
 @pytest.mark.parametrize("kernels", ["auto", "dense"])
 def test_codes_keep_the_wanted_l0_while_they_are_timed(architecture, kernels):
     from benchmarks.contenders import ours
