@@ -7,17 +7,24 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.common import RESULTS
 from benchmarks.quality.contender import Setting
 from benchmarks.quality.data import SYNTHETIC, Size
+
+if TYPE_CHECKING:
+    from benchmarks.quality.protocol import Plan
 
 WORK = Path("outputs/quality")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a part of the comparison."""
-    given = parser().parse_args(argv)
+    options = parser()
+    given = options.parse_args(argv)
+    if given.what == "train" and None in (given.method, given.lr, given.value):
+        options.error("train needs --method, --lr and --value.")
     show_log()
     from benchmarks.quality.protocol import run
     from benchmarks.quality.report import estimate, report
@@ -67,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def plan_of(given: argparse.Namespace):  # noqa: ANN201
+def plan_of(given: argparse.Namespace) -> "Plan":
     """What the options mean."""
     from benchmarks.quality.protocol import Plan, Task
 
@@ -131,10 +138,11 @@ def _train(given: argparse.Namespace) -> None:
     from benchmarks.quality.records import trained
 
     for name in given.data:
+        contexts = 0 if name == SYNTHETIC else given.ce_contexts
         setting = Setting(given.lr, given.value, given.seed)
         record = trained(
             contenders()[given.method], name, size_of(given, name), d_sae_of(given, name),
-            setting, given.work, given.ce_contexts,
+            setting, given.work, contexts,
         )  # fmt: skip
         sys.stdout.write(json.dumps(record, indent=1) + "\n")
 

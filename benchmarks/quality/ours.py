@@ -21,8 +21,11 @@ AUTHORS = (
     "optimizer=authors_adam", "resample=none", "sae.sparsity_warmup_tokens=0", "sae.start_bias=0",
     "trainer.gradient_clip=0",
 )  # fmt: skip
-VARIANTS = ("lista", "positive_tied", "thresholding")
-"""The authors' further SAEs: no library has them, so they take part only on request."""
+VARIANTS = ("lista", "positive_tied", "thresholding", "crosscoder")
+"""They take part only on request: the authors' further SAEs, which no library has, and the
+crosscoder, which is `april` on one layer."""
+RECIPES = {"april": ("resample=none",)}
+"""What a published recipe asks for beside the architecture."""
 START = 1e-3
 
 
@@ -31,7 +34,8 @@ def contenders() -> list[Contender]:
     found = []
     for word in sorted(ARCHITECTURES):
         if "target_l0" in compose([f"sae={word}"])["sae"]:
-            found.append(_contender("ours", word, "target", "target_l0"))
+            more = RECIPES.get(word, ())
+            found.append(_contender("ours", word, "target", "target_l0", more))
         elif "k" in ARCHITECTURES[word].options:
             found.append(_contender("ours", word, "k", "k"))
     return [*found, _contender("authors", "tied", "coefficient", "l1", AUTHORS)]

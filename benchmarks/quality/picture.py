@@ -41,7 +41,7 @@ def plot(frontiers: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
 
 def _panels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What was measured of any of them."""
-    measured = {name for row in rows for name in _measures(row)[0]}
+    measured = {name for row in rows for run in _measures(row) for name in run}
     return [name for name in PANELS if name in measured]
 
 
@@ -75,6 +75,7 @@ def _draw(axes: Any, row: Mapping[str, Any], name: str) -> None:
         "label": row["contender"], "alpha": 0.85, "linewidth": 1, "markersize": 5,
     }  # fmt: skip
     seeds = np.array([(run["l0"], run.get(name, np.nan)) for run in _measures(row)])
+    # further points are of one seed: no bars
     points = [(run["l0"], run.get(name, np.nan), 0.0) for run in row["further"]]
     spread = float(seeds[:, 1].std(ddof=1)) if len(seeds) > 1 else 0.0
     points = np.array(sorted([*points, (*seeds.mean(0), spread)]))

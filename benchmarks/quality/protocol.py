@@ -65,7 +65,7 @@ class Plan:
     tasks: Sequence[Task]
     seeds: int
     work: Path
-    lrs: int = 3
+    lrs: int = 5
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -121,7 +121,8 @@ def chain(key: str, plan: Plan) -> None:
         summary |= {
             "lr": lr, "value": best.value, "control": contender.control,
             "family": contender.family, "size": vars(task.size), "d_sae": task.d_sae,
-            "seeds": plan.seeds, "points": [tuple(p) for p in points], "frontier": frontier,
+            "seeds": plan.seeds, "frontier": frontier,
+            "points": [tuple(p) for p in points if math.isfinite(p.fvu)],
         }  # fmt: skip
         name = f"{key.replace('/', '-').replace(', ', '-')}.json"
         folder = plan.work / "chosen" / task.data

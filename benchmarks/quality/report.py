@@ -54,22 +54,21 @@ def summaries(plan: Plan, task: Task) -> Iterator[dict[str, Any]]:
         settings = [Setting(found["lr"], found["value"], seed) for seed in range(found["seeds"])]
         runs = list(_records(plan, task, found["contender"], settings))
         further = [Setting(found["lr"], value, 0) for value in found["frontier"]]
-        good = [run for run in runs if run["test"]]
+        good = [run for run in runs if run["test"] and not run["error"]]
+        failed = len(runs) - len(good)
         points = [Point(*p) for p in found["points"]]
         yield found | {
-            "failed_seeds": len(runs) - len(good),
+            "failed_seeds": failed,
             "test": [run["test"] for run in good],
-            "ce": [run["ce"] for run in good if run["ce"]],
-            "at_l0": [
-                _at(run["test"], points, task.l0)
-                for run in good
-                if abs(run["test"]["l0"] / task.l0 - 1) <= MISSED
-            ],
+            "ce": [run["ce"] for run in good if run["ce"]],  # of all, or of none
+            "at_l0": []
+            if failed or any(abs(run["test"]["l0"] / task.l0 - 1) > MISSED for run in good)
+            else [_at(run["test"], points, task.l0) for run in good],
             "cpu_seconds": [run["cpu_seconds"] for run in good],
             "further": [
                 run["test"] | (run["ce"] or {})
                 for run in _records(plan, task, found["contender"], further)
-                if run["test"]
+                if run["test"] and not run["error"]
             ],
         }
 
@@ -139,7 +138,7 @@ def estimate(plan: Plan, patterns: list[str], jobs: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def vectors_needed(control: Control, task: Task, seeds: int, lrs: int = 3) -> float:
+def vectors_needed(control: Control, task: Task, seeds: int, lrs: int = 5) -> float:
     """Training vectors of a contender on a data set, if no search ends early.
 
     The first learning rate's search may take all of its trainings, later ones begin near their
@@ -175,8 +174,8 @@ def _table(task: Task, rows: Sequence[Mapping[str, Any]]) -> Table:
         library, _, method = row["contender"].partition("/")
         ratio = against[row["contender"]]
         cells: list[Cell] = [
-            PEER_BETTER if ratio is not None and ratio < 1 else "", method, library, _lr(row),
-            row["control"], row["value"], _spread(_all(row, "l0"), 3),
+            PEER_BETTER if ratio is not None and ratio < 1 else "", method + _failures(row),
+            library, _lr(row), row["control"], _value(row), _spread(_all(row, "l0"), 3),
             _spread(_all(row, "fvu"), 3), _spread(row["at_l0"], 3), ratio,
             _spread(_all(row, "silent"), 2),
         ]  # fmt: skip
@@ -199,6 +198,8 @@ def _commands(plan: Plan, task: Task, rows: Sequence[Mapping[str, Any]]) -> Tabl
             f"{vectors} {task.size.vectors} --batch {task.size.batch} --lr {row['lr']:.6g} "
             f"--value {row['value']:.6g} --seed 0 --ratio {plan.options.get('ratio', 4):g}`"
         )
+        if task.data != SYNTHETIC:
+            command = f"{command[:-1]} --ce-contexts {task.ce_contexts}`"
         table.rows.append([row["contender"], _spread(row["cpu_seconds"], 3), command])
     return table
 
@@ -208,12 +209,21 @@ def _notes(plan: Plan) -> list[str]:
         f"{PEER_BETTER}: at equal L0 this peer's FVU is lower than that of ours of the same kind.",
         "FVU and L0 are of the saved form (thresholds) on the test split, in the LM's own units.",
         "FVU at equal L0: log FVU moved along the method's own frontier over log L0; "
-        "none where the L0 is off by more than a quarter.",
+        "none where the L0 of a seed is off by more than a quarter, or a seed failed.",
         "lr with an arrow: the best of those that were tried is the largest, or the smallest.",
         "silent: share of latents that fire on none of the test vectors.",
         f"Tuning on seed 0 and the validation split; the learning rate with "
         f"{plan.options.get('tuning_share', 1):g} of the vectors. docs/quality.md.",
     ]
+
+
+def _failures(row: Mapping[str, Any]) -> str:
+    return f" ({row['failed_seeds']} of {row['seeds']} failed)" if row["failed_seeds"] else ""
+
+
+def _value(row: Mapping[str, Any]) -> float:
+    """Its control; a k as the whole number that was trained."""
+    return round(row["value"]) if row["control"] == "k" else row["value"]
 
 
 def _lr(row: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.quality import protocol, records
-from benchmarks.quality.__main__ import parser
+from benchmarks.quality.__main__ import main, parser
 from benchmarks.quality.contender import Contender, Fitted, Setting, share
 from benchmarks.quality.data import Size, first_rows, problem_a
 from benchmarks.quality.measure import recovery
@@ -245,6 +245,7 @@ def test_the_chain_tunes_trains_every_seed_and_never_trains_twice(tmp_path, monk
     contenders = {
         "ours/l1": made_up("ours/l1", trained, best_lr=1e-2),
         "peer/l1": made_up("peer/l1", trained, best_lr=1e-3, control="target"),
+        "bad/l1": Contender("l1", "bad", "l1", "k", lambda d_sae: 1e-3, 1.0, diverges),
     }
     monkeypatch.setattr(protocol, "chosen", lambda patterns: contenders)
     task = Task("synthetic", SIZE, TUNING, d_sae=128, l0=16, frontier=(8, 32))
@@ -257,9 +258,8 @@ def test_the_chain_tunes_trains_every_seed_and_never_trains_twice(tmp_path, monk
     assert chosen["value"] == pytest.approx(4.0, rel=0.1)
     assert sorted({setting.seed for vectors, setting in trained if vectors == 2000}) == [0, 1, 2]
     assert {round(p[1]) for p in chosen["points"]} >= {8, 16, 32}
-    for key, contender in contenders.items():
-        spent = [v for v, s in trained if contender.fit and s and key]
-        assert sum(spent) <= 2 * vectors_needed("coefficient", task, 3)
+    allowed = vectors_needed("coefficient", task, 3) + vectors_needed("target", task, 3)
+    assert sum(vectors for vectors, _ in trained) <= allowed
 
     before = len(trained)
     protocol.chain("ours/l1", plan)
@@ -267,14 +267,32 @@ def test_the_chain_tunes_trains_every_seed_and_never_trains_twice(tmp_path, monk
 
     page = report(plan, tmp_path / "out")
     text = page.read_text()
-    assert "▲" in text  # the notes explain it
     assert "| l1 | ours |" in text
     assert "| l1 | peer |" in text
+    assert "l1 (3 of 3 failed) | bad |" in text
     assert "benchmarks.quality train --method 'peer/l1'" in text
     assert page.with_suffix(".png").stat().st_size > 1000
     written = json.loads(page.with_suffix(".json").read_text())
+    for cells in written["tables"][0]["rows"]:
+        ratio = cells[written["tables"][0]["columns"].index("÷ ours of this kind")]
+        assert (cells[0] == "▲") == (ratio is not None and ratio < 1)
     for table in written["tables"]:
         assert {len(cells) for cells in table["rows"]} == {len(table["columns"])}
+
+
+def test_a_printed_command_trains_on_synthetic_vectors(tmp_path, cache, capsys):
+    command = "train --method ours/l1 --data synthetic --synthetic-vectors 2048 --lr 1e-3 --value 8"
+    main([*command.split(), "--work", str(tmp_path)])
+    record = json.loads(capsys.readouterr().out)
+    assert record["error"] is None
+    assert 0 < record["test"]["fvu"] < 2
+    with pytest.raises(SystemExit):
+        main(["train", "--data", "synthetic"])
+    assert "--method, --lr and --value" in capsys.readouterr().err
+
+
+def diverges(data, d_sae, setting):
+    raise RuntimeError("diverged")
 
 
 def test_a_failed_training_is_recorded_and_loses(tmp_path, cache):
