@@ -15,6 +15,7 @@ import torch
 
 from conf.commandline import FOLDER
 from sae.dictionaries import ARCHITECTURES
+from sae.types import SITES
 
 ROOT = Path(__file__).parents[2]
 FILES = (
@@ -256,6 +257,16 @@ class TestInProcess:
         source = lm_activations(config["lm"], config["corpus"], points[0], config["activations"])
         assert set(points) <= set(source.store("train").points())
         assert sum("harvest" in record.message for record in caplog.records) == 3  # one a split
+
+    @pytest.mark.parametrize("site", SITES)
+    def test_an_sae_of_every_site_learns_and_is_spliced_in(self, site, tmp_path):
+        words = ["layer=1", f"site={site}", "sae=topk", "k=8", "epochs=8"]
+        results = self.train(
+            tmp_path, *words, "eval=[core,downstream]", "eval.downstream.num_tokens=256"
+        )
+        metrics = results["downstream"]["metrics"]
+        assert results["core"]["metrics"]["fvu"]["value"] < 1
+        assert metrics["ce_sae"]["value"] != metrics["ce_clean"]["value"]
 
     def test_repeated_runs_are_equal_and_seeds_differ(self, tmp_path):
         one, two, other = (

@@ -283,15 +283,17 @@ def test_the_order_of_latents_means_nothing(word):
         assert parameter in named or D_SAE not in parameter.shape, name
 
 
-STEPS, BATCH = 40, 20
+STEPS, BATCH, DEAD = 40, 20, 4
 
 
 def train(word, steps=STEPS, ckpt_path=None, folder=None, **settings):
     rows = x_of(BATCH * STEPS * 2, seed=5)
     data = ActivationDataModule(TensorActivations(rows), batch_size=BATCH)
     data.prepare_data()
+    dictionary = build(word)
+    dictionary.b_enc.data[:DEAD] = -100.0
     module = SAEModule(
-        build(word),
+        dictionary,
         length=RunLength(STEPS, BATCH),
         resampling=ResampleSettings(["30%", "70%"], 3 * BATCH, 100),
         scale=data.scale,
@@ -308,16 +310,31 @@ def train(word, steps=STEPS, ckpt_path=None, folder=None, **settings):
 
 
 @pytest.mark.parametrize("word", sorted(set(ARCHITECTURES) & set(SETTINGS)))
-def test_resumed_equals_uninterrupted(word, tmp_path):
-    """Weights, buffers, counters and the steering of the penalty, bit for bit."""
+@pytest.mark.parametrize("stop", [10, 17])
+def test_resumed_equals_uninterrupted(word, stop, tmp_path):
+    """Weights, buffers, moments, counters and steering, bit for bit; step 12 revives latents."""
     steered = {"target_l0": 3.0} if ARCHITECTURES[word].coefficient else {}
     whole = train(word, **steered)
-    train(word, steps=17, folder=tmp_path, **steered)
+    train(word, steps=stop, folder=tmp_path, **steered)
     resumed = train(word, ckpt_path=tmp_path / "half.ckpt", **steered)
-    expected, found = whole.state_dict(), resumed.state_dict()
-    assert expected.keys() == found.keys()
-    for name, value in expected.items():
-        assert torch.equal(value, found[name]), name
+    assert whole.revived > 0
+    for expected, found in zip(_states(whole), _states(resumed), strict=True):
+        assert expected.keys() == found.keys()
+        for name, value in expected.items():
+            assert torch.equal(value, found[name]), name
+
+
+def _states(module):
+    moments = module.trainer.optimizers[0].state_dict()["state"]
+    return module.state_dict(), *(moments[i] for i in sorted(moments))
+
+
+@pytest.mark.parametrize("word", ["l1", "p_anneal", "gated", "jumprelu", "topk", "batch_topk"])
+def test_unit_rows_follow_the_step(word):
+    """Another library brings the rows to length 1 before Adam moves them."""
+    module = train(word, steps=3)
+    lengths = module.dictionary.W_dec.norm(dim=1)
+    torch.testing.assert_close(lengths, torch.ones(D_SAE), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("word", [w for w in sorted(SETTINGS) if ARCHITECTURES[w].coefficient])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from _architectures import SETTINGS
 
+import sae
 from sae.dictionaries import ARCHITECTURES, build_dictionary
 from sae.dictionaries.base import Moment
 from sae.dictionaries.codes import DenseCode, SparseCode
@@ -100,18 +101,34 @@ def test_folded_sae_maps_lm_units_to_lm_units(word, scale):
     with torch.no_grad():
         for parameter in dictionary.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
+        for name, buffer in dictionary.named_buffers():
+            if name == "threshold":  # what batch_topk and matryoshka learn without a gradient
+                buffer += 0.7
         dictionary.constrain_parameters()
     x = x_of()
-    sae = dictionary.folded(scale, {"note": "kept"})
+    folded = dictionary.folded(scale, {"note": "kept"})
     raw = x / scale
-    torch.testing.assert_close(sae(raw), dictionary(x) / scale, atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(folded(raw), dictionary(x) / scale, atol=2e-5, rtol=2e-5)
     lengths = dictionary.tensors().W_dec.norm(dim=1)  # unit rows: f takes their length
     if word == "thresholding":
         lengths = torch.ones(D_IN * RATIO)  # its f has the gain already
     expected = lengths * dictionary.encode(x) / scale
-    torch.testing.assert_close(sae.encode(raw), expected, atol=2e-5, rtol=2e-5)
-    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(D_IN * RATIO))
-    assert sae.metadata["note"] == "kept"
+    torch.testing.assert_close(folded.encode(raw), expected, atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(folded.W_dec.norm(dim=1), torch.ones(D_IN * RATIO))
+    assert folded.metadata["note"] == "kept"
+
+
+def test_what_is_saved_is_what_is_loaded(word, tmp_path):
+    dictionary, x = build(word, mean=x_of().mean(0)), x_of()
+    with torch.no_grad():
+        for parameter in dictionary.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+        dictionary.constrain_parameters()
+    before = dictionary.folded(0.5)
+    sae.save_sae(tmp_path / "sae", before)
+    after = sae.load(tmp_path / "sae")
+    assert torch.equal(after.encode(x), before.encode(x))
+    assert torch.equal(after(x), before(x))
 
 
 def test_centred_tied_is_folded_too():
