@@ -46,19 +46,28 @@ def _panels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _panel(axes: Any, data: str, rows: Sequence[Mapping[str, Any]], name: str) -> None:
-    for row in rows:
-        if row["at_l0"]:  # one that missed it would only stretch the axes
-            _draw(axes, row, name)
+    drawn = [_draw(axes, row, name) for row in rows if row["at_l0"]]
     axes.set_xscale("log")
+    axes.set_xlim(rows[0]["l0"] / 2.5, rows[0]["l0"] * 2.5)
     axes.axvline(rows[0]["l0"], color="#cccccc", linewidth=1, zorder=0)
     axes.set(xlabel="L0", ylabel=PANELS[name], title=data)
     if name == "fvu":
         axes.set_yscale("log")
+    if drawn:
+        _crop(axes, np.concatenate(drawn), low_is_good=name == "fvu")
     for axis in (axes.xaxis, axes.yaxis):  # 32, not 3.2 x 10^1
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.tick_params(which="minor", labelsize=6)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _crop(axes: Any, values: np.ndarray, *, low_is_good: bool) -> None:
+    """Leave the worst tenth outside, which would press all others together."""
+    low, high = np.nanquantile(values, [0, 0.9] if low_is_good else [0.1, 1])
+    margin = 1.04 if low_is_good else 1.005
+    if low < high:
+        axes.set_ylim(low / margin, high * margin)
 
 
 def _measures(row: Mapping[str, Any]) -> list[dict[str, float]]:
@@ -67,8 +76,12 @@ def _measures(row: Mapping[str, Any]) -> list[dict[str, float]]:
     return [test | more for test, more in zip(row["test"], ce, strict=True)]
 
 
-def _draw(axes: Any, row: Mapping[str, Any], name: str) -> None:
-    """The seeds' mean with their standard deviation, and one seed at each further L0."""
+def _draw(axes: Any, row: Mapping[str, Any], name: str) -> np.ndarray:
+    """The seeds' mean with their standard deviation, and one seed at each further L0.
+
+    Returns:
+        What was drawn.
+    """
     library = row["contender"].split("/")[0]
     style = {
         "color": COLOURS.get(library, "black"), "marker": MARKERS.get(row["family"], "."),
@@ -80,3 +93,4 @@ def _draw(axes: Any, row: Mapping[str, Any], name: str) -> None:
     spread = float(seeds[:, 1].std(ddof=1)) if len(seeds) > 1 else 0.0
     points = np.array(sorted([*points, (*seeds.mean(0), spread)]))
     axes.errorbar(points[:, 0], points[:, 1], yerr=points[:, 2], capsize=2, elinewidth=1, **style)
+    return points[:, 1]

@@ -210,6 +210,7 @@ def _notes(plan: Plan) -> list[str]:
         "FVU and L0 are of the saved form (thresholds) on the test split, in the LM's own units.",
         "FVU at equal L0: log FVU moved along the method's own frontier over log L0; "
         "none where the L0 of a seed is off by more than a quarter, or a seed failed.",
+        "Picture: 0.4 to 2.5 times the L0; the worst tenth of the points lies outside.",
         "lr with an arrow: the best of those that were tried is the largest, or the smallest.",
         "silent: share of latents that fire on none of the test vectors.",
         f"Tuning on seed 0 and the validation split; the learning rate with "
