@@ -74,11 +74,12 @@ def ce_recovered(fitted: Fitted, data: Data, contexts: int) -> dict[str, float]:
     """
     assert data.name != SYNTHETIC
     source: LMActivations = lm_source(data.name)
+    limit = data.norm_limit
 
     def splice(x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1]).float()
         x_hat = fitted.decode(fitted.encode(flat * fitted.factor)).float() / fitted.factor
-        massive = flat.norm(dim=1, keepdim=True) > data.norm_limit
+        massive = flat.norm(dim=1, keepdim=True) > limit
         return torch.where(massive, flat, x_hat).reshape(x.shape)
 
     store = source.store("test")

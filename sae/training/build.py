@@ -192,7 +192,7 @@ def l1_equivalents(config: Mapping[str, Any], data: ActivationDataModule) -> dic
 def optimizer_settings(config: Mapping[str, Any]) -> OptimizerSettings:
     """`optimizer`; where its `beta1` is null, what suits the architecture."""
     settings = dict(config["optimizer"])
-    if settings.get("beta1", 0.0) is None:
+    if settings.get("beta1") is None:
         architecture = ARCHITECTURES.get(config["sae"]["architecture"], Dictionary)
         settings["beta1"] = architecture.beta1
     return OptimizerSettings(**settings)

@@ -258,7 +258,7 @@ def test_the_chain_tunes_trains_every_seed_and_never_trains_twice(tmp_path, monk
     assert chosen["value"] == pytest.approx(4.0, rel=0.1)
     assert sorted({setting.seed for vectors, setting in trained if vectors == 2000}) == [0, 1, 2]
     assert {round(p[1]) for p in chosen["points"]} >= {8, 16, 32}
-    allowed = vectors_needed("coefficient", task, 3) + vectors_needed("target", task, 3)
+    allowed = sum(vectors_needed(kind, task, 3, plan.lrs) for kind in ("coefficient", "target"))
     assert sum(vectors for vectors, _ in trained) <= allowed
 
     before = len(trained)
@@ -267,6 +267,7 @@ def test_the_chain_tunes_trains_every_seed_and_never_trains_twice(tmp_path, monk
 
     page = report(plan, tmp_path / "out")
     text = page.read_text()
+    assert "▲" in text  # the notes explain it
     assert "| l1 | ours |" in text
     assert "| l1 | peer |" in text
     assert "l1 (3 of 3 failed) | bad |" in text

@@ -95,8 +95,8 @@ def test_row_losses_average_to_the_loss(word):
     torch.testing.assert_close(dictionary.row_losses(x).mean(), sum(terms.values()).detach())
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.125])
-def test_folded_sae_maps_lm_units_to_lm_units(word, scale):
+def shaken(word):
+    """Away from the start, where biases and thresholds are still equal."""
     dictionary = build(word, mean=x_of().mean(0))
     with torch.no_grad():
         for parameter in dictionary.parameters():
@@ -105,7 +105,12 @@ def test_folded_sae_maps_lm_units_to_lm_units(word, scale):
             if name == "threshold":  # what batch_topk and matryoshka learn without a gradient
                 buffer += 0.7
         dictionary.constrain_parameters()
-    x = x_of()
+    return dictionary
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.125])
+def test_folded_sae_maps_lm_units_to_lm_units(word, scale):
+    dictionary, x = shaken(word), x_of()
     folded = dictionary.folded(scale, {"note": "kept"})
     raw = x / scale
     torch.testing.assert_close(folded(raw), dictionary(x) / scale, atol=2e-5, rtol=2e-5)
@@ -119,12 +124,7 @@ def test_folded_sae_maps_lm_units_to_lm_units(word, scale):
 
 
 def test_what_is_saved_is_what_is_loaded(word, tmp_path):
-    dictionary, x = build(word, mean=x_of().mean(0)), x_of()
-    with torch.no_grad():
-        for parameter in dictionary.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-        dictionary.constrain_parameters()
-    before = dictionary.folded(0.5)
+    x, before = x_of(), shaken(word).folded(0.5)
     sae.save_sae(tmp_path / "sae", before)
     after = sae.load(tmp_path / "sae")
     assert torch.equal(after.encode(x), before.encode(x))
