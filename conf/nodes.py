@@ -151,7 +151,7 @@ class OptimizerConfig:
     name: Any = ranged(str, choices=("adam", "authors_adam"))
     lr: Any = ranged(float, above=0)
     beta1: Any = ranged(float, low=0, below=1, null=True)
-    beta2: Any = ranged(float, low=0, below=1)
+    beta2: Any = ranged(float, low=0, below=1, null=True)
     eps: Any = ranged(float, above=0)
     warmup_tokens: Any = ranged(SPAN)
     decay_tokens: Any = ranged(SPAN)

@@ -85,8 +85,8 @@ class Dictionary(nn.Module, ABC):
     A penalised code starts dense, with gradients a hundred times those of the rest of the run;
     Adam's second moments remember them for a thousand steps, in which it hardly moves. Where that
     decides the result the norm is cut (docs/architectures.md has what it gave)."""
-    beta1: ClassVar[float] = 0.9
-    """Adam's decay of the first moment where `optimizer.beta1` is null."""
+    betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
+    """Adam's decays of its moments where `optimizer.beta1` and `optimizer.beta2` are null."""
     paces: ClassVar[Mapping[str, float]] = {}
     """Learning rates of parameters that are not to move at the common one, as multiples of it."""
     transcodes: ClassVar[bool] = False

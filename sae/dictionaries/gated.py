@@ -19,6 +19,7 @@ from sae.dictionaries.base import (
 from sae.dictionaries.codes import Code, DenseCode, SparseCode
 from sae.dictionaries.sae import SAEConfig
 from sae.dictionaries.untied import BIAS_PACE, CLIP, START_BIAS, Untied
+from sae.errors import ConfigError
 from sae.kernels import latent_values
 
 
@@ -27,8 +28,10 @@ class Gated(Untied):
     r"""$f = 1[\pi > 0] \cdot relu(e^{r} (\pi - b_{gate}) + b_{mag})$, $\pi = (x - b_{dec})W + b_{gate}$.
 
     Loss: reconstruction, plus `l1` times the sum of relu(π), plus the error of reconstructing from
-    relu(π) by a decoder that this term does not train: the penalty shrinks the gate, not the
-    magnitudes. A latent fires where π > 0, that is where its magnitude's pre-activation exceeds
+    relu(π): the penalty shrinks the gate, not the magnitudes. As published the decoder is frozen
+    in that last term, so that shrunk gates cannot pull at it; here it learns from both
+    reconstructions, since it then finds more features and reconstructs better
+    (docs/architectures.md; sae-lens does so, too). A latent fires where π > 0, that is where its magnitude's pre-activation exceeds
     $b_{mag} - e^{r} b_{gate}$: the saved SAE is a JumpReLU, exactly.
 
     Source: Rajamanoharan et al. 2024 (arXiv 2404.16014), equations 6 to 8 (weights of the two
@@ -38,12 +41,13 @@ class Gated(Untied):
         d_in: Width of the activations.
         d_sae: Number of latents.
         l1: Coefficient of the penalty, at least 0.
+        gate_trains_decoder: Whether the gate's reconstruction trains the decoder; the publication: no.
         start_bias: Biases of the gates at the start; 0: half of the latents fire.
         mean: Scaled mean of the training split.
         generator: Source of the initial weights.
     """  # noqa: E501
 
-    options = frozenset({"l1", "start_bias"})
+    options = frozenset({"l1", "gate_trains_decoder", "start_bias"})
     coefficient = "l1"
     gradient_clip = CLIP
     paces = {**Untied.paces, "b_mag": BIAS_PACE}
@@ -54,12 +58,17 @@ class Gated(Untied):
         d_sae: int,
         *,
         l1: float,
+        gate_trains_decoder: bool = True,
         start_bias: float = START_BIAS,
         mean: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(d_in, d_sae, mean=mean, generator=generator)
         self.l1 = check_coefficient("l1", l1)
+        if not isinstance(gate_trains_decoder, bool):
+            given = f"sae.gate_trains_decoder={gate_trains_decoder!r}"
+            raise ConfigError(f"{given} must be true or false.")
+        self.gate_trains_decoder = gate_trains_decoder
         self.b_enc.data.fill_(start_bias)
         self.r_mag = nn.Parameter(torch.zeros(d_sae))
         self.b_mag = nn.Parameter(torch.zeros(d_sae))
@@ -88,12 +97,24 @@ class Gated(Untied):
         x, target = self.split(batch)
         gate, code = self._gate_and_code(x)
         output = self._output(x, target, code, self.reconstruct(code, x), moment)
-        by_gate = gate.atoms_sum(self.W_dec.detach()) + self.base(x).detach()
+        if self.gate_trains_decoder:
+            by_gate = self.reconstruct(gate, x)
+        else:
+            by_gate = gate.atoms_sum(self.W_dec.detach()) + self.base(x).detach()
         terms = {
             "sparsity": moment.penalty * (self.l1 * gate.l1()).mean(),
             "gate": (target - by_gate.to(x.dtype)).square().mean(),
         }
         return output._replace(terms=output.terms | terms)
+
+    @torch.no_grad()
+    def row_losses(self, batch: Float[Tensor, "batch width"]) -> Float[Tensor, " batch"]:
+        """Both reconstructions and the penalty on the gate."""
+        x, target = self.split(batch)
+        gate, code = self._gate_and_code(x)
+        x_hats = [self.reconstruct(of, x).to(x.dtype) for of in (code, gate)]
+        errors = torch.stack([(target - x_hat).square().mean(dim=1) for x_hat in x_hats])
+        return errors.sum(0) + self.l1 * gate.l1()
 
     def tensors(self) -> Tensors:
         """Those of the magnitude path."""

@@ -48,9 +48,10 @@ class JumpReLU(Untied):
     pre-activations, too, $\partial f/\partial\pi = 1[\pi>\theta] + (\theta/\epsilon) K$, and a
     small term pulls dead latents toward their thresholds: `PULL` times the sum of relu(θ - π).
 
-    Threshold and bandwidth are those of the second source, whose activations have the scale of
-    ours (mean ||x||^2 = d_in), the threshold raised from 0.1: as with `START_BIAS`, a start at
-    which few latents fire ends better. The first source has 0.001 sqrt(d_in) for both.
+    The second source, whose activations have the scale of ours (mean ||x||^2 = d_in), starts with
+    thresholds of 0.1 and has a bandwidth of 2; both are raised here: as with `START_BIAS`, a start
+    at which few latents fire ends better (docs/architectures.md). The first source has
+    0.001 sqrt(d_in) for both.
 
     Args:
         d_in: Width of the activations.
@@ -67,7 +68,6 @@ class JumpReLU(Untied):
     coefficient = "l0_coefficient"
     gradient_clip = CLIP
     encoder_start = ENCODER_START
-    beta1 = 0.5
 
     def __init__(
         self,
@@ -76,8 +76,8 @@ class JumpReLU(Untied):
         *,
         l0_coefficient: float,
         penalty: Literal["l0", "tanh"] = "tanh",
-        bandwidth: float = 2.0,
-        threshold: float = 0.5,
+        bandwidth: float = 2.5,
+        threshold: float = 0.7,
         mean: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -116,16 +116,20 @@ class JumpReLU(Untied):
         pre, theta = self._pre(x)
         code = self._code(pre, theta)
         output = self._output(x, target, code, self.reconstruct(code, x), moment)
-        if self.penalty == "l0":
+        terms = dict(output.terms)
+        if self.penalty == "l0":  # the same value, with a gradient
             fires: Any = _Fires.apply(pre.values, theta, self.bandwidth)
-            counted = pre.with_values(fires)
-        else:
-            counted = code.with_values(torch.tanh(4 * code.values))
-        sparsity = moment.penalty * (self.l0_coefficient * counted.sums()).mean()
-        terms = output.terms | {"sparsity": sparsity}
-        if self.penalty == "tanh" and moment.dead is not None:
+            count = pre.with_values(fires).sums()
+            terms["sparsity"] = moment.penalty * (self.l0_coefficient * count).mean()
+        elif moment.dead is not None:
             terms["pull"] = self._pull(x, moment.dead)
         return output._replace(terms=terms)
+
+    def row_penalties(self, code: Code) -> dict[str, Float[Tensor, " batch"]]:
+        """`l0_coefficient` times the count of what fires, or times the sum of tanh(4 f)."""
+        f = code.values
+        counted = torch.tanh(4 * f) if self.penalty == "tanh" else (f > 0).to(f.dtype)
+        return {"sparsity": self.l0_coefficient * code.with_values(counted).sums()}
 
     def _pull(self, x: Tensor, dead: Tensor) -> Tensor:
         """`PULL` times what the dead latents lack to their thresholds."""

@@ -59,12 +59,23 @@ class Matryoshka(BatchTopK):
         self, x: Tensor, target: Tensor, code: Code, x_hat: Tensor, moment: Moment
     ) -> StepOutput:
         output = super()._output(x, target, code, x_hat, moment)
-        parts = [self._part(code, a, b) for a, b in pairwise([0, *self.ends[:-1]])]
-        so_far, loss = self.base(x), torch.zeros((), device=x.device)
-        for part in parts:
-            so_far = so_far + part
-            loss = loss + (target - so_far.to(x.dtype)).square().mean()
-        return output._replace(terms=output.terms | {"prefixes": loss}) if parts else output
+        if len(self.ends) == 1:
+            return output
+        loss = self._prefix_errors(x, target, code).mean()
+        return output._replace(terms=output.terms | {"prefixes": loss})
+
+    def row_losses(self, batch: Float[Tensor, "batch width"]) -> Float[Tensor, " batch"]:
+        """With the errors of the prefixes."""
+        x, target = self.split(batch)
+        return super().row_losses(batch) + self._prefix_errors(x, target, self.encode_code(x))
+
+    def _prefix_errors(self, x: Tensor, target: Tensor, code: Code) -> Float[Tensor, " batch"]:
+        """Summed over all prefixes but the whole."""
+        so_far, errors = self.base(x), x.new_zeros(len(x))
+        for start, end in pairwise([0, *self.ends[:-1]]):
+            so_far = so_far + self._part(code, start, end)
+            errors = errors + (target - so_far.to(x.dtype)).square().mean(dim=1)
+        return errors
 
     def _part(self, code: Code, start: int, end: int) -> Float[Tensor, "batch d_out"]:
         """What the latents of a range add to the reconstruction."""

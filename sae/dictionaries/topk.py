@@ -35,6 +35,7 @@ class TopK(Untied):
 
     options = frozenset({"k", "auxk", "multi_k"})
     encoder_start = ENCODER_START
+    betas = (0.5, 0.999)
 
     def __init__(
         self,

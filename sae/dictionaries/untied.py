@@ -50,6 +50,7 @@ class Untied(Dictionary):
     """
 
     transcodes = True
+    betas = (0.5, 0.99)
     paces = {"b_enc": BIAS_PACE}
     encoder_start: ClassVar[float] = 1.0
     centre: Tensor | None

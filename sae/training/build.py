@@ -190,11 +190,12 @@ def l1_equivalents(config: Mapping[str, Any], data: ActivationDataModule) -> dic
 
 
 def optimizer_settings(config: Mapping[str, Any]) -> OptimizerSettings:
-    """`optimizer`; where its `beta1` is null, what suits the architecture."""
+    """`optimizer`; where a beta is null, what suits the architecture."""
     settings = dict(config["optimizer"])
-    if settings.get("beta1") is None:
-        architecture = ARCHITECTURES.get(config["sae"]["architecture"], Dictionary)
-        settings["beta1"] = architecture.beta1
+    architecture = ARCHITECTURES.get(config["sae"]["architecture"], Dictionary)
+    for name, beta in zip(("beta1", "beta2"), architecture.betas, strict=True):
+        if settings.get(name) is None:
+            settings[name] = beta
     return OptimizerSettings(**settings)
 
 

@@ -1,4 +1,11 @@
-"""Settings of every architecture, for tests that hold for all of them."""
+"""Every architecture in small, for tests that hold for all of them."""
+
+import torch
+
+from sae.dictionaries import build_dictionary
+
+D_IN, RATIO = 8, 3
+D_SAE = D_IN * RATIO
 
 SETTINGS = {
     "tied": {"l1": 1e-2, "centre": "none"},
@@ -15,3 +22,14 @@ SETTINGS = {
     "thresholding": {"l1": 1e-2, "centre": "none"},
     "positive_tied": {"l1": 1e-2, "shift": 0.18},
 }
+
+
+def build(word, **changes):
+    settings = SETTINGS[word] | changes
+    config = {"architecture": word, "dict_ratio": RATIO, **settings}
+    return build_dictionary(config, d_in=D_IN, mean=torch.full((D_IN,), 0.1), seed=3)
+
+
+def x_of(rows=12, seed=1, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, D_IN, generator=generator, dtype=dtype)

@@ -3,41 +3,19 @@
 Each trap is a mistake that is known from another library.
 """
 
-from math import exp
-
-import lightning as L
 import pytest
 import torch
-from _architectures import SETTINGS
+from _architectures import D_SAE, SETTINGS, build, x_of
 
-from sae.activations.datamodule import ActivationDataModule
-from sae.activations.folder import TensorActivations
 from sae.dictionaries import ARCHITECTURES, build_dictionary
 from sae.dictionaries.auxk import auxk_loss
 from sae.dictionaries.base import Moment
 from sae.dictionaries.jumprelu import PACE, PULL
 from sae.dictionaries.p_anneal import SMALLEST
 from sae.dictionaries.sae import smooth_jump
-from sae.errors import ConfigError
-from sae.training.module import RunLength, SAEModule
-from sae.training.resampling import ResampleSettings
-from sae.training.target_l0 import PROPORTIONAL
 
-D_IN, RATIO = 8, 3
-D_SAE = D_IN * RATIO
 ESTIMATED = {"jumprelu"}
 """Whose gradients are estimates: compared with their formula instead of with differences."""
-
-
-def build(word, **changes):
-    settings = SETTINGS[word] | changes
-    config = {"architecture": word, "dict_ratio": RATIO, **settings}
-    return build_dictionary(config, d_in=D_IN, mean=torch.full((D_IN,), 0.1), seed=3)
-
-
-def x_of(rows=12, seed=1, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(rows, D_IN, generator=generator, dtype=dtype)
 
 
 def loss_of(dictionary, x, moment=Moment()):  # noqa: B008
@@ -45,17 +23,31 @@ def loss_of(dictionary, x, moment=Moment()):  # noqa: B008
 
 
 @pytest.mark.parametrize("kernels", ["dense", "sparse"])
-@pytest.mark.parametrize("word", sorted(set(ARCHITECTURES) & set(SETTINGS) - ESTIMATED))
-def test_gradients_equal_finite_differences(word, kernels):
+@pytest.mark.parametrize(
+    ("word", "changes"),
+    [
+        *((word, {}) for word in sorted(set(ARCHITECTURES) & set(SETTINGS) - ESTIMATED)),
+        ("gated", {"gate_trains_decoder": False}),
+        ("topk", {"multi_k": True}),
+    ],
+)
+def test_gradients_equal_finite_differences(word, changes, kernels):
     """Of the loss itself, float64, for every parameter; `gate` copies are constants."""
-    dictionary = build(word, **({"multi_k": True} if word == "topk" else {})).double()
+    dictionary = build(word, **changes).double()
     dictionary.kernels = kernels
     x = x_of(dtype=torch.float64)
     if word == "p_anneal":
         dictionary.p.fill_(0.6)
     loss_of(dictionary, x).backward()
+    compare_with_differences(
+        dict(dictionary.named_parameters()), lambda: _trained_loss(dictionary, x)
+    )
+
+
+def compare_with_differences(parameters, loss):
+    """Gradients that are there against central differences of `loss`, along one direction each."""
     generator = torch.Generator().manual_seed(0)
-    for name, parameter in dictionary.named_parameters():
+    for name, parameter in parameters.items():
         assert parameter.grad is not None, name
         step = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         along = (parameter.grad * step).sum().item()
@@ -63,20 +55,20 @@ def test_gradients_equal_finite_differences(word, kernels):
         for sign in (1, -1):
             with torch.no_grad():
                 parameter += sign * 1e-6 * step
-            values.append(_trained_loss(dictionary, x, word))
+            values.append(loss())
             with torch.no_grad():
                 parameter -= sign * 1e-6 * step
         difference = (values[0] - values[1]) / 2e-6
         assert along == pytest.approx(difference, rel=2e-4, abs=2e-6), name
 
 
-def _trained_loss(dictionary, x, word):
+def _trained_loss(dictionary, x):
     """The loss as a function of the parameters, with what the gradient must not see held fixed."""
-    if word != "gated":
+    if getattr(dictionary, "gate_trains_decoder", True):
         return loss_of(dictionary, x).item()
     output = dictionary.training_output(x)
     gate = dictionary.pre(x).relu()
-    frozen = build(word).double()  # the gate's decoder: a copy of the start
+    frozen = build("gated").double()  # the gate's decoder: a copy of the start
     by_gate = gate @ frozen.W_dec + frozen.b_dec
     terms = output.terms | {"gate": (x - by_gate).square().mean()}
     return sum(terms.values()).item()
@@ -192,6 +184,20 @@ def test_auxk_trains_both_sides_of_dead_latents_and_of_no_others(word, kernels):
     assert "auxk" not in dictionary.training_output(x).terms
 
 
+@pytest.mark.parametrize("kernels", ["dense", "sparse"])
+def test_auxk_gradients_equal_finite_differences(kernels):
+    """Of the dead latents' fit to an error that is held fixed."""
+    dictionary, x = build("topk", k=2).double(), x_of(dtype=torch.float64)
+    dictionary.kernels = kernels
+    dead = torch.arange(D_SAE) % 3 == 0
+    x_hat = dictionary(x).detach()
+    auxk_loss(dictionary, x, x_hat, x, dead).backward()
+    compare_with_differences(
+        {name: getattr(dictionary, name) for name in ("encoder_rows", "b_enc", "W_dec")},
+        lambda: auxk_loss(dictionary, x, x_hat, x, dead).item(),
+    )
+
+
 def test_auxk_equals_a_slow_loop():
     dictionary, x = build("topk", k=2), x_of(30)
     dead = torch.arange(D_SAE) % 3 == 0  # 8 dead latents, of which d_in / 2 = 4 may fire
@@ -259,12 +265,6 @@ def test_april_norms_are_free_and_scaling_them_changes_nothing():
     assert dictionary.W_dec.norm(dim=1).mean().item() == pytest.approx(3.0)
 
 
-def test_positive_weights_stay_positive_and_codes_too():
-    module = train("positive_tied")
-    assert (module.dictionary.W >= 0).all()
-    assert (module.dictionary.W > 0).any(1).all()
-
-
 @pytest.mark.parametrize("word", sorted(set(ARCHITECTURES) & set(SETTINGS)))
 def test_the_order_of_latents_means_nothing(word):
     """Permuting every latent parameter permutes the code and leaves the reconstruction."""
@@ -281,82 +281,3 @@ def test_the_order_of_latents_means_nothing(word):
     named = {parameter for parameter, _ in dictionary.latent_parameters()}
     for name, parameter in dictionary.named_parameters():
         assert parameter in named or D_SAE not in parameter.shape, name
-
-
-STEPS, BATCH, DEAD = 40, 20, 4
-
-
-def train(word, steps=STEPS, ckpt_path=None, folder=None, **settings):
-    rows = x_of(BATCH * STEPS * 2, seed=5)
-    data = ActivationDataModule(TensorActivations(rows), batch_size=BATCH)
-    data.prepare_data()
-    dictionary = build(word)
-    dictionary.b_enc.data[:DEAD] = -100.0
-    module = SAEModule(
-        dictionary,
-        length=RunLength(STEPS, BATCH),
-        resampling=ResampleSettings(["30%", "70%"], 3 * BATCH, 100),
-        scale=data.scale,
-        **settings,
-    )
-    trainer = L.Trainer(
-        max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
-    )  # fmt: skip
-    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
-    if folder:
-        trainer.save_checkpoint(folder / "half.ckpt")
-    return module
-
-
-@pytest.mark.parametrize("word", sorted(set(ARCHITECTURES) & set(SETTINGS)))
-@pytest.mark.parametrize("stop", [10, 17])
-def test_resumed_equals_uninterrupted(word, stop, tmp_path):
-    """Weights, buffers, moments, counters and steering, bit for bit; step 12 revives latents."""
-    steered = {"target_l0": 3.0} if ARCHITECTURES[word].coefficient else {}
-    whole = train(word, **steered)
-    train(word, steps=stop, folder=tmp_path, **steered)
-    resumed = train(word, ckpt_path=tmp_path / "half.ckpt", **steered)
-    assert whole.revived > 0
-    for expected, found in zip(_states(whole), _states(resumed), strict=True):
-        assert expected.keys() == found.keys()
-        for name, value in expected.items():
-            assert torch.equal(value, found[name]), name
-
-
-def _states(module):
-    moments = module.trainer.optimizers[0].state_dict()["state"]
-    return module.state_dict(), *(moments[i] for i in sorted(moments))
-
-
-@pytest.mark.parametrize("word", ["l1", "p_anneal", "gated", "jumprelu", "topk", "batch_topk"])
-def test_unit_rows_follow_the_step(word):
-    """Another library brings the rows to length 1 before Adam moves them."""
-    module = train(word, steps=3)
-    lengths = module.dictionary.W_dec.norm(dim=1)
-    torch.testing.assert_close(lengths, torch.ones(D_SAE), atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("word", [w for w in sorted(SETTINGS) if ARCHITECTURES[w].coefficient])
-def test_target_l0_turns_the_right_way(word):
-    """Where more fires than asked for, the penalty grows, and the other way round."""
-    for target, sign in ((1e-3, 1), (D_SAE - 1e-3, -1)):
-        module = train(word, target_l0=target, sparsity_warmup_tokens=0)
-        ((name, value),) = module.coefficient.items()
-        assert sign * value > sign * 1e-2, name
-        assert module.target_l0.gain().item() == pytest.approx(
-            exp(module.target_l0.integral + PROPORTIONAL * module.target_l0.error), rel=1e-5
-        )
-
-
-@pytest.mark.parametrize(
-    ("word", "settings", "target", "message"),
-    [
-        ("topk", {}, 4.0, "no penalty to steer"),
-        ("l1", {"l1": 0.0}, 4.0, "Give a l1 above 0"),
-        ("l1", {}, float(D_SAE), "below d_sae=24"),
-    ],
-)
-def test_target_l0_refuses_what_cannot_be(word, settings, target, message):
-    with pytest.raises(ConfigError, match=message):
-        SAEModule(build(word, **settings), length=RunLength(5, 5), target_l0=target)
