@@ -85,6 +85,8 @@ class SAEConfig:
     sparsity_warmup_tokens: Any = ranged(SPAN, None)
     skip: Any = ranged(bool, False)
     auxk: Any = ranged(float, None, low=0)
+    multi_k: Any = ranged(bool, None)
+    gate_trains_decoder: Any = ranged(bool, None)
     start_bias: Any = ranged(float, None, null=True)
     frozen_decoder: Any = ranged(bool, False)
 

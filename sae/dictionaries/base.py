@@ -227,11 +227,23 @@ class Dictionary(nn.Module, ABC):
 
     @torch.no_grad()
     def row_losses(self, batch: Float[Tensor, "batch width"]) -> Float[Tensor, " batch"]:
-        """Full loss of every vector by itself: what neuron resampling draws its inputs by."""
+        """Loss of every vector by itself: what neuron resampling draws its inputs by.
+
+        All terms, with full penalties, but for those that speak of other codes than the vector's
+        own: AuxK, multi-k and the pull on dead latents.
+        """
         x, target = self.split(batch)
         code = self.encode_code(x)
         loss = (target - self.reconstruct(code, x).to(x.dtype)).square().mean(dim=1)
+        loss = loss + self.more_errors(x, target, code)
         return loss + sum(self.row_penalties(code).values(), torch.zeros_like(loss))
+
+    def more_errors(
+        self, x: Float[Tensor, "batch d_in"], target: Float[Tensor, "batch d_out"], code: Code
+    ) -> Float[Tensor, " batch"]:
+        """Errors of further reconstructions from parts of a code, one value per vector."""
+        del target, code
+        return x.new_zeros(len(x))
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
         """Feature activations as a dense tensor."""

@@ -10,7 +10,6 @@ from sae.dictionaries.base import NOMINAL, Moment, StepOutput, register
 from sae.dictionaries.codes import Code, SparseCode
 from sae.dictionaries.sae import SAEConfig
 from sae.dictionaries.topk import TopK
-from sae.dictionaries.untied import Untied
 from sae.kernels import Pattern, select_batch_topk, select_positive
 
 THRESHOLD_PACE = 1e-2
@@ -38,7 +37,7 @@ class BatchTopK(TopK):
 
     options = frozenset({"k", "auxk"})
     encoder_start = 1.0  # short rows are better on the LM and worse on the synthetic world
-    betas = Untied.betas
+    betas = (0.5, 0.99)  # FVU .0633; .0680 with 0.999, after 3 M vectors (docs/architectures.md)
     threshold: Tensor
     batches: Tensor
 

@@ -49,9 +49,9 @@ class JumpReLU(Untied):
     small term pulls dead latents toward their thresholds: `PULL` times the sum of relu(θ - π).
 
     The second source, whose activations have the scale of ours (mean ||x||^2 = d_in), starts with
-    thresholds of 0.1 and has a bandwidth of 2; both are raised here: as with `START_BIAS`, a start
-    at which few latents fire ends better (docs/architectures.md). The first source has
-    0.001 sqrt(d_in) for both.
+    thresholds of 0.1 and has a bandwidth of 2. Here the start is raised for a lower FVU and fewer
+    silent latents, the bandwidth for more of the true features, at the cost of some FVU
+    (docs/architectures.md has the numbers). The first source has 0.001 sqrt(d_in) for both.
 
     Args:
         d_in: Width of the activations.

@@ -61,16 +61,13 @@ class Matryoshka(BatchTopK):
         output = super()._output(x, target, code, x_hat, moment)
         if len(self.ends) == 1:
             return output
-        loss = self._prefix_errors(x, target, code).mean()
+        loss = self.more_errors(x, target, code).mean()
         return output._replace(terms=output.terms | {"prefixes": loss})
 
-    def row_losses(self, batch: Float[Tensor, "batch width"]) -> Float[Tensor, " batch"]:
-        """With the errors of the prefixes."""
-        x, target = self.split(batch)
-        return super().row_losses(batch) + self._prefix_errors(x, target, self.encode_code(x))
-
-    def _prefix_errors(self, x: Tensor, target: Tensor, code: Code) -> Float[Tensor, " batch"]:
-        """Summed over all prefixes but the whole."""
+    def more_errors(
+        self, x: Float[Tensor, "batch d_in"], target: Float[Tensor, "batch d_out"], code: Code
+    ) -> Float[Tensor, " batch"]:
+        """Those of all prefixes but the whole, summed."""
         so_far, errors = self.base(x), x.new_zeros(len(x))
         for start, end in pairwise([0, *self.ends[:-1]]):
             so_far = so_far + self._part(code, start, end)

@@ -10,7 +10,6 @@ from sae.activations.contexts import ContextDataModule
 from sae.activations.datamodule import ActivationDataModule
 from sae.activations.sources import ActivationSource, LMActivations
 from sae.dictionaries import ARCHITECTURES, build_dictionary
-from sae.dictionaries.base import Dictionary
 from sae.dictionaries.build import check_ends
 from sae.dictionaries.untied import Untied
 from sae.errors import ConfigError
@@ -53,7 +52,7 @@ def build_module(config: Mapping[str, Any], data: ActivationDataModule) -> SAEMo
         dictionary,
         **more,
         length=RunLength(data.steps, data.batch_size),
-        optimizer=optimizer_settings(config),
+        optimizer=OptimizerSettings(**config["optimizer"]),
         resampling=ResampleSettings(**config["resample"]),
         sparsity_warmup_tokens=warmup,
         target_l0=target_l0,
@@ -84,7 +83,7 @@ def check_settings(config: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: At the first setting that is missing, unknown or out of range.
     """
-    optimizer_settings(config)
+    OptimizerSettings(**config["optimizer"])
     resampling = ResampleSettings(**config["resample"])
     sae, activations = config["sae"], config["activations"]
     architecture = ARCHITECTURES.get(sae["architecture"])
@@ -187,16 +186,6 @@ def l1_equivalents(config: Mapping[str, Any], data: ActivationDataModule) -> dic
     else:  # layers of unlike scales: no single number
         return {"l1": l1, "l1_sum_over_d_in": l1 * data.d_in}
     return {"l1": l1, "l1_raw_scale": l1 / scale, "l1_sum_over_d_in": l1 * width}
-
-
-def optimizer_settings(config: Mapping[str, Any]) -> OptimizerSettings:
-    """`optimizer`; where a beta is null, what suits the architecture."""
-    settings = dict(config["optimizer"])
-    architecture = ARCHITECTURES.get(config["sae"]["architecture"], Dictionary)
-    for name, beta in zip(("beta1", "beta2"), architecture.betas, strict=True):
-        if settings.get(name) is None:
-            settings[name] = beta
-    return OptimizerSettings(**settings)
 
 
 def gradient_clip(config: Mapping[str, Any]) -> float | None:

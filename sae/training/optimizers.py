@@ -19,8 +19,8 @@ class OptimizerSettings:
     Attributes:
         name: `adam` or `authors_adam`.
         lr: Peak learning rate.
-        beta1: Decay of the first moment.
-        beta2: Decay of the second moment.
+        beta1: Decay of the first moment; None: what suits what is trained.
+        beta2: Decay of the second moment; None: likewise.
         eps: Added to the root of the second moment.
         warmup_tokens: Linear rise of the learning rate; tokens or a share of the run ("1%").
         decay_tokens: Linear fall to zero at the end; tokens or a share of the run ("20%").
@@ -28,8 +28,8 @@ class OptimizerSettings:
 
     name: str = "adam"
     lr: float = 1e-3
-    beta1: float = 0.9
-    beta2: float = 0.999
+    beta1: float | None = None
+    beta2: float | None = None
     eps: float = 1e-8
     warmup_tokens: int | float | str = 0
     decay_tokens: int | float | str = 0
@@ -44,16 +44,26 @@ class OptimizerSettings:
                     f"optimizer.{name}={value!r} must be above {low} and below {high}."
                 )
         for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"optimizer.{name}={getattr(self, name)!r} must be in [0, 1).")
+            beta = getattr(self, name)
+            if beta is not None and not 0 <= beta < 1:
+                raise ConfigError(f"optimizer.{name}={beta!r} must be in [0, 1).")
 
     def build(
-        self, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]]
+        self,
+        parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        betas: tuple[float, float] = (0.9, 0.999),
     ) -> torch.optim.Optimizer:
-        """The optimiser over `parameters`, or over groups of them with rates of their own."""
+        """The optimiser over `parameters`, or over groups of them with rates of their own.
+
+        Args:
+            parameters: What is trained.
+            betas: What stands for a `beta1` or `beta2` that is None: `Dictionary.betas`.
+        """
         kind: Any = AuthorsAdam if self.name == "authors_adam" else torch.optim.Adam
+        own = (self.beta1, self.beta2)
+        both = tuple(b if a is None else a for a, b in zip(own, betas, strict=True))
         extra = {} if self.name == "authors_adam" else {"fused": True}
-        return kind(parameters, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps, **extra)
+        return kind(parameters, lr=self.lr, betas=both, eps=self.eps, **extra)
 
 
 class AuthorsAdam(torch.optim.Optimizer):

@@ -32,7 +32,7 @@ def loss_of(dictionary, x, moment=Moment()):  # noqa: B008
     ],
 )
 def test_gradients_equal_finite_differences(word, changes, kernels):
-    """Of the loss itself, float64, for every parameter; `gate` copies are constants."""
+    """Of the loss itself, float64, for every parameter; a frozen gate decoder is a constant."""
     dictionary = build(word, **changes).double()
     dictionary.kernels = kernels
     x = x_of(dtype=torch.float64)

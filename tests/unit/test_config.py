@@ -133,6 +133,8 @@ def test_a_list_stands_for_a_sweep_from_one_read(words, sweep):
         (["+activations.foo=1"], "activations.foo is not known. There are: activations.kind"),
         (["sae.sparsity_warmup_tokens=x"], "must be a number of tokens"),
         (["sae.k=1.5", "sae=topk"], "sae.k=1.5 must be a whole number"),
+        (["sae=gated", "sae.gate_trains_decoder=maybe"], "must be true or false"),
+        (["sae=topk", "sae.multi_k=2"], "must be true or false"),
         (["optimizer.beta1=1"], "must be a number of at least 0 and below 1"),
         (["-m", "sweeper=optuna"], "sweeper=optuna has nothing to search. Give a range"),
         (["sweeper=optuna", "hydra.mode=MULTIRUN", "l1=interval(-1,1)"], "l1=-1.0 must be"),

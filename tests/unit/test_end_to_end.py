@@ -27,7 +27,7 @@ def prepared(where, **changes):
 
 def module_of(data, settings, *, kind=EndToEndModule, word="l1"):
     ends, widths = data.source.ends, data.widths
-    own = {"l1": {"l1": 1e-2}, "crosscoder": {"l1": 1e-2}}[word]
+    own = {"l1": 1e-2}
     dictionary = build_dictionary(
         {"architecture": word, "dict_ratio": 2, **own},
         d_in=widths[0] if ends.pair else data.d_in,
@@ -120,6 +120,15 @@ def test_gradients_are_the_slope_of_the_loss_and_reach_the_sae_alone(at_full_pen
             parameter += step * direction
         slope = (above - below) / (2 * step.item())
         assert (parameter.grad * direction).sum().item() == pytest.approx(slope, rel=0.01, abs=0.01)
+
+
+def test_no_squared_error_trains_the_decoder_of_a_gated_sae(at_full_penalty):
+    data = prepared("resid.1")
+    module = module_of(data, {}, word="gated")
+    terms = module.output(next(iter(data.train_dataloader())))[1].terms
+    (terms["gate"] + terms["sparsity"]).backward()
+    assert module.dictionary.encoder_rows.grad.any()
+    assert module.dictionary.W_dec.grad is None
 
 
 def test_the_lm_is_no_part_of_the_module(at_full_penalty):

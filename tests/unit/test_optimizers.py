@@ -5,8 +5,12 @@ import copy
 import pytest
 import torch
 
+from sae.activations.datamodule import ActivationDataModule
+from sae.activations.folder import TensorActivations
 from sae.errors import ConfigError
+from sae.training.build import build_module
 from sae.training.optimizers import AuthorsAdam, OptimizerSettings
+from train import compose
 
 
 def test_authors_adam_step_sizes():
@@ -24,6 +28,29 @@ def test_authors_adam_step_sizes():
     for step, ratio in expected.items():
         assert seen[step] == pytest.approx(ratio, abs=0.006)
     assert seen[20_000] == pytest.approx(0.1**0.5, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "betas"),
+    [
+        (["sae=tied"], (0.9, 0.999)),
+        (["sae=l1"], (0.5, 0.99)),
+        (["sae=topk"], (0.5, 0.999)),
+        (["sae=batch_topk"], (0.5, 0.99)),
+        (["sae=l1", "optimizer.beta1=0.8"], (0.8, 0.99)),
+        (["sae=topk", "optimizer.beta2=0.98"], (0.5, 0.98)),
+        (["sae=l1", "optimizer=authors_adam"], (0.9, 0.999)),
+        (["experiment=april2024"], (0.9, 0.999)),
+        (["experiment=paper"], (0.9, 0.999)),
+    ],
+)
+def test_betas_are_the_users_or_else_the_architectures(words, betas):
+    config = compose([*words, "k=4"] if "topk" in words[0] else words)
+    data = ActivationDataModule(TensorActivations(torch.randn(200, 8)), batch_size=10)
+    data.prepare_data()
+    module = build_module(config, data)
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    assert [group["betas"] for group in groups] == [betas] * len(groups)
 
 
 def test_authors_adam_is_adam_at_the_first_step():
