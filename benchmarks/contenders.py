@@ -91,7 +91,7 @@ class OurStep:
 
     def __init__(self, dictionary: Dictionary, device: str) -> None:
         self.dictionary, self.device, self.bf16 = dictionary, device, has_bf16(device)
-        self.optimizer = OptimizerSettings(lr=LR).build(dictionary.parameters())
+        self.optimizer = OptimizerSettings(lr=LR).build(dictionary.parameters(), dictionary.betas)
         self.since_fired = torch.zeros(dictionary.d_sae, dtype=torch.long, device=device)
 
     def __call__(self, x: Tensor) -> None:

@@ -86,7 +86,7 @@ class SAEConfig:
     skip: Any = ranged(bool, False)
     auxk: Any = ranged(float, None, low=0)
     multi_k: Any = ranged(bool, None)
-    gate_trains_decoder: Any = ranged(bool, None)
+    gate_trains_decoder: Any = ranged(bool, None, null=True)
     start_bias: Any = ranged(float, None, null=True)
     frozen_decoder: Any = ranged(bool, False)
 

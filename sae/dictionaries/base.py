@@ -219,9 +219,16 @@ class Dictionary(nn.Module, ABC):
         self, x: Tensor, target: Tensor, code: Code, x_hat: Tensor, moment: Moment
     ) -> StepOutput:
         del x
+        return self._with_penalties(target, code, x_hat, moment, self.row_penalties(code))
+
+    @staticmethod
+    def _with_penalties(
+        target: Tensor, code: Code, x_hat: Tensor, moment: Moment, penalties: Mapping[str, Tensor]
+    ) -> StepOutput:
+        """Reconstruction, and the means of `penalties` (one value per vector) at this moment."""
         x_hat = x_hat.to(target.dtype)  # bf16 autocast: the loss is float32
         terms = {"reconstruction": (target - x_hat).square().mean()}
-        for name, rows in self.row_penalties(code).items():
+        for name, rows in penalties.items():
             terms[name] = moment.penalty * rows.mean()
         return StepOutput(x_hat, code, terms)
 
@@ -339,6 +346,13 @@ def matmul_dtype(tensor: Tensor) -> Tensor:
     if torch.is_autocast_enabled(device):
         return tensor.to(torch.get_autocast_dtype(device))
     return tensor
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Return a switch; ConfigError if it is neither true nor false."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}={value!r} must be true or false.")
+    return value
 
 
 def check_coefficient(name: str, value: object) -> float:

@@ -38,8 +38,9 @@ def build_dictionary(
     """
     settings = dict(config)
     skip = settings.pop("skip", False)
-    if settings.get("start_bias", 0) is None:  # what suits entries of about unit variance
-        del settings["start_bias"]
+    for name in ("start_bias", "gate_trains_decoder"):
+        if settings.get(name, 0) is None:  # what the class says
+            del settings[name]
     word = settings.pop("architecture", None)
     if word not in ARCHITECTURES:
         raise ConfigError(

@@ -14,12 +14,12 @@ from sae.dictionaries.base import (
     StepOutput,
     Tensors,
     check_coefficient,
+    check_flag,
     register,
 )
 from sae.dictionaries.codes import Code, DenseCode, SparseCode
 from sae.dictionaries.sae import SAEConfig
 from sae.dictionaries.untied import BIAS_PACE, CLIP, START_BIAS, Untied
-from sae.errors import ConfigError
 from sae.kernels import latent_values
 
 
@@ -65,10 +65,7 @@ class Gated(Untied):
     ) -> None:
         super().__init__(d_in, d_sae, mean=mean, generator=generator)
         self.l1 = check_coefficient("l1", l1)
-        if not isinstance(gate_trains_decoder, bool):
-            given = f"sae.gate_trains_decoder={gate_trains_decoder!r}"
-            raise ConfigError(f"{given} must be true or false.")
-        self.gate_trains_decoder = gate_trains_decoder
+        self.gate_trains_decoder = check_flag("sae.gate_trains_decoder", gate_trains_decoder)
         self.b_enc.data.fill_(start_bias)
         self.r_mag = nn.Parameter(torch.zeros(d_sae))
         self.b_mag = nn.Parameter(torch.zeros(d_sae))
@@ -96,16 +93,14 @@ class Gated(Untied):
         """Reconstruction, penalty on the gate, and the gate's own reconstruction."""
         x, target = self.split(batch)
         gate, code = self._gate_and_code(x)
-        output = self._output(x, target, code, self.reconstruct(code, x), moment)
+        x_hat, penalties = self.reconstruct(code, x), {"sparsity": self.l1 * gate.l1()}
+        output = self._with_penalties(target, code, x_hat, moment, penalties)
         if self.gate_trains_decoder:
             by_gate = self.reconstruct(gate, x)
         else:
             by_gate = gate.atoms_sum(self.W_dec.detach()) + self.base(x).detach()
-        terms = {
-            "sparsity": moment.penalty * (self.l1 * gate.l1()).mean(),
-            "gate": (target - by_gate.to(x.dtype)).square().mean(),
-        }
-        return output._replace(terms=output.terms | terms)
+        output.terms["gate"] = (target - by_gate.to(x.dtype)).square().mean()
+        return output
 
     @torch.no_grad()
     def row_losses(self, batch: Float[Tensor, "batch width"]) -> Float[Tensor, " batch"]:

@@ -115,15 +115,16 @@ class JumpReLU(Untied):
         x, target = self.split(batch)
         pre, theta = self._pre(x)
         code = self._code(pre, theta)
-        output = self._output(x, target, code, self.reconstruct(code, x), moment)
-        terms = dict(output.terms)
-        if self.penalty == "l0":  # the same value, with a gradient
+        if self.penalty == "l0":  # the value of `row_penalties`, with a gradient
             fires: Any = _Fires.apply(pre.values, theta, self.bandwidth)
-            count = pre.with_values(fires).sums()
-            terms["sparsity"] = moment.penalty * (self.l0_coefficient * count).mean()
-        elif moment.dead is not None:
-            terms["pull"] = self._pull(x, moment.dead)
-        return output._replace(terms=terms)
+            penalties = {"sparsity": self.l0_coefficient * pre.with_values(fires).sums()}
+        else:
+            penalties = self.row_penalties(code)
+        x_hat = self.reconstruct(code, x)
+        output = self._with_penalties(target, code, x_hat, moment, penalties)
+        if self.penalty == "tanh" and moment.dead is not None:
+            output.terms["pull"] = self._pull(x, moment.dead)
+        return output
 
     def row_penalties(self, code: Code) -> dict[str, Float[Tensor, " batch"]]:
         """`l0_coefficient` times the count of what fires, or times the sum of tanh(4 f)."""

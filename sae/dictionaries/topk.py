@@ -7,7 +7,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae.dictionaries.auxk import auxk_loss
-from sae.dictionaries.base import NOMINAL, Moment, StepOutput, check_coefficient, register
+from sae.dictionaries.base import (
+    NOMINAL,
+    Moment,
+    StepOutput,
+    check_coefficient,
+    check_flag,
+    register,
+)
 from sae.dictionaries.codes import Code, SparseCode
 from sae.dictionaries.sae import SAEConfig
 from sae.dictionaries.untied import ENCODER_START, Untied
@@ -51,9 +58,7 @@ class TopK(Untied):
         super().__init__(d_in, d_sae, mean=mean, generator=generator)
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= d_sae:
             raise ConfigError(f"k={k!r} must be a whole number from 1 to d_sae={d_sae}.")
-        if not isinstance(multi_k, bool):
-            raise ConfigError(f"sae.multi_k={multi_k!r} must be true or false.")
-        self.k, self.multi_k = k, multi_k
+        self.k, self.multi_k = k, check_flag("sae.multi_k", multi_k)
         self.auxk = check_coefficient("sae.auxk", auxk)
 
     def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:

@@ -39,6 +39,8 @@ def build_module(config: Mapping[str, Any], data: ActivationDataModule) -> SAEMo
     if "start_bias" in settings and settings["start_bias"] is None:
         read = data.spreads[:1] if pair else data.spreads
         settings["start_bias"] = START_SPREADS * math.sqrt(sum(s**2 for s in read) / len(read))
+    if settings.get("gate_trains_decoder", 0) is None and config.get("e2e") is not None:
+        settings["gate_trains_decoder"] = False  # no squared error is to train the decoder
     dictionary = build_dictionary(
         settings, d_in=d_in, d_out=d_out, widths=() if pair or len(widths) == 1 else widths,
         mean=data.mean * data.scale, seed=config["seed"],

@@ -12,7 +12,6 @@ from torch import Tensor
 from sae import functional
 from sae.activations.contexts import ContextBatch
 from sae.dictionaries.base import Dictionary, StepOutput, check_coefficient
-from sae.dictionaries.gated import Gated
 from sae.errors import ConfigError
 from sae.training.module import SAEModule
 from sae.types import Ends, Point
@@ -80,7 +79,7 @@ class EndToEndModule(SAEModule):
     All else (schedules, counters, resampling, checkpoints, validation) is that of `SAEModule`.
 
     Args:
-        dictionary: What is trained. The decoder of a `Gated` one learns nothing from the gate.
+        dictionary: What is trained.
         ends: Where it reads and writes.
         load_lm: Gives the LM on a device; called in the first step.
         settings: Weights of the losses.
@@ -99,8 +98,6 @@ class EndToEndModule(SAEModule):
         **more: Any,
     ) -> None:
         super().__init__(dictionary, **more)
-        if isinstance(dictionary, Gated):  # no squared error is to train the decoder
-            dictionary.gate_trains_decoder = False
         self.ends, self.settings = ends, settings
         self._load_lm, self._first = load_lm, 0 if keep_first else 1
 

@@ -122,12 +122,12 @@ def test_folded_sae_maps_lm_units_to_lm_units(word, scale):
     dictionary, x = shaken(word), x_of()
     folded = dictionary.folded(scale, {"note": "kept"})
     raw = x / scale
-    torch.testing.assert_close(folded(raw), dictionary(x) / scale, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(folded(raw), dictionary(x) / scale, atol=2e-5, rtol=2e-5)
     lengths = dictionary.tensors().W_dec.norm(dim=1)  # unit rows: f takes their length
     if word == "thresholding":
         lengths = torch.ones(D_IN * RATIO)  # its f has the gain already
     expected = lengths * dictionary.encode(x) / scale
-    torch.testing.assert_close(folded.encode(raw), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(folded.encode(raw), expected, atol=2e-5, rtol=2e-5)
     torch.testing.assert_close(folded.W_dec.norm(dim=1), torch.ones(D_IN * RATIO))
     assert folded.metadata["note"] == "kept"
 

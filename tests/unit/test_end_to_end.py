@@ -8,6 +8,7 @@ from sae.activations.contexts import ContextDataModule
 from sae.dictionaries import build_dictionary
 from sae.errors import ConfigError
 from sae.functional import prediction_mask
+from sae.training.build import build_module
 from sae.training.end_to_end import EndToEndModule, EndToEndSettings
 from sae.training.module import RunLength, SAEModule
 from sae.types import Ends
@@ -27,9 +28,8 @@ def prepared(where, **changes):
 
 def module_of(data, settings, *, kind=EndToEndModule, word="l1"):
     ends, widths = data.source.ends, data.widths
-    own = {"l1": 1e-2}
     dictionary = build_dictionary(
-        {"architecture": word, "dict_ratio": 2, **own},
+        {"architecture": word, "dict_ratio": 2, "l1": 1e-2},
         d_in=widths[0] if ends.pair else data.d_in,
         d_out=widths[1] if ends.pair else None,
         widths=widths if word == "crosscoder" else (),
@@ -122,13 +122,17 @@ def test_gradients_are_the_slope_of_the_loss_and_reach_the_sae_alone(at_full_pen
         assert (parameter.grad * direction).sum().item() == pytest.approx(slope, rel=0.01, abs=0.01)
 
 
-def test_no_squared_error_trains_the_decoder_of_a_gated_sae(at_full_penalty):
+@pytest.mark.parametrize(("words", "trained"), [([], False), (["true"], True)])
+def test_no_squared_error_trains_the_decoder_of_a_gated_sae(at_full_penalty, words, trained):
+    from train import compose
+
+    words = [f"sae.gate_trains_decoder={word}" for word in words]
     data = prepared("resid.1")
-    module = module_of(data, {}, word="gated")
+    module = build_module(compose(["experiment=e2e", "sae=gated", *words]), data)
     terms = module.output(next(iter(data.train_dataloader())))[1].terms
     (terms["gate"] + terms["sparsity"]).backward()
     assert module.dictionary.encoder_rows.grad.any()
-    assert module.dictionary.W_dec.grad is None
+    assert (module.dictionary.W_dec.grad is not None) == trained
 
 
 def test_the_lm_is_no_part_of_the_module(at_full_penalty):
