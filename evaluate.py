@@ -55,8 +55,9 @@ def evaluate(
         format: Of these files; None finds it by their names.
         evals: Settings by the word of the evaluation, as in conf/eval/*.yaml. What is not given,
             or None, is as in the run that made the SAE.
-        lm: Another LM than the SAE's own, as in conf/lm/*.yaml. An SAE from another library has
-            none of its own, so that it must be given.
+        lm: Another LM than the SAE's own, as in conf/lm/*.yaml, or what differs from its own
+            (`{"dtype": "float32"}`). An SAE from another library has none of its own, so that it
+            must be given.
         corpus: Another text, as in conf/corpus/*.yaml; without one of its own, `news`.
         layer: For an SAE from another library.
         site: For an SAE from another library.
@@ -71,6 +72,7 @@ def evaluate(
         SAEError: If there is no SAE, or nothing to measure it on.
     """
     from sae.artifacts import load
+    from sae.dtypes import resolve_lm
     from sae.evals import build, foreign
     from sae.evals.names import results_folder
     from sae.evals.saebench import WORDS, to_saebench
@@ -82,6 +84,7 @@ def evaluate(
     place: dict[str, Any] = {"layer": layer, "site": site, "target": target, "ctx": ctx}
     if not foreign.is_placed(sae):
         text, settings = corpus or values("corpus", "news"), values("activations", "lm")
+        lm = resolve_lm(lm, device) if lm and "kind" in lm else None
         foreign.put_in_place(sae, lm=lm, corpus=text, **place, settings=settings)
         lm = corpus = None
     elif unused := [f"{name}={value}" for name, value in place.items() if value is not None]:
@@ -275,6 +278,7 @@ def main(composed: DictConfig) -> None:
 
     try:
         config = check(composed)
+        config["lm"] = _given(config["lm"]) or None
         names = names_of(parse(list(HydraConfig.get().overrides.task)))
         named = config["run"] if isinstance(config["run"], list) else [config["run"]]
         runs = [run for name in named for run in runs_in(name)]

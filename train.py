@@ -47,8 +47,9 @@ def harvest(config: dict[str, Any]) -> None:
     """Fill the cache for every layer and site of the configuration, in one LM pass a split."""
     from sae.activations.build import lm_activations, points_of
     from sae.planning import Machine, check_fits, plan_runs
-    from sae.training.build import resolve_device
+    from sae.training.build import resolve_device, resolve_dtypes
 
+    resolve_dtypes(config)
     activations, points = config["activations"], points_of(config["activations"])
     device = resolve_device(config["trainer"]["accelerator"])
     source = lm_activations(config["lm"], config["corpus"], points[0], activations, device)
@@ -97,14 +98,14 @@ def train(
         check_settings,
         l1_equivalents,
         resolve_device,
-        resolve_precision,
+        resolve_dtypes,
     )
     from sae.training.ranks import part
 
     quiet_lightning()
+    resolve_dtypes(config)
     settings = config["trainer"]
     device = resolve_device(settings["accelerator"])
-    settings["precision"] = resolve_precision(settings["precision"], device)
     check_settings(config)  # mistakes come before the harvest, which may take long
     source = build_source(config["activations"], config["lm"], config["corpus"], device)
     check_evals(config["eval"], ctx_of(source), offers_of(source))

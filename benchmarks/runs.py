@@ -11,7 +11,7 @@ from typing import Any
 
 from sae.activations.build import build_source
 from sae.activations.datamodule import ActivationDataModule
-from sae.training.build import build_data, resolve_device, resolve_precision
+from sae.training.build import build_data, resolve_device, resolve_dtypes
 from train import compose
 
 QUICK = ("debug=tiny", "callbacks.downstream.num_tokens=64")
@@ -25,9 +25,7 @@ def configuration(overrides: Sequence[str], quick: bool) -> dict[str, Any]:
     # Lightning 2.6 with torch 2.13
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     config = compose([*(QUICK if quick else ()), "logger=none", *overrides])
-    trainer = config["trainer"]
-    device = resolve_device(trainer["accelerator"])
-    trainer["precision"] = resolve_precision(trainer["precision"], device)
+    resolve_dtypes(config)
     return config
 
 

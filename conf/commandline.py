@@ -186,6 +186,8 @@ def run_program(config_name: str, program: Any) -> None:
         if config_name == "train":
             sys.argv[1:] = as_sweep(sys.argv[1:])
         configs = check_command_line(config_name, sys.argv[1:])
+        if config_name == "train":
+            resolve(configs, hand_down=True)
         if configs and configs[0].get("plan"):
             given = names_of(parse(get_args_parser().parse_args(sys.argv[1:]).overrides))
             _show_plan(configs, together="launcher=ensemble" in given)
@@ -193,6 +195,25 @@ def run_program(config_name: str, program: Any) -> None:
             program()
     except SAEError as error:
         fail(error)
+
+
+def resolve(configs: Sequence[dict[str, Any]], hand_down: bool = False) -> None:
+    """Put into each configuration of train.py what `auto` means as a dtype on this machine.
+
+    Args:
+        configs: Checked; changed in place.
+        hand_down: Processes that this one starts (jobs, ranks) are to take it over.
+    """
+    words = [(config["lm"].get("dtype"), config["trainer"]["precision"]) for config in configs]
+    if not any("auto" in word for word in words):  # what follows takes seconds to import
+        return
+    from sae import dtypes
+    from sae.training.build import resolve_dtypes
+
+    for config in configs:
+        resolve_dtypes(config)
+    if hand_down:
+        dtypes.hand_down()
 
 
 def fail(error: SAEError) -> None:

@@ -9,7 +9,7 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from conf.commandline import compose_job, fail, names_of, parse, searches, sweep_jobs
+from conf.commandline import compose_job, fail, names_of, parse, resolve, searches, sweep_jobs
 from conf.runs import continued
 from conf.schema import check
 from sae.errors import ConfigError, SAEError, SiteError
@@ -39,6 +39,7 @@ class SweepCallback(Callback):
                 configs.append(composed)
         except SAEError as error:
             fail(error)
+        resolve(configs)
         _check_fits(configs, together="launcher=ensemble" in names_of(overrides))
         if searches(sweeper):  # Hydra's own sweeper writes this file, Optuna's does not
             folder.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,10 @@ CHANGEABLE = (
 """What a continued run may set anew: its length, loggers and hardware."""
 
 
+RESOLVED = ("lm.dtype", "trainer.precision")
+"""Settings of which `auto` is resolved when a run begins; to continue one, it is as recorded."""
+
+
 def save_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     """Write `config.yaml`, resolved."""
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -82,6 +86,8 @@ def continued(
     merged = copy.deepcopy(saved) | {name: config[name] for name in ("run_dir", "sweep_dir")}
     for key, word in keys.items():
         for name, old, new in _leaves(key, _at(saved, key), _at(config, key)):
+            if name in RESOLVED and new == "auto":
+                continue
             if any(f"{name}.".startswith(f"{free}.") for free in CHANGEABLE):
                 _put(merged, name, new)
             elif old != new:

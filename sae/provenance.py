@@ -44,12 +44,26 @@ def provenance() -> dict[str, object]:
         "python": platform.python_version(),
         "git": _git(),
         "platform": platform.platform(),
-        "cpu": platform.processor() or platform.machine(),
+        "cpu": cpu_model(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def cpu_model() -> str:
+    """The CPU as its maker calls it; where the system does not tell, its architecture."""
+    try:
+        if sys.platform == "darwin":
+            asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+    except (OSError, subprocess.SubprocessError):
+        return platform.processor() or platform.machine()
+    told = {name.strip(): value.strip() for name, _, value in lines}
+    words = [told[name] for name in ("model name", "CPU implementer", "CPU part") if name in told]
+    return " ".join(words) or platform.processor() or platform.machine()
 
 
 def write_json(path: Path, content: object) -> None:

@@ -23,6 +23,7 @@ def _no_user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Fixtures of a whole module must not write into the user's cache either."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAE_CACHE", str(tmp_path_factory.mktemp("shared_cache")))
+        patch.setenv("SAE_AUTO", "lm=float32 sae=float32")  # on every machine the same
         yield
 
 
@@ -42,6 +43,7 @@ def cache(
     """An empty cache folder for every test; those marked `real_lm` use the user's (None)."""
     if request.node.get_closest_marker("real_lm"):
         _use_user_cache(monkeypatch)
+        monkeypatch.delenv("SAE_AUTO", raising=False)
         return None
     folder = tmp_path / "cache"
     monkeypatch.setenv("SAE_CACHE", str(folder))
@@ -123,11 +125,14 @@ def real_lm() -> Any:
     """The default LM, loaded once; only for tests marked `real_lm`."""
     import yaml
 
+    from sae.dtypes import resolve_lm
     from sae.language import LMSource
 
     with pytest.MonkeyPatch.context() as patch:
         _use_user_cache(patch)
-        return LMSource.from_config(yaml.safe_load(_conf("lm/smollm2-135m"))).load()
+        patch.delenv("SAE_AUTO", raising=False)
+        config = yaml.safe_load(_conf("lm/smollm2-135m"))
+        return LMSource.from_config(resolve_lm(config, "cpu")).load()
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,10 @@ from sae.activations.folder import FolderActivations
 from sae.activations.sources import ActivationSource, LMActivations
 from sae.activations.superposition import SuperpositionActivations
 from sae.dictionaries.sae import SAE
+from sae.dtypes import resolve_lm
 from sae.errors import ArtifactError, ConfigError, SAEError
 from sae.evals.base import EVALS, Bootstrap, EvalContext, EvalResult, Evaluation
+from sae.language import LMSource
 from sae.synthetic import World
 from sae.types import Ends
 
@@ -146,7 +148,7 @@ def source_of(
 
     Args:
         sae: Loaded SAE; its metadata say where its activations came from.
-        lm: Configuration of another LM.
+        lm: Configuration of another LM, or what differs from its own (`{"dtype": "float32"}`).
         corpus: Configuration of another text.
         tokens: Test tokens, default as in training.
         device: Where the LM runs.
@@ -185,9 +187,22 @@ def source_of(
     if corpus is not None and not _is_own_text(corpus, made_of):
         settings |= {"val_fraction": 0.0, "test_fraction": 1.0}
     return lm_activations(
-        lm or made_of["lm"], corpus or made_of["corpus"], Ends.parse(made_of["point"]),
-        settings, device,
+        _lm(made_of["lm"], lm or {}, device), corpus or made_of["corpus"],
+        Ends.parse(made_of["point"]), settings, device,
     )  # fmt: skip
+
+
+def _lm(own: Mapping[str, Any], given: Mapping[str, Any], device: str) -> dict[str, Any]:
+    """The LM's own configuration, changed by what is given, or another one.
+
+    `auto` is the recorded dtype, if nothing else differs.
+    """
+    if "kind" not in given:
+        given = {**own, **given}
+    recorded = {**given, "dtype": own.get("dtype")}
+    if given.get("dtype") == "auto" and LMSource.from_config(recorded).to_config() == own:
+        return recorded
+    return resolve_lm(given, device)
 
 
 def prepare_test(source: ActivationSource) -> None:

@@ -96,8 +96,10 @@ def _of_source(sae: SAE, source: ActivationSource) -> list[str]:
     differences = []
     if test.test_fraction == 1:  # `source_of` chooses so for another text; no training can
         differences.append(source.corpus.name)
-    if source.source.to_config() != trained["lm"]:
-        differences.append(source.source.name)
+    lm = source.source.to_config()
+    if lm != trained["lm"]:
+        as_trained = lm["dtype"] == trained["lm"].get("dtype")
+        differences.append(lm["name"] if as_trained else f"{lm['name']}-{lm['dtype']}")
     if test.tokens != trained["tokens"]["test"]:
         differences.append(f"tokens={test.tokens}")
     return differences

@@ -4,11 +4,13 @@ Each kind is a dataclass with the fields of its conf/lm/*.yaml. `identity()` say
 activations; it reads at most a local folder's own files, so a cached run never loads the LM.
 """
 
+import logging
 import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 from filelock import FileLock
 from torch import nn
 
+from sae.dtypes import speedup
 from sae.errors import ConfigError, SourceError
 from sae.language import tiny
 from sae.language.convert import gguf_to_folder
@@ -38,8 +41,11 @@ from sae.language.text import Tokenizer
 from sae.lockstep import once
 from sae.provenance import cache_dir, content_key
 
+log = logging.getLogger(__name__)
 DTYPES = ("float32", "bfloat16", "float16")
 
+_SLOW = 2
+"""From so many times the time of float32 on, a dtype is worth a warning."""
 _LM_FILES = (".json", ".safetensors", ".bin", ".model", ".txt")
 _INSTEAD = "Use the default LM (lm=smollm2-135m) or a local folder (lm=folder lm.path=…)."
 
@@ -63,7 +69,10 @@ class LMSource(Kind, ABC):
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
-            raise ConfigError(f"lm.dtype={self.dtype} is not one of {', '.join(DTYPES)}.")
+            raise ConfigError(
+                f"lm.dtype={self.dtype} is not one of {', '.join(DTYPES)}; auto is one of them, "
+                "which `sae.dtypes.resolve_lm` finds."
+            )
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "LMSource":
@@ -89,6 +98,8 @@ class LMSource(Kind, ABC):
             SourceError: If it cannot be had; the message says what to do.
             SiteError: If its family is not known.
         """
+        if device == "cpu" and self.dtype != "float32":
+            _warn_if_slow(self.dtype)
 
         def made() -> LanguageModel:
             model = self._model(getattr(torch, self.dtype)).to(device)
@@ -114,6 +125,16 @@ class LMSource(Kind, ABC):
     @abstractmethod
     def _config(self) -> Any:
         """Its transformers configuration, where no network is needed for it; else None."""
+
+
+@cache
+def _warn_if_slow(dtype: str) -> None:
+    times = 1 / speedup("lm", dtype)
+    if times > _SLOW:
+        log.warning(
+            "This CPU multiplies %s %.0f times slower than float32. lm.dtype=float32 is faster; "
+            "it counts as another LM.", dtype, times,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

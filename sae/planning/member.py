@@ -15,7 +15,7 @@ from sae.language.sizes import LMSizes
 from sae.planning import costs, times
 from sae.planning.machine import Product
 from sae.planning.times import Work
-from sae.training.build import resolve_device, resolve_precision
+from sae.training.build import resolve_device
 from sae.types import Ends, Point
 
 _EVALS: dict[str, Any] = {"core": CoreEval, "downstream": DownstreamEval}
@@ -29,8 +29,8 @@ class Member:
             config, config["activations"], config["trainer"]
         )  # fmt: skip
         self.device = resolve_device(self.trainer["accelerator"])
-        precision = resolve_precision(self.trainer["precision"], self.device)
-        self.dtype = "bfloat16" if precision.startswith("bf16") else "float32"
+        mixed = self.trainer["precision"].startswith("bf16")
+        self.dtype = "bfloat16" if mixed else "float32"
         self.stream = bool(self.activations.get("stream"))
         self.e2e = config.get("e2e") is not None
         self.source = build_source(self.activations, config["lm"], config["corpus"], self.device)

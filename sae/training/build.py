@@ -12,6 +12,7 @@ from sae.activations.sources import ActivationSource, LMActivations
 from sae.dictionaries import ARCHITECTURES, build_dictionary
 from sae.dictionaries.build import check_ends
 from sae.dictionaries.untied import Untied
+from sae.dtypes import fast_dtype, resolve_lm
 from sae.errors import ConfigError
 from sae.training.end_to_end import EndToEndModule, EndToEndSettings
 from sae.training.module import RunLength, SAEModule
@@ -204,12 +205,10 @@ def resolve_device(accelerator: str) -> str:
     return "cuda" if wanted and torch.cuda.is_available() else "cpu"
 
 
-def resolve_precision(wanted: str, device: str) -> str:
-    """`auto` becomes bf16-mixed where the hardware multiplies bfloat16, else 32-true."""
-    if wanted != "auto":
-        return wanted
-    if device == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = torch.cpu._is_avx512_bf16_supported()  # there is no public question
-    return "bf16-mixed" if fast else "32-true"
+def resolve_dtypes(config: dict[str, Any]) -> None:
+    """Put into a configuration what `lm.dtype=auto` and `trainer.precision=auto` mean here."""
+    device = resolve_device(config["trainer"]["accelerator"])
+    config["lm"] = resolve_lm(config["lm"], device)
+    if config["trainer"]["precision"] == "auto":
+        fast = fast_dtype("sae", device) == "bfloat16"
+        config["trainer"]["precision"] = "bf16-mixed" if fast else "32-true"
