@@ -84,10 +84,7 @@ def rows_sum(
 ) -> Float[Tensor, "batch d_in"]:
     """See `sae.kernels.ops`."""
     out = W.new_empty(pattern.batch, W.shape[1])
-    _set_threads()
-    _rows_sum(
-        _array(values), _array(W), pattern.offsets.numpy(), pattern.latents.numpy(), out.numpy()
-    )
+    _sums(values, W, None, None, pattern.offsets.numpy(), pattern.latents.numpy(), out)
     return out
 
 
@@ -107,15 +104,34 @@ def latents_sum_of_two(
 ) -> Float[Tensor, "d_sae d_in"]:
     """The sum of two `latents_sum`, written once; of one if the others are None."""
     out = x.new_empty(pattern.d_sae, x.shape[1])
-    offsets, rows, order = (part.numpy() for part in pattern.by_latent)
+    offsets, rows, order = pattern.by_latent
+    more_values = None if more_values is None else more_values[order]
+    _sums(values[order], x, more_values, more_x, offsets.numpy(), rows.numpy(), out)
+    return out
+
+
+def _sums(
+    values: Tensor,
+    matrix: Tensor,
+    more_values: Tensor | None,
+    more_matrix: Tensor | None,
+    offsets: np.ndarray,
+    indices: np.ndarray,
+    out: Tensor,
+) -> None:
+    """Row i of `out` sums `values[p] * matrix[indices[p]]` over p in `offsets[i]:offsets[i + 1]`.
+
+    With more values and another matrix, their products are added before the row is left.
+    """
     parts = _PARTS_PER_THREAD * _set_threads()
-    # cuts between latents, so that each part has the same number of pairs and of latents
+    # cuts between rows, so that each part has the same number of pairs and of rows
     work = offsets + 8 * np.arange(len(offsets))
     cuts = np.searchsorted(work, np.linspace(0, work[-1], parts + 1))
-    more = (values[:0], x) if more_values is None or more_x is None else (more_values, more_x)
-    v, x_, more_v, more_x_ = (_array(term) for term in (values, x, *more))
-    _latents_sum(v, x_, more_v, more_x_, offsets, rows, order, cuts, out.numpy())
-    return out
+    more = (values[:0], matrix) if more_values is None or more_matrix is None else (
+        more_values, more_matrix
+    )  # fmt: skip
+    terms = (_array(term) for term in (values, matrix, *more))
+    _weighted_sums(*terms, offsets, indices, cuts, out.numpy())
 
 
 def normalize_rows(weight: np.ndarray, out: np.ndarray, shortest: float) -> np.ndarray:
@@ -326,43 +342,55 @@ def _transpose(offsets, latents, out_offsets, rows, order):
 @_jit
 @no_type_check
 def _pair_dots(x, W, offsets, latents, out):
+    """Four latents at a time: x is loaded once for them, and four rows of W are fetched at once."""
     for r in prange(offsets.shape[0] - 1):
-        row = x[r]
-        for pair in range(offsets[r], offsets[r + 1]):
-            weights, dot = W[latents[pair]], out.dtype.type(0)
+        row, pair, end, zero = x[r], offsets[r], offsets[r + 1], out.dtype.type(0)
+        while pair + 4 <= end:
+            w0, w1 = W[latents[pair]], W[latents[pair + 1]]
+            w2, w3 = W[latents[pair + 2]], W[latents[pair + 3]]
+            dot0, dot1, dot2, dot3 = zero, zero, zero, zero
+            for c in range(row.shape[0]):
+                dot0 += row[c] * w0[c]
+                dot1 += row[c] * w1[c]
+                dot2 += row[c] * w2[c]
+                dot3 += row[c] * w3[c]
+            out[pair], out[pair + 1], out[pair + 2], out[pair + 3] = dot0, dot1, dot2, dot3
+            pair += 4
+        while pair < end:
+            weights, dot = W[latents[pair]], zero
             for c in range(row.shape[0]):
                 dot += row[c] * weights[c]
             out[pair] = dot
+            pair += 1
+
+
+@njit(fastmath=True, nogil=True, cache=True)
+@no_type_check
+def _add_rows(values, matrix, indices, pair, end, total):
+    """Four at a time: the total is loaded and stored once for them."""
+    while pair + 4 <= end:
+        m0, m1 = matrix[indices[pair]], matrix[indices[pair + 1]]
+        m2, m3 = matrix[indices[pair + 2]], matrix[indices[pair + 3]]
+        v0, v1, v2, v3 = values[pair], values[pair + 1], values[pair + 2], values[pair + 3]
+        for c in range(total.shape[0]):
+            total[c] += (v0 * m0[c] + v1 * m1[c]) + (v2 * m2[c] + v3 * m3[c])
+        pair += 4
+    while pair < end:
+        value, row = values[pair], matrix[indices[pair]]
+        for c in range(total.shape[0]):
+            total[c] += value * row[c]
+        pair += 1
 
 
 @_jit
 @no_type_check
-def _rows_sum(values, W, offsets, latents, out):
-    for r in prange(offsets.shape[0] - 1):
-        total = out[r]
-        total[:] = 0
-        for pair in range(offsets[r], offsets[r + 1]):
-            value, weights = values[pair], W[latents[pair]]
-            for c in range(total.shape[0]):
-                total[c] += value * weights[c]
-
-
-@_jit
-@no_type_check
-def _latents_sum(values, x, more_values, more_x, offsets, rows, order, cuts, out):
-    two = more_values.shape[0] > 0
+def _weighted_sums(values, matrix, more_values, more_matrix, offsets, indices, cuts, out):
     for part in prange(cuts.shape[0] - 1):
-        for latent in range(cuts[part], min(cuts[part + 1], out.shape[0])):
-            total = out[latent]
-            total[:] = 0
-            for place in range(offsets[latent], offsets[latent + 1]):
-                value, row = values[order[place]], x[rows[place]]
-                for c in range(total.shape[0]):
-                    total[c] += value * row[c]
-                if two:
-                    value, row = more_values[order[place]], more_x[rows[place]]
-                    for c in range(total.shape[0]):
-                        total[c] += value * row[c]
+        for i in range(cuts[part], min(cuts[part + 1], out.shape[0])):
+            out[i] = 0
+            _add_rows(values, matrix, indices, offsets[i], offsets[i + 1], out[i])
+            if more_values.shape[0] > 0:
+                _add_rows(more_values, more_matrix, indices, offsets[i], offsets[i + 1], out[i])
 
 
 @_jit
