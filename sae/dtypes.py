@@ -18,7 +18,7 @@ from filelock import FileLock
 from torch import Tensor
 from torch.nn.functional import linear
 
-from sae.provenance import content_key, cpu_model, write_json
+from sae.provenance import content_key, cpu_features, cpu_model, write_json
 
 Kind = Literal["lm", "sae"]
 Clock = Callable[[Tensor, Tensor, str], float]
@@ -78,7 +78,8 @@ def speedup(kind: Kind, dtype: str) -> float:
     cannot be read is measured anew, one that cannot be written is done without.
     """
     identity = {
-        "cpu": cpu_model(), "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "cpu": cpu_model(), "features": cpu_features(),
+        "threads": torch.get_num_threads(), "torch": torch.__version__,
         "isa": {name: os.environ.get(name) for name in _ISA},
         "dtype": dtype, "kind": kind, "shape": list(SHAPES[kind]),
     }  # fmt: skip

@@ -58,12 +58,28 @@ def cpu_model() -> str:
         if sys.platform == "darwin":
             asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
             return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-        lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
     except (OSError, subprocess.SubprocessError):
         return platform.processor() or platform.machine()
-    told = {name.strip(): value.strip() for name, _, value in lines}
+    told = _cpuinfo()
     words = [told[name] for name in ("model name", "CPU implementer", "CPU part") if name in told]
     return " ".join(words) or platform.processor() or platform.machine()
+
+
+def cpu_features() -> str:
+    """Instruction sets of the CPU, as Linux lists them; empty elsewhere.
+
+    Virtual machines give CPUs of several generations one name ("AMD EPYC").
+    """
+    told = _cpuinfo()
+    return told.get("flags") or told.get("Features") or ""
+
+
+def _cpuinfo() -> dict[str, str]:
+    try:
+        lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+    except OSError:
+        return {}
+    return {name.strip(): value.strip() for name, _, value in lines}
 
 
 def write_json(path: Path, content: object) -> None:
