@@ -164,7 +164,7 @@ def _waiting(config: dict[str, Any], data: ActivationDataModule, given: Any) -> 
     )
     rows = data.rows("train")
     chunks = [rows.read(i) for i in range(rows.num_chunks)]
-    in_memory = TensorActivations(torch.cat(chunks), val_fraction=0.0, test_fraction=0.0)
+    in_memory = TensorActivations(torch.cat(chunks))
     device = resolve_device(config["trainer"]["accelerator"])
     for name, source in {"disk": data.source, "memory": in_memory}.items():
         watched = _watched(data, source)
