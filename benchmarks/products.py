@@ -17,8 +17,9 @@ from benchmarks.common import Copy, Result, Table, arguments, interleaved, sprea
 from benchmarks.problem import FREQUENCY_SIGMA
 from sae.kernels import Pattern, stock, triton_gpu
 
-NEAR = {torch.float32: 1e-6, torch.bfloat16: 2**-8}
-"""Largest ||error|| / ||exact||: sums run in float32; bfloat16 is rounded once."""
+NEAR = {torch.float32: 1e-6, torch.bfloat16: 2**-7}
+"""Largest ||error|| / ||exact||: sums run in float32; bfloat16 is
+rounded once, by the interpreter towards zero."""
 SAMPLE = 64
 """Rows and latents that are computed again in float64, and rows that are selected again."""
 

@@ -38,7 +38,7 @@ def test_a_run_trains_is_measured_and_saved_on_the_cpu(sae, tmp_path):
 
     given = ["k=4"] if sae == "topk" else ["l1=1e-3"]
     results = train(compose([*TINY, f"sae={sae}", *given]), tmp_path / "run")
-    assert 0 < results["core"]["metrics"]["fvu"] < 1.5
-    assert math.isfinite(results["downstream"]["metrics"]["ce_sae"])
+    assert 0 < results["core"]["metrics"]["fvu"]["value"] < 1.5
+    assert math.isfinite(results["downstream"]["metrics"]["ce_sae"]["value"])
     saved = package.load(tmp_path / "run")
     assert saved.device.type == "cpu"
