@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from sae.provenance import provenance, write_json
@@ -199,7 +198,7 @@ class Result:
     raw: dict[str, Any] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=machine)
 
-    def write(self, folder: Path, figure: Figure | None = None) -> Path:
+    def write(self, folder: Path, figure: Any = None, *, show: bool = True) -> Path:
         """Save `<date>-<name>.json`, `.md` and `.png`, show the tables; returns the `.md`."""
         stem = f"{datetime.now(UTC):%Y-%m-%d}-{self.name}"
         write_json(folder / f"{stem}.json", asdict(self))
@@ -207,7 +206,8 @@ class Result:
             figure.savefig(folder / f"{stem}.png", dpi=120, bbox_inches="tight")
         path = folder / f"{stem}.md"
         path.write_text(self.markdown(f"{stem}.png" if figure else None))
-        sys.stdout.write(path.read_text())
+        if show:
+            sys.stdout.write(path.read_text())
         return path
 
     def markdown(self, picture: str | None) -> str:
@@ -244,7 +244,13 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all?")
     parser.add_argument("--rounds", type=int, help="rounds of interleaved timing")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--name", help="of the result; default: that of the benchmark")
     return parser
+
+
+def drawn(plot: Callable[..., Any], *args: object) -> Any:
+    """The picture, or None where matplotlib is not installed."""
+    return plot(*args) if find("matplotlib") else None
 
 
 def find(module: str) -> Any:

@@ -4,8 +4,10 @@ A step is all of forward, loss, backward, optimiser, constraints and firing coun
 trainer around it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.common import has_bf16
 from benchmarks.problem import L1, LR, Problem
-from sae.dictionaries import ARCHITECTURES, Dictionary, build_dictionary
+from sae.dictionaries import ARCHITECTURES, Dictionary
 from sae.functional import firing
 from sae.training.optimizers import OptimizerSettings
 
@@ -39,18 +41,18 @@ class Contender:
     bf16: bool
 
 
-def ours(problem: Problem, architecture: str, kernels: str, device: str) -> Contender:
-    """The step of `SAEModule` with `trainer.kernels=<kernels>`, without Lightning."""
-    cls = ARCHITECTURES[architecture]
+def ours(problem: Problem, architecture: str, forms: Sequence[str], device: str) -> list[Contender]:
+    """The step of `SAEModule` with `trainer.kernels` of each form, without Lightning.
+
+    The forms train one dictionary in turn: it hardly moves, and on a GPU there may be room for one.
+    """
+    cls: Any = ARCHITECTURES[architecture]
     # AuxK costs what the dead share costs: nothing, in the steady state that is timed here
     given = {"k": round(problem.l0), "l1": L1, "l0_coefficient": L1}
-    config = {
-        "architecture": architecture,
-        "dict_ratio": problem.d_sae / problem.d_in,
-        **{name: value for name, value in given.items() if name in cls.options},
-    }
-    dictionary = build_dictionary(config, d_in=problem.d_in).to(device)
-    dictionary.kernels = kernels
+    settings = {name: value for name, value in given.items() if name in cls.options}
+    generator = torch.Generator(device).manual_seed(0)
+    with torch.device(device):  # a large one is made on a GPU alone
+        dictionary: Dictionary = cls(problem.d_in, problem.d_sae, generator=generator, **settings)
     with torch.no_grad():
         for name, parameter in dictionary.named_parameters():
             if name in ("W", "W_dec", "encoder_rows"):
@@ -60,7 +62,19 @@ def ours(problem: Problem, architecture: str, kernels: str, device: str) -> Cont
     else:
         _reach(problem, dictionary)
     step = OurStep(dictionary, device)
-    return Contender(f"{architecture}, {kernels}", "ours", step, step.encode, step.bf16)
+
+    def contender(kernels: str) -> Contender:
+        def in_form(called: Step) -> Any:
+            def turn(x: Tensor) -> Any:
+                dictionary.kernels = kernels
+                return called(x)
+
+            return turn
+
+        name = f"{architecture}, {kernels}"
+        return Contender(name, "ours", in_form(step), in_form(step.encode), step.bf16)
+
+    return [contender(kernels) for kernels in forms]
 
 
 @torch.no_grad()
@@ -212,13 +226,22 @@ class Plain:
         return torch.relu((x - self.b_dec) @ self.W_enc + self.b_enc)
 
 
-def dense_steps(problem: Problem, device: str) -> list[Contender]:
-    """Dense steps of the untied L1 SAE that no library is needed for."""
-    found = []
-    if has_bf16(device):
-        step = ByHand(problem, torch.bfloat16, device)
-        found.append(Contender("dense bf16 by hand", "by hand", step, step.encode, True))
-    step = ByHand(problem, torch.float32, device)
-    found.append(Contender("dense float32 by hand", "by hand", step, step.encode, False))
-    plain = Plain(problem, device)
-    return [*found, Contender("plain autograd float32", "by hand", plain, plain.encode, False)]
+Maker = Callable[[], list[Contender] | str]
+"""Makes contenders that share their memory, or says why it cannot."""
+
+
+def dense_steps(problem: Problem, device: str) -> dict[str, Maker]:
+    """By name, dense steps of the untied L1 SAE that no library is needed for."""
+
+    def contender(name: str, kind: Callable[[], ByHand | Plain]) -> list[Contender]:
+        step = kind()
+        return [Contender(name, "by hand", step, step.encode, "bf16" in name)]
+
+    kinds: dict[str, Callable[[], ByHand | Plain]] = {
+        "dense bf16 by hand": partial(ByHand, problem, torch.bfloat16, device),
+        "dense float32 by hand": partial(ByHand, problem, torch.float32, device),
+        "plain autograd float32": partial(Plain, problem, device),
+    }
+    if not has_bf16(device):
+        del kinds["dense bf16 by hand"]
+    return {name: partial(contender, name, kind) for name, kind in kinds.items()}

@@ -155,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     size = Size(given.steps, 512, 32_768, 16_384)
     if given.quick:
         size = Size(40, 32, 256, 64)
-    result = Result("dead", asdict(size) | {"seed": 0})
+    result = Result(given.name or "dead", asdict(size) | {"seed": 0})
     with temporary_cache(given.quick):
         for world in given.worlds:
             source = None

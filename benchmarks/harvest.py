@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,6 +21,7 @@ from benchmarks.common import (
     Result,
     Table,
     arguments,
+    drawn,
     has_bf16,
     interleaved,
     ratios,
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     given = parser.parse_args(argv)
     given.rounds = given.rounds or (2 if given.quick else 8)
     given.tokens = given.tokens or (512 if given.quick else 32_768)
-    result = Result("harvest", {k: v for k, v in vars(given).items() if k != "out"})
+    result = Result(given.name or "harvest", {k: v for k, v in vars(given).items() if k != "out"})
 
     with temporary_cache(given.quick):
         config = configuration(given.overrides, given.quick)
@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         "checks and disk; its text was cut into contexts before."
     )
     given.out.mkdir(parents=True, exist_ok=True)
-    return result.write(given.out, _plot(seconds | passes, given.tokens))
+    return result.write(given.out, drawn(_plot, seconds | passes, given.tokens))
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,9 @@ class Bench:
         return interleaved(turns, rounds, warmup=1, device=self.device, after=empty)
 
 
-def _plot(seconds: Mapping[str, list[float]], tokens: int) -> Figure:
+def _plot(seconds: Mapping[str, list[float]], tokens: int) -> Any:
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.add_subplot()
     axes.barh(

@@ -15,17 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.profilers import SimpleProfiler
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks.common import (
     Result,
     Table,
     arguments,
+    drawn,
     interleaved,
     ratios,
     spread,
+    synchronize,
 )
 from benchmarks.contenders import OurStep
 from benchmarks.runs import configuration, prepared_data, temporary_cache
@@ -33,9 +35,10 @@ from callbacks.build import build_loggers
 from callbacks.manifest import Manifest
 from callbacks.trainer import build_trainer
 from sae.activations.datamodule import ActivationDataModule
-from sae.activations.sources import LMActivations
+from sae.activations.folder import TensorActivations
+from sae.activations.sources import ActivationSource, LMActivations
 from sae.activations.store import ActivationStore
-from sae.training.build import build_module
+from sae.training.build import build_module, resolve_device
 
 ACTIONS_SHOWN = 12
 
@@ -48,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     given = parser.parse_args(argv)
     given.rounds = given.rounds or (2 if given.quick else 12)
     given.segment = given.segment or (4 if given.quick else 50)
-    result = Result("loader", {k: v for k, v in vars(given).items() if k != "out"})
+    result = Result(given.name or "loader", {k: v for k, v in vars(given).items() if k != "out"})
     with temporary_cache(given.quick):
         config = configuration(given.overrides, given.quick)
         data = prepared_data(config)
@@ -58,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         result.tables += tables
     result.raw["lightning"] = {"seconds": laps}
     given.out.mkdir(parents=True, exist_ok=True)
-    return result.write(given.out, _plot(laps))
+    return result.write(given.out, drawn(_plot, laps))
 
 
 def _reading(data: ActivationDataModule, rounds: int, result: Result) -> Table:
@@ -139,10 +142,12 @@ class Watched(ActivationDataModule):
         return batches
 
 
-def _watched(data: ActivationDataModule, epochs: int | None = None) -> Watched:
+def _watched(
+    data: ActivationDataModule, source: ActivationSource | None = None, epochs: int | None = None
+) -> Watched:
     normalize: Any = data.normalize
     return Watched(
-        data.source,
+        source or data.source,
         batch_size=data.batch_size,
         epochs=epochs or data.epochs,
         buffer_rows=data.buffer_rows,
@@ -152,23 +157,33 @@ def _watched(data: ActivationDataModule, epochs: int | None = None) -> Watched:
 
 
 def _waiting(config: dict[str, Any], data: ActivationDataModule, given: Any) -> Table:
-    """Steps in a loop that reads its batches from disk."""
-    watched = _watched(data)
-    step = OurStep(build_module(config, data).dictionary, "cpu")
-    shares, rates = [], []
-    start, waited = time.perf_counter(), 0.0
-    for steps, x in enumerate(watched.train_dataloader(), start=1):
-        step(x)
-        if steps % given.segment == 0:
-            now = time.perf_counter()
-            shares.append((watched.waited - waited) / (now - start))
-            rates.append(given.segment * data.batch_size / (now - start))
-            start, waited = now, watched.waited
-        if len(shares) == given.rounds:
-            break
-    title = f"The bare step, reading from disk ({given.segment} steps a time)"
-    rows: list[list[Any]] = [[spread(rates), spread(shares)]] if shares else []
-    return Table(title, ["vectors/s", "share of the time waited for batches"], rows)
+    """Steps in a loop that reads its batches from disk, and from the same rows in memory."""
+    table = Table(
+        f"The bare step, reading its batches ({given.segment} steps a time)",
+        ["from", "vectors/s", "share of the time waited for batches"],
+    )
+    rows = data.rows("train")
+    chunks = [rows.read(i) for i in range(rows.num_chunks)]
+    in_memory = TensorActivations(torch.cat(chunks))
+    device = resolve_device(config["trainer"]["accelerator"])
+    for name, source in {"disk": data.source, "memory": in_memory}.items():
+        watched = _watched(data, source)
+        step = OurStep(build_module(config, data).dictionary.to(device), device)
+        shares, rates = [], []
+        start, waited = time.perf_counter(), 0.0
+        for steps, x in enumerate(watched.train_dataloader(), start=1):
+            step(x.to(device))
+            if steps % given.segment == 0:
+                synchronize(device)
+                now = time.perf_counter()
+                shares.append((watched.waited - waited) / (now - start))
+                rates.append(given.segment * data.batch_size / (now - start))
+                start, waited = now, watched.waited
+            if len(shares) == given.rounds:
+                break
+        if shares:
+            table.rows.append([name, spread(rates), spread(shares)])
+    return table
 
 
 class Alternating(L.Callback):
@@ -205,9 +220,11 @@ class Alternating(L.Callback):
     ) -> None:
         """Once a segment is full its turn ends; the bare loop has the next one."""
         if len(self.batches) == self.segment:
+            synchronize(self.step.device)
             middle = time.perf_counter()
             for x in self.batches:
                 self.step(x)
+            synchronize(self.step.device)
             end = time.perf_counter()
             self.seconds["Trainer.fit"].append(middle - self.start)
             self.seconds["bare loop"].append(end - middle)
@@ -221,7 +238,8 @@ def _lightning(config: dict[str, Any], given: Any) -> tuple[list[Table], dict[st
     """`Trainer.fit` as train.py builds it against the bare step, in turns on the same batches."""
     data = _watched(prepared_data(config))
     module = build_module(config, data)
-    step = OurStep(copy.deepcopy(module.dictionary), "cpu")
+    device = resolve_device(config["trainer"]["accelerator"])
+    step = OurStep(copy.deepcopy(module.dictionary).to(device), device)
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder)
         manifest = Manifest(run / "manifest.json", config)
@@ -237,16 +255,19 @@ def _lightning(config: dict[str, Any], given: Any) -> tuple[list[Table], dict[st
     steps = trainer.global_step
     table = Table(
         f"Trainer.fit as train.py builds it, and the bare step ({given.segment} steps a turn)",
-        ["", "ms a step", "÷ bare loop"],
+        ["", "ms a step", "÷ bare loop", "vectors/s"],
     )
     for name, taken in laps.items():
         per_step = spread([1000 * s / given.segment for s in taken]) if taken else None
         over = ratios(taken, laps["bare loop"]) if taken else None
-        table.rows.append([name, per_step, over])
-    waited: list[Any] = ["waited for batches, of Trainer.fit", 1000 * data.waited / steps, None]
+        rate = spread([given.segment * data.batch_size / s for s in taken]) if taken else None
+        table.rows.append([name, per_step, over, rate])
+    waited: list[Any] = [
+        "waited for batches, of Trainer.fit", 1000 * data.waited / steps, None, None
+    ]  # fmt: skip
     table.rows.append(waited)
     for seconds in alternating.validations[:1]:
-        table.rows.append(["a validation (not part of a step)", 1000 * seconds, None])
+        table.rows.append(["a validation (not part of a step)", 1000 * seconds, None, None])
     where = Table("Where the time of Trainer.fit goes", ["action", "calls a step", "ms a step"])
     actions = sorted(profiler.recorded_durations.items(), key=lambda item: -sum(item[1]))
     others = ("Alternating", "run_training_epoch")  # they hold the bare loop, too
@@ -256,7 +277,9 @@ def _lightning(config: dict[str, Any], given: Any) -> tuple[list[Table], dict[st
     return [table, where], laps
 
 
-def _plot(laps: dict[str, list[float]]) -> Figure:
+def _plot(laps: dict[str, list[float]]) -> Any:
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.add_subplot()
     pairs = zip(laps["Trainer.fit"], laps["bare loop"], strict=True)

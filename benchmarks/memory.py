@@ -48,12 +48,12 @@ def measure(name: str, batch: int, d_in: int, d_sae: int, k: int) -> dict[str, i
     problem = make_problem(batch, d_in, d_sae, min(l0, d_sae // 4), batches=1)
     word, _, kernels = name.partition(", ")
     if kernels:
-        contender = ours(problem, word, kernels, "cpu")
+        found = ours(problem, word, [kernels], "cpu")
     else:
-        found, _ = peers(problem, architecture, "cpu")
-        contender = next((c for c in found if c.name == name), None)
-    if contender is None:
+        found = peers(problem, architecture, "cpu")[name]()
+    if isinstance(found, str):
         return None
+    contender = found[0]
     before, peaks = _status("VmRSS"), []
     with peak_memory(peaks):
         for _ in range(STEPS):

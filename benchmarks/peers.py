@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import find, has_bf16
-from benchmarks.contenders import Contender
+from benchmarks.contenders import Contender, Maker
 from benchmarks.problem import L1, LR, Problem
 
 LIBRARIES = ("sae-lens", "dictionary_learning", "sparsify")
@@ -23,33 +24,35 @@ STEPS = 10**9
 """Length of the run that a peer's schedules are told."""
 
 
-def peers(problem: Problem, architecture: str, device: str) -> tuple[list[Contender], list[str]]:
-    """Contenders of every peer that has the architecture, and what is to be said of the others.
+def peers(problem: Problem, architecture: str, device: str) -> dict[str, Maker]:
+    """By name, the contenders of every peer that has the architecture.
 
     `l1`: sae-lens and dictionary_learning; `topk`: these and sparsify; `batch_topk`: the first two.
     Where the hardware has it, each runs once as it ships (float32) and once under bf16 autocast.
     """
-    makers: dict[str, Callable[[Problem, str, str, bool], Contender | None]] = {
+    steps: dict[str, Callable[[Problem, str, str, bool], Contender | None]] = {
         "sae-lens": _sae_lens,
         "dictionary_learning": _dictionary_learning,
         "sparsify": _sparsify,
     }
-    found, notes = [], []
-    for library in LIBRARIES:
-        if library == "sparsify" and architecture != "topk":
-            continue
-        for bf16 in (False, True) if has_bf16(device) else (False,):
-            what = "not installed"
-            try:
-                with redirect_stdout(sys.stderr):  # some greet when they are imported
-                    contender = makers[library](problem, architecture, device, bf16)
-            except (ImportError, RuntimeError, OSError) as error:  # what broken installations raise
-                contender, what = None, f"cannot be imported: {str(error).splitlines()[0]}"
-            if contender is None:
-                notes.append(f"{library} {architecture}: {what}")
-                break
-            found.append(contender)
-    return found, notes
+
+    def made(library: str, bf16: bool) -> list[Contender] | str:
+        what = "not installed"
+        try:
+            with redirect_stdout(sys.stderr):  # some greet when they are imported
+                contender = steps[library](problem, architecture, device, bf16)
+        except torch.OutOfMemoryError:
+            raise
+        except (ImportError, RuntimeError, OSError) as error:  # what broken installations raise
+            contender, what = None, f"cannot be imported: {str(error).splitlines()[0]}"
+        return [contender] if contender else f"{library} {architecture}: {what}"
+
+    return {
+        _name(library, architecture, bf16): partial(made, library, bf16)
+        for library in LIBRARIES
+        if library != "sparsify" or architecture == "topk"
+        for bf16 in ((False, True) if has_bf16(device) else (False,))
+    }
 
 
 def _name(library: str, architecture: str, bf16: bool) -> str:

@@ -7,6 +7,7 @@ keeps it so while a contender is timed.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -54,19 +55,20 @@ class Problem:
 def make_problem(
     batch: int, d_in: int, d_sae: int, l0: float, *, batches: int = 4, device: str = "cpu"
 ) -> Problem:
-    """Draw a problem; the same arguments draw the same."""
-    generator = torch.Generator().manual_seed(0)
-    W = torch.nn.functional.normalize(torch.randn(d_sae, d_in, generator=generator), dim=1)
-    weights = (FREQUENCY_SIGMA * torch.randn(d_sae, generator=generator)).exp()
+    """Draw a problem; the same arguments draw the same on the same kind of device."""
+    generator = torch.Generator(device).manual_seed(0)  # a large problem is drawn on a GPU alone
+    drawn: Any = {"generator": generator, "device": device}
+    W = torch.nn.functional.normalize(torch.randn(d_sae, d_in, **drawn), dim=1)
+    weights = (FREQUENCY_SIGMA * torch.randn(d_sae, **drawn)).exp()
     frequency = (l0 * weights / weights.sum()).clamp(max=0.5)
     x = []
     for _ in range(batches):
-        fires = torch.rand(batch, d_sae, generator=generator) < frequency
-        size = torch.empty(batch, d_sae).exponential_(generator=generator)
-        x.append((fires * size) @ W)
+        fires = torch.rand(batch, d_sae, **drawn) < frequency
+        size = torch.empty(batch, d_sae, device=device).exponential_(generator=generator)
+        x.append(size.mul_(fires) @ W)
     scale = (d_in / torch.stack([part.square().sum(1).mean() for part in x]).mean()).sqrt()
     x = [part * scale for part in x]
     pre = (x[0][:_ROWS_MEASURED] @ W.T).flatten()
     fires = max(1, round(l0 / d_sae * len(pre)))
     threshold = pre.topk(fires).values[-1].item()
-    return Problem([part.to(device) for part in x], W.to(device), -threshold, l0)
+    return Problem(x, W, -threshold, l0)

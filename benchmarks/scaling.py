@@ -1,6 +1,7 @@
 """What a training step costs as d_sae, batch, L0, tokens and the number of SAEs in a pass grow.
 
     python -m benchmarks.scaling
+    python -m benchmarks.scaling --device cuda --shapes 768x24576 2048x65536     the crossing alone
 
 Finds the share of firing latents up to which sparse products beat dense ones: SPARSE_BELOW in
 sae/dictionaries/base.py.
@@ -8,12 +9,12 @@ sae/dictionaries/base.py.
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 
 from benchmarks.common import (
     Cell,
@@ -22,6 +23,7 @@ from benchmarks.common import (
     Spread,
     Table,
     arguments,
+    drawn,
     has_bf16,
     interleaved,
     ratios,
@@ -45,11 +47,26 @@ def main(argv: Sequence[str] | None = None) -> Path:
     parser = arguments(__doc__)
     parser.add_argument("--d-in", type=int, default=576)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--shapes", nargs="*", help="<d_in>x<d_sae>: only where sparse L1 steps win"
+    )
+    parser.add_argument("--l0", type=int, nargs="*", default=[16, 32, 64, 128, 256, 512, 1024])
+    parser.add_argument("--batch", type=int, default=8192, help="with --shapes")
     given = parser.parse_args(argv)
     given.rounds = given.rounds or (2 if given.quick else 8)
     if given.quick:
         given.d_in = 16
-    result = Result("scaling", {k: v for k, v in vars(given).items() if k != "out"})
+    result = Result(given.name or "scaling", {k: v for k, v in vars(given).items() if k != "out"})
+    if given.shapes:
+        table = Table(
+            f"L1, batch {given.batch}: time of the dense step ÷ that of the sparse one",
+            ["d_in x d_sae", *(f"L0 {l0}" for l0 in given.l0), "equal at a share of"],
+        )
+        result.tables.append(table)
+        for row in map(partial(_crossing_of_shape, given), given.shapes):
+            table.rows.append(row)
+            result.write(given.out, show=False)  # as far as it came
+        return result.write(given.out)
     curves: dict[str, Curves] = {}
     for measure in (_sizes, _batches, _crossing):
         table, curves[table.title] = measure(given)
@@ -60,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         f"SPARSE_BELOW is {SPARSE_BELOW:g} now.",
     ]
     given.out.mkdir(parents=True, exist_ok=True)
-    return result.write(given.out, _plot(curves))
+    return result.write(given.out, drawn(_plot, curves))
 
 
 def _steps(
@@ -73,7 +90,7 @@ def _steps(
         "products": DenseProducts(batch, given.d_in, d_sae, dtype, given.device)
     }
     for architecture, kernels in forms:
-        contender = ours(problem, architecture, kernels, given.device)
+        (contender,) = ours(problem, architecture, [kernels], given.device)
         turns[contender.name] = partial(contender.step, problem.x[0])
     return interleaved(turns, given.rounds, device=given.device)
 
@@ -120,7 +137,6 @@ def _crossing(given: Any) -> tuple[Table, Curves]:
         else [(512, 8 * given.d_in), (4096, 8 * given.d_in), (2048, 2 * given.d_in),
               (2048, 32 * given.d_in)]
     )  # fmt: skip
-    sparse = "cpu" if given.device == "cpu" else "triton"
     table = Table(
         "Where dense products take over: their time ÷ that of sparse ones",
         ["batch, d_sae", *(f"{share:.1%} fire" for share in shares), "equal at a share of"],
@@ -130,13 +146,34 @@ def _crossing(given: Any) -> tuple[Table, Curves]:
         name = f"{batch}, {d_sae}"
         curves[name] = []
         for share in shares:
-            forms = (("l1", "dense"), ("l1", sparse))
+            forms = (("l1", "dense"), ("l1", "sparse"))
             seconds = _steps(given, batch, d_sae, share * d_sae, forms)
-            gain = ratios(seconds["l1, dense"], seconds[f"l1, {sparse}"])
+            gain = ratios(seconds["l1, dense"], seconds["l1, sparse"])
             curves[name].append((share, gain))
         gains = [gain for _, gain in curves[name]]
         table.rows.append([name, *gains, _where_equal(shares, [gain.median for gain in gains])])
     return table, curves
+
+
+def _crossing_of_shape(given: Any, shape: str) -> list[Cell | Spread]:
+    """Dense over sparse time of an L1 step against L0; both forms train one dictionary."""
+    d_in, d_sae = map(int, shape.split("x"))
+    gains: dict[int, Spread] = {}
+    for l0 in given.l0:
+        if l0 < d_sae / 4:
+            with suppress(torch.OutOfMemoryError):
+                gains[l0] = _gain(given, d_in, d_sae, l0)
+    shares = [l0 / d_sae for l0 in gains]
+    equal = _where_equal(shares, [gain.median for gain in gains.values()]) if gains else None
+    return [shape, *map(gains.get, given.l0), equal]
+
+
+def _gain(given: Any, d_in: int, d_sae: int, l0: float) -> Spread:
+    problem = make_problem(given.batch, d_in, d_sae, l0, batches=1, device=given.device)
+    forms = ours(problem, "l1", ("dense", "sparse"), given.device)
+    turns = {contender.name: partial(contender.step, problem.x[0]) for contender in forms}
+    seconds = interleaved(turns, given.rounds, device=given.device)
+    return ratios(seconds["l1, dense"], seconds["l1, sparse"])
 
 
 def _where_equal(shares: Sequence[float], gains: Sequence[float]) -> str:
@@ -225,7 +262,9 @@ def _together(steps: Sequence[OurStep], data: ActivationDataModule) -> None:
     lockstep({str(i): partial(train, step) for i, step in enumerate(steps)})
 
 
-def _plot(curves: dict[str, Curves]) -> Figure:
+def _plot(curves: dict[str, Curves]) -> Any:
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(5 * len(curves), 4), layout="constrained")
     for i, (title, lines) in enumerate(curves.items()):
         axes = figure.add_subplot(1, len(curves), i + 1)

@@ -2,15 +2,18 @@
 
 python -m benchmarks.speed                      d_in 576, d_sae 4608, batch 4096: 10 to 20 minutes
 python -m benchmarks.speed --d-in 2048 --d-sae 65536 --batch 8192 --device cuda
+
+On a GPU no two contenders are there at once, for there may be room for one: each has rounds of its
+own with the limits, and ratios between contenders are of different rounds.
 """
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from matplotlib.figure import Figure
 
 from benchmarks.common import (
     Cell,
@@ -20,12 +23,13 @@ from benchmarks.common import (
     Spread,
     Table,
     arguments,
+    drawn,
     has_bf16,
     interleaved,
     ratios,
     spread,
 )
-from benchmarks.contenders import Contender, dense_steps, ours
+from benchmarks.contenders import Contender, Maker, dense_steps, ours
 from benchmarks.memory import memory_table
 from benchmarks.peers import LIBRARIES, peers
 from benchmarks.problem import Problem, make_problem
@@ -36,6 +40,7 @@ OURS = {
     "topk": ("topk",),
     "batch_topk": ("batch_topk", "matryoshka"),
 }
+PRODUCTS_FLOAT32, PRODUCTS_BF16 = "products float32", "products bf16"
 COLUMNS = [
     "step", "L0", "vectors/s", "÷ dense bf16 by hand", "÷ fastest peer", "÷ fastest peer, bf16",
     "÷ sparsify", "of FLOP floor", "of byte floor",
@@ -50,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--l0", type=float, nargs="*", default=[32, 64, 100, 250])
     parser.add_argument("--k", type=int, default=32, help="of topk and batch_topk")
+    parser.add_argument("--only", nargs="*", default=[], help="architectures; default: all")
     parser.add_argument("--steps", type=int, default=2, help="steps in a turn")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--no-peers", action="store_true", help="only ours and the limits")
@@ -60,13 +66,15 @@ def main(argv: Sequence[str] | None = None) -> Path:
     given.rounds = given.rounds or (2 if given.quick else 12)
 
     settings = {k: v for k, v in vars(given).items() if k != "out"}
-    result = Result("speed", settings)
+    result = Result(given.name or "speed", settings)
     cases = [("l1", l0) for l0 in given.l0] + [(name, given.k) for name in ("topk", "batch_topk")]
+    cases = [case for case in cases if set(OURS[case[0]]) & set(given.only or OURS[case[0]])]
     bars: dict[str, list[tuple[str, str, Spread]]] = {}
     for architecture, l0 in cases:
         title = f"{architecture}, {'L0' if architecture == 'l1' else 'k ='} {l0:g}"
         table, bars[title] = _compare(title, architecture, l0, given, result)
         result.tables.append(table)
+        result.write(_folder(given.out), show=False)  # as far as it came
         gc.collect()
     if not given.no_memory:
         result.tables.append(memory_table(given))
@@ -78,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         "products of the same round; byte floor: the batch and Adam's reads and writes, at the "
         "rate of a plain copy.",
     ]
-    return result.write(_folder(given.out), _plot(bars))
+    return result.write(_folder(given.out), drawn(_plot, bars))
 
 
 def _folder(out: Path) -> Path:
@@ -86,54 +94,98 @@ def _folder(out: Path) -> Path:
     return out
 
 
+class Entry(NamedTuple):
+    """What is kept of a contender once it was timed."""
+
+    name: str
+    library: str
+    bf16: bool
+    l0: float
+    floors: list[Cell | Spread]
+
+
 def _compare(
     title: str, architecture: str, l0: float, given: Any, result: Result
 ) -> tuple[Table, list[tuple[str, str, Spread]]]:
     device = given.device
     problem = make_problem(given.batch, given.d_in, given.d_sae, l0, device=device)
-    contenders = [
-        ours(problem, word, kernels, device)
-        for word in OURS[architecture]
-        for kernels in ("auto", "dense")
-    ]
-    contenders += dense_steps(problem, device)
+    forms = ("auto", "dense") if device == "cpu" else ("sparse", "dense")
+    words = [word for word in OURS[architecture] if not given.only or word in given.only]
+    makers: dict[str, Maker] = {w: partial(ours, problem, w, forms, device) for w in words}
+    makers |= dense_steps(problem, device)
     if not given.no_peers:
-        found, notes = peers(problem, architecture, device)
-        contenders += found
-        result.notes += [note for note in notes if note not in result.notes]
-
-    shape = problem.batch, problem.d_in, problem.d_sae
-    limits = {"products float32": DenseProducts(*shape, torch.float32, device)}
-    if has_bf16(device):
-        limits["products bf16"] = DenseProducts(*shape, torch.bfloat16, device)
-    copy = Copy(2**20 if given.quick else 2**28, device)
-    turns = {c.name: _turn(c, problem, given.steps) for c in contenders}
-    seconds = interleaved(limits | {"copy": copy} | turns, given.rounds, device=device)
-    for contender in contenders:
-        seconds[contender.name] = [s / given.steps for s in seconds[contender.name]]
+        makers |= peers(problem, architecture, device)
+    limits = _limits(problem, given)
+    names, together = [*makers], device == "cpu"
+    entries: list[Entry] = []
+    seconds: dict[str, list[float]] = {}
+    for group in [names] if together else [[], *([name] for name in names)]:
+        some = {name: makers[name] for name in group}
+        try:
+            found, timed = _timed(some, architecture, problem, limits, given, result)
+        except torch.OutOfMemoryError:
+            if not group:
+                raise
+            result.notes.append(f"{title}: {group[0]} does not fit into the GPU's memory")
+            continue
+        entries += found
+        seconds = timed | seconds
+        if not together and PRODUCTS_BF16 in limits:
+            limits.pop(PRODUCTS_FLOAT32, None)  # slow, and no floor of anything
     result.raw[title] = {"seconds": seconds}
 
     table, bars = Table(title, COLUMNS), []
-    for name in limits:
+    for name in (name for name in (PRODUCTS_FLOAT32, PRODUCTS_BF16) if name in seconds):
         rate = spread([problem.batch / s for s in seconds[name]])
-        by_hand = _against(seconds, name, _by_hand(contenders))
+        by_hand = _against(seconds, name, _by_hand(entries))
         table.rows.append([f"the five {name}", None, rate, by_hand, *[None] * 5])
         bars.append((name, "limit", rate))
-    for contender in contenders:
-        rate = spread([problem.batch / s for s in seconds[contender.name]])
-        l0_found = (contender.encode(problem.x[0][:512]) != 0).sum().item() / len(
-            problem.x[0][:512]
-        )
-        table.rows.append(
-            [
-                contender.name, round(l0_found, 1), rate,
-                _against(seconds, contender.name, _by_hand(contenders)),
-                *_against_peers(seconds, contender, contenders),
-                *_floors(seconds, contender, architecture, problem, limits, copy),
-            ]
-        )  # fmt: skip
-        bars.append((contender.name, contender.library, rate))
+    for entry in entries:
+        rate = spread([problem.batch / s for s in seconds[entry.name]])
+        by_hand = _against(seconds, entry.name, _by_hand(entries))
+        others = _against_peers(seconds, entry.name, entries)
+        table.rows.append([entry.name, round(entry.l0, 1), rate, by_hand, *others, *entry.floors])
+        bars.append((entry.name, entry.library, rate))
     return table, bars
+
+
+def _limits(problem: Problem, given: Any) -> dict[str, DenseProducts | Copy]:
+    """The least that a dense step must multiply, and a copy in memory."""
+    shape = problem.batch, problem.d_in, problem.d_sae
+    limits: dict[str, DenseProducts | Copy] = {
+        PRODUCTS_FLOAT32: DenseProducts(*shape, torch.float32, given.device)
+    }
+    if has_bf16(given.device):
+        limits[PRODUCTS_BF16] = DenseProducts(*shape, torch.bfloat16, given.device)
+    return limits | {"copy": Copy(2**20 if given.quick else 2**28, given.device)}
+
+
+def _timed(
+    makers: Mapping[str, Maker],
+    architecture: str,
+    problem: Problem,
+    limits: Mapping[str, DenseProducts | Copy],
+    given: Any,
+    result: Result,
+) -> tuple[list[Entry], dict[str, list[float]]]:
+    """Seconds of a step of each contender, and of the limits; all is freed at the end."""
+    found: list[Contender] = []
+    for made in (maker() for maker in makers.values()):
+        if not isinstance(made, str):
+            found += made
+        elif made not in result.notes:
+            result.notes.append(made)
+    turns: dict[str, Callable[[], object]] = {**limits}
+    turns |= {c.name: _turn(c, problem, given.steps) for c in found}
+    seconds = interleaved(turns, given.rounds, device=given.device)
+    entries = []
+    for contender in found:
+        seconds[contender.name] = [s / given.steps for s in seconds[contender.name]]
+        x = problem.x[0][:512]
+        fires = (contender.encode(x) != 0).sum().item() / len(x)
+        floors = _floors(seconds, contender, architecture, problem, limits)
+        entries.append(Entry(contender.name, contender.library, contender.bf16, fires, floors))
+    return entries, seconds
 
 
 def _turn(contender: Contender, problem: Problem, steps: int) -> Any:
@@ -148,9 +200,9 @@ def _turn(contender: Contender, problem: Problem, steps: int) -> Any:
     return turn
 
 
-def _by_hand(contenders: list[Contender]) -> list[str]:
+def _by_hand(entries: list[Entry]) -> list[str]:
     """The dense step in the fastest number format that the machine has."""
-    return [c.name for c in contenders if "by hand" in c.name][:1]
+    return [entry.name for entry in entries if "by hand" in entry.name][:1]
 
 
 def _against(seconds: dict[str, list[float]], name: str, others: list[str]) -> Spread | None:
@@ -162,14 +214,14 @@ def _against(seconds: dict[str, list[float]], name: str, others: list[str]) -> S
 
 
 def _against_peers(
-    seconds: dict[str, list[float]], contender: Contender, contenders: list[Contender]
+    seconds: dict[str, list[float]], name: str, entries: list[Entry]
 ) -> list[Cell | Spread]:
     columns: list[Cell | Spread] = []
     for bf16 in (False, True):
-        others = [c.name for c in contenders if c.library in LIBRARIES[:2] and c.bf16 == bf16]
-        columns.append(_against(seconds, contender.name, others))
-    sparsify = [c.name for c in contenders if c.library == LIBRARIES[2]]
-    return [*columns, _against(seconds, contender.name, sparsify)]
+        others = [e.name for e in entries if e.library in LIBRARIES[:2] and e.bf16 == bf16]
+        columns.append(_against(seconds, name, others))
+    sparsify = [e.name for e in entries if e.library == LIBRARIES[2]]
+    return [*columns, _against(seconds, name, sparsify)]
 
 
 def _floors(
@@ -177,22 +229,26 @@ def _floors(
     contender: Contender,
     architecture: str,
     problem: Problem,
-    limits: dict[str, DenseProducts],
-    copy: Copy,
+    limits: Mapping[str, DenseProducts | Copy],
 ) -> list[Cell | Spread]:
     """The least time that arithmetic and memory allow, as shares of the time taken."""
-    products = "products bf16" if "products bf16" in limits else "products float32"
+    name = PRODUCTS_BF16 if PRODUCTS_BF16 in limits else PRODUCTS_FLOAT32
+    products, copy = limits[name], limits["copy"]
+    assert isinstance(products, DenseProducts)
+    assert isinstance(copy, Copy)
     flops = problem.batch * step_flops(problem.d_in, problem.d_sae, problem.l0)
     word = contender.name.split(",")[0] if contender.library == "ours" else architecture
     # weights and both moments are read and written, gradients written and read, the batch is read
     numbers = 8 * parameters(word, problem.d_in, problem.d_sae) + problem.batch * problem.d_in
     taken = seconds[contender.name]
-    by_flops = [s * flops / limits[products].flops for s in seconds[products]]
+    by_flops = [s * flops / products.flops for s in seconds[name]]
     by_bytes = [s * 4 * numbers / copy.bytes for s in seconds["copy"]]
     return [ratios(by_flops, taken), ratios(by_bytes, taken)]
 
 
-def _plot(bars: dict[str, list[tuple[str, str, Spread]]]) -> Figure:
+def _plot(bars: dict[str, list[tuple[str, str, Spread]]]) -> Any:
+    from matplotlib.figure import Figure
+
     colours = {"ours": "#0b7a75", "limit": "#999999", "by hand": "#555555"}
     longest = max(map(len, bars.values()))
     columns = min(3, len(bars))

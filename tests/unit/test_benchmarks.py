@@ -1,6 +1,10 @@
 """Every benchmark runs at tiny sizes, without peers, and writes what it says it writes."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,7 +40,7 @@ def test_codes_keep_the_wanted_l0_while_they_are_timed(architecture, kernels):
     from benchmarks.problem import make_problem
 
     problem = make_problem(256, 32, 128, 8)
-    contender = ours(problem, architecture, kernels, "cpu")
+    (contender,) = ours(problem, architecture, [kernels], "cpu")
     for x in problem.x:
         contender.step(x)
     l0 = (contender.encode(problem.x[1]) != 0).sum(1).float().mean().item()
@@ -66,3 +70,52 @@ def test_turns_alternate_and_ratios_stay_within_a_round():
     assert "".join(calls) == "abc" + "cba" + "abc"
     assert {len(taken) for taken in seconds.values()} == {2}
     assert ratios([2.0, 30.0], [1.0, 10.0]) == (2.5, 2.25, 2.75)
+
+
+def test_the_gpu_command_is_rehearsed_step_by_step(tmp_path):
+    root = Path(__file__).parents[2]
+    command = [root / "benchmarks" / "gpu.sh", "--rehearse", "--out", tmp_path]
+    environment = os.environ | {"PYTHON": sys.executable}
+    subprocess.run(
+        [*command, "--only", "kernels", "crossing"], env=environment, check=True, timeout=300
+    )
+    written = json.loads(next(tmp_path.glob("*-gpu.json")).read_text())
+    overview, *tables = written["tables"]
+    assert [row[:2] for row in overview["rows"]] == [["kernels", "well"], ["crossing", "well"]]
+    (crossing,) = (table for table in tables if table["title"].startswith("crossing"))
+    assert [row[0] for row in crossing["rows"]] == ["16x64"]
+    for table in tables[:1]:
+        names, errors, allowed, same = zip(*(row[:4] for row in table["rows"]), strict=True)
+        assert {name.split()[0] for name in names} >= {"select_topk", "pair_dots", "latents_sum"}
+        assert all(error <= near for error, near in zip(errors, allowed, strict=True))
+        assert set(same) == {"True"}
+
+
+def test_a_step_that_fails_says_so_and_the_next_is_run(tmp_path, monkeypatch):
+    from benchmarks import gpu
+
+    steps = [
+        gpu.Step("broken", ("no_such_module",), 60),
+        gpu.Step("bare", ("pytest",), 60, ("no_such_package",)),
+        gpu.Step("late", ("timeit",), 1),
+    ]
+    monkeypatch.setattr(gpu, "_steps", lambda *_: steps)
+    page = gpu.main(["--rehearse", f"--out={tmp_path}", "--seconds=200"])
+    written = json.loads(page.with_suffix(".json").read_text())
+    ended = dict(row[:2] for row in written["tables"][0]["rows"])
+    assert ended["broken"] == "with exit code 1"
+    assert "No module named no_such_module" in "".join(written["raw"]["broken"]["log"])
+    assert ended["bare"] == "left out: no_such_package is not installed"
+    assert ended["late"].startswith(("with exit code", "stopped", "left out: no time"))
+
+
+def test_outcomes_are_read_off_a_log_that_may_break_off():
+    from benchmarks.gpu import _tests
+
+    log = "tests/a.py::one PASSED [ 1%]\ntests/a.py::two[x] FAILED [ 2%]\n"
+    log += "[gw1] [  3%] PASSED tests/a.py::three\ntests/a.py::four "
+    rows = _tests("tests", log).rows
+    assert rows == [
+        ["passed", 2], ["skipped", 0], ["failed", 1], ["failed: tests/a.py::two[x]", None],
+        ["error", 0],
+    ]  # fmt: skip
