@@ -1,20 +1,11 @@
 """Places in an LM by other libraries' names, and what an SAE knows of its own."""
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from sae.dictionaries.sae import SAE
+from sae.language.names import NAMES, read_name
 from sae.types import Ends, Point
-
-_HOOKS = {
-    "resid": "hook_resid_post", "mlp": "mlp.hook_post", "mlp_out": "hook_mlp_out",
-    "attn_out": "hook_attn_out", "attn_z": "attn.hook_z",
-}  # fmt: skip
-"""TransformerLens' names, after `blocks.<layer>.`."""
-_MODULES = {"": "resid", ".mlp": "mlp_out", ".attention": "attn_out", ".attn": "attn_out",
-            ".self_attn": "attn_out"}  # fmt: skip
-"""What a transformers module puts out, by its name after `layers.<layer>`."""
 
 
 @dataclass(frozen=True)
@@ -89,31 +80,42 @@ def ends_of(sae: SAE) -> tuple[Point | None, Point | None]:
     return place_of(sae).point, Point.parse(target) if target else None
 
 
-def hook_of(point: Point) -> str | None:
-    """TransformerLens' name of a point; None where it has none (`mlp_in`: its norms are others).
+def in_lm(sae: SAE, model_type: str | None) -> tuple[Point | None, str]:
+    """Where in an LM of this family an SAE from another library's file reads.
+
+    Names of modules are the same in families that add other things to the residual stream, so that
+    some are known only once the family is.
+
+    Returns:
+        The point and "", or None and the reason, "" where the file names no place.
+    """
+    origin: Any = sae.metadata.get("origin") or {}
+    if (point := place_of(sae).point) is not None:
+        return point, ""
+    hook = origin.get("hook")
+    if not isinstance(hook, str):
+        return None, ""
+    if origin.get("head") is not None:
+        return None, f"{hook} of head {origin['head']} is a part of a site"
+    point, reason = read_name(hook, model_type)
+    return point, "" if point else f"{hook} is no site: {reason}"
+
+
+def hook_of(point: Point) -> str:
+    """TransformerLens' name of a point.
 
     Example:
-        >>> hook_of(Point("resid", 4))
-        'blocks.4.hook_resid_post'
+        >>> hook_of(Point("resid", 4)), hook_of(Point("mlp_in", 4))
+        ('blocks.4.hook_resid_post', 'blocks.4.mlp.hook_in')
     """
-    hook = _HOOKS.get(point.site)
-    return None if hook is None else f"blocks.{point.layer}.{hook}"
+    return f"blocks.{point.layer}.{NAMES[point.site].transformer_lens}"
 
 
 def point_of(name: object) -> Point | None:
-    """The point that a TransformerLens hook, or the output of a transformers block, is.
+    """The point that a TransformerLens hook, or a module of transformers, is in every family.
 
     Example:
         >>> str(point_of("blocks.4.hook_resid_pre")), str(point_of("gpt_neox.layers.2.mlp"))
         ('resid.3', 'mlp_out.2')
     """
-    if found := re.fullmatch(r"blocks\.(\d+)\.(\S+)", str(name)):
-        layer, hook = int(found[1]), found[2]
-        if hook == "hook_resid_pre" and layer > 0:  # what the block before puts out
-            return Point("resid", layer - 1)
-        sites = {hook: site for site, hook in _HOOKS.items()}
-        return Point(sites[hook], layer) if hook in sites else None
-    if found := re.fullmatch(r"(?:\S+\.)?(?:layers|h)\.(\d+)(|\.\w+)", str(name)):
-        site = _MODULES.get(found[2])
-        return Point(site, int(found[1])) if site else None
-    return None
+    return read_name(name)[0] if isinstance(name, str) else None

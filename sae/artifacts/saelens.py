@@ -43,11 +43,16 @@ def load(path: Path) -> SAE:
     hook = about.get("hook_name") or about.get("hook_point")
     ctx = about.get("context_size")
     # one head's activations are a part of a site
-    point = None if about.get("hook_head_index") is not None else point_of(hook)
+    head = about.get("hook_head_index")
+    point = None if head is not None else point_of(hook)
     place = Place.said(about.get("model_name"), point, ctx, about.get("dataset_path"))
     out = about.get("hook_name_out") if weights.transcodes else None
     target = str(point_of(out)) if point_of(out) else None
-    return fold(weights, described("saelens", place, hook=hook, hook_out=out, target=target), path)
+    return fold(
+        weights,
+        described("saelens", place, hook=hook, head=head, hook_out=out, target=target),
+        path,
+    )
 
 
 def save(folder: Path, sae: SAE) -> None:

@@ -36,9 +36,10 @@ def load(path: Path) -> SAE:
         encoder.T, b_enc, W_dec, b_dec, "topk", "topk", subtracts_b_dec=not transcodes, k=k,
         transcodes=transcodes, W_skip=taken(state, ("W_skip",), file)[0].T if skips else None,
     )  # fmt: skip
-    point = point_of(path.resolve().name)
+    hook = path.resolve().name
+    point = point_of(hook)
     if not transcodes:
-        return fold(weights, described("sparsify", Place(point=point)), path)
+        return fold(weights, described("sparsify", Place(point=point), hook=hook), path)
     target = None if point is None else str(point)  # input and output of one module
     return fold(weights, described("sparsify", Place(), target=target), path)
 

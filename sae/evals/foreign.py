@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sae.activations.rows import Rows
-from sae.artifacts.places import ends_of, place_of
+from sae.artifacts.places import ends_of, in_lm, place_of
 from sae.dictionaries.sae import SAE
 from sae.errors import ConfigError
 from sae.language import LMSource
@@ -46,7 +46,8 @@ def put_in_place(
         ConfigError: If something is neither given nor known, or does not fit the LM.
     """
     place = place_of(sae)
-    known = place.point
+    sizes = LMSource.from_config(lm).sizes() if lm is not None else None
+    known, reason = in_lm(sae, sizes.model_type if sizes else None)
     layer = layer if layer is not None else known.layer if known else None
     site = site or (known.site if known else None)
     transcodes = sae.config.d_out is not None
@@ -63,6 +64,7 @@ def put_in_place(
     if missing := [f"{word}=…" for word, value in words.items() if value is None]:
         said = [f"the LM {place.lm}"] if place.lm else []
         said += [f"the place {known}"] if known else []
+        said += [reason] if reason else []
         hint = f" They name {' and '.join(said)}." if said else ""
         raise ConfigError(
             "The files of this SAE do not say which activations it was trained on. Give "
@@ -77,7 +79,6 @@ def put_in_place(
         ends = Ends(ends.reads, (Point(target, layer),))
         if not ends.pair:
             raise ConfigError(f"target={target} is what the transcoder reads. Give the other site.")
-    sizes = LMSource.from_config(lm).sizes()
     if sizes is not None:
         for point in ends.points:
             sizes.check(point)

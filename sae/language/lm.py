@@ -57,15 +57,15 @@ class LanguageModel:
         name: str = "own",
         identity: Mapping[str, object] | None = None,
     ):
-        family = sites.family_of(model)
+        self.family = sites.family_of(model)
         config: Any = model.config
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
-        self.num_layers: int = len(list(model.get_submodule(family.blocks).children()))
+        self.num_layers: int = len(list(model.get_submodule(self.family.blocks).children()))
         self.d_model: int = config.hidden_size
         self.vocab_size: int = config.vocab_size
-        self.max_ctx: int = config.max_position_embeddings
+        self.max_ctx = longest_ctx(config)
         self.separator_id = separator_id(tokenizer)
         # Hooks see every pass through the model, so passes of other threads wait.
         self._lock = RLock()
@@ -93,7 +93,7 @@ class LanguageModel:
 
     def check(self, point: Point) -> None:
         """Raise SiteError, with the allowed values, unless this LM has the point."""
-        sites.check(point, self.num_layers)
+        sites.check(point, self.num_layers, self.family.sites)
 
     def width(self, point: Point) -> int:
         """Width d of the activation vectors at a point."""
@@ -134,7 +134,7 @@ class LanguageModel:
 
         if wanted:
             try:
-                with self._hooked({point: keep(point) for point in wanted}):
+                with self._hooked({point: keep(point) for point in wanted}, tokens.shape):
                     self._forward(tokens)
             except _Enough:
                 pass
@@ -183,7 +183,8 @@ class LanguageModel:
 
             return swap
 
-        with self._hooked({point: splice(point, f) for point, f in (replace or {}).items()}):
+        functions = {point: splice(point, f) for point, f in (replace or {}).items()}
+        with self._hooked(functions, tokens.shape):
             return self._forward(tokens)
 
     def logits_under(
@@ -223,9 +224,14 @@ class LanguageModel:
 
     @contextmanager
     def _hooked(
-        self, functions: Mapping[Point, Callable[[Tensor], Tensor | None]]
+        self, functions: Mapping[Point, Callable[[Tensor], Tensor | None]], shape: Sequence[int]
     ) -> Iterator[None]:
-        """Call a function on the activation at each point; what it returns replaces it."""
+        """Call a function on the activation at each point; what it returns replaces it.
+
+        Args:
+            functions: They get activations [batch ctx d].
+            shape: The tokens' [batch ctx].
+        """
         for point in functions:
             self.check(point)
         handles: list[RemovableHandle] = []
@@ -233,6 +239,8 @@ class LanguageModel:
             try:
                 for point, function in functions.items():
                     module = sites.module_at(self.model, point)
+                    factor = sites.factor_of(self.model) if sites.is_added(point) else None
+                    function = _as_at_site(function, shape, factor)
                     if sites.is_input(point):
                         handles.append(module.register_forward_pre_hook(_on_input(function)))
                     else:
@@ -279,6 +287,33 @@ class GivenLM:
     def load_tokenizer(self) -> Tokenizer:
         """The LM's tokenizer."""
         return self.lm.tokenizer
+
+
+def longest_ctx(config: Any) -> int:
+    """Tokens in the longest context of an LM with this transformers configuration."""
+    names = ("max_position_embeddings", "seq_length", "max_seq_len")
+    given = (getattr(config, name, None) for name in names)
+    # Bloom's positions are unlimited (ALiBi); 2048 is what all of its sizes were trained with.
+    return next((number for number in given if number), 2048)
+
+
+def _as_at_site(
+    function: Callable[[Tensor], Tensor | None], shape: Sequence[int], factor: float | None
+) -> Callable[[Tensor], Tensor | None]:
+    """The function, for what the module itself has: rows without contexts, no factor yet.
+
+    With a factor the function gets a copy, since some blocks (Falcon's) add to the outputs of
+    modules in place.
+    """
+
+    def at_module(value: Tensor) -> Tensor | None:
+        here = value.reshape(*shape, value.shape[-1])  # OPT's MLP reads [batch * ctx, d]
+        new = function(here if factor is None else here * factor)
+        if new is None:
+            return None
+        return (new if factor is None else new / factor).reshape(value.shape)
+
+    return at_module
 
 
 def _on_input(function: Callable[[Tensor], Tensor | None]) -> Callable:

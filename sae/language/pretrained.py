@@ -11,8 +11,9 @@ from sae.errors import SourceError
 from sae.language.quiet import first_line, quiet
 from sae.language.text import Tokenizer
 
-MODEL_OPTIONS = {"attn_implementation": "sdpa", "trust_remote_code": False}
-"""Attention that needs no padding mask, and no question whether the hub's code may run."""
+MODEL_OPTIONS = {"trust_remote_code": False}
+"""No question whether the hub's code may run. Attention is the library's choice: its fused kernel
+where the family's attention is one that the kernel can compute (Gemma 2's soft-caps are not)."""
 
 
 def random_like(config: Any, seed: int, dtype: torch.dtype) -> nn.Module:

@@ -1,9 +1,10 @@
 """Where activations are read in each LM family.
 
-A new family is one `Family` entry in `FAMILIES`: the contract tests then hold for it, too.
+A new family is one `Family` entry in `FAMILIES` and one of tiny sizes in `tiny.TINY`: the contract
+tests then hold for it, too. `names.py` says what other libraries call these sites.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -15,26 +16,111 @@ from sae.types import SITES, Point
 class Family(NamedTuple):
     """Module paths of one transformers `model_type`.
 
+    Left out, the input of the MLP is that of the module around `mlp_proj`, and what is added to the
+    residual stream is what the two projections, and the modules around them, put out.
+
     Args:
-        blocks: The list of blocks, in the model.
-        final_norm: The norm between the last block and the unembedding, in the model.
-        mlp_proj: The MLP's projection back to the residual stream, in a block.
-        attn_proj: The attention's projection back to the residual stream, in a block.
+        blocks: List of the blocks, in the model.
+        final_norm: Norm between the last block and the unembedding, in the model.
+        mlp_proj: Projection of the MLP back to the residual stream, in a block; None in a mixture
+            of experts, where no one vector goes into it.
+        attn_proj: Projection of the attention back to the residual stream, in a block.
+        mlp_in: Module whose input is that of the whole MLP, in a block.
+        mlp_out: Module whose output is added to the residual stream, in a block: a norm where one
+            stands between the MLP and the stream.
+        attn_out: The same of the attention.
+        factor: Setting of the LM that multiplies both outputs before they are added.
+        only: Settings of the LM with the one value for which the above holds.
     """
 
     blocks: str
     final_norm: str
-    mlp_proj: str
+    mlp_proj: str | None
     attn_proj: str
+    mlp_in: str | None = None
+    mlp_out: str | None = None
+    attn_out: str | None = None
+    factor: str | None = None
+    only: Mapping[str, object] = {}
 
+    @property
+    def modules(self) -> dict[str, str]:
+        """By site, the path in a block of the module whose input or output it is."""
+        mlp = self.mlp_in or (self.mlp_proj or "").rpartition(".")[0]
+        paths = {
+            "resid": "",
+            "mlp_in": mlp,
+            "mlp": self.mlp_proj,
+            "mlp_out": self.mlp_out or self.mlp_proj,
+            "attn_out": self.attn_out or self.attn_proj,
+            "attn_z": self.attn_proj,
+        }
+        return {site: path for site, path in paths.items() if path is not None}
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Sites that LMs of this family have."""
+        return tuple(self.modules)
+
+
+_LLAMA = Family("model.layers", "model.norm", "mlp.down_proj", "self_attn.o_proj")
+_GPT2 = Family("transformer.h", "transformer.ln_f", "mlp.c_proj", "attn.c_proj")
+_POST_NORMS = {"mlp_out": "post_feedforward_layernorm", "attn_out": "post_attention_layernorm"}
+_EXPERTS = {"mlp_proj": None, "mlp_in": "mlp", "mlp_out": "mlp"}
 
 FAMILIES = {
     "gpt_neox": Family(
         "gpt_neox.layers", "gpt_neox.final_layer_norm", "mlp.dense_4h_to_h", "attention.dense"
     ),
-    "gpt2": Family("transformer.h", "transformer.ln_f", "mlp.c_proj", "attn.c_proj"),
-    "llama": Family("model.layers", "model.norm", "mlp.down_proj", "self_attn.o_proj"),
-}
+    "gpt2": _GPT2,
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "ministral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "smollm3": _LLAMA,
+    "gemma": _LLAMA,
+    "gemma2": _LLAMA._replace(**_POST_NORMS),
+    "gemma3_text": _LLAMA._replace(**_POST_NORMS),
+    "olmo": _LLAMA,
+    "olmo2": _LLAMA._replace(**_POST_NORMS),
+    "olmo3": _LLAMA._replace(**_POST_NORMS),
+    "exaone4": _LLAMA._replace(**_POST_NORMS),
+    "glm4": _LLAMA._replace(mlp_out="post_mlp_layernorm", attn_out="post_self_attn_layernorm"),
+    "phi3": _LLAMA,
+    "phi": Family("model.layers", "model.final_layernorm", "mlp.fc2", "self_attn.dense"),
+    "granite": _LLAMA._replace(factor="residual_multiplier"),
+    "stablelm": _LLAMA,
+    "cohere": _LLAMA,
+    "cohere2": _LLAMA,
+    "seed_oss": _LLAMA,
+    "arcee": _LLAMA,
+    "nemotron": _LLAMA,
+    "starcoder2": _LLAMA._replace(mlp_proj="mlp.c_proj"),
+    "gpt_bigcode": _GPT2,
+    "gpt_neo": _GPT2._replace(attn_proj="attn.attention.out_proj"),
+    "gptj": _GPT2._replace(mlp_proj="mlp.fc_out", attn_proj="attn.out_proj"),
+    "codegen": _GPT2._replace(mlp_proj="mlp.fc_out", attn_proj="attn.out_proj"),
+    "falcon": _GPT2._replace(mlp_proj="mlp.dense_4h_to_h", attn_proj="self_attention.dense"),
+    # Both have the residual stream added inside the modules around the projections.
+    "bloom": Family(
+        "transformer.h", "transformer.ln_f", "mlp.dense_4h_to_h", "self_attention.dense",
+        mlp_out="mlp.dense_4h_to_h", attn_out="self_attention.dense",
+        only={"apply_residual_connection_post_layernorm": False, "slow_but_exact": False},
+    ),
+    "mpt": Family(
+        "transformer.blocks", "transformer.norm_f", "ffn.down_proj", "attn.out_proj",
+        mlp_out="ffn.down_proj",
+    ),
+    # Its blocks have no module around the MLP, and those of opt-350m norm the whole stream.
+    "opt": Family(
+        "model.decoder.layers", "model.decoder.final_layer_norm", "fc2", "self_attn.out_proj",
+        mlp_in="fc1", only={"do_layer_norm_before": True, "_remove_final_layer_norm": False},
+    ),
+    "mixtral": _LLAMA._replace(**_EXPERTS),
+    "olmoe": _LLAMA._replace(**_EXPERTS),
+    "qwen3_moe": _LLAMA._replace(**_EXPERTS),
+}  # fmt: skip
 
 # `mlp_in` is the input of the whole MLP (the normed residual stream, what transcoders read), `mlp`
 # that of the projection down: act(W x) in GPT-2 and GPT-NeoX, act(gate) * up in
@@ -46,7 +132,7 @@ def family_of(model: nn.Module) -> Family:
     """The family of a transformers model.
 
     Raises:
-        SiteError: If its `model_type` has no entry.
+        SiteError: If its `model_type` has no entry, or its settings move the sites elsewhere.
     """
     config: Any = getattr(model, "config", None)
     model_type = getattr(config, "model_type", type(model).__name__)
@@ -55,13 +141,33 @@ def family_of(model: nn.Module) -> Family:
             f"LMs of type {model_type!r} are not known; known: {', '.join(FAMILIES)}. "
             "A new one is a Family entry in sae/language/sites.py."
         )
-    return FAMILIES[model_type]
+    family = FAMILIES[model_type]
+    for setting, value in family.only.items():
+        given = getattr(config, setting, value)
+        if given != value:
+            raise SiteError(
+                f"LMs of type {model_type!r} are known with {setting}={value} alone; with "
+                f"{setting}={given} a residual stream is not the sum of what blocks add to it."
+            )
+    return family
 
 
-def check(point: Point, num_layers: int) -> None:
-    """Raise SiteError unless the LM has this site and layer."""
+def factor_of(model: nn.Module) -> float:
+    """The number by which blocks multiply what they add to the residual stream."""
+    setting = family_of(model).factor
+    return 1.0 if setting is None else float(getattr(model.config, setting))
+
+
+def check(point: Point, num_layers: int, sites: Collection[str] = SITES) -> None:
+    """Raise SiteError unless an LM of so many layers, with these sites, has the point."""
     if point.site not in SITES:
-        raise SiteError(f"site={point.site} is not known. Choose one of {', '.join(SITES)}.")
+        raise SiteError(f"site={point.site} is not known. Choose one of {', '.join(sites)}.")
+    if point.site not in sites:
+        raise SiteError(
+            f"site={point.site} does not exist: the MLPs of this LM are mixtures of experts, "
+            f"and no one vector is the input of their projections. Choose one of "
+            f"{', '.join(sites)}."
+        )
     if not 0 <= point.layer < num_layers:
         raise SiteError(
             f"layer={point.layer} does not exist: the LM has {num_layers} layers, "
@@ -74,15 +180,16 @@ def is_input(point: Point) -> bool:
     return point.site in _INPUTS
 
 
+def is_added(point: Point) -> bool:
+    """Whether the activation is added to the residual stream."""
+    return point.site in ("mlp_out", "attn_out")
+
+
 def module_at(model: nn.Module, point: Point) -> nn.Module:
     """The module whose input or output the point is."""
     family = family_of(model)
     block = model.get_submodule(f"{family.blocks}.{point.layer}")
-    if point.site == "resid":
-        return block
-    if point.site == "mlp_in":
-        return block.get_submodule(family.mlp_proj.rpartition(".")[0])
-    return block.get_submodule(family.mlp_proj if "mlp" in point.site else family.attn_proj)
+    return block.get_submodule(family.modules[point.site])
 
 
 def blocks_below(model: nn.Module, points: Collection[Point]) -> list[nn.Module]:

@@ -26,6 +26,10 @@ class LMSizes:
         from_heads: Of the attention's projection back.
         to_mlp: Before the hidden neurons.
         from_mlp: Of the MLP's projection back.
+        model_type: Its family.
+
+    Of a mixture of experts, `d_mlp` and `from_mlp` are 0, and `to_mlp` is what one token runs
+    through: the router and the experts that it chooses.
     """
 
     d_model: int
@@ -38,10 +42,11 @@ class LMSizes:
     from_heads: int
     to_mlp: int
     from_mlp: int
+    model_type: str
 
     def check(self, point: Point) -> None:
         """Raise SiteError unless the LM has this point."""
-        sites.check(point, self.num_layers)
+        sites.check(point, self.num_layers, sites.FAMILIES[self.model_type].sites)
 
     def width(self, point: Point) -> int:
         """Width of the activations at a point."""
@@ -61,12 +66,13 @@ def sizes_of(config: Any) -> LMSizes:
         model = AutoModelForCausalLM.from_config(config)
     family = sites.family_of(model)
     blocks = list(model.get_submodule(family.blocks).children())
-    attn_proj, mlp_proj = (blocks[0].get_submodule(p) for p in (family.attn_proj, family.mlp_proj))
-    attention, mlp = (
-        blocks[0].get_submodule(path.rpartition(".")[0])
-        for path in (family.attn_proj, family.mlp_proj)
-    )
-    from_heads, from_mlp = _entries(attn_proj), _entries(mlp_proj)
+    block, modules = blocks[0], family.modules
+    attention = _entries(block.get_submodule(family.attn_proj.rpartition(".")[0]))
+    from_heads = _entries(block.get_submodule(family.attn_proj))
+    from_mlp = _entries(block.get_submodule(modules["mlp"])) if "mlp" in modules else 0
+    experts = _entries(block, ndim=3)
+    if experts:  # each token runs through some of them
+        experts = experts * config.num_experts_per_tok // config.num_experts
     return LMSizes(
         d_model=config.hidden_size,
         d_attn=from_heads // config.hidden_size,
@@ -74,13 +80,14 @@ def sizes_of(config: Any) -> LMSizes:
         num_layers=len(blocks),
         vocab_size=config.vocab_size,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        to_heads=_entries(attention) - from_heads,
+        to_heads=attention - from_heads,
         from_heads=from_heads,
-        to_mlp=_entries(mlp) - from_mlp,
+        to_mlp=_entries(block) - attention - from_mlp + experts,
         from_mlp=from_mlp,
+        model_type=config.model_type,
     )
 
 
-def _entries(module: nn.Module) -> int:
-    """Entries of all weight matrices in a module."""
-    return sum(weight.numel() for weight in module.parameters() if weight.ndim == 2)
+def _entries(module: nn.Module, ndim: int = 2) -> int:
+    """Entries of all weight matrices in a module, or (ndim 3) of its experts' stacked ones."""
+    return sum(weight.numel() for weight in module.parameters() if weight.ndim == ndim)
