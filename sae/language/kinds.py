@@ -3,7 +3,7 @@
 Saved runs name what they used by these words, never by an import path.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_type_hints
@@ -51,7 +51,11 @@ def absolute(path: str) -> str:
 def _fill(cls: type, values: dict[str, Any], what: str) -> Any:
     types = {field.name: get_type_hints(cls)[field.name] for field in fields(cls)}
     unknown = sorted(values.keys() - types.keys())
-    required = [field.name for field in fields(cls) if field.default is MISSING]
+    required = [
+        field.name
+        for field in fields(cls)
+        if field.default is MISSING and field.default_factory is MISSING
+    ]
     missing = [name for name in required if name not in values]
     if unknown or missing:
         problem = f"has no field {', '.join(unknown)}" if unknown else f"needs {', '.join(missing)}"
@@ -59,6 +63,8 @@ def _fill(cls: type, values: dict[str, Any], what: str) -> Any:
     for name, value in values.items():
         if types[name] is WheelFile and isinstance(value, Mapping):
             values[name] = _fill(WheelFile, dict(value), f"{what}: {name}")
+        elif types[name] == list[WheelFile] and isinstance(value, Sequence):
+            values[name] = [_fill(WheelFile, dict(one), f"{what}: {name}") for one in value]
         elif not _fits(value, types[name]):
             raise ConfigError(
                 f"{what}: {name}={value!r} must be {_words(types[name])}, "

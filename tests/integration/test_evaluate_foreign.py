@@ -11,7 +11,9 @@ import yaml
 
 import evaluate as program
 from conf.asked import check_asked
+from sae.artifacts import load
 from sae.errors import ConfigError, SiteError
+from sae.evals.foreign import put_in_place
 
 ROOT = Path(__file__).parents[2]
 LM, TEXT = "tiny-llama", "random_words"
@@ -92,6 +94,24 @@ def test_what_must_be_said(run, tmp_path):
         ConfigError, match=r"takes vectors of width 32; mlp.1 of lm=tiny-llama have"
     ):
         program.evaluate(folder, CORE, **PLACE, layer=1, site="mlp")
+
+
+def test_a_module_by_its_path_in_this_lm(run, tmp_path):
+    folder = program.export(run, "saelens", tmp_path / "theirs")
+    cfg = json.loads((folder / "cfg.json").read_text())
+
+    def placed(hook):
+        cfg["metadata"]["hook_name"] = hook
+        (folder / "cfg.json").write_text(json.dumps(cfg))
+        sae = load(folder)
+        put_in_place(sae, lm=PLACE["lm"], corpus=PLACE["corpus"], layer=None, site=None,
+                     target=None, ctx=None, settings=conf("activations", "lm"))  # fmt: skip
+        return sae.metadata["activations"]["point"]
+
+    assert placed("model.layers.1.mlp") == "mlp_out.1"
+    assert placed("model.layers.1.self_attn") == "attn_out.1"
+    with pytest.raises(ConfigError, match=r"Give layer=…, site=… .*resid_pre is no site.*embedd"):
+        placed("blocks.0.hook_resid_pre")
 
 
 def test_a_transcoder_of_another_library(tmp_path):

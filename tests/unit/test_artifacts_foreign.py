@@ -12,7 +12,7 @@ from _foreign import CASES, D_IN, D_SAE, FOUR, TOLERANCE, UNIT, V6, K, X, made_o
 from safetensors.torch import load_file, save_file
 
 from sae.artifacts import FORMATS, load, save
-from sae.artifacts.places import hook_of, place_of, point_of
+from sae.artifacts.places import hook_of, in_lm, place_of, point_of
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ArtifactError, ConfigError
 from sae.types import SITES, Point
@@ -77,14 +77,35 @@ def test_places_go_with_the_files(tmp_path):
 
 
 def test_names_of_places():
-    for site in set(SITES) - {"mlp_in"}:  # behind the norm, where TransformerLens has no hook
+    for site in SITES:
         assert point_of(hook_of(Point(site, 7))) == Point(site, 7)
-    assert hook_of(Point("mlp_in", 7)) is None
     assert point_of("blocks.0.hook_resid_pre") is None
     assert point_of("blocks.3.hook_resid_pre") == Point("resid", 2)
     assert point_of("transformer.h.11.attn") == Point("attn_out", 11)
     assert point_of("model.layers.3.mlp.act") is None
     assert point_of(None) is None
+
+
+def test_a_module_is_a_place_once_the_family_is_known(tmp_path):
+    def read(hook, **more):
+        return load(SAELENS({"metadata": foreign.V6["metadata"] | {"hook_name": hook, **more}},
+                            FOUR)(tmp_path / f"{len(list(tmp_path.iterdir()))}"))  # fmt: skip
+
+    mlp = read("model.layers.4.mlp")
+    assert place_of(mlp).point is None
+    assert in_lm(mlp, "qwen2") == (Point("mlp_out", 4), "")
+    point, reason = in_lm(mlp, "gemma2")
+    assert point is None
+    assert "model.layers.4.mlp is no site" in reason
+    assert "norm" in reason
+    assert in_lm(read("model.layers.4"), None) == (Point("resid", 4), "")
+    assert "embedding" in in_lm(read("blocks.0.hook_resid_pre"), "gpt2")[1]
+    of_head = read("blocks.4.attn.hook_z", hook_head_index=3)
+    assert in_lm(of_head, "gpt2") == (None, "blocks.4.attn.hook_z of head 3 is a part of a site")
+    assert in_lm(ours(), "gpt2") == (None, "")
+    folder = foreign.sparsify()(tmp_path / "sparsify")
+    of_sparsify = load(folder.rename(folder.with_name("layers.2.mlp")))
+    assert in_lm(of_sparsify, "llama")[0] == Point("mlp_out", 2)
 
 
 def test_one_of_several_dictionaries(tmp_path):

@@ -393,7 +393,7 @@ def test_a_pair_goes_where_a_library_has_a_name_for_it(tmp_path):
     sae = transcoder().folded(torch.ones(D_IN + D_OUT), {"activations": source.describe()})
     assert place_of(sae).point is None
     assert place_of(sae).ctx == 32
-    assert hook_of(Point("mlp_in", 1)) is None
+    assert hook_of(Point("mlp_in", 1)) == "blocks.1.mlp.hook_in"
     with pytest.raises(SAEError, match="another output than its input"):
         save(tmp_path / "out", sae, "dictionary_learning")
     assert tuple(map(str, ends_of(sae))) == ("mlp.1", "mlp_out.1")

