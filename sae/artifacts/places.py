@@ -80,19 +80,24 @@ def ends_of(sae: SAE) -> tuple[Point | None, Point | None]:
     return place_of(sae).point, Point.parse(target) if target else None
 
 
-def in_lm(sae: SAE, model_type: str | None) -> tuple[Point | None, str]:
+def in_lm(sae: SAE, model_type: str | None, *, written: bool = False) -> tuple[Point | None, str]:
     """Where in an LM of this family an SAE from another library's file reads.
 
-    Names of modules are the same in families that add other things to the residual stream, so that
-    some are known only once the family is.
+    Families that add other things to the residual stream have modules of the same name, so that
+    some places are known only once the family is.
+
+    Args:
+        sae: The SAE.
+        model_type: The LM's, None where it is not known.
+        written: Where a transcoder writes, instead.
 
     Returns:
         The point and "", or None and the reason, "" where the file names no place.
     """
     origin: Any = sae.metadata.get("origin") or {}
-    if (point := place_of(sae).point) is not None:
+    if (point := ends_of(sae)[written]) is not None:
         return point, ""
-    hook = origin.get("hook")
+    hook = origin.get("hook_out" if written else "hook")
     if not isinstance(hook, str):
         return None, ""
     if origin.get("head") is not None:

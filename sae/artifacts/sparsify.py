@@ -41,7 +41,7 @@ def load(path: Path) -> SAE:
     if not transcodes:
         return fold(weights, described("sparsify", Place(point=point), hook=hook), path)
     target = None if point is None else str(point)  # input and output of one module
-    return fold(weights, described("sparsify", Place(), target=target), path)
+    return fold(weights, described("sparsify", Place(), target=target, hook_out=hook), path)
 
 
 def save(folder: Path, sae: SAE) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sae.activations.rows import Rows
-from sae.artifacts.places import ends_of, in_lm, place_of
+from sae.artifacts.places import in_lm, place_of
 from sae.dictionaries.sae import SAE
 from sae.errors import ConfigError
 from sae.language import LMSource
@@ -47,11 +47,12 @@ def put_in_place(
     """
     place = place_of(sae)
     sizes = LMSource.from_config(lm).sizes() if lm is not None else None
-    known, reason = in_lm(sae, sizes.model_type if sizes else None)
+    model_type = sizes.model_type if sizes else None
+    known, reason = in_lm(sae, model_type)
     layer = layer if layer is not None else known.layer if known else None
     site = site or (known.site if known else None)
     transcodes = sae.config.d_out is not None
-    written = ends_of(sae)[1] if transcodes else None
+    written = in_lm(sae, model_type, written=True)[0] if transcodes else None
     if layer is None and written is not None:
         layer = written.layer
     if target is None and written is not None:

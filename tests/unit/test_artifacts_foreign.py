@@ -106,6 +106,11 @@ def test_a_module_is_a_place_once_the_family_is_known(tmp_path):
     folder = foreign.sparsify()(tmp_path / "sparsify")
     of_sparsify = load(folder.rename(folder.with_name("layers.2.mlp")))
     assert in_lm(of_sparsify, "llama")[0] == Point("mlp_out", 2)
+    folder = foreign.sparsify(transcode=True)(tmp_path / "transcoder")
+    transcoder = load(folder.rename(folder.with_name("layers.2.mlp")))
+    assert in_lm(transcoder, "llama", written=True)[0] == Point("mlp_out", 2)
+    assert in_lm(transcoder, "gemma2", written=True)[0] is None
+    assert in_lm(transcoder, "llama") == (None, "")
 
 
 def test_one_of_several_dictionaries(tmp_path):

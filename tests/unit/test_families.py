@@ -4,6 +4,8 @@ The tiny LMs have random norm gains and biases, so that a norm left out is seen.
 """
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -263,6 +265,18 @@ def test_an_unknown_family_lists_those_that_work():
 
 
 # --- names of other libraries ----------------------------------------------------------------
+
+
+def test_the_page_has_all_families_and_names():
+    page = (Path(__file__).parents[2] / "docs/families.md").read_text()
+    families = page[page.index("| | `model_type` |") : page.index("In all of them")]
+    assert set(re.findall(r"`(\w+)`", families)) - {"model_type"} == set(FAMILIES)
+    for site, names in NAMES.items():
+        point = Point(site, 4)
+        paths = dict.fromkeys(nnsight_name(FAMILIES[word], point) for word in ("llama", "gemma2"))
+        nnterp = f"`{names.nnterp}[4]`" if names.nnterp else "none"
+        row = f"| `{site}` | `{names.transformer_lens}` | {'; '.join(f'`{p}`' for p in paths)} "
+        assert f"{row}| {nnterp} | `{names.interp_engine}` |" in page
 
 
 def test_every_site_has_its_names():
