@@ -20,6 +20,7 @@ from rich.progress import (
 )
 
 from sae.lockstep import member_name, once
+from sae.progress import Estimate, duration
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class TrainingProgress(ProgressBar):
         self._vectors = self._first_step = self._steps = 0
         self._start = self._shown = self._paused = 0.0
         self._validating_since = 0.0
+        self._estimate = Estimate(0)
 
     def disable(self) -> None:
         """Show nothing (Lightning calls this on all ranks but the first)."""
@@ -60,6 +62,7 @@ class TrainingProgress(ProgressBar):
         self._steps = int(trainer.estimated_stepping_batches)
         self._first_step, self._vectors, self._paused = trainer.global_step, 0, 0.0
         self._start = self._shown = time.monotonic()
+        self._estimate = Estimate(self._steps)
         if self._enabled and self.console.is_terminal:
             self._bar = bar = once("training bar", self._new_bar)
             bar.start()
@@ -79,6 +82,10 @@ class TrainingProgress(ProgressBar):
         """Move on; the numbers are read twice a second at most."""
         self._vectors += len(batch) * trainer.world_size
         now = time.monotonic()
+        whole = self._estimate.after(trainer.global_step)
+        if whole and self._enabled:
+            steps = f"{self._steps:,}"
+            log.info("train: %s steps, about %s at this pace", steps, duration(whole))
         if self._bar is not None:
             self._bar.update(self._task, completed=trainer.global_step)
             if now - self._shown > 0.5:

@@ -23,6 +23,49 @@ from rich.text import Text
 
 log = logging.getLogger(__name__)
 _LOG_EVERY_SECONDS = 30.0
+_PACE_SECONDS = 3.0
+
+
+class Estimate:
+    """Time of a whole stage, told once: by the pace of a few seconds after the first batch.
+
+    The first batch allocates, loads and compiles: it is time spent, and tells no pace.
+
+    Args:
+        total: Units of the stage.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total, self._start = total, time.monotonic()
+        self._first: tuple[float, int] | None = None
+        self._told = False
+
+    def after(self, count: int) -> float | None:
+        """Seconds of the stage, the first time that they are known; else None.
+
+        Args:
+            count: Units that are finished now.
+        """
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, count
+        since, before = self._first
+        if self._told or count == before or now - since < _PACE_SECONDS:
+            return None
+        self._told = True
+        return now - self._start + (self.total - count) * (now - since) / (count - before)
+
+
+def duration(seconds: float) -> str:
+    """A time in words.
+
+    Example:
+        >>> duration(41), duration(200), duration(9000)
+        ('41 s', '3.3 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 class _RateColumn(ProgressColumn):
@@ -37,7 +80,8 @@ def progress(
 ) -> Iterator[Callable[[int], None]]:
     """Show a bar with rate and time left while the block runs; yield `advance(n)`.
 
-    Where the output is no terminal (a log file, a cluster job) a line is logged twice a minute.
+    After the first batches a line says how long all will take. Where the output is no terminal (a
+    log file, a cluster job) a line is logged twice a minute.
 
     Args:
         description: What is being done, for example `"harvest"`.
@@ -59,12 +103,16 @@ def progress(
     task = bar.add_task(description, total=total, completed=done, unit=unit)
     start = logged = time.monotonic()
     count = done
+    estimate = None if total is None or unit in ("bytes", "%") else Estimate(total)
 
     def advance(n: int = 1) -> None:
         nonlocal count, logged
         count += n
         bar.advance(task, n)
         now = time.monotonic()
+        whole = estimate and estimate.after(count)
+        if whole:
+            log.info("%s: %s %s, about %s", description, f"{total:,}", unit, duration(whole))
         if not console.is_terminal and now - logged > _LOG_EVERY_SECONDS:
             logged = now
             log.info("%s", _line(description, count, done, total, unit, now - start))

@@ -14,7 +14,7 @@ from _architectures import SETTINGS
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from conf.commandline import FOLDER, check_command_line, compose_job, names_of, parse
+from conf.commandline import FOLDER, check_command_line, compose_job, names_of, parse, resolve
 from conf.schema import check, register
 from sae.errors import ConfigError
 from sae.language.sites import FAMILIES
@@ -25,7 +25,9 @@ register()
 
 
 def composed(*overrides):
-    return check(compose_job("train", overrides), names_of(parse(overrides)))
+    config = check(compose_job("train", overrides), names_of(parse(overrides)))
+    resolve([config])
+    return config
 
 
 def planned(*overrides, **options):
@@ -267,10 +269,12 @@ def test_time_is_work_over_the_measured_rate():
 
 @pytest.mark.real_lm
 def test_the_sizes_in_the_yaml_are_those_of_the_fetched_lm(real_lm):
+    from sae.dtypes import resolve_lm
     from sae.language import LMSource
     from sae.language.sizes import sizes_of
 
     config = yaml.safe_load((FOLDER / "lm" / "smollm2-135m.yaml").read_text())
+    config = resolve_lm(config, "cpu")
     assert sizes_of(real_lm.model.config) == LMSource.from_config(config).sizes()
     from transformers import AutoConfig
 

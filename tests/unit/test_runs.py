@@ -73,12 +73,20 @@ def test_the_command_line_is_compared_with_the_saved_run(tmp_path, saved, words,
             check_command_line("train", command)
 
 
-def test_precision_may_be_auto_again(tmp_path):
-    save_config(tmp_path, composed("trainer.precision=32-true"))
-    for word in ("trainer=default", "trainer.precision=auto"):
+def test_auto_continues_with_the_recorded_dtypes(tmp_path):
+    """Another machine may find other ones; given by name, the precision may change."""
+    save_config(tmp_path, composed("trainer.precision=bf16-mixed", "lm.dtype=bfloat16"))
+    for word in ("trainer=default", "trainer.precision=auto", "lm.dtype=auto"):
         config = continued(tmp_path, composed(word), names_of(parse([word])))
-        assert config["trainer"]["precision"] == "auto"
-    assert continued(tmp_path, composed(), [])["trainer"]["precision"] == "32-true"
+        assert config["trainer"]["precision"] == "bf16-mixed"
+        assert config["lm"]["dtype"] == "bfloat16"
+    everything = composed("trainer.precision=auto", "lm.dtype=auto")
+    assert continued(tmp_path, everything)["lm"]["dtype"] == "bfloat16"
+    word = "trainer.precision=32-true"
+    config = continued(tmp_path, composed(word), names_of(parse([word])))
+    assert config["trainer"]["precision"] == "32-true"
+    with pytest.raises(ConfigError, match="with lm.dtype=bfloat16, but lm.dtype=float32 was"):
+        continued(tmp_path, composed("lm.dtype=float32"), ["lm.dtype"])
     words = ["trainer=default", "trainer.batch_size=8"]
     with pytest.raises(ConfigError, match=r"trainer.batch_size=\d+, but trainer.batch_size=8 "):
         continued(tmp_path, composed(*words), names_of(parse(words)))

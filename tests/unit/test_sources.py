@@ -42,12 +42,37 @@ def no_network(monkeypatch):
     return quiet
 
 
+def test_auto_is_no_dtype_that_an_lm_could_have():
+    from sae.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="lm.dtype=auto is not one of float32, bfloat16"):
+        source_of(kind="random", family="gpt2", dtype="auto")
+
+
+@pytest.mark.parametrize(("ratio", "warned"), [(0.4, 1), (0.6, 0)])
+def test_a_dtype_that_is_slow_here_is_warned_of_once(ratio, warned, monkeypatch, caplog):
+    from sae.language import sources
+
+    monkeypatch.setattr(sources, "speedup", lambda kind, dtype: ratio)
+    sources._warn_if_slow.cache_clear()
+    for _ in range(2):
+        source_of(kind="random", family="gpt2", dtype="bfloat16").load()
+    source_of(kind="random", family="gpt2").load()
+    sources._warn_if_slow.cache_clear()
+    assert [r.message for r in caplog.records if "lm.dtype=float32" in r.message] == [
+        "This CPU multiplies bfloat16 2 times slower than float32. lm.dtype=float32 is faster; it "
+        "counts as another LM."
+    ] * warned
+
+
 # --- configs ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_yaml_builds_a_source_that_round_trips(path, saved, no_network):
-    config = yaml.safe_load(path.read_text())
+    from sae.dtypes import resolve_lm
+
+    config = resolve_lm(yaml.safe_load(path.read_text()), "cpu")
     assert config["name"] == path.stem
     assert path.read_text().startswith("# ")
     assert f"lm={path.stem}" in path.read_text().splitlines()[0]
