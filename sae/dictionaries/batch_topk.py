@@ -82,7 +82,8 @@ class BatchTopK(TopK):
         """
         pattern = select_batch_topk(pre, self.k)
         fired = pre.detach()[pattern.rows, pattern.latents]
-        self._smallest = fired.min().float() if len(fired) else None  # nothing was positive
+        # None: nothing was positive
+        self._smallest = fired.min().to(self.threshold) if len(fired) else None
         return pattern
 
     @torch.no_grad()

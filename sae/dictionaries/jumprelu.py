@@ -21,7 +21,7 @@ from sae.dictionaries.codes import Code, DenseCode, SparseCode
 from sae.dictionaries.sae import SAEConfig
 from sae.dictionaries.untied import CLIP, ENCODER_START, Untied
 from sae.errors import ConfigError
-from sae.kernels import latent_values
+from sae.kernels import Pattern, atoms_sum, backend_for, latent_values
 
 PACE = 4.0
 """How much faster than a weight a threshold's logarithm moves: theta = e^(PACE t), t is trained.
@@ -31,6 +31,7 @@ takes 3,000 steps at 1e-3. The published runs have a hundred thousand; runs here
 """
 PULL = 3e-6
 """Weight of the term for dead latents."""
+_ROWS = 256  # of a batch, whose pre-activations the backward pass goes through at once
 
 
 @register("jumprelu")
@@ -95,12 +96,12 @@ class JumpReLU(Untied):
     def _pre(self, x: Tensor) -> tuple[Code, Tensor]:
         """Pre-activations of all that fires or is within reach of the kernel, and thresholds."""
         centred, rows, bias = self.encoder_terms(x)
-        theta = self.thresholds()
-        reach = (bias - theta + self.bandwidth / 2).detach()
-        with torch.no_grad():
-            pattern = self._sparse_enough(linear(centred, rows, reach))
+        theta, pre = self.thresholds(), linear(centred, rows, bias)
+        pattern = None
+        if self.kernels != "dense":
+            pattern = self._sparse_enough(pre.detach() - (theta.detach() - self.bandwidth / 2))
         if pattern is None:
-            return DenseCode(linear(centred, rows, bias)), theta
+            return DenseCode(pre), theta
         values = latent_values(centred, rows, bias, pattern)
         return SparseCode(pattern, values), theta[pattern.latents]
 
@@ -114,13 +115,21 @@ class JumpReLU(Untied):
         """Reconstruction and penalty, with the estimated gradients of the thresholds."""
         x, target = self.split(batch)
         pre, theta = self._pre(x)
-        code = self._code(pre, theta)
+        fires = self._firing(pre, theta)
+        if fires is None:
+            code = self._code(pre, theta)
+            x_hat = self.reconstruct(code, x)
+        else:  # tanh(4 f) rises by 4 where f is 0
+            at_zero = 4 * self.l0_coefficient * moment.penalty / len(x)
+            values, atoms = _JumpStep.apply(
+                pre.values, theta, self.W_dec, fires, self.bandwidth, at_zero
+            )  # pyright: ignore[reportGeneralTypeIssues]
+            code, x_hat = SparseCode(fires, values), atoms + self.base(x)
         if self.penalty == "l0":  # the value of `row_penalties`, with a gradient
-            fires: Any = _Fires.apply(pre.values, theta, self.bandwidth)
-            penalties = {"sparsity": self.l0_coefficient * pre.with_values(fires).sums()}
+            counted: Any = _Fires.apply(pre.values, theta, self.bandwidth)
+            penalties = {"sparsity": self.l0_coefficient * pre.with_values(counted).sums()}
         else:
             penalties = self.row_penalties(code)
-        x_hat = self.reconstruct(code, x)
         output = self._with_penalties(target, code, x_hat, moment, penalties)
         if self.penalty == "tanh" and moment.dead is not None:
             output.terms["pull"] = self._pull(x, moment.dead)
@@ -131,6 +140,13 @@ class JumpReLU(Untied):
         f = code.values
         counted = torch.tanh(4 * f) if self.penalty == "tanh" else (f > 0).to(f.dtype)
         return {"sparsity": self.l0_coefficient * code.with_values(counted).sums()}
+
+    def _firing(self, pre: Code, theta: Tensor) -> Pattern | None:
+        """What fires of dense float32 pre-activations, if that is little; for `penalty=tanh`."""
+        dense = isinstance(pre, DenseCode) and pre.values.dtype == self.W_dec.dtype
+        if self.kernels == "dense" or self.penalty != "tanh" or not dense:
+            return None
+        return self._sparse_enough(pre.values.detach() - theta.detach())
 
     def _pull(self, x: Tensor, dead: Tensor) -> Tensor:
         """`PULL` times what the dead latents lack to their thresholds."""
@@ -184,6 +200,44 @@ class _Jump(torch.autograd.Function):
         of_jump = theta / ctx.bandwidth * _near(pre, theta, ctx.bandwidth) * grad
         of_pre = grad * (pre > theta)
         return of_pre + of_jump if ctx.to_pre else of_pre, _like(-of_jump, theta), None, None
+
+
+class _JumpStep(torch.autograd.Function):
+    """`_Jump` and the sum of the atoms where more pairs are within reach of the kernel than fire.
+
+    What fires makes the reconstruction and the decoder's gradient; the dense product of the error
+    and the decoder is left, since every pair in reach passes its share on to the encoder. By parts
+    of the batch that stay in the cache. `at_zero`: gradient that the penalty gives an f of 0.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, pre: Tensor, theta: Tensor, W_dec: Tensor, fires: Pattern, bandwidth: float,
+        at_zero: float | Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        values = pre[fires.rows, fires.latents]
+        ctx.save_for_backward(pre, theta, W_dec, values)
+        ctx.fires, ctx.bandwidth, ctx.at_zero = fires, bandwidth, at_zero
+        return values, atoms_sum(values, W_dec, fires)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (pre, theta, W_dec, values), fires = ctx.saved_tensors, ctx.fires
+        to_values, error = grads[0] - ctx.at_zero, grads[1].contiguous()
+        places = fires.rows % _ROWS * fires.d_sae + fires.latents
+        to_pre, to_theta = torch.empty_like(pre), torch.zeros_like(theta)
+        for start in range(0, len(pre), _ROWS):
+            part, end = slice(start, start + _ROWS), min(start + _ROWS, len(pre))
+            pairs = slice(int(fires.offsets[start]), int(fires.offsets[end]))
+            of_f = (error[part] @ W_dec.T).add_(ctx.at_zero)
+            of_f.view(-1)[places[pairs]] += to_values[pairs]
+            of_jump = _near(pre[part], theta, ctx.bandwidth).mul_(of_f).mul_(theta / ctx.bandwidth)
+            to_theta -= of_jump.sum(0)
+            torch.add(of_jump, of_f.mul_(pre[part] > theta), out=to_pre[part])
+        of_atoms = None
+        if ctx.needs_input_grad[2]:
+            of_atoms = backend_for(pre.device).latents_sum(values, error, fires)
+        return to_pre, to_theta, of_atoms, None, None, None
 
 
 class _Fires(torch.autograd.Function):

@@ -13,7 +13,7 @@ from sae.dictionaries.l1 import L1
 from sae.dictionaries.sae import SAEConfig
 from sae.dictionaries.untied import START_BIAS
 from sae.errors import ConfigError
-from sae.kernels import latent_values
+from sae.kernels import Pattern, latent_values
 
 
 @register("lista")
@@ -63,16 +63,31 @@ class Lista(L1):
         return code
 
     def _refined(self, code: Code, x: Tensor) -> Code:
-        f = code.dense()
         missed, rows = x - self.decode_code(code), self.encoder_rows
-        u = f + linear(missed, rows, self.b_enc)
-        pattern = self._sparse_enough(u)
-        if pattern is None:
-            return DenseCode(u.relu())
-        before = f[pattern.rows, pattern.latents]
-        values = before + latent_values(missed, rows, self.b_enc, pattern)
-        return SparseCode(pattern, values.relu())
+        if isinstance(code, SparseCode):
+            with torch.no_grad():
+                u = linear(missed, rows, self.b_enc)
+                u.view(-1)[_places(code.pattern)] += code.values.to(u.dtype)
+                pattern = self._sparse_enough(u)
+            if pattern is not None:
+                change = latent_values(missed, rows, self.b_enc, pattern)
+                return SparseCode(pattern, (_at(code, pattern) + change).relu())
+        return DenseCode((code.dense() + linear(missed, rows, self.b_enc)).relu())
 
     def inference_config(self) -> SAEConfig:
         """How the saved SAE encodes."""
         return replace(super().inference_config(), activation="lista", steps=self.steps)
+
+
+def _places(pattern: Pattern) -> Tensor:
+    """Of each pair in the flat [batch * d_sae]; rising."""
+    return pattern.rows * pattern.d_sae + pattern.latents
+
+
+def _at(code: SparseCode, pattern: Pattern) -> Tensor:
+    """The code at the pairs of another pattern; 0 where it has none."""
+    if not len(code.values):
+        return code.values.new_zeros(len(pattern.latents))
+    own, wanted = _places(code.pattern), _places(pattern)
+    found = torch.searchsorted(own, wanted).clamp_max(len(own) - 1)
+    return code.values[found] * (own[found] == wanted)

@@ -127,11 +127,10 @@ def _sums(
     # cuts between rows, so that each part has the same number of pairs and of rows
     work = offsets + 8 * np.arange(len(offsets))
     cuts = np.searchsorted(work, np.linspace(0, work[-1], parts + 1))
-    more = (values[:0], matrix) if more_values is None or more_matrix is None else (
-        more_values, more_matrix
-    )  # fmt: skip
-    terms = (_array(term) for term in (values, matrix, *more))
-    _weighted_sums(*terms, offsets, indices, cuts, out.numpy())
+    if more_values is None or more_matrix is None:
+        more_values, more_matrix = values[:0], matrix
+    first, second = (_array(values), _array(matrix)), (_array(more_values), _array(more_matrix))
+    _weighted_sums(*first, *second, offsets, indices, cuts, out.numpy())
 
 
 def normalize_rows(weight: np.ndarray, out: np.ndarray, shortest: float) -> np.ndarray:
