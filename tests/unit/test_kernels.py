@@ -228,7 +228,8 @@ def test_sparse_and_dense_codes_fire_apart_only_within_rounding(word):
     # the rounding of 24 products and their sum, of the threshold and of its subtraction
     assert ((pre - border).abs() <= 30 * eps * (size + 1))[apart].all()
     assert not apart[1:].any()
-    torch.testing.assert_close(*(code[1:] for code in codes))
+    # the ramp of `thresholding` multiplies rounding by 10
+    torch.testing.assert_close(*(code[1:] for code in codes), rtol=1e-5, atol=5e-5)
 
 
 def test_jumprelu_steps_by_what_fires_where_more_is_within_reach():
@@ -263,9 +264,9 @@ def test_selecting_in_bfloat16_ends_at_the_same_dictionary(word):
         error = (x - dictionary.decode_code(code)).square().sum() / (x - x.mean(0)).square().sum()
         ends.append((error.item(), code.l0().double().mean().item()))
     (fvu, l0), (other_fvu, other_l0) = ends
-    # two float32 runs of `thresholding` that differ in rounding alone end 0.3 % apart on these 8,192
-    # vectors, and 1 % on 128 of them; JumpReLU's thresholds learn from the few values near
-    # them, which rounding moves in and out of reach: two such runs end farther apart.
+    # float32 runs of `thresholding` that differ in rounding alone end 0.3 % apart on these 8,192
+    # vectors, and 1 % on 128 of them; JumpReLU's thresholds learn from the few values near them,
+    # which rounding moves in and out of reach: two such runs end farther apart.
     rel = 0.15 if word == "jumprelu" else 0.03
     assert other_fvu == pytest.approx(fvu, rel=rel)
     assert other_l0 == pytest.approx(l0, rel=rel)
