@@ -14,6 +14,7 @@ from torch import Tensor
 from sae.artifacts.format import Format
 from sae.dictionaries.sae import SAE, WITH_THRESHOLD, SAEConfig
 from sae.errors import ArtifactError, ConfigError
+from sae.intact import require_content
 from sae.provenance import write_json
 
 NAME = "lightning-sae"
@@ -113,6 +114,7 @@ def _find(path: Path) -> Path:
 
 
 def _read_config(file: Path) -> dict:
+    require_content(file, ArtifactError)
     try:
         content = json.loads(file.read_text())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -160,6 +162,7 @@ def _read_weights(file: Path, checksum: str, names: tuple[str, ...]) -> dict[str
 
 
 def _checksum(file: Path) -> str:
+    require_content(file, ArtifactError)
     with file.open("rb") as stream:
         digest = sha256()
         while block := stream.read(1 << 20):
