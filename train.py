@@ -85,7 +85,7 @@ def train(
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
     from callbacks.build import build_loggers
-    from callbacks.checkpoint import checkpoint_file, read_checkpoint
+    from callbacks.checkpoint import check_unchanged, checkpoint_file, read_checkpoint
     from callbacks.manifest import Manifest
     from callbacks.trainer import build_trainer, quiet_lightning
     from sae.activations.build import build_source
@@ -110,6 +110,8 @@ def train(
     source = build_source(config["activations"], config["lm"], config["corpus"], device)
     check_evals(config["eval"], ctx_of(source), offers_of(source))
     check_fits(plan_runs([config]), Machine.here(device))
+    checkpoint = read_checkpoint(run_dir)
+    check_unchanged(checkpoint, source)
     seeds = {"seed": config["seed"], "activations.seed": config["activations"]["seed"]}
     manifest = Manifest(run_dir / "manifest.json", config, seeds)
     with manifest.stage("harvest"):
@@ -118,7 +120,6 @@ def train(
         return _fit(config, run_dir, source, manifest, device)
     data = build_data(config, source)
     module = build_module(config, data)
-    checkpoint = read_checkpoint(run_dir)
     start = 0 if checkpoint is None else int(checkpoint["global_step"])
     if rank_zero_only.rank == 0:
         save_config(run_dir, config)
