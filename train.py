@@ -100,6 +100,7 @@ def train(
         resolve_device,
         resolve_dtypes,
     )
+    from sae.training.predictions import check_predictions
     from sae.training.ranks import part
 
     quiet_lightning()
@@ -116,6 +117,7 @@ def train(
     manifest = Manifest(run_dir / "manifest.json", config, seeds)
     with manifest.stage("harvest"):
         source.prepare()
+    check_predictions(source, config)
     if _fitted(config):
         return _fit(config, run_dir, source, manifest, device)
     data = build_data(config, source)
@@ -213,8 +215,15 @@ def _finished(run_dir: Path, config: Mapping[str, Any]) -> dict[str, Any] | None
     file = run_dir / "results.json"
     if not file.exists():
         return None
-    results = json.loads(file.read_text())
-    if _fitted(config) or results["training"]["epochs"] >= config["epochs"]:
+    try:
+        results = json.loads(file.read_text())
+        epochs = results["training"]["epochs"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{file} is damaged ({error!r}). Delete it: the run is then finished from its "
+            "checkpoint, or choose another run_dir."
+        ) from None
+    if _fitted(config) or epochs >= config["epochs"]:
         if not (run_dir / "report.html").exists():
             from sae.reports import write_report
 
@@ -320,7 +329,8 @@ def main(composed: DictConfig) -> Any:
         # the other jobs of the sweep go on; the program's exit status tells in the end
         run_dir.mkdir(parents=True, exist_ok=True)
         text = str(error) if isinstance(error, SAEError) else traceback.format_exc()
-        (run_dir / "error.txt").write_text(f"{type(error).__name__}: {text}\n")
+        told = f"{type(error).__name__}: {text}\n"
+        (run_dir / "error.txt").write_text(told, encoding="utf-8")
         log.error("Job %s failed: %s: %s", job.job.num, type(error).__name__, text)
         return None
 

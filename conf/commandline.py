@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -182,6 +183,7 @@ def as_sweep(arguments: Sequence[str]) -> list[str]:
 
 def run_program(config_name: str, program: Any) -> None:
     """Run a Hydra main with errors that a user can read, and no traceback for theirs."""
+    _require_utf8()
     try:
         if config_name == "train":
             sys.argv[1:] = as_sweep(sys.argv[1:])
@@ -216,6 +218,16 @@ def resolve(configs: Sequence[dict[str, Any]], hand_down: bool = False) -> None:
         resolve_dtypes(config)
     if hand_down:
         dtypes.hand_down()
+
+
+def _require_utf8() -> None:
+    """Start again in Python's UTF-8 mode where the locale is another.
+
+    Paths of the command line and of configurations would not be those on the disk otherwise.
+    """
+    if sys.getfilesystemencoding().lower() not in ("utf-8", "utf8"):
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def fail(error: SAEError) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sae.errors import ArtifactError
@@ -34,6 +34,14 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
         return load_file(existing(file))
     except safetensors.SafetensorError as error:
         raise ArtifactError(f"{file} is no safetensors file ({error}). Copy it again.") from error
+
+
+def write_safetensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Write tensors, readable for whom the umask allows; the library writes mode 0600."""
+    save_file(dict(tensors), file)
+    umask = os.umask(0)
+    os.umask(umask)
+    file.chmod(0o666 & ~umask)
 
 
 def read_torch(file: Path, stand_ins: Sequence[tuple[Any, str]] = ()) -> Any:

@@ -8,9 +8,10 @@ from hashlib import sha256
 from pathlib import Path
 
 import safetensors
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from sae.artifacts.files import write_safetensors
 from sae.artifacts.format import Format
 from sae.dictionaries.sae import SAE, WITH_THRESHOLD, SAEConfig
 from sae.errors import ArtifactError, ConfigError
@@ -51,7 +52,7 @@ def save_sae(folder: str | Path, sae: SAE) -> Path:
     try:
         names = _tensors(sae.config.activation, sae.W_skip is not None)
         tensors = {name: getattr(sae, name).detach().cpu().contiguous() for name in names}
-        save_file(tensors, new / WEIGHTS_FILE)
+        write_safetensors(tensors, new / WEIGHTS_FILE)
         write_json(
             new / CONFIG_FILE,
             {

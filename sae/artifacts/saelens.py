@@ -4,10 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
-from sae.artifacts.files import read_json, read_safetensors, reject_others, taken, whole
+from sae.artifacts.files import (
+    read_json,
+    read_safetensors,
+    reject_others,
+    taken,
+    whole,
+    write_safetensors,
+)
 from sae.artifacts.folding import Weights, fold, gated, require, tensors_of
 from sae.artifacts.format import Format
 from sae.artifacts.places import Place, described, ends_of, hook_of, place_of, point_of
@@ -82,7 +88,7 @@ def save(folder: Path, sae: SAE) -> None:
     tensors = tensors_of(sae, subtracts_b_dec=False)
     if sae.W_skip is not None:
         tensors["W_skip"] = tensors["W_skip"].T.contiguous()
-    save_file(tensors, folder / WEIGHTS)
+    write_safetensors(tensors, folder / WEIGHTS)
     metadata = {
         "sae_lens_version": FORMAT_OF,
         "sae_lens_training_version": None,

