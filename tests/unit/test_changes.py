@@ -42,7 +42,7 @@ def lm(tiny_lm, tmp_path):
 @pytest.fixture
 def text(tmp_path):
     file = tmp_path / "text.txt"
-    file.write_text("\n\n".join(f"the paragraph {i} of {i * i}, " * 5 for i in range(400)))
+    file.write_text("\n\n".join(f"the paragraph {i} of {i * i}, " * 5 for i in range(1500)))
     return file
 
 
