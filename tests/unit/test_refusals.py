@@ -5,7 +5,6 @@ import pwd
 import stat
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -200,6 +199,7 @@ def test_whole_numbers_of_evaluations_may_be_0():
 
 
 def test_the_table_shows_a_dash_where_there_is_no_interval(capsys):
+    from sae.evals.base import Estimate, EvalResult
     from sae.reports.summary import print_results, print_summary
 
     known = {"value": 0.5, "low": 0.25, "high": 0.75}
@@ -210,9 +210,8 @@ def test_the_table_shows_a_dash_where_there_is_no_interval(capsys):
     out = capsys.readouterr().out
     assert "0.25 to 0.75" in out
     assert "– to –" not in out
-    result = SimpleNamespace(tokens={"vectors": 3}, metrics={
-        name: SimpleNamespace(**estimate) for name, estimate in metrics.items()
-    })  # fmt: skip
+    estimates = {name: Estimate(**estimate) for name, estimate in metrics.items()}
+    result = EvalResult("core", estimates, {"vectors": 3})
     print_results({"core": result}, "run")
     out = capsys.readouterr().out
     assert "0.25 to 0.75" in out
