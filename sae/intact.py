@@ -21,7 +21,9 @@ def is_hidden(name: str) -> bool:
         ...  not is_hidden(name)]
         ['a.txt']
     """
-    return name.startswith((".", "~$", "#")) or name.endswith("~") or name in _FOLDERS
+    saved_by_emacs = len(name) > 1 and name[0] == name[-1] == "#"
+    hidden = name.startswith((".", "~$")) or name.endswith("~") or saved_by_emacs
+    return hidden or name in _FOLDERS
 
 
 def visible(paths: Iterable[Path], folder: Path) -> Iterator[Path]:

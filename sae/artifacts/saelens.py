@@ -131,7 +131,7 @@ def _looks_like(path: Path) -> bool:
 def _weights(config: Mapping[str, Any], tensors: dict[str, Tensor], file: Path) -> Weights:
     word = config.get("architecture", "standard")
     k = config.get("k", (config.get("activation_fn_kwargs") or {}).get("k"))
-    function = config.get("activation_fn_str", config.get("activation_fn", "relu"))
+    function = config.get("activation_fn_str") or config.get("activation_fn") or "relu"
     if word == "standard" and function == "topk":
         word = "topk"
     elif function != "relu" and (word, function) != ("topk", "topk"):

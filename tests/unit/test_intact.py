@@ -27,16 +27,18 @@ def test_hidden_text_is_not_read(tmp_path, suffix):
     (tmp_path / f"a.{suffix}").write_text(content("seen"))
     corpus = corpus_of("text" if suffix == "txt" else "jsonl", tmp_path)
     before = corpus.identity()
-    for folder in (".ipynb_checkpoints", ".git", "__MACOSX", "sub/.cache"):
+    for folder in (".ipynb_checkpoints", ".git", "__MACOSX", "sub/.cache", "#sub#"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / f"a.{suffix}").write_text(content("hidden"))
-    for name in (f"._a.{suffix}", f".a.{suffix}", f"~$a.{suffix}", f"#a.{suffix}"):
+    for name in (f"._a.{suffix}", f".a.{suffix}", f"~$a.{suffix}"):
         (tmp_path / name).write_bytes(b"\0\5\x16\7")
     for name in (f"a.{suffix}~", f".a.{suffix}.swp", "Thumbs.db", ".DS_Store", f"#a.{suffix}#"):
         (tmp_path / name).write_bytes(b"\0\5\x16\7")
     os.symlink("user@machine.123", tmp_path / f".#a.{suffix}")  # how Emacs locks
     assert list(corpus.documents()) == ["seen"]
     assert corpus.identity() == before
+    (tmp_path / f"#1.{suffix}").write_text(content("a name like another"))
+    assert sorted(corpus.documents()) == ["a name like another", "seen"]
 
 
 def test_a_hidden_folder_may_hold_the_whole_text(tmp_path):
@@ -85,7 +87,7 @@ def test_hidden_activations_are_not_read(tmp_path):
     from sae.activations.folder import FolderActivations
 
     np.save(tmp_path / "a.npy", np.ones((40, 3), "f4"))
-    for name in ("._a.npy", ".a.npy", ".~a.npy", "#a.npy"):
+    for name in ("._a.npy", ".a.npy", ".~a.npy", "~$a.npy"):
         (tmp_path / name).write_bytes(b"\0\5\x16\7")
     (tmp_path / ".ipynb_checkpoints").mkdir()
     assert sum(FolderActivations(tmp_path).num_rows.values()) == 40

@@ -141,7 +141,7 @@ def test_an_index_that_names_absent_files(tiny_lm, tmp_path):
 
 def test_hidden_files_do_not_make_another_lm(saved):
     before = source_of(saved).identity()
-    for name in ("._model.safetensors", ".config.json", "~$vocab.txt", "#merges.txt"):
+    for name in ("._model.safetensors", ".config.json", "~$vocab.txt", ".merges.txt.swp"):
         (saved / name).write_bytes(b"\0\5\x16\7")
     assert source_of(saved).identity() == before
     source_of(saved).load()
