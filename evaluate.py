@@ -97,6 +97,7 @@ def evaluate(
     # before the harvest, which may take long
     build.check_evals(evals, build.ctx_of(source), build.offers_of(source))
     build.prepare_test(source)
+    _warn_of_changes(run, sae, source)
     foreign.check_width(sae, source.split("test"))
     results = build.run_evals(sae, source, evals, device)
     for word, file in _save(results, folder, sae, source).items():
@@ -151,11 +152,23 @@ def evaluate_together(
     together.check(evals, sources)
     for source in sources:
         build.prepare_test(source)
+    for run, sae, source in zip(runs, saes, sources, strict=True):
+        _warn_of_changes(run, sae, source)
     results = together.run(saes, sources, evals, device)
     _save(results, folder, saes[0], sources[0])
     if left_out := sorted(set(evals) - set(results)):
         log.info("left out: %s (they measure one SAE at a time)", ", ".join(left_out))
     return results
+
+
+def _warn_of_changes(run: str | Path, sae: "SAE", source: "ActivationSource") -> None:
+    from sae.evals.changes import changed, key_of
+
+    for what in changed(sae, source):
+        log.warning(
+            "%s was trained on other files: %s changed since. Results are not the run's own; their "
+            "names end in changed-%s.", run, what, key_of(source),
+        )  # fmt: skip
 
 
 def _save(

@@ -85,7 +85,7 @@ def train(
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
     from callbacks.build import build_loggers
-    from callbacks.checkpoint import checkpoint_file, read_checkpoint
+    from callbacks.checkpoint import check_unchanged, checkpoint_file, read_checkpoint
     from callbacks.manifest import Manifest
     from callbacks.trainer import build_trainer, quiet_lightning
     from sae.activations.build import build_source
@@ -100,6 +100,7 @@ def train(
         resolve_device,
         resolve_dtypes,
     )
+    from sae.training.predictions import check_predictions
     from sae.training.ranks import part
 
     quiet_lightning()
@@ -110,15 +111,17 @@ def train(
     source = build_source(config["activations"], config["lm"], config["corpus"], device)
     check_evals(config["eval"], ctx_of(source), offers_of(source))
     check_fits(plan_runs([config]), Machine.here(device))
+    checkpoint = read_checkpoint(run_dir)
+    check_unchanged(checkpoint, source)
     seeds = {"seed": config["seed"], "activations.seed": config["activations"]["seed"]}
     manifest = Manifest(run_dir / "manifest.json", config, seeds)
     with manifest.stage("harvest"):
         source.prepare()
+    check_predictions(source, config)
     if _fitted(config):
         return _fit(config, run_dir, source, manifest, device)
     data = build_data(config, source)
     module = build_module(config, data)
-    checkpoint = read_checkpoint(run_dir)
     start = 0 if checkpoint is None else int(checkpoint["global_step"])
     if rank_zero_only.rank == 0:
         save_config(run_dir, config)
@@ -212,8 +215,15 @@ def _finished(run_dir: Path, config: Mapping[str, Any]) -> dict[str, Any] | None
     file = run_dir / "results.json"
     if not file.exists():
         return None
-    results = json.loads(file.read_text())
-    if _fitted(config) or results["training"]["epochs"] >= config["epochs"]:
+    try:
+        results = json.loads(file.read_text())
+        epochs = results["training"]["epochs"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{file} is damaged ({error!r}). Delete it: the run is then finished from its "
+            "checkpoint, or choose another run_dir."
+        ) from None
+    if _fitted(config) or epochs >= config["epochs"]:
         if not (run_dir / "report.html").exists():
             from sae.reports import write_report
 
@@ -319,7 +329,8 @@ def main(composed: DictConfig) -> Any:
         # the other jobs of the sweep go on; the program's exit status tells in the end
         run_dir.mkdir(parents=True, exist_ok=True)
         text = str(error) if isinstance(error, SAEError) else traceback.format_exc()
-        (run_dir / "error.txt").write_text(f"{type(error).__name__}: {text}\n")
+        told = f"{type(error).__name__}: {text}\n"
+        (run_dir / "error.txt").write_text(told, encoding="utf-8")
         log.error("Job %s failed: %s: %s", job.job.num, type(error).__name__, text)
         return None
 

@@ -2,8 +2,8 @@
 
 import logging
 import os
-import pickle
 import signal
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,7 +13,11 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks.interruption import Interrupted, handling, stop
+from sae.activations.contexts import ContextDataModule
+from sae.activations.datamodule import ActivationDataModule, check_same_data
+from sae.activations.sources import ActivationSource
 from sae.errors import ArtifactError
+from sae.intact import require_content
 from sae.lockstep import Stopped
 from sae.training.ranks import any_rank
 
@@ -34,13 +38,27 @@ def read_checkpoint(run_dir: Path) -> dict[str, Any] | None:
     file = checkpoint_file(run_dir)
     if not file.exists():
         return None
+    require_content(file, ArtifactError)
     try:
         return torch.load(file, weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+    except Exception as error:  # bytes that are no checkpoint can raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ArtifactError(
-            f"{file} is damaged ({str(error).splitlines()[0]}). Delete it to train from the start, "
-            "or choose another run_dir."
+            f"{file} is damaged ({reason}). Delete it to train from the start, or choose another "
+            "run_dir."
         ) from None
+
+
+def check_unchanged(checkpoint: Mapping[str, Any] | None, source: ActivationSource) -> None:
+    """Refuse to continue on other activations, before they are harvested.
+
+    Raises:
+        StoreError: If the LM, the text or the folder behind them changed since.
+    """
+    names = (kind.__qualname__ for kind in (ActivationDataModule, ContextDataModule))
+    state = next((checkpoint[name] for name in names if checkpoint and name in checkpoint), None)
+    if state is not None:
+        check_same_data(state["data"], source)
 
 
 class LastCheckpoint(Checkpoint):

@@ -76,7 +76,7 @@ class DeadFeatures(L.Callback):
             return
         values: dict[str, Any] = self._firing.compute()
         log_values(pl_module, {f"val/{name}": values[name] for name in ("silent", "dense")})
-        self.histogram = firing_histogram(values["frequencies"])
+        self.histogram = firing_histogram(self._firing.frequencies)
         for logger in trainer.loggers:
             if isinstance(logger, HistogramLogger):
                 logger.log_firing_histogram(self.histogram, trainer.global_step)

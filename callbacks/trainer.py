@@ -1,6 +1,7 @@
 """Lightning's trainer, as a run of this project needs it."""
 
 import logging
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,13 +10,17 @@ from typing import Any
 import lightning as L
 from lightning.fabric.utilities.rank_zero import rank_zero_only  # sets levels of logging, too
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from callbacks.build import build_watchers
 from callbacks.checkpoint import LastCheckpoint, checkpoint_file
 from callbacks.manifest import Manifest
 from callbacks.progress import TrainingProgress
 from sae.activations.datamodule import ActivationDataModule
-from sae.training.build import gradient_clip, num_processes
+from sae.training.build import check_processes, gradient_clip, num_processes
+
+_INTERACTIVE = ("bash", "interactive")
+"""Jobs whose variables Lightning does not read."""
 
 
 def build_trainer(
@@ -59,7 +64,28 @@ def build_trainer(
         ],
         enable_model_summary=False,
         default_root_dir=run_dir,
+        plugins=_processes(settings),
     )
+
+
+def _processes(settings: Mapping[str, Any]) -> list[Any]:
+    """Who starts the processes, where Slurm's variables mislead Lightning.
+
+    Inside a job of several tasks a program that was started without srun is one process, whatever
+    SLURM_NTASKS says; Lightning would refuse, or wait for the others.
+
+    Raises:
+        ConfigError: If srun started another number of processes than the settings mean.
+    """
+    if "SLURM_NTASKS" not in os.environ or os.environ.get("SLURM_JOB_NAME") in _INTERACTIVE:
+        return []
+    if "SLURM_STEP_ID" not in os.environ:
+        if settings.get("num_nodes", 1) > 1:
+            check_processes(1, settings)
+        return [LightningEnvironment()]
+    check_processes(int(os.environ["SLURM_NTASKS"]), settings)
+    os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(settings["devices"]))  # Lightning reads it
+    return []
 
 
 def quiet_lightning() -> None:

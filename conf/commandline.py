@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -18,7 +19,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from conf.claims import claimed
 from conf.fields import shown
+from conf.quoting import how_to_quote
 from conf.runs import continued
 from conf.schema import check, options, reject_untrained, several
 from sae.errors import ConfigError, SAEError
@@ -41,9 +44,10 @@ def parse(arguments: Sequence[str]) -> list[Override]:
             overrides += parser.parse_overrides([word])
         except HydraException:
             hint = " A list must not end in a comma." if word.endswith(",") else ""
+            if not hint and (quotes := how_to_quote(word)):
+                hint = f" If its value is one text, such as a path, quote it twice: {quotes}"
             raise ConfigError(
-                f"{word} cannot be read.{hint} Write key=value and quote lists: 'layer=[2,4]'. "
-                "Text with apostrophes or brackets goes into a file: corpus=text corpus.path=…"
+                f"{word} cannot be read.{hint} Write key=value and quote lists: 'layer=[2,4]'."
             ) from None
     return overrides
 
@@ -122,10 +126,7 @@ def check_command_line(config_name: str, arguments: Sequence[str]) -> list[dict[
     overrides = parse(flags.overrides)
     own = [o for o in overrides if not o.key_or_group.startswith("hydra")]
     first = _compose(config_name, tuple(jobs(own)[0]))
-    mode = first.hydra.mode or next(
-        (o.value() for o in overrides if o.key_or_group == "hydra.mode"), None
-    )
-    multirun = flags.multirun or (mode is not None and "MULTIRUN" in str(mode))
+    multirun = _is_multirun(flags, first)
     _check_folders(own, multirun)
     swept = [o.input_line for o in own if o.is_sweep_override()]
     if swept and not multirun:
@@ -182,6 +183,7 @@ def as_sweep(arguments: Sequence[str]) -> list[str]:
 
 def run_program(config_name: str, program: Any) -> None:
     """Run a Hydra main with errors that a user can read, and no traceback for theirs."""
+    _require_utf8()
     try:
         if config_name == "train":
             sys.argv[1:] = as_sweep(sys.argv[1:])
@@ -191,8 +193,10 @@ def run_program(config_name: str, program: Any) -> None:
         if configs and configs[0].get("plan"):
             given = names_of(parse(get_args_parser().parse_args(sys.argv[1:]).overrides))
             _show_plan(configs, together="launcher=ensemble" in given)
-        else:
-            program()
+            return
+        if configs and config_name == "train":
+            sys.argv[1:] = _in_own_folder(sys.argv[1:], configs[0])
+        program()
     except SAEError as error:
         fail(error)
 
@@ -216,10 +220,28 @@ def resolve(configs: Sequence[dict[str, Any]], hand_down: bool = False) -> None:
         dtypes.hand_down()
 
 
+def _require_utf8() -> None:
+    """Start again in Python's UTF-8 mode where the locale is another.
+
+    Paths of the command line and of configurations would not be those on the disk otherwise.
+    """
+    if sys.getfilesystemencoding().lower() not in ("utf-8", "utf8"):
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def fail(error: SAEError) -> None:
     """Print the error and leave with status 1."""
     sys.stderr.write(f"{type(error).__name__}: {error}\n")
     raise SystemExit(1)
+
+
+def _in_own_folder(arguments: Sequence[str], config: Mapping[str, Any]) -> list[str]:
+    """The command line of train.py with a new folder, unless it names one."""
+    flags = get_args_parser().parse_args(list(arguments))
+    own = [o for o in parse(flags.overrides) if not o.key_or_group.startswith("hydra")]
+    composed = _compose("train", tuple(jobs(own)[0]))
+    return claimed(arguments, composed, config, _is_multirun(flags, composed))
 
 
 def _show_plan(configs: Sequence[dict[str, Any]], together: bool) -> None:
@@ -235,6 +257,11 @@ _HYDRAS_OWN = (
     "hydra_help", "shell_completion", "config_path", "config_name", "config_dir",
     "experimental_rerun", "info",
 )  # fmt: skip
+
+
+def _is_multirun(flags: Any, composed: DictConfig) -> bool:
+    given = [o.value() for o in parse(flags.overrides) if o.key_or_group == "hydra.mode"]
+    return flags.multirun or "MULTIRUN" in str(composed.hydra.mode or given)
 
 
 def _check_folders(overrides: Sequence[Override], multirun: bool) -> None:

@@ -61,7 +61,11 @@ class SweepCallback(Callback):
         if (folder / "sweep.csv").exists():
             log.info("Table and plot of the sweep: %s", folder / "sweep.csv")
         for file in failed:
-            log.error("Job %s failed: %s", file.parent.name, file.read_text().splitlines()[0])
+            log.error(
+                "Job %s failed: %s",
+                file.parent.name,
+                file.read_text(encoding="utf-8").splitlines()[0],
+            )
         if failed:
             raise SystemExit(1)
 

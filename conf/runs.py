@@ -41,7 +41,7 @@ def saved_config(run_dir: Path) -> dict[str, Any] | None:
         return None
     try:
         config = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path} is damaged ({error}). Choose another run_dir.") from None
     if not isinstance(config, dict) or "sae" not in config:
         raise ArtifactError(f"{path} is not the configuration of a run. Choose another run_dir.")

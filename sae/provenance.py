@@ -13,6 +13,8 @@ from pathlib import Path
 
 import platformdirs
 
+from sae.errors import ConfigError
+
 _PACKAGES = (
     "lightning-sae", "torch", "lightning", "transformers", "torchmetrics", "zarr", "hydra-core",
     "numpy", "wandb",
@@ -20,9 +22,37 @@ _PACKAGES = (
 
 
 def cache_dir() -> Path:
-    """Folder for LMs, texts and activations: `$SAE_CACHE` or the user's cache directory."""
+    """Folder for LMs, texts and activations: `$SAE_CACHE` or the user's cache directory.
+
+    Raises:
+        ConfigError: If neither is known: a user without an entry and without HOME.
+    """
     given = os.environ.get("SAE_CACHE")
-    return Path(given).expanduser() if given else Path(platformdirs.user_cache_dir("lightning-sae"))
+    try:
+        folder = Path(given or platformdirs.user_cache_dir("lightning-sae")).expanduser()
+    except (RuntimeError, KeyError):
+        folder = Path("~")
+    if "~" in folder.parts[:2] or not (given or folder.is_absolute()):
+        raise ConfigError(
+            "There is no home directory for the cache: HOME is not set, and the system does not "
+            "know this user. Set SAE_CACHE to a folder that you can write to."
+        )
+    return folder
+
+
+def make_cache_dir(folder: Path) -> None:
+    """Make a folder of the cache.
+
+    Raises:
+        ConfigError: If that cannot be; names SAE_CACHE.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"The cache cannot be written: {folder} ({error.strerror}). Set SAE_CACHE to a folder "
+            "that you can write to."
+        ) from error
 
 
 def content_key(identity: Mapping[str, object]) -> str:

@@ -235,14 +235,11 @@ class ActivationDataModule(LightningDataModule):
             if name == "epochs" and self.epochs >= int(str(then)):
                 continue
             if value != then:
-                error, what = (
-                    (StoreError, "the key of the activations")
-                    if name == "data"
-                    else (ConfigError, name)
-                )
-                raise error(
-                    f"This run cannot continue the checkpoint: {what} was {then} and is {value} "
-                    "now. Give the value of then, or start a new run."
+                if name == "data":
+                    check_same_data(str(then), self.source)
+                raise ConfigError(
+                    f"This run cannot continue the checkpoint: {name} was {then} and is {value} "
+                    "now. Restore the old value, or start a new run."
                 )
 
     def _in_order(self, split: Split) -> "Batches":
@@ -260,6 +257,20 @@ class ActivationDataModule(LightningDataModule):
         if self.trainer is None:
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
+
+
+def check_same_data(then: str, source: ActivationSource) -> None:
+    """Compare the key that activations had in a checkpoint with the one they have now.
+
+    Raises:
+        StoreError: If it is another.
+    """
+    if (now := source.describe()["key"]) != then:
+        raise StoreError(
+            f"This run cannot continue: its activations had the key {then}, those that are there "
+            f"now have {now}. The LM, the text or the folder of activations changed since. Restore "
+            "what was there, or start a new run."
+        )
 
 
 @dataclass

@@ -14,6 +14,7 @@ from torch import Tensor
 from sae.activations.cache import DAMAGE
 from sae.activations.store import open_foreign_zarr
 from sae.errors import StoreError
+from sae.intact import require_content, visible
 
 _KINDS = ".npy, .pt, .safetensors, .zarr"
 
@@ -34,13 +35,13 @@ def find_files(path: Path) -> list[Path]:
     Raises:
         StoreError: If there is none.
     """
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         raise StoreError(f"{path} does not exist. Give a folder of activations ({_KINDS}).")
-    if path.is_file() or _is_zarr(path):
+    if not path.is_dir() or _is_zarr(path):
         return [path]
     found = sorted(
         file
-        for file in path.iterdir()
+        for file in visible(path.iterdir(), path)
         if file.suffix in (".npy", ".pt", ".safetensors") or _is_zarr(file)
     )
     if not found:
@@ -59,6 +60,8 @@ def open_part(path: Path) -> Part:
     Raises:
         StoreError: If it is damaged, or of another kind, shape or dtype than [rows d_in] floats.
     """
+    if not _is_zarr(path):
+        require_content(path, StoreError)
     opener = _open_zarr if path.is_dir() else _OPENERS.get(path.suffix)
     if opener is None:
         refuse_file(path, f"is of no known kind ({_KINDS})")

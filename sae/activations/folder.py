@@ -1,5 +1,6 @@
 """Activations that are yours already: a tensor in memory, or a folder of files."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -16,6 +17,10 @@ from sae.progress import progress
 from sae.provenance import cache_dir, content_key
 from sae.types import Split
 
+_LARGEST = math.sqrt(torch.finfo(torch.float32).max)
+_SMALLEST = 1e-15
+"""Lengths of rows whose squares float32 holds, the smaller with digits to spare."""
+
 
 class OwnRows:
     """A range of the rows of some parts, taken one after the other: `Rows`."""
@@ -31,7 +36,7 @@ class OwnRows:
         """Read all rows once, and check them.
 
         Raises:
-            StoreError: If a value is not finite; names the file and the row.
+            StoreError: If a value is not finite or too large; names the file and the row.
         """
         if self._stats is None:
             self._stats = self._measured()
@@ -47,10 +52,20 @@ class OwnRows:
             for i in range(self.num_chunks):
                 rows = self.read(i)
                 if not all_finite(rows):
-                    self._refuse_row(i, rows)
+                    self._refuse_row(i, ~torch.isfinite(rows), "holds NaN or infinite values")
+                sizes = rows.abs()
+                if float(largest := sizes.max()) > _LARGEST / math.sqrt(self.d_in):
+                    what = f"holds {float(largest):.3g}, whose square float32 cannot hold,"
+                    self._refuse_row(i, sizes == largest, what)
                 running.update(rows)
                 advance(len(rows))
-        return running.result()
+        stats = running.result()
+        if self.num_rows and 0 < stats.norm_quantiles["max"] < _SMALLEST:
+            raise StoreError(
+                f"No row of your activations is longer than {stats.norm_quantiles['max']:.3g}: "
+                "squares of such numbers vanish in float32. Multiply the activations by a constant."
+            )
+        return stats
 
     def chunk_bounds(self, i: int) -> tuple[int, int]:
         """First row of chunk `i` and the row after its last."""
@@ -75,12 +90,11 @@ class OwnRows:
     def documents(self, i: int) -> None:
         """Nothing is known about documents."""
 
-    def _refuse_row(self, i: int, rows: Tensor) -> NoReturn:
-        bad = int((~torch.isfinite(rows)).any(dim=1).nonzero()[0])
-        row = self._start + self.chunk_bounds(i)[0] + bad
+    def _refuse_row(self, i: int, wrong: Tensor, what: str) -> NoReturn:
+        row = self._start + self.chunk_bounds(i)[0] + int(wrong.any(dim=1).nonzero()[0])
         for part in self._parts:
             if row < part.num_rows:
-                refuse_file(part.path, f"holds NaN or infinite values in row {row}")
+                refuse_file(part.path, f"{what} in row {row}")
             row -= part.num_rows
         raise AssertionError("the row lies in no part")
 

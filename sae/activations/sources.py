@@ -169,6 +169,7 @@ class LMActivations:
             "test_fraction": train.test_fraction,
             "keep_first": train.keep_first,
             "stores": stores,
+            "identities": {"lm": content_key(train.lm), "corpus": content_key(train.corpus)},
         }
 
     def _missing(self, name: Split) -> bool:

@@ -11,6 +11,7 @@ arithmetic. A chunk is one file; the number of files and their size follow from 
 ends in a crc32c: zarr alone would return zeros for a missing file and flipped bytes as they are.
 """
 
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -300,11 +301,24 @@ def open_foreign_zarr(path: Path) -> zarr.Array:
     """
     try:
         array = zarr.open_array(path, mode="r")
-        missing = array.nchunks - array.nchunks_initialized
+        # A file holds a chunk, or a shard of them; zarr counts those of a shard beyond the array's
+        # end, too. Chunks that a shard leaves out are zeros, as their writer meant them.
+        per_file = 1 if array.shards is None else math.prod(
+            shard // chunk for shard, chunk in zip(array.shards, array.chunks, strict=True)
+        )  # fmt: skip
+        files = math.prod(
+            -(-size // part)
+            for size, part in zip(array.shape, array.shards or array.chunks, strict=True)
+        )
+        missing = files - array.nchunks_initialized // per_file
     except DAMAGE as error:
         raise StoreError(f"{path} is no readable zarr array ({error}).") from error
     if missing:
-        raise StoreError(f"{path} lacks {missing} of its {array.nchunks} chunks. Write them again.")
+        what = "shards" if array.shards else "chunks"
+        raise StoreError(
+            f"{path} lacks {missing} of its {files} {what}. Write them again. If they hold zeros "
+            "only, zarr left them out: write with config={'write_empty_chunks': True}."
+        )
     return array
 
 

@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae.artifacts.files import read_json, read_torch, state_of, taken, whole
+from sae.artifacts.files import (
+    read_json,
+    read_torch,
+    reject_others,
+    state_of,
+    taken,
+    whole,
+)
 from sae.artifacts.folding import Weights, fold, gated, require, tensors_of
 from sae.artifacts.format import Format
 from sae.artifacts.places import Place, described, hook_of, place_of
@@ -22,6 +29,19 @@ from sae.types import Point
 
 WEIGHTS, CONFIG = "ae.pt", "config.json"
 _ACTIVATIONS = ("relu", "topk", "jumprelu")
+_COUNTS = ("k", "threshold", "group_sizes")
+_LINEAR = ("encoder.weight", "encoder.bias", "decoder.weight")
+_TENSORS = {
+    "AutoEncoder": (*_LINEAR, "bias"),
+    "AutoEncoderNew": (*_LINEAR, "decoder.bias"),
+    "GatedAutoEncoder": ("encoder.weight", "decoder.weight", "gate_bias", "r_mag", "mag_bias",
+                         "decoder_bias"),
+    "AutoEncoderTopK": (*_LINEAR, "b_dec", *_COUNTS),
+    "BatchTopKSAE": (*_LINEAR, "b_dec", *_COUNTS),
+    "JumpReluAutoEncoder": ("W_enc", "b_enc", "W_dec", "b_dec", "threshold"),
+    "MatryoshkaBatchTopKSAE": ("W_enc", "b_enc", "W_dec", "b_dec", *_COUNTS),
+}  # fmt: skip
+"""The tensors of each class that is read."""
 
 
 def load(path: Path) -> SAE:
@@ -93,6 +113,12 @@ def _looks_like(path: Path) -> bool:
 
 def _weights(state: Mapping[str, Any], trainer: Mapping[str, Any], file: Path) -> Weights:
     word = trainer.get("dict_class") or _class_of(state)
+    if word not in (*_TENSORS, "unknown"):
+        raise ArtifactError(
+            f"{file} is of the class {word}, which is not read. Read are {', '.join(_TENSORS)}."
+        )
+    if word in _TENSORS:
+        reject_others(state, _TENSORS[word], file)
     if "W_enc" in state:
         names = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
         W_enc, b_enc, W_dec, b_dec, threshold = taken(state, names, file)

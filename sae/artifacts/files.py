@@ -3,23 +3,24 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sae.errors import ArtifactError
+from sae.intact import require_content
 
 
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file."""
     try:
-        content = json.loads(_there(file).read_text())
+        content = json.loads(existing(file).read_text())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ArtifactError(f"{file} is damaged (no JSON: {error}). Copy it again.") from error
     if not isinstance(content, dict):
@@ -30,9 +31,17 @@ def read_json(file: Path) -> dict[str, Any]:
 def read_safetensors(file: Path) -> dict[str, Tensor]:
     """The tensors in a safetensors file."""
     try:
-        return load_file(_there(file))
+        return load_file(existing(file))
     except safetensors.SafetensorError as error:
         raise ArtifactError(f"{file} is no safetensors file ({error}). Copy it again.") from error
+
+
+def write_safetensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Write tensors, readable for whom the umask allows; the library writes mode 0600."""
+    save_file(dict(tensors), file)
+    umask = os.umask(0)
+    os.umask(umask)
+    file.chmod(0o666 & ~umask)
 
 
 def read_torch(file: Path, stand_ins: Sequence[tuple[Any, str]] = ()) -> Any:
@@ -48,7 +57,7 @@ def read_torch(file: Path, stand_ins: Sequence[tuple[Any, str]] = ()) -> Any:
     Raises:
         ArtifactError: If the file asks for anything else, or is damaged.
     """
-    _there(file)
+    existing(file)
     try:
         with torch.serialization.safe_globals(list(stand_ins)):
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -82,6 +91,35 @@ def taken(state: Mapping[str, Any], names: Sequence[str], file: Path) -> list[Te
     return [state[name] for name in names]
 
 
+def reject_others(state: Mapping[str, Any], known: Collection[str], file: Path) -> None:
+    """Refuse tensors that are not read: the library that wrote them may compute with them.
+
+    Raises:
+        ArtifactError: If there is a tensor of another name than the known ones.
+    """
+    others = [n for n, value in state.items() if isinstance(value, Tensor) and n not in known]
+    if others:
+        raise ArtifactError(
+            f"{file} holds {', '.join(sorted(others))} beside {', '.join(known)}. What that does "
+            "to codes or reconstructions is not known here, so that nothing is read. Fold it into "
+            "the other tensors first."
+        )
+
+
+def reject_flags(config: Mapping[str, Any], known: Collection[str], file: Path) -> None:
+    """Refuse settings that are not read and are switched on.
+
+    Raises:
+        ArtifactError: If there is a setting of another name whose value is not false, 0 or null.
+    """
+    others = [name for name, value in config.items() if value and name not in known]
+    if others:
+        raise ArtifactError(
+            f"{file}: {', '.join(f'{name}={config[name]!r}' for name in others)} is not known here "
+            f"and may change what the SAE computes. Known are {', '.join(known)}."
+        )
+
+
 def whole(config: Mapping[str, Any], name: str, file: Path) -> int:
     """A whole number of at least 1 in a configuration."""
     value = config.get(name)
@@ -113,7 +151,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _there(file: Path) -> Path:
-    if not file.is_file():
+def existing(file: Path) -> Path:
+    """The file itself; a missing one, or one without its content, is an ArtifactError."""
+    if not file.exists() and not file.is_symlink():
         raise ArtifactError(f"{file} is missing.")
+    require_content(file, ArtifactError)
     return file

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import torch
 
-from sae.artifacts import authors, dictionary_learning, native, openai, saelens, sparsify
+from sae.artifacts import (
+    authors,
+    dictionary_learning,
+    gemma_scope,
+    native,
+    openai,
+    saelens,
+    sparsify,
+)
 from sae.artifacts.files import new_folder
 from sae.artifacts.format import Format
 from sae.artifacts.hub import fetch, is_hub_id
@@ -16,7 +24,7 @@ FORMATS: dict[str, Format] = {
     format.word: format
     for format in (
         native.FORMAT, saelens.FORMAT, sparsify.FORMAT, dictionary_learning.FORMAT,
-        authors.FORMAT, openai.FORMAT,
+        gemma_scope.FORMAT, authors.FORMAT, openai.FORMAT,
     )
 }  # fmt: skip
 """In the order in which files are looked at: the house's own first."""

@@ -8,7 +8,7 @@ from sae.dictionaries.sae import SAE
 from sae.errors import ArtifactError, SourceError
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(/[\w./-]+)?")
-_PATTERNS = ("*.json", "*.safetensors", "*.pt")
+_PATTERNS = ("*.json", "*.safetensors", "*.pt", "*.npz")
 
 
 def is_hub_id(text: str) -> bool:

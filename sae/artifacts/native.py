@@ -8,12 +8,14 @@ from hashlib import sha256
 from pathlib import Path
 
 import safetensors
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from sae.artifacts.files import write_safetensors
 from sae.artifacts.format import Format
 from sae.dictionaries.sae import SAE, WITH_THRESHOLD, SAEConfig
 from sae.errors import ArtifactError, ConfigError
+from sae.intact import require_content
 from sae.provenance import write_json
 
 NAME = "lightning-sae"
@@ -50,7 +52,7 @@ def save_sae(folder: str | Path, sae: SAE) -> Path:
     try:
         names = _tensors(sae.config.activation, sae.W_skip is not None)
         tensors = {name: getattr(sae, name).detach().cpu().contiguous() for name in names}
-        save_file(tensors, new / WEIGHTS_FILE)
+        write_safetensors(tensors, new / WEIGHTS_FILE)
         write_json(
             new / CONFIG_FILE,
             {
@@ -113,6 +115,7 @@ def _find(path: Path) -> Path:
 
 
 def _read_config(file: Path) -> dict:
+    require_content(file, ArtifactError)
     try:
         content = json.loads(file.read_text())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -160,6 +163,7 @@ def _read_weights(file: Path, checksum: str, names: tuple[str, ...]) -> dict[str
 
 
 def _checksum(file: Path) -> str:
+    require_content(file, ArtifactError)
     with file.open("rb") as stream:
         digest = sha256()
         while block := stream.read(1 << 20):

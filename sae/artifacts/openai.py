@@ -4,14 +4,17 @@ from pathlib import Path
 
 import torch
 
-from sae.artifacts.files import read_torch, state_of, taken
+from sae.artifacts.files import read_torch, reject_others, state_of, taken
 from sae.artifacts.folding import Weights, fold, require, tensors_of
 from sae.artifacts.format import Format
 from sae.artifacts.places import Place, described
 from sae.dictionaries.sae import SAE
 from sae.errors import ArtifactError
+from sae.intact import visible
 
 FILE = "autoencoder.pt"
+_COUNTS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
+"""What it counts in training, and does not compute with."""
 
 
 def load(path: Path) -> SAE:
@@ -37,6 +40,7 @@ def load(path: Path) -> SAE:
         )
     names = ("encoder.weight", "latent_bias", "decoder.weight", "pre_bias")
     encoder, b_enc, decoder, b_dec = taken(state, names, file)
+    reject_others(state, (*names, *_COUNTS), file)
     weights = Weights(encoder.T, b_enc, decoder.T, b_dec, "ReLU", subtracts_b_dec=True)
     return fold(weights, described("openai", Place()), file)
 
@@ -61,7 +65,7 @@ def save(folder: Path, sae: SAE) -> None:
 
 def _file(path: Path) -> Path | None:
     if path.is_dir():
-        files = sorted(path.glob("*.pt"))
+        files = sorted(visible(path.glob("*.pt"), path))
         return files[0] if len(files) == 1 else None
     return path if path.suffix == ".pt" else None
 

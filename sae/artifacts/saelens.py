@@ -4,10 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
-from sae.artifacts.files import read_json, read_safetensors, taken, whole
+from sae.artifacts.files import (
+    read_json,
+    read_safetensors,
+    reject_others,
+    taken,
+    whole,
+    write_safetensors,
+)
 from sae.artifacts.folding import Weights, fold, gated, require, tensors_of
 from sae.artifacts.format import Format
 from sae.artifacts.places import Place, described, ends_of, hook_of, place_of, point_of
@@ -26,6 +32,18 @@ _TRANSCODERS = {"transcoder": "relu", "skip_transcoder": "relu",
 """Activations by the architecture; they never subtract b_dec, which is of the target's width."""
 
 
+_EVERY = ("W_enc", "b_enc", "W_dec", "b_dec")
+_FACTORS = ("scaling_factor", "finetuning_scaling_factor")
+"""Factors of f in x_hat: of version 2, always applied, and of 3 to 5, where the config says so."""
+_MORE = {
+    "gated": ("b_gate", "r_mag", "b_mag"), "jumprelu": ("threshold", "log_threshold"),
+    **dict.fromkeys(_BATCHTOPK, ("topk_threshold",)),
+    "skip_transcoder": ("W_skip",), "jumprelu_transcoder": ("threshold",),
+    "jumprelu_skip_transcoder": ("threshold", "W_skip"),
+}  # fmt: skip
+"""Further tensors by architecture."""
+
+
 def load(path: Path) -> SAE:
     """Read an inference SAE, or the SAE of a checkpoint.
 
@@ -40,6 +58,7 @@ def load(path: Path) -> SAE:
     about = {**config, **(config.get("metadata") or {})}
     weights = _weights(config, tensors, file)
     _apply_normalisation(weights, config, path)
+    _apply_factors(weights, about, tensors, file)
     hook = about.get("hook_name") or about.get("hook_point")
     ctx = about.get("context_size")
     # one head's activations are a part of a site
@@ -69,7 +88,7 @@ def save(folder: Path, sae: SAE) -> None:
     tensors = tensors_of(sae, subtracts_b_dec=False)
     if sae.W_skip is not None:
         tensors["W_skip"] = tensors["W_skip"].T.contiguous()
-    save_file(tensors, folder / WEIGHTS)
+    write_safetensors(tensors, folder / WEIGHTS)
     metadata = {
         "sae_lens_version": FORMAT_OF,
         "sae_lens_training_version": None,
@@ -112,14 +131,16 @@ def _looks_like(path: Path) -> bool:
 def _weights(config: Mapping[str, Any], tensors: dict[str, Tensor], file: Path) -> Weights:
     word = config.get("architecture", "standard")
     k = config.get("k", (config.get("activation_fn_kwargs") or {}).get("k"))
-    function = config.get("activation_fn_str", config.get("activation_fn", "relu"))
+    function = config.get("activation_fn_str") or config.get("activation_fn") or "relu"
     if word == "standard" and function == "topk":
         word = "topk"
-    elif word == "standard" and function != "relu":
+    elif function != "relu" and (word, function) != ("topk", "topk"):
         raise ArtifactError(
-            f"{file}: activation_fn={function!r} is not known here; relu and topk are."
+            f"{file}: activation_fn={function!r} of a {word} SAE is not known here; relu is, and "
+            "topk of a standard one."
         )
     W_enc, W_dec, b_dec = taken(tensors, ("W_enc", "W_dec", "b_dec"), file)
+    reject_others(tensors, (*_EVERY, *_FACTORS, *_MORE.get(word, ())), file)
     if word in _TRANSCODERS:
         return _transcoder(config, tensors, file)
     common = {
@@ -171,12 +192,17 @@ def _transcoder(config: Mapping[str, Any], tensors: dict[str, Tensor], file: Pat
 
 def _apply_normalisation(weights: Weights, config: Mapping[str, Any], path: Path) -> None:
     """Fold the scale of `expected_average_only_in`; refuse what depends on each input."""
-    if config.get("finetuning_scaling_factor"):
-        raise ArtifactError(f"{path}: finetuning_scaling_factor is not read. Fold it there first.")
     word = config.get("normalize_activations") or "none"
+    file = path / SCALER
+    scaler = read_json(file) if file.is_file() else {}
+    scales = scaler.get("scaling_factor") not in (None, 1)
+    if scaler.get("has_whitening") or (scales and word == "none"):
+        raise ArtifactError(
+            f"{file} whitens the input, or scales it where {CONFIG} says that nothing does. Fold "
+            "it there first, and save again."
+        )
     if word == "none":
         return
-    file = path / SCALER
     if word not in ("expected_average_only_in", True):
         raise ArtifactError(
             f"{path / CONFIG}: normalize_activations={word} changes every input before the encoder "
@@ -189,7 +215,7 @@ def _apply_normalisation(weights: Weights, config: Mapping[str, Any], path: Path
             "is not beside it. Copy it from the checkpoint, or fold the factor there "
             "(fold_activation_norm_scaling_factor) and save again."
         )
-    factor = read_json(file).get("scaling_factor")
+    factor = scaler.get("scaling_factor")
     if not isinstance(factor, int | float) or not 0 < factor < float("inf"):
         raise ArtifactError(f"{file}: scaling_factor={factor!r} must be a number above 0.")
     # x' = factor * x goes in, and what comes out is divided by it
@@ -197,6 +223,30 @@ def _apply_normalisation(weights: Weights, config: Mapping[str, Any], path: Path
     if weights.threshold is not None and weights.by_norm:
         weights.threshold = weights.threshold / factor
     weights.W_dec, weights.b_dec = weights.W_dec / factor, weights.b_dec / factor
+
+
+def _apply_factors(
+    weights: Weights, about: Mapping[str, Any], tensors: Mapping[str, Tensor], file: Path
+) -> None:
+    """Fold what a decoder multiplies f with; f and the selection of latents stay as they are."""
+    said = about.get("finetuning_scaling_factor")
+    names = [name for name in _FACTORS if name in tensors]
+    factors = {name: tensors[name] for name in names if not bool((tensors[name] == 1).all())}
+    if said and not names:
+        taken(tensors, _FACTORS[1:], file)  # says that it is missing
+    for name, factor in factors.items():
+        if said is False or (name == "finetuning_scaling_factor" and not said):
+            raise ArtifactError(
+                f"{file} holds {name} with other numbers than 1, but {CONFIG} does not say "
+                "finetuning_scaling_factor: true. Say true or false there, and with false take the "
+                "tensor out, or set it to 1."
+            )
+        if weights.by_norm or factor.shape != weights.b_enc.shape:
+            raise ArtifactError(
+                f"{file}: {name} {list(factor.shape)} cannot be folded into decoder rows by whose "
+                "length latents are selected, or is not a number for each latent. Fold it there."
+            )
+        weights.W_dec = weights.W_dec * factor[:, None].to(weights.W_dec)
 
 
 FORMAT = Format("saelens", _looks_like, load, save)

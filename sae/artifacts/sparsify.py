@@ -2,9 +2,15 @@
 
 from pathlib import Path
 
-from safetensors.torch import save_file
-
-from sae.artifacts.files import read_json, read_safetensors, taken, whole
+from sae.artifacts.files import (
+    read_json,
+    read_safetensors,
+    reject_flags,
+    reject_others,
+    taken,
+    whole,
+    write_safetensors,
+)
 from sae.artifacts.folding import Weights, fold, require, tensors_of
 from sae.artifacts.format import Format
 from sae.artifacts.places import Place, described, point_of
@@ -13,13 +19,19 @@ from sae.errors import ArtifactError
 from sae.provenance import write_json
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
+_TENSORS = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
+_READ = ("activation", "k", "signed", "transcode", "skip_connection")
+_OF_TRAINING = ("expansion_factor", "num_latents", "d_in", "normalize_decoder", "multi_topk",
+                "dtype")  # fmt: skip
+"""Settings without effect on what a trained SparseCoder computes, or told by its tensors, too."""
 
 
 def load(path: Path) -> SAE:
     """Read a SparseCoder; its folder is named after its module, for example `layers.4`.
 
     Raises:
-        ArtifactError: If it is damaged, groups latents, or is a transcoder whose decoder rows have
+        ArtifactError: If it is damaged, groups latents, has settings or tensors that are not known
+            here, or is a transcoder whose decoder rows have
             several lengths, by which its TopK does not select (`fold`).
     """
     config, file = read_json(path / CONFIG), path / WEIGHTS
@@ -27,13 +39,16 @@ def load(path: Path) -> SAE:
     word = config.get("activation", "topk")
     if word != "topk":
         raise ArtifactError(f"{path / CONFIG}: activation={word!r} is not known here; topk is.")
-    names = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
-    encoder, b_enc, W_dec, b_dec = taken(state, names, file)
+    reject_flags(config, (*_READ, *_OF_TRAINING), path / CONFIG)
+    encoder, b_enc, W_dec, b_dec = taken(state, _TENSORS, file)
     k = whole(config, "k", path / CONFIG)
     transcodes = bool(config.get("transcode"))
     skips = bool(config.get("skip_connection"))
+    reject_others(state, (*_TENSORS, *(["W_skip"] if skips else [])), file)
+    # files of mid-2024: no ReLU before the selection, which goes by size
+    activation = "abs_topk" if config.get("signed") else "topk"
     weights = Weights(
-        encoder.T, b_enc, W_dec, b_dec, "topk", "topk", subtracts_b_dec=not transcodes, k=k,
+        encoder.T, b_enc, W_dec, b_dec, "topk", activation, subtracts_b_dec=not transcodes, k=k,
         transcodes=transcodes, W_skip=taken(state, ("W_skip",), file)[0].T if skips else None,
     )  # fmt: skip
     hook = path.resolve().name
@@ -54,7 +69,7 @@ def save(folder: Path, sae: SAE) -> None:
         "W_dec": tensors["W_dec"],
         "b_dec": tensors["b_dec"],
     }
-    save_file(state, folder / WEIGHTS)
+    write_safetensors(state, folder / WEIGHTS)
     config = {
         "activation": "topk",
         "expansion_factor": max(1, sae.d_sae // sae.d_in),

@@ -271,8 +271,8 @@ def _like(name: str, value: Any, default: Any) -> Any:
             kind = "true or false" if isinstance(default, bool) else "a word"
             raise ConfigError(f"{name}={value} must be {kind}, for example {str(default).lower()}.")
     elif isinstance(default, int):
-        if not number or not float(value).is_integer() or value < 1:
-            raise ConfigError(f"{name}={value} must be a whole number of at least 1.")
+        if not number or not float(value).is_integer() or value < 0:
+            raise ConfigError(f"{name}={value} must be a whole number of at least 0.")
         return int(value)
     elif isinstance(default, float):
         if not number:

@@ -64,8 +64,6 @@ class CoreEval:
                        OTHER_DEFINITIONS if "all" in self.legacy else self.legacy,
                        layers)  # fmt: skip
         intervals = seen.reconstruction.intervals(**asdict(self.bootstrap))
-        frequencies = seen.firing.compute()["frequencies"]
-        assert isinstance(frequencies, torch.Tensor)
         return EvalResult(
             eval=self.name,
             metrics=estimates(
@@ -77,7 +75,7 @@ class CoreEval:
             ),
             tokens={"vectors": seen.reconstruction.num_rows()},
             details={
-                "firing_histogram": functional.firing_histogram(frequencies),
+                "firing_histogram": functional.firing_histogram(seen.firing.frequencies),
                 "resampled_units": seen.reconstruction.num_units(),
                 "constant_dimensions": seen.reconstruction.constant_dimensions(),
                 "left_out": _left_out(context),
@@ -170,7 +168,7 @@ def _per_latent(seen: Seen) -> dict[str, Any]:
         return {}
     moments = {
         name: [value if math.isfinite(value) else None for value in values.tolist()]
-        for name, values in activations.compute().items()
+        for name, values in activations.moments().items()
     }
     return {"latents": {"firings": activations.firings.tolist(), **moments}}
 

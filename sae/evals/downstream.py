@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae.activations.store import ActivationStore
-from sae.errors import ConfigError
+from sae.errors import ConfigError, SourceError
 from sae.evals.base import (
     Bootstrap,
     EvalContext,
@@ -243,6 +243,11 @@ def _measure(
                 metric.update_ablation(name, tokens, document, clean, logits)
                 del logits
             advance(tokens.numel())
+    if metric.compute()["ce_clean"] is None:
+        raise SourceError(
+            f"The LM's own predictions are NaN or infinite in {str(lm.dtype).rpartition('.')[2]}. "
+            "Use lm.dtype=float32 or bfloat16, or check its weights."
+        )
     if not known:
         _keep(metric, kept)
     return metric
@@ -264,7 +269,10 @@ def _restore(metric: NextToken, file: Path) -> tuple[str, ...]:
 
 
 def _keep(metric: NextToken, file: Path) -> None:
+    sums = {name: metric.ablation(name) for name in ABLATIONS}
+    if not all(bool(values.isfinite().all()) for values in sums.values()):
+        return  # float16 may overflow under an ablation alone, which is then null
     try:
-        write_json(file, {name: metric.ablation(name).tolist() for name in ABLATIONS})
+        write_json(file, {name: values.tolist() for name, values in sums.items()})
     except OSError as error:  # a cache that others own may be read-only
         log.warning("The sums of the ablations were not kept for the next SAE: %s.", error)

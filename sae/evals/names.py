@@ -17,6 +17,7 @@ from sae.dictionaries.sae import SAE
 from sae.errors import ArtifactError, ConfigError
 from sae.evals.base import EvalResult
 from sae.evals.build import ctx_of, make_evals, offers_of, own_settings
+from sae.evals.changes import changed, key_of
 from sae.provenance import content_key
 
 
@@ -59,7 +60,8 @@ def result_file(folder: Path, result: EvalResult, sae: SAE, source: ActivationSo
 
     `<eval>.json` is the run's own result again: same text, LM, tokens and settings. What differs
     follows the word, for example `core-houseofcommons-tokens=2048.json`; a hash follows if a file
-    of that name was made otherwise, for example of another text of the same name.
+    of that name was made otherwise, for example of another text of the same name. Where the LM, the
+    text or the activations changed in their place since the training, `changed-<key>` follows.
 
     Args:
         folder: The folder of the results.
@@ -90,19 +92,21 @@ def _of_source(sae: SAE, source: ActivationSource) -> list[str]:
     if isinstance(source, SuperpositionActivations):
         test = source.num_rows["test"]
         return [f"tokens={test}"] if test != trained["tokens"]["test"] else []
+    mark = ["changed", key_of(source)] if changed(sae, source) else []
     if not isinstance(source, LMActivations):
-        return []
+        return mark
     test = source.specs["test"]
     differences = []
     if test.test_fraction == 1:  # `source_of` chooses so for another text; no training can
         differences.append(source.corpus.name)
     lm = source.source.to_config()
-    if lm != trained["lm"]:
-        as_trained = lm["dtype"] == trained["lm"].get("dtype")
+    same_lm = content_key(test.lm) == trained.get("identities", {}).get("lm")  # maybe moved
+    if lm != trained["lm"] and not same_lm:
+        as_trained = lm.get("dtype") == trained["lm"].get("dtype")
         differences.append(lm["name"] if as_trained else f"{lm['name']}-{lm['dtype']}")
     if test.tokens != trained["tokens"]["test"]:
         differences.append(f"tokens={test.tokens}")
-    return differences
+    return differences + mark
 
 
 def _of_settings(result: EvalResult, sae: SAE, source: ActivationSource) -> list[str]:

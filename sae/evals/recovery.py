@@ -53,8 +53,7 @@ class RecoveryEval:
         sae, (world, rows) = context.sae, truth_of(context)
         seen = measure(sae, rows, self.batch_rows)
         reconstruction, firing = seen.reconstruction, seen.firing
-        frequencies = firing.compute()["frequencies"]
-        assert isinstance(frequencies, Tensor)
+        frequencies = firing.frequencies
         cosines = cosines_of(world, sae)
         best, atom = cosines.amax(1), partners(world, sae)
         matched = cosines.gather(1, atom.clamp(min=0)[:, None])[:, 0].masked_fill(atom < 0, 0)

@@ -9,11 +9,14 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 from sae.errors import SourceError
-from sae.language.corpus import Corpus, CorpusKind, no_field
+from sae.intact import visible
+from sae.language.corpus import Corpus, CorpusKind, no_field, text_in
 from sae.language.fetch import WheelFile
+from sae.language.files import files_identity
 from sae.language.kinds import build
 from sae.language.quiet import first_line, require_hub
 from sae.language.textfiles import JsonLines, TextFiles
@@ -89,16 +92,26 @@ class HubText(CorpusKind):
     text_field: str = "text"
     streaming: bool = True  # type: ignore[assignment]
 
+    def identity(self) -> dict[str, object]:
+        """The names; of a local data set, whose revision says nothing, the files' hashes, too."""
+        folder = Path(self.dataset)
+        if not folder.is_dir():
+            return super().identity()
+        files = [path for path in visible(folder.rglob("*"), folder) if path.is_file()]
+        return super().identity() | {"files": files_identity(files, folder)}
+
     def _texts(self) -> Iterator[str]:
         for row in self._rows():
             if self.text_field not in row:
                 raise SourceError(no_field(self.dataset, self.text_field, row))
-            yield row[self.text_field]
+            text = row[self.text_field]
+            # a table has cells without a value: an empty document
+            yield "" if text is None else text_in(text, self.dataset, self.text_field)
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         import datasets
 
-        if self.streaming:
+        if self.streaming and not Path(self.dataset).exists():
             require_hub(f"corpus={self.name} ({self.dataset})", _INSTEAD)
         try:
             rows: Any = datasets.load_dataset(
@@ -106,7 +119,7 @@ class HubText(CorpusKind):
                 streaming=self.streaming,
             )  # fmt: skip
             yield from rows
-        except (OSError, ValueError, ImportError) as error:
+        except Exception as error:  # of pyarrow, the HTTP library, and what else it rests on
             raise SourceError(
                 f"{self.dataset} cannot be read: {first_line(error)}. Check corpus.dataset, "
                 f"config, split and revision. {_INSTEAD}"

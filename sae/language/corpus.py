@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from sae.errors import SourceError
 from sae.language.kinds import Kind
 
 
@@ -70,3 +71,17 @@ def no_field(where: str, field: str, there: Iterable[object]) -> str:
     """The message for a field that a table or record lacks."""
     names = ", ".join(map(str, there)) or "none"
     return f"{where} has no field {field!r}. Its fields: {names}. Set corpus.text_field."
+
+
+def text_in(value: object, where: str, field: str) -> str:
+    """The text of a record.
+
+    Raises:
+        SourceError: If it is something else, such as token ids.
+    """
+    if not isinstance(value, str):
+        raise SourceError(
+            f"{where}: {field} is {type(value).__name__}, not text. Set corpus.text_field to a "
+            "column of texts; they are tokenised here, by the tokenizer of the LM."
+        )
+    return value

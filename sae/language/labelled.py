@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from sae.errors import ConfigError, SourceError
+from sae.intact import require_content
 from sae.language.fetch import WheelFile
 from sae.provenance import content_key
 
@@ -87,6 +88,7 @@ def read_csv(path: str) -> LabelledTexts:
     file = Path(path).expanduser()
     if not file.is_file():
         raise SourceError(f"csv={path} is no file. It must be a CSV file with text,label columns.")
+    require_content(file, SourceError)
     return _parsed(file.stem, file.read_bytes(), "text", "label")
 
 

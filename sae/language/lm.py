@@ -16,6 +16,7 @@ from sae.errors import ConfigError, SiteError
 from sae.language import sites
 from sae.language.replay import Replay
 from sae.language.text import Tokenizer, separator_id
+from sae.language.weights import check_embedded
 from sae.types import Point
 
 Replacement = Callable[[Tensor], Tensor]
@@ -220,6 +221,7 @@ class LanguageModel:
                 f"Contexts of {tokens.shape[1]} tokens are longer than {self.name} allows. "
                 f"Set ctx to at most {self.max_ctx}."
             )
+        check_embedded(tokens, self.model, self.tokenizer, self.name)
         return self.model(tokens.to(self.device, torch.long), use_cache=False).logits
 
     @contextmanager

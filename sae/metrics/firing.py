@@ -1,7 +1,7 @@
 """How often latents fire, over a stream of batches."""
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float64, Int
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -41,21 +41,28 @@ class Firing(Metric):
         self.counts += counts.to(self.counts)
         self.rows += num_rows
 
-    def compute(self) -> dict[str, float | Tensor | None]:
-        """`silent`, `rare` and `dense` shares, `frequencies` [d_sae] in float64, `num_rows`.
+    @property
+    def frequencies(self) -> Float64[Tensor, " d_sae"]:
+        """Share of the rows on which each latent fires.
+
+        Not part of `compute`, whose tensors of one entry lose their axis in torchmetrics.
+        """
+        return self.counts.double() / self.rows
+
+    def compute(self) -> dict[str, float | None]:
+        """`silent`, `rare` and `dense` shares, and `num_rows`.
 
         Raises:
             DegenerateInputError: If no row was seen.
         """
         if self.rows == 0:
             raise DegenerateInputError("Firing has seen no rows. Call update first.")
-        frequencies = self.counts.double() / self.rows
+        frequencies = self.frequencies
         rare = (frequencies > 0) & (frequencies < RARE_FREQUENCY)
         return {
             "silent": (frequencies == 0).double().mean().item(),
             "rare": rare.double().mean().item() if self.rows * RARE_FREQUENCY > 1 else None,
             "dense": (frequencies > DENSE_FREQUENCY).double().mean().item(),
-            "frequencies": frequencies,
             "num_rows": int(self.rows.item()),
         }
 
@@ -64,7 +71,7 @@ class Firing(Metric):
 
         Source: SAEBench `freq_over_…_percent` and `normalized_freq_over_…_percent`.
         """
-        frequencies = self.counts.double() / self.rows
+        frequencies = self.frequencies
         over = frequencies > threshold
         fired = frequencies.sum()
         of_firings = (frequencies[over].sum() / fired).item() if fired > 0 else None

@@ -37,8 +37,8 @@ def print_summary(results: Mapping[str, Any], title: str) -> None:
     ):
         if name in group:
             estimate = group[name]
-            table.add_row(label, _number(estimate["value"]),
-                          f"{_number(estimate['low'])} to {_number(estimate['high'])}")  # fmt: skip
+            interval = _interval(estimate["low"], estimate["high"], ".4g")
+            table.add_row(label, _number(estimate["value"]), interval)
     table.add_row("dead", _number(training["dead"]), "")
     table.add_row("tokens trained on", f"{training['tokens']:,}", "")
     rate = training["vectors_per_second"]
@@ -52,12 +52,11 @@ def print_results(results: Mapping[str, EvalResult], title: str) -> None:
     for word, result in results.items():
         measured_on = ", ".join(f"{count:,} {unit}" for unit, count in result.tokens.items())
         for name, estimate in result.metrics.items():
-            known = estimate.low is not None and estimate.high is not None
             table.add_row(
                 word,
                 name,
                 "undefined" if estimate.value is None else f"{estimate.value:.5g}",
-                f"{estimate.low:.5g} to {estimate.high:.5g}" if known else "–",
+                _interval(estimate.low, estimate.high, ".5g"),
                 measured_on,
             )
     Console().print(table)
@@ -65,3 +64,7 @@ def print_results(results: Mapping[str, EvalResult], title: str) -> None:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
+
+
+def _interval(low: float | None, high: float | None, form: str) -> str:
+    return "–" if low is None or high is None else f"{low:{form}} to {high:{form}}"

@@ -81,7 +81,7 @@ def _row(job: Path, overrides: Mapping[str, Any]) -> Row:
     training = results.get("training")
     for name in _TRAINING:
         row[name] = training.get(name) if isinstance(training, Mapping) else None
-    row["error"] = _reason(error.read_text()) if status == "failed" else None
+    row["error"] = _reason(error.read_text(encoding="utf-8")) if status == "failed" else None
     return row
 
 

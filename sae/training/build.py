@@ -200,9 +200,20 @@ def gradient_clip(config: Mapping[str, Any]) -> float | None:
 
 
 def resolve_device(accelerator: str) -> str:
-    """Device of the LM and of evaluations: `cuda` where the trainer will use one, else `cpu`."""
-    wanted = accelerator in ("auto", "gpu", "cuda")
-    return "cuda" if wanted and torch.cuda.is_available() else "cpu"
+    """Device of the LM and of evaluations: `cuda` where the trainer will use one, else `cpu`.
+
+    Raises:
+        ConfigError: If a GPU is asked for by name and there is none.
+    """
+    there = torch.cuda.is_available()
+    if accelerator == "cuda" or (accelerator == "gpu" and not torch.backends.mps.is_available()):
+        if not there:
+            raise ConfigError(
+                f"trainer.accelerator={accelerator} asks for a GPU, and PyTorch finds none here. "
+                "Use trainer.accelerator=auto or cpu, or install a PyTorch that knows this GPU."
+            )
+        return "cuda"
+    return "cuda" if there and accelerator in ("auto", "gpu") else "cpu"
 
 
 def resolve_dtypes(config: dict[str, Any]) -> None:

@@ -92,11 +92,12 @@ class Drawn(Strategy):
         x: Float[Tensor, "count width"],
         alive: Bool[Tensor, " d_sae"],
     ) -> None:
-        """Rules 4 to 6."""
+        """Rules 4 to 6; what is reconstructed exactly has no residual, and revives nothing."""
         x, target = dictionary.split(x)
         if self.toward == "residual":
             target = target - dictionary(x).float()
-        dictionary.revive(latents, x, unit_rows(target), alive)
+        points = target.norm(dim=1) > 0
+        dictionary.revive(latents[points], x[points], unit_rows(target[points]), alive)
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def test_firing_does_not_depend_on_batches(seed, sizes):
     metric = Firing(d_sae=8)
     for part in f.split(sizes):
         metric.update((part != 0).sum(0), len(part))
-    frequencies = metric.compute()["frequencies"]
+    frequencies = metric.frequencies
     assert torch.equal(torch.as_tensor(frequencies), (f != 0).double().mean(0))
 
 

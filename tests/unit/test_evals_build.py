@@ -166,7 +166,10 @@ def test_an_sae_without_its_origin_says_so():
         ),
         ({"core": {"legacy": True}}, "eval.core.legacy=True must be a list"),
         ({"core": {"legacy": [1]}}, "eval.core.legacy=1 must be a word"),
-        ({"core": {"resamples": 0}}, "eval.core.resamples=0 must be a whole number of at least 1"),
+        (
+            {"core": {"resamples": 0}},
+            r"num_resamples=0 \(eval.<name>.resamples\) must be at least 1",
+        ),
         ({"core": {"resamples": True}}, "eval.core.resamples=True must be"),
         ({"downstream": {"num_tokens": "many"}}, "eval.downstream.num_tokens=many must be"),
         ({"downstream": {"num_tokens": 200.5}}, "num_tokens=200.5 must be a whole number"),

@@ -168,3 +168,46 @@ def test_splits_must_hold_rows(mine):
     source = FolderActivations(mine, val_fraction=0.0)
     with pytest.raises(StoreError, match="val split .* no rows.*val_fraction"):
         source.split("val")
+
+
+@pytest.mark.parametrize("shards", [50, 100, 150, 300])
+def test_zarr_shards_that_are_not_full(tmp_path, shards):
+    """The last shard of 220 rows is not full; zarr counts its chunks beyond the end, too."""
+    array = zarr.create_array(
+        tmp_path / "a.zarr", shape=(220, 6), dtype="f4", chunks=(50, 6), shards=(shards, 6)
+    )
+    array[:] = X[:220]
+    mine = FolderActivations(tmp_path / "a.zarr", val_fraction=0.0, test_fraction=0.1)
+    np.testing.assert_array_equal(read(mine.split("train")), X[:198])
+    (tmp_path / "a.zarr" / "c" / "0" / "0").unlink()
+    of = -(-220 // shards)
+    refused(tmp_path / "a.zarr", rf"lacks 1 of its {of} shards")
+
+
+def test_zarr_chunks_of_zeros_that_were_not_written(tmp_path):
+    x = np.concatenate([X[:100], np.zeros((100, 6), "f4")])
+    zarr.create_array(tmp_path / "a.zarr", data=x, chunks=(50, 6))
+    refused(tmp_path / "a.zarr", r"lacks 2 of its 4 chunks.*'write_empty_chunks': True")
+    zarr.create_array(
+        tmp_path / "b.zarr", data=x, chunks=(50, 6), config={"write_empty_chunks": True}
+    )
+    assert sum(FolderActivations(tmp_path / "b.zarr").num_rows.values()) == 200
+    # inside a shard nothing is missing: its index says which chunks are zeros
+    zarr.create_array(tmp_path / "c.zarr", data=x, chunks=(50, 6), shards=(200, 6))
+    assert sum(FolderActivations(tmp_path / "c.zarr").num_rows.values()) == 200
+
+
+@pytest.mark.parametrize("size", [1e20, 1e25, 1e40, 1e200])
+def test_values_whose_squares_float32_cannot_hold(mine, size):
+    x = X[:100].astype(np.float64)
+    x[7] *= size
+    np.save(mine / "a.npy", x)
+    with np.errstate(over="ignore"):
+        refused(mine, r"a\.npy holds .*e\+.*float32 cannot hold, in row 7")
+    np.save(mine / "a.npy", X[:100] * np.float32(1e15))  # large, and nothing is lost
+    FolderActivations(mine).prepare()
+
+
+def test_values_whose_squares_vanish(tmp_path):
+    np.save(tmp_path / "a.npy", X * np.float32(1e-25))
+    refused(tmp_path, "No row of your activations is longer than .*e-25")

@@ -51,7 +51,7 @@ def test_push_and_load(hub, format):
     torch.testing.assert_close(load("me/mine")(X), sae(X), **TOLERANCE)
     assert hub == [
         ("create", "me/mine", False),
-        ("me/mine", ["*.json", "*.safetensors", "*.pt"], ["*/*"]),
+        ("me/mine", ["*.json", "*.safetensors", "*.pt", "*.npz"], ["*/*"]),
     ]
 
 

@@ -130,8 +130,7 @@ def test_firing_adds_batches():
     assert result["silent"] == 0.2
     assert result["dense"] == pytest.approx(2 / 5)  # exactly 10 % is not dense
     assert result["num_rows"] == 20
-    frequencies = result["frequencies"]
-    assert isinstance(frequencies, torch.Tensor)
+    frequencies = metric.frequencies
     assert frequencies.tolist() == [0, 0.05, 0.1, 0.25, 1]
 
 

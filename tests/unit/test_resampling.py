@@ -222,3 +222,19 @@ def test_the_words_of_the_configuration_are_those_of_the_code():
 
     field = ResampleConfig.__dataclass_fields__["strategy"]
     assert set(field.metadata["limits"].choices) == set(STRATEGIES)
+
+
+@pytest.mark.parametrize("word", ["tied", "l1", "topk"])
+def test_what_is_reconstructed_exactly_revives_nothing(word):
+    """All rows equal: with its mean as bias the dictionary leaves no residual to point at."""
+    dictionary, optimizer = trained(word)
+    x = torch.ones(16, D_IN)
+    dictionary.forward = lambda rows: rows  # pyright: ignore[reportAttributeAccessIssue]
+    before = [parameter.detach().clone() for parameter in dictionary.parameters()]
+    dead = torch.ones(dictionary.d_sae, dtype=torch.bool)
+    resample(dictionary, optimizer, dead, lambda: x, seeded(), Drawn(toward="residual"))
+    for then, now in zip(before, dictionary.parameters(), strict=True):
+        assert torch.equal(then, now)
+    resample(dictionary, optimizer, dead, lambda: x, seeded(), Drawn(toward="input"))
+    assert all(bool(parameter.isfinite().all()) for parameter in dictionary.parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(before, dictionary.parameters(), strict=True))

@@ -471,9 +471,11 @@ def hub(monkeypatch, tiny_lm):
             raise ConnectionError("[Errno -2] Name or service not known\nmore")
 
     lm = tiny_lm("gpt2")
+    found = {name: set() for name in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     monkeypatch.setattr(
-        transformers.AutoModelForCausalLM, "from_pretrained", load(lambda: lm.model)
+        transformers.AutoModelForCausalLM, "from_pretrained", load(lambda: (lm.model, found))
     )
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", load(lambda: lm.model.config))
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", load(lambda: lm.tokenizer))
     monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: SimpleNamespace(head=head))
     return hub
@@ -482,7 +484,7 @@ def hub(monkeypatch, tiny_lm):
 def test_the_revision_goes_through_and_no_code_is_run(hub):
     source = source_of(kind="hub", repo="a/b", revision="step3000")
     assert source.load().identity["revision"] == "step3000"
-    assert len(hub.calls) == 4
+    assert len(hub.calls) == 5  # configuration and tokenizer are looked for on the disk first
     for repo, options in hub.calls:
         assert repo == "a/b"
         assert options["revision"] == "step3000"

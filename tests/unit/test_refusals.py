@@ -1,0 +1,227 @@
+"""Runs that cannot be, or that look impossible and can: an early clear error, or a result."""
+
+import os
+import pwd
+import stat
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from sae.errors import ArtifactError, ConfigError, SourceError
+
+WORLD = [
+    "activations=superposition", "activations.d_in=8", "activations.num_features=16",
+    "activations.active=2", "tokens=2048", "activations.val_tokens=256",
+    "activations.test_tokens=256", "trainer.batch_size=256", "epochs=1", "sae=topk", "k=2",
+    "eval=[core]", "logger=none", "trainer.precision=32-true",
+]  # fmt: skip
+TINY = ["debug=tiny", "epochs=1", "tokens=4096", "sae=topk", "k=4"]
+
+
+def train(folder, *overrides):
+    from train import compose, train
+
+    return train(compose(overrides), folder)
+
+
+# --- numbers ---------------------------------------------------------------------------------
+
+
+def test_a_dictionary_of_one_latent(tmp_path):
+    """torchmetrics takes the axis from tensors of one entry."""
+    results = train(tmp_path, *WORLD, "k=1", "dict_ratio=0.125")
+    assert results["core"]["metrics"]["l0"]["value"] <= 1
+    assert results["core"]["details"]["latents"]["firings"] == pytest.approx([
+        256 * results["core"]["metrics"]["l0"]["value"]
+    ])  # fmt: skip
+
+
+def test_rows_that_are_all_equal_train(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((2000, 8), "f4"))
+    words = [word for word in WORLD if "activations" not in word and "tokens" not in word]
+    results = train(tmp_path / "run", *words, "activations=folder", "epochs=2", "dict_ratio=3",
+                    f"activations.path={tmp_path / 'a.npy'}")  # fmt: skip
+    assert results["core"]["metrics"]["fvu"]["value"] is None
+
+
+def test_contexts_too_short_for_a_prediction(tmp_path):
+    with pytest.raises(ConfigError, match="activations.ctx=2 leaves no prediction"):
+        train(tmp_path / "a", *TINY, "activations.ctx=2")
+    assert not (tmp_path / "a" / "checkpoints").exists()
+    results = train(tmp_path / "b", *TINY, "activations.ctx=2", "activations.keep_first=true")
+    assert results["downstream"]["tokens"]["predictions"] > 0
+
+
+@pytest.fixture
+def overflowing(tiny_lm, tmp_path):
+    """An LM whose last layer exceeds float16, and no layer below it."""
+    import copy
+
+    lm = tiny_lm("gpt2")
+    model = copy.deepcopy(lm.model)
+    with torch.no_grad():
+        model.transformer.h[2].mlp.c_proj.weight.mul_(1e7)
+    model.save_pretrained(tmp_path / "lm")
+    lm.tokenizer.save_pretrained(tmp_path / "lm")
+    return [*TINY, "lm=folder", f"lm.path={tmp_path / 'lm'}", "layer=0"]
+
+
+def test_an_overflow_above_the_site_comes_before_training(overflowing, tmp_path):
+    with pytest.raises(SourceError, match=r"layer 2 exceeds.*lm\.dtype=float32 or bfloat16"):
+        train(tmp_path / "a", *overflowing, "lm.dtype=float16")
+    assert not (tmp_path / "a" / "checkpoints").exists()
+    results = train(tmp_path / "b", *overflowing, "lm.dtype=float32")
+    assert results["downstream"]["metrics"]["ce_clean"]["value"] > 0
+
+
+def test_predictions_that_are_no_numbers_are_named_by_the_evaluation(overflowing, tmp_path):
+    """Trained without the LM's predictions, then measured by them."""
+    from evaluate import evaluate
+
+    train(tmp_path / "run", *overflowing, "lm.dtype=float16", "~callbacks.downstream",
+          "eval=[core]")  # fmt: skip
+    with pytest.raises(SourceError, match="own predictions are NaN or infinite in float16"):
+        evaluate(tmp_path / "run", {"downstream": {"num_tokens": 256}}, device="cpu")
+
+
+# --- machines --------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("accelerator", ["gpu", "cuda"])
+def test_a_gpu_that_is_not_there(tmp_path, accelerator):
+    with pytest.raises(ConfigError, match=f"trainer.accelerator={accelerator} asks for a GPU"):
+        train(tmp_path, *WORLD, f"trainer.accelerator={accelerator}")
+
+
+@pytest.fixture
+def slurm(monkeypatch):
+    """`slurm(step=True, …)` is a Slurm job of several tasks, with or without srun."""
+
+    def job(tasks, step):
+        for name in [name for name in os.environ if name.startswith("SLURM_")]:
+            monkeypatch.delenv(name)
+        values = {"NTASKS": tasks, "PROCID": 0, "LOCALID": 0, "NODEID": 0, "JOB_ID": 7,
+                  "JOB_NAME": "mine", "NNODES": 1}  # fmt: skip
+        for name, value in (values | ({"STEP_ID": 0} if step else {})).items():
+            monkeypatch.setenv(f"SLURM_{name}", str(value))
+
+    return job
+
+
+def test_one_process_in_a_job_of_several_tasks(tmp_path, slurm):
+    """`python train.py` without srun is one process, whatever SLURM_NTASKS says."""
+    slurm(4, step=False)
+    assert train(tmp_path, *WORLD)["core"]["metrics"]["l0"]["value"] > 0
+
+
+def test_more_processes_than_the_run_means(tmp_path, slurm):
+    slurm(4, step=True)
+    with pytest.raises(ConfigError, match="means 1 processes, but the cluster started 4"):
+        train(tmp_path, *WORLD)
+
+
+def test_without_a_home_the_cache_is_asked_for(monkeypatch):
+    from sae.provenance import cache_dir
+
+    for name in ("SAE_CACHE", "HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def unknown(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with pytest.raises(ConfigError, match="Set SAE_CACHE"):
+        cache_dir()
+    monkeypatch.setenv("SAE_CACHE", "~/cache")
+    with pytest.raises(ConfigError, match="Set SAE_CACHE"):
+        cache_dir()
+    monkeypatch.setenv("SAE_CACHE", "/tmp/cache")
+    assert str(cache_dir()) == "/tmp/cache"
+
+
+def test_a_cache_that_cannot_be_written(tmp_path):
+    from sae.provenance import make_cache_dir
+
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="Set SAE_CACHE"):
+        make_cache_dir(tmp_path / "file" / "wheels")
+
+
+def test_a_locale_that_is_not_utf8(tmp_path):
+    """The programs start again in UTF-8 mode, so that the folder has the name that was given."""
+    environment = os.environ | {
+        "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "SAE_CACHE": str(tmp_path),
+    }  # fmt: skip
+    words = [*WORLD, f'run_dir="{tmp_path}/für mich"']
+    result = subprocess.run(
+        [sys.executable, "train.py", *words], env=environment, capture_output=True, timeout=240
+    )
+    assert result.returncode == 0, result.stderr.decode()
+    assert b"Traceback" not in result.stderr
+    assert (tmp_path / "für mich" / "results.json").is_file()
+
+
+# --- small -----------------------------------------------------------------------------------
+
+
+def test_saved_weights_may_be_read_by_whom_the_umask_allows(tmp_path):
+    import sae
+
+    model = sae.SAE(
+        W_enc=torch.eye(2), b_enc=torch.zeros(2), W_dec=torch.eye(2), b_dec=torch.ones(2),
+        config=sae.SAEConfig("l1", "relu", d_in=2, d_sae=2),
+    )  # fmt: skip
+    for umask, expected in ((0o022, 0o644), (0o077, 0o600), (0o002, 0o664)):
+        old = os.umask(umask)
+        try:
+            for word, name in (("native", "sae"), ("saelens", "sae_weights")):
+                folder = sae.save(tmp_path / f"{word}{umask}", model, word)
+                mode = (folder / f"{name}.safetensors").stat().st_mode
+                assert stat.S_IMODE(mode) == expected
+        finally:
+            os.umask(old)
+
+
+def test_whole_numbers_of_evaluations_may_be_0():
+    from sae.evals.build import make_evals
+
+    made = make_evals(
+        {"scr": {"seed": 0}, "tpp": {"seed": 0.0}, "sparse_probing": {"seed": 0}}, 64, ["tokens"]
+    )
+    assert [one.seed for one in made.values()] == [0, 0, 0]
+    for settings in ({"scr": {"seed": -1}}, {"core": {"batch_rows": 0}}, {"tpp": {"num_test": 0}}):
+        with pytest.raises(ConfigError, match="must be .*at least"):
+            make_evals(settings, 64, ["tokens"])
+
+
+def test_the_table_shows_a_dash_where_there_is_no_interval(capsys):
+    from sae.evals.base import Estimate, EvalResult
+    from sae.reports.summary import print_results, print_summary
+
+    known = {"value": 0.5, "low": 0.25, "high": 0.75}
+    unknown = {"value": 0.5, "low": None, "high": None}
+    training = {"dead": 0.0, "tokens": 10, "vectors_per_second": None}
+    metrics = {"fvu": known, "l0": unknown}
+    print_summary({"core": {"metrics": metrics}, "training": training}, "run")
+    out = capsys.readouterr().out
+    assert "0.25 to 0.75" in out
+    assert "– to –" not in out
+    estimates = {name: Estimate(**estimate) for name, estimate in metrics.items()}
+    result = EvalResult("core", estimates, {"vectors": 3})
+    print_results({"core": result}, "run")
+    out = capsys.readouterr().out
+    assert "0.25 to 0.75" in out
+    assert "– to –" not in out
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"training": {}}'])
+def test_torn_results_are_one_clear_error(tmp_path, content):
+    from train import _finished
+
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(ArtifactError, match=r"results\.json is damaged"):
+        _finished(tmp_path, {"sae": {}, "epochs": 1})
