@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only  # sets levels of logging, too
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from callbacks.build import build_watchers
 from callbacks.checkpoint import LastCheckpoint, checkpoint_file

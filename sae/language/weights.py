@@ -35,9 +35,10 @@ def trained_model(where: Any, **options: Any) -> nn.Module:
     chosen = {name: options[name] for name in ("revision", "local_files_only") if name in options}
     config = AutoConfig.from_pretrained(where, trust_remote_code=False, **chosen)
     _refuse_quantised(config, where)
-    model, found = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         where, output_loading_info=True, ignore_mismatched_sizes=True, **MODEL_OPTIONS, **options
     )
+    model, found = loaded
     refuse_other_keys(model, found, where)
     return model
 
@@ -85,9 +86,9 @@ def check_embedded(tokens: Tensor, model: Any, tokenizer: Tokenizer, name: str) 
     Raises:
         SourceError: With the token's number and text.
     """
-    embedded, highest = model.get_input_embeddings().num_embeddings, 0
-    if tokens.numel():
-        highest = int(tokens.max())
+    if not tokens.numel() or not hasattr(model, "get_input_embeddings"):
+        return
+    embedded, highest = model.get_input_embeddings().num_embeddings, int(tokens.max())
     if highest >= embedded:
         spelt = next((repr(s) for s, i in tokenizer.get_vocab().items() if i == highest), "")
         raise SourceError(

@@ -182,7 +182,7 @@ def test_the_state_refuses_other_data():
     state = make().state_dict()
     make().load_state_dict(state)
     make(epochs=5).load_state_dict(state)
-    with pytest.raises(StoreError, match="key of the activations was"):
+    with pytest.raises(StoreError, match="cannot continue: its activations had the key"):
         make(rows=999).load_state_dict(state)
     for changes in ({"batch_size": 31}, {"seed": 9}, {"buffer_rows": 64},
                     {"normalize": "mean_square"}):  # fmt: skip

@@ -187,7 +187,7 @@ def test_a_replacement_of_another_shape_is_an_error(lm, tokens, wrong, got):
 
 
 def test_hooks_are_removed_even_after_errors(lm, tokens):
-    from sae.errors import SiteError
+    from sae.errors import SiteError, SourceError
     from sae.types import Point
 
     def explode(value):
@@ -201,7 +201,7 @@ def test_hooks_are_removed_even_after_errors(lm, tokens):
             lm.logits(tokens, {Point("resid", 0): replace, Point("mlp", 2): replace})
     with pytest.raises(SiteError):
         lm.logits(tokens, {Point("resid", 0): explode, Point("resid", 9): explode})
-    with pytest.raises(IndexError):
+    with pytest.raises(SourceError):
         lm.capture(tokens + 1000, [Point("resid", 0)])
     assert num_hooks(lm) == before
 
