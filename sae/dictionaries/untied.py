@@ -18,10 +18,6 @@ REVIVED_NORM = 0.2
 CLIP = 0.01
 """Gradient norm of the penalised untied dictionaries: a fifth of what is usual later in a run."""
 
-BIAS_PACE = 5.0
-"""Learning rate of encoder biases. A bias must travel as far as activations are strong, several
-units in the scaled space; weights, entries of unit rows, some hundredths."""
-
 START_BIAS = -1.0
 """Encoder biases at the start where entries of the activations have about unit variance: a sixth of
 the latents fires instead of half. What a dense start learns, the penalty must undo."""
@@ -51,7 +47,7 @@ class Untied(Dictionary):
 
     transcodes = True
     betas = (0.5, 0.99)
-    paces = {"b_enc": BIAS_PACE}
+    bias_rate = 5.0  # a bias must travel several units, entries of unit rows some hundredths
     encoder_start: ClassVar[float] = 1.0
     centre: Tensor | None
     W_skip: nn.Parameter | None

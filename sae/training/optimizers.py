@@ -22,6 +22,8 @@ class OptimizerSettings:
         beta1: Decay of the first moment; None: what suits what is trained.
         beta2: Decay of the second moment; None: likewise.
         eps: Added to the root of the second moment.
+        bias_rate: Learning rate of encoder biases, as a multiple of lr; None: what suits what is
+            trained.
         warmup_tokens: Linear rise of the learning rate; tokens or a share of the run ("1%").
         decay_tokens: Linear fall to zero at the end; tokens or a share of the run ("20%").
     """
@@ -31,18 +33,17 @@ class OptimizerSettings:
     beta1: float | None = None
     beta2: float | None = None
     eps: float = 1e-8
+    bias_rate: float | None = None
     warmup_tokens: int | float | str = 0
     decay_tokens: int | float | str = 0
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
             raise ConfigError(f"optimizer={self.name!r} must be one of {', '.join(NAMES)}.")
-        for name, low, high in (("lr", 0, float("inf")), ("eps", 0, 1)):
-            if not low < getattr(self, name) < high:
-                value = getattr(self, name)
-                raise ConfigError(
-                    f"optimizer.{name}={value!r} must be above {low} and below {high}."
-                )
+        for name, high in (("lr", float("inf")), ("eps", 1), ("bias_rate", float("inf"))):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < high:
+                raise ConfigError(f"optimizer.{name}={value!r} must be above 0 and below {high}.")
         for name in ("beta1", "beta2"):
             beta = getattr(self, name)
             if beta is not None and not 0 <= beta < 1:

@@ -53,6 +53,27 @@ def test_betas_are_the_users_or_else_the_architectures(words, betas):
     assert [group["betas"] for group in groups] == [betas] * len(groups)
 
 
+@pytest.mark.parametrize(
+    ("words", "rates"),
+    [
+        (["sae=l1"], {"b_enc": 5}),
+        (["sae=tied"], {}),
+        (["sae=gated", "optimizer.bias_rate=3"], {"b_enc": 3, "b_mag": 3}),
+        (["sae=tied", "optimizer.bias_rate=2"], {"b_enc": 2}),
+        (["sae=jumprelu", "optimizer=authors_adam"], {}),
+        (["experiment=april2024"], {}),
+    ],
+)
+def test_biases_move_at_the_users_rate_or_else_the_architectures(words, rates):
+    data = ActivationDataModule(TensorActivations(torch.randn(200, 8)), batch_size=10)
+    data.prepare_data()
+    module = build_module(compose([*words, "optimizer.lr=1e-2"]), data)
+    optimizer = module.configure_optimizers()["optimizer"]
+    found = {id(p): g["initial_lr"] for g in optimizer.param_groups for p in g["params"]}
+    expected = {name: rates.get(name, 1) * 1e-2 for name, _ in module.dictionary.named_parameters()}
+    assert {n: found[id(p)] for n, p in module.dictionary.named_parameters()} == expected
+
+
 def test_authors_adam_is_adam_at_the_first_step():
     a, b = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
     for parameter, kind in ((a, AuthorsAdam), (b, torch.optim.Adam)):
@@ -81,7 +102,7 @@ def test_optimizers_by_word_lower_a_loss_and_round_trip_their_state(name):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"name": "sgd"}, {"lr": 0.0}, {"lr": float("nan")}, {"beta1": 1.0}, {"eps": -1.0}]
+    "wrong", [{"name": "sgd"}, {"lr": 0.0}, {"lr": float("nan")}, {"beta1": 1.0}, {"eps": -1.0}, {"bias_rate": 0.0}]
 )
 def test_wrong_settings_are_named(wrong):
     with pytest.raises(ConfigError, match="optimizer"):
