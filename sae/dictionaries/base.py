@@ -158,16 +158,19 @@ class Dictionary(nn.Module, ABC):
     def parameter_groups(self, lr: float, bias_rate: float | None = None) -> list[dict[str, Any]]:
         """What the optimiser is given: parameters that move at the same rate, with that rate.
 
+        Biases that are fast by default are a group of their own at every rate: a short run that is
+        continued as a long one finds its state again.
+
         Args:
             lr: The common learning rate.
             bias_rate: Multiple of it for the encoder's biases; None: what suits the architecture.
         """
         fast = self.bias_rate if bias_rate is None else bias_rate
-        groups: dict[float, list[nn.Parameter]] = {1.0: []}
-        for name, parameter in self.named_parameters():
-            rate = fast if name in self.biases else 1.0
-            groups.setdefault(rate, []).append(parameter)
-        return [{"params": group, "lr": lr * rate} for rate, group in groups.items()]
+        apart = self.biases if fast != 1 or self.bias_rate != 1 else ()
+        common = [p for name, p in self.named_parameters() if name not in apart]
+        biases = [p for name, p in self.named_parameters() if name in apart]
+        groups = [{"params": common, "lr": lr}, {"params": biases, "lr": lr * fast}]
+        return groups if biases else groups[:1]
 
     def _encode_decode(self, x: Tensor) -> tuple[Code, Tensor]:
         """Both directions; to override where they share work."""

@@ -25,7 +25,8 @@ the latents fires instead of half. What a dense start learns, the penalty must u
 
 ENCODER_START = 0.2
 """Length of encoder rows at the start, where decoder rows have 1. A step moves every entry by about
-the learning rate: short rows turn sooner (docs/architectures.md)."""
+the learning rate: short rows turn sooner (docs/architectures.md). Over many steps they find fewer
+features: see `lengthen_encoder`."""
 
 
 class Untied(Dictionary):
@@ -159,6 +160,11 @@ class Untied(Dictionary):
             LatentParameter(self.b_enc, 0),
             LatentParameter(self.W_dec, 0),
         ]
+
+    @torch.no_grad()
+    def lengthen_encoder(self) -> None:
+        """Before a long training: let encoder rows start as long as the decoder's."""
+        self.encoder_rows /= self.encoder_start
 
     def freeze_decoder(self) -> None:
         """Keep the decoder as it is from now on: a control (arXiv 2602.14111, docs/controls.md)."""

@@ -1,7 +1,7 @@
 """Optimisers by word: Adam, and Adam as the authors of the paper really ran it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,6 +10,10 @@ from torch import nn
 from sae.errors import ConfigError
 
 NAMES = ("adam", "authors_adam")
+LONG_RUN_STEPS = 10_000
+"""From here on a run starts and steps as published: short moments, fast biases, a sparse start,
+clipped gradients and short encoder rows help a run of some hundred or thousand steps, and cost a
+longer one features (docs/adr/0016)."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class OptimizerSettings:
     lr: float = 1e-3
     beta1: float | None = None
     beta2: float | None = None
-    eps: float = 1e-8
+    eps: float = 6.25e-10
     bias_rate: float | None = None
     warmup_tokens: int | float | str = 0
     decay_tokens: int | float | str = 0
@@ -48,6 +52,17 @@ class OptimizerSettings:
             beta = getattr(self, name)
             if beta is not None and not 0 <= beta < 1:
                 raise ConfigError(f"optimizer.{name}={beta!r} must be in [0, 1).")
+
+    def for_run(self, steps: int) -> "OptimizerSettings":
+        """What is left open: Adam as it is written in a long run, else what suits what is trained.
+
+        Args:
+            steps: Optimiser steps of the run.
+        """
+        if steps < LONG_RUN_STEPS:
+            return self
+        usual = {"beta1": 0.9, "beta2": 0.999, "bias_rate": 1.0}
+        return replace(self, **{k: v for k, v in usual.items() if getattr(self, k) is None})
 
     def build(
         self,
