@@ -222,7 +222,7 @@ def measured(
         accelerator="cpu", precision=config["trainer"]["precision"], max_steps=data.steps,
         max_epochs=-1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, limit_val_batches=0, callbacks=[watch],
-        gradient_clip_val=gradient_clip(config), log_every_n_steps=data.steps,
+        gradient_clip_val=gradient_clip(config, data.steps), log_every_n_steps=data.steps,
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
     return {

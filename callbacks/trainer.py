@@ -49,7 +49,7 @@ def build_trainer(
         precision=settings["precision"],
         max_steps=data.steps,
         max_epochs=-1,
-        gradient_clip_val=gradient_clip(config),
+        gradient_clip_val=gradient_clip(config, data.steps),
         log_every_n_steps=min(settings["log_every_steps"], data.steps),
         val_check_interval=data.steps // (validations + 1) + 1 if validations else None,
         check_val_every_n_epoch=None if validations else 1,

@@ -155,6 +155,7 @@ class OptimizerConfig:
     beta1: Any = ranged(float, low=0, below=1, null=True)
     beta2: Any = ranged(float, low=0, below=1, null=True)
     eps: Any = ranged(float, above=0)
+    bias_rate: Any = ranged(float, None, above=0, null=True)
     warmup_tokens: Any = ranged(SPAN)
     decay_tokens: Any = ranged(SPAN)
 

@@ -87,8 +87,10 @@ class Dictionary(nn.Module, ABC):
     decides the result the norm is cut (docs/architectures.md has what it gave)."""
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
     """Adam's decays of its moments where `optimizer.beta1` and `optimizer.beta2` are null."""
-    paces: ClassVar[Mapping[str, float]] = {}
-    """Learning rates of parameters that are not to move at the common one, as multiples of it."""
+    biases: ClassVar[tuple[str, ...]] = ("b_enc",)
+    """The encoder's biases: parameters that `optimizer.bias_rate` is for."""
+    bias_rate: ClassVar[float] = 1.0
+    """Their learning rate, as a multiple of the common one, where `optimizer.bias_rate` is null."""
     transcodes: ClassVar[bool] = False
     """Whether it can give something else than what it reads (`Untied.transcode`)."""
     joins: ClassVar[bool] = False
@@ -153,12 +155,22 @@ class Dictionary(nn.Module, ABC):
         """Weights of the linear path from input to output, where there is one."""
         return None
 
-    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """What the optimiser is given: parameters that move at the same rate, with that rate."""
-        groups: dict[float, list[nn.Parameter]] = {1.0: []}
-        for name, parameter in self.named_parameters():
-            groups.setdefault(self.paces.get(name, 1.0), []).append(parameter)
-        return [{"params": group, "lr": lr * pace} for pace, group in groups.items() if group]
+    def parameter_groups(self, lr: float, bias_rate: float | None = None) -> list[dict[str, Any]]:
+        """What the optimiser is given: parameters that move at the same rate, with that rate.
+
+        Biases that are fast by default are a group of their own at every rate: a short run that is
+        continued as a long one finds its state again.
+
+        Args:
+            lr: The common learning rate.
+            bias_rate: Multiple of it for the encoder's biases; None: what suits the architecture.
+        """
+        fast = self.bias_rate if bias_rate is None else bias_rate
+        apart = self.biases if fast != 1 or self.bias_rate != 1 else ()
+        common = [p for name, p in self.named_parameters() if name not in apart]
+        biases = [p for name, p in self.named_parameters() if name in apart]
+        groups = [{"params": common, "lr": lr}, {"params": biases, "lr": lr * fast}]
+        return groups if biases else groups[:1]
 
     def _encode_decode(self, x: Tensor) -> tuple[Code, Tensor]:
         """Both directions; to override where they share work."""

@@ -32,8 +32,8 @@ class Crosscoder(April):
         d_sae: Number of latents.
         l1: Coefficient of the penalty, at least 0.
         widths: Widths of the layers, in order; left out: one layer.
-        start_bias: Encoder biases at the start.
-        mean: Not used: biases start at 0.
+        start_bias: Added to the encoder biases at the start, as in `april`.
+        mean: Scaled mean of the joined vectors: the start of b_dec.
         generator: Source of the initial weights.
     """
 

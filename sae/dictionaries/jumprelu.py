@@ -1,7 +1,7 @@
 """JumpReLU dictionary: each latent learns the threshold above which it fires (arXiv 2407.14435)."""
 
 from dataclasses import replace
-from math import log
+from math import log, sqrt
 from typing import Any, Literal
 
 import torch
@@ -30,7 +30,9 @@ Adam moves a parameter by about the learning rate a step, so that a logarithm th
 takes 3,000 steps at 1e-3. The published runs have a hundred thousand; runs here may have hundreds.
 """
 PULL = 3e-6
-"""Weight of the term for dead latents."""
+"""Weight of the term for dead latents beside an error summed over d_in; ours is a mean."""
+STARTS = {"tanh": (0.7, 2.5), "l0": (1e-3, 1e-3)}
+"""Threshold at the start and bandwidth by penalty; those of `l0` are for rows of length 1."""
 _ROWS = 256  # of a batch, whose pre-activations the backward pass goes through at once
 
 
@@ -47,20 +49,22 @@ class JumpReLU(Untied):
     latents that fire. `penalty=tanh` (Conerly et al., Circuits Updates, January 2025) is
     `l0_coefficient` times the sum of tanh(4 f); there the jump's estimate reaches the
     pre-activations, too, $\partial f/\partial\pi = 1[\pi>\theta] + (\theta/\epsilon) K$, and a
-    small term pulls dead latents toward their thresholds: `PULL` times the sum of relu(θ - π).
+    small term pulls dead latents toward their thresholds: `PULL` / d_in times the sum of
+    relu(θ - π).
 
     The second source, whose activations have the scale of ours (mean ||x||^2 = d_in), starts with
     thresholds of 0.1 and has a bandwidth of 2. Here the start is raised for a lower FVU and fewer
     silent latents, the bandwidth for more of the true features, at the cost of some FVU
-    (docs/architectures.md has the numbers). The first source has 0.001 sqrt(d_in) for both.
+    (docs/architectures.md has the numbers). The first source has 0.001 for both where the mean of
+    ||x||^2 is 1, so that `l0` has 0.001 sqrt(d_in) here.
 
     Args:
         d_in: Width of the activations.
         d_sae: Number of latents.
         l0_coefficient: Coefficient of the penalty, at least 0.
         penalty: `l0` or `tanh`.
-        bandwidth: Width of the kernel, in the scaled space.
-        threshold: Thresholds at the start, in the scaled space.
+        bandwidth: Width of the kernel, in the scaled space; None: what suits the penalty.
+        threshold: Thresholds at the start, in the scaled space; None: what suits the penalty.
         mean: Scaled mean of the training split.
         generator: Source of the initial weights.
     """
@@ -77,8 +81,8 @@ class JumpReLU(Untied):
         *,
         l0_coefficient: float,
         penalty: Literal["l0", "tanh"] = "tanh",
-        bandwidth: float = 2.5,
-        threshold: float = 0.7,
+        bandwidth: float | None = None,
+        threshold: float | None = None,
         mean: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -86,11 +90,15 @@ class JumpReLU(Untied):
         self.l0_coefficient = check_coefficient("sae.l0_coefficient", l0_coefficient)
         if penalty not in ("l0", "tanh"):
             raise ConfigError(f"sae.penalty={penalty!r} must be l0 or tanh.")
-        for name, value in (("bandwidth", bandwidth), ("threshold", threshold)):
-            if not check_coefficient(f"sae.{name}", value) > 0:
+        unit = sqrt(d_in) if penalty == "l0" else 1.0
+        given = {"threshold": threshold, "bandwidth": bandwidth}
+        for (name, value), suits in zip(given.items(), STARTS[penalty], strict=True):
+            if value is None:
+                given[name] = suits * unit
+            elif not check_coefficient(f"sae.{name}", value) > 0:
                 raise ConfigError(f"sae.{name}={value!r} must be above 0.")
         self.penalty = penalty
-        self.bandwidth, self.start = bandwidth, log(threshold) / PACE
+        self.bandwidth, self.start = given["bandwidth"], log(given["threshold"]) / PACE
         self.t = nn.Parameter(torch.full((d_sae,), self.start))
 
     def _pre(self, x: Tensor) -> tuple[Code, Tensor]:
@@ -149,11 +157,12 @@ class JumpReLU(Untied):
         return self._sparse_enough(pre.values.detach() - theta.detach())
 
     def _pull(self, x: Tensor, dead: Tensor) -> Tensor:
-        """`PULL` times what the dead latents lack to their thresholds."""
+        """`PULL` / d_in times what the dead latents lack to their thresholds."""
         latents = dead.nonzero().flatten()
         centred, rows, bias = self.encoder_terms(x)
         pre = linear(centred, rows[latents], bias[latents])
-        return PULL * (self.thresholds()[latents] - pre).relu().sum(dim=1).mean()
+        lack = (self.thresholds()[latents] - pre).relu().sum(dim=1).mean()
+        return PULL / len(self.b_dec) * lack
 
     def _code(self, pre: Code, theta: Tensor) -> Code:
         to_pre = self.penalty == "tanh"

@@ -18,10 +18,6 @@ REVIVED_NORM = 0.2
 CLIP = 0.01
 """Gradient norm of the penalised untied dictionaries: a fifth of what is usual later in a run."""
 
-BIAS_PACE = 5.0
-"""Learning rate of encoder biases. A bias must travel as far as activations are strong, several
-units in the scaled space; weights, entries of unit rows, some hundredths."""
-
 START_BIAS = -1.0
 """Encoder biases at the start where entries of the activations have about unit variance: a sixth of
 the latents fires instead of half. What a dense start learns, the penalty must undo."""
@@ -29,7 +25,8 @@ the latents fires instead of half. What a dense start learns, the penalty must u
 
 ENCODER_START = 0.2
 """Length of encoder rows at the start, where decoder rows have 1. A step moves every entry by about
-the learning rate: short rows turn sooner (docs/architectures.md)."""
+the learning rate: short rows turn sooner (docs/architectures.md). Over many steps they find fewer
+features: see `lengthen_encoder`."""
 
 
 class Untied(Dictionary):
@@ -51,7 +48,7 @@ class Untied(Dictionary):
 
     transcodes = True
     betas = (0.5, 0.99)
-    paces = {"b_enc": BIAS_PACE}
+    bias_rate = 5.0  # a bias must travel several units, entries of unit rows some hundredths
     encoder_start: ClassVar[float] = 1.0
     centre: Tensor | None
     W_skip: nn.Parameter | None
@@ -163,6 +160,11 @@ class Untied(Dictionary):
             LatentParameter(self.b_enc, 0),
             LatentParameter(self.W_dec, 0),
         ]
+
+    @torch.no_grad()
+    def lengthen_encoder(self) -> None:
+        """Before a long training: let encoder rows start as long as the decoder's."""
+        self.encoder_rows /= self.encoder_start
 
     def freeze_decoder(self) -> None:
         """Keep the decoder as it is from now on: a control (arXiv 2602.14111, docs/controls.md)."""

@@ -16,7 +16,7 @@ from sae.dtypes import fast_dtype, resolve_lm
 from sae.errors import ConfigError
 from sae.training.end_to_end import EndToEndModule, EndToEndSettings
 from sae.training.module import RunLength, SAEModule
-from sae.training.optimizers import OptimizerSettings
+from sae.training.optimizers import LONG_RUN_STEPS, OptimizerSettings
 from sae.training.resampling import ResampleSettings
 from sae.types import Split
 
@@ -37,9 +37,11 @@ def build_module(config: Mapping[str, Any], data: ActivationDataModule) -> SAEMo
     pair = ends is not None and ends.pair
     d_in, d_out = widths if pair else (data.d_in, None)
     frozen_decoder = settings.pop("frozen_decoder", False)
+    long_run = data.steps >= LONG_RUN_STEPS
     if "start_bias" in settings and settings["start_bias"] is None:
         read = data.spreads[:1] if pair else data.spreads
-        settings["start_bias"] = START_SPREADS * math.sqrt(sum(s**2 for s in read) / len(read))
+        spread = math.sqrt(sum(s**2 for s in read) / len(read))
+        settings["start_bias"] = 0.0 if long_run else START_SPREADS * spread
     if settings.get("gate_trains_decoder", 0) is None and config.get("e2e") is not None:
         settings["gate_trains_decoder"] = False  # no squared error is to train the decoder
     dictionary = build_dictionary(
@@ -47,6 +49,8 @@ def build_module(config: Mapping[str, Any], data: ActivationDataModule) -> SAEMo
         mean=data.mean * data.scale, seed=config["seed"],
     )  # fmt: skip
     dictionary.kernels = config["trainer"]["kernels"]
+    if long_run and isinstance(dictionary, Untied):
+        dictionary.lengthen_encoder()
     if frozen_decoder:
         assert isinstance(dictionary, Untied)  # see `check_settings`
         dictionary.freeze_decoder()
@@ -55,7 +59,7 @@ def build_module(config: Mapping[str, Any], data: ActivationDataModule) -> SAEMo
         dictionary,
         **more,
         length=RunLength(data.steps, data.batch_size),
-        optimizer=OptimizerSettings(**config["optimizer"]),
+        optimizer=OptimizerSettings(**config["optimizer"]).for_run(data.steps),
         resampling=ResampleSettings(**config["resample"]),
         sparsity_warmup_tokens=warmup,
         target_l0=target_l0,
@@ -191,10 +195,10 @@ def l1_equivalents(config: Mapping[str, Any], data: ActivationDataModule) -> dic
     return {"l1": l1, "l1_raw_scale": l1 / scale, "l1_sum_over_d_in": l1 * width}
 
 
-def gradient_clip(config: Mapping[str, Any]) -> float | None:
-    """`trainer.gradient_clip`; where it is null, what suits the architecture."""
+def gradient_clip(config: Mapping[str, Any], steps: int) -> float | None:
+    """`trainer.gradient_clip`; where it is null, what suits the architecture in a run so long."""
     wanted = config["trainer"]["gradient_clip"]
-    if wanted is None:
+    if wanted is None and steps < LONG_RUN_STEPS:
         return ARCHITECTURES[config["sae"]["architecture"]].gradient_clip
     return wanted or None
 

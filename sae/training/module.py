@@ -258,8 +258,9 @@ class SAEModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimiser with linear warm-up and linear decay, stepped per batch."""
-        optimizer = self.optimizer_settings.build(
-            self.dictionary.parameter_groups(self.optimizer_settings.lr), self.dictionary.betas
+        settings = self.optimizer_settings
+        optimizer = settings.build(
+            self.dictionary.parameter_groups(settings.lr, settings.bias_rate), self.dictionary.betas
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer,

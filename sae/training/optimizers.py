@@ -1,7 +1,7 @@
 """Optimisers by word: Adam, and Adam as the authors of the paper really ran it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,6 +10,10 @@ from torch import nn
 from sae.errors import ConfigError
 
 NAMES = ("adam", "authors_adam")
+LONG_RUN_STEPS = 10_000
+"""From here on a run starts and steps as published: short moments, fast biases, a sparse start,
+clipped gradients and short encoder rows help a run of some hundred or thousand steps, and cost a
+longer one features (docs/adr/0016)."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,8 @@ class OptimizerSettings:
         beta1: Decay of the first moment; None: what suits what is trained.
         beta2: Decay of the second moment; None: likewise.
         eps: Added to the root of the second moment.
+        bias_rate: Learning rate of encoder biases, as a multiple of lr; None: what suits what is
+            trained.
         warmup_tokens: Linear rise of the learning rate; tokens or a share of the run ("1%").
         decay_tokens: Linear fall to zero at the end; tokens or a share of the run ("20%").
     """
@@ -30,23 +36,33 @@ class OptimizerSettings:
     lr: float = 1e-3
     beta1: float | None = None
     beta2: float | None = None
-    eps: float = 1e-8
+    eps: float = 6.25e-10
+    bias_rate: float | None = None
     warmup_tokens: int | float | str = 0
     decay_tokens: int | float | str = 0
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
             raise ConfigError(f"optimizer={self.name!r} must be one of {', '.join(NAMES)}.")
-        for name, low, high in (("lr", 0, float("inf")), ("eps", 0, 1)):
-            if not low < getattr(self, name) < high:
-                value = getattr(self, name)
-                raise ConfigError(
-                    f"optimizer.{name}={value!r} must be above {low} and below {high}."
-                )
+        for name, high in (("lr", float("inf")), ("eps", 1), ("bias_rate", float("inf"))):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < high:
+                raise ConfigError(f"optimizer.{name}={value!r} must be above 0 and below {high}.")
         for name in ("beta1", "beta2"):
             beta = getattr(self, name)
             if beta is not None and not 0 <= beta < 1:
                 raise ConfigError(f"optimizer.{name}={beta!r} must be in [0, 1).")
+
+    def for_run(self, steps: int) -> "OptimizerSettings":
+        """What is left open: Adam as it is written in a long run, else what suits what is trained.
+
+        Args:
+            steps: Optimiser steps of the run.
+        """
+        if steps < LONG_RUN_STEPS:
+            return self
+        usual = {"beta1": 0.9, "beta2": 0.999, "bias_rate": 1.0}
+        return replace(self, **{k: v for k, v in usual.items() if getattr(self, k) is None})
 
     def build(
         self,

@@ -5,7 +5,7 @@ Each trap is a mistake that is known from another library.
 
 import pytest
 import torch
-from _architectures import D_SAE, SETTINGS, build, x_of
+from _architectures import D_IN, D_SAE, SETTINGS, build, x_of
 
 from sae.dictionaries import ARCHITECTURES, build_dictionary
 from sae.dictionaries.auxk import auxk_loss
@@ -134,15 +134,41 @@ def test_jumprelu_by_tanh_lets_the_jump_reach_weights_and_pulls_dead_latents(ker
                 of_f = error[row] @ dictionary.W_dec[latent]
                 of_f += 1e-2 * 4 * (1 - torch.tanh(4 * f) ** 2) / len(x)
                 jump = near * theta[latent] / width * of_f
-                short = PULL / len(x) * (dead[latent] and not fires)
+                short = PULL / D_IN / len(x) * (dead[latent] and not fires)
                 of_pre[row, latent] = fires * of_f + jump - short
                 of_theta[latent] += short - jump
     close = torch.testing.assert_close
     close(dictionary.t.grad, of_theta * PACE * theta)
     close(dictionary.b_enc.grad, of_pre.sum(0))
     close(dictionary.encoder_rows.grad, of_pre.T @ (x - dictionary.b_dec.detach()))
-    pull = PULL * (theta - pre).relu()[:, dead].sum(1).mean()
+    pull = PULL / D_IN * (theta - pre).relu()[:, dead].sum(1).mean()
     close(output.terms["pull"].detach(), pull)
+
+
+@pytest.mark.parametrize(
+    ("given", "threshold", "bandwidth"),
+    [
+        ({}, 0.7, 2.5),
+        ({"penalty": "l0"}, 0.008, 0.008),  # 0.001 for rows of length 1, here of length 8
+        ({"penalty": "l0", "threshold": 0.3}, 0.3, 0.008),
+        ({"threshold": None, "bandwidth": 2.0}, 0.7, 2.0),
+    ],
+)
+def test_a_penalty_of_jumprelu_brings_its_threshold_and_bandwidth(given, threshold, bandwidth):
+    config = {"architecture": "jumprelu", "dict_ratio": 2, "l0_coefficient": 1e-3, **given}
+    dictionary = build_dictionary(config, d_in=64)
+    torch.testing.assert_close(dictionary.thresholds(), torch.full((128,), threshold))
+    assert dictionary.bandwidth == pytest.approx(bandwidth)
+
+
+def test_the_crosscoder_starts_at_the_mean_of_the_joined_layers():
+    mean = torch.arange(12.0)
+    dictionary = build_dictionary(
+        {"architecture": "crosscoder", "dict_ratio": 4, "l1": 0.0, "start_bias": -1.0},
+        d_in=12, widths=(5, 7), mean=mean,
+    )  # fmt: skip
+    assert torch.equal(dictionary.b_dec, mean)
+    torch.testing.assert_close(dictionary.pre(mean[None])[0], torch.full_like(dictionary.b_enc, -1))
 
 
 @pytest.mark.parametrize("word", ["l1", "april", "gated", "tied", "crosscoder"])

@@ -8,9 +8,11 @@ import torch
 from sae.activations.datamodule import ActivationDataModule
 from sae.activations.folder import TensorActivations
 from sae.errors import ConfigError
-from sae.training.build import build_module
+from sae.training.build import build_module, gradient_clip
 from sae.training.optimizers import AuthorsAdam, OptimizerSettings
 from train import compose
+
+K = {"topk": ["k=4"], "batch_topk": ["k=4"]}
 
 
 def test_authors_adam_step_sizes():
@@ -53,6 +55,55 @@ def test_betas_are_the_users_or_else_the_architectures(words, betas):
     assert [group["betas"] for group in groups] == [betas] * len(groups)
 
 
+@pytest.mark.parametrize(
+    ("words", "rates"),
+    [
+        (["sae=l1"], {"b_enc": 5}),
+        (["sae=tied"], {}),
+        (["sae=gated", "optimizer.bias_rate=3"], {"b_enc": 3, "b_mag": 3}),
+        (["sae=tied", "optimizer.bias_rate=2"], {"b_enc": 2}),
+        (["sae=jumprelu", "optimizer=authors_adam"], {}),
+        (["experiment=april2024"], {}),
+    ],
+)
+def test_biases_move_at_the_users_rate_or_else_the_architectures(words, rates):
+    data = ActivationDataModule(TensorActivations(torch.randn(200, 8)), batch_size=10)
+    data.prepare_data()
+    module = build_module(compose([*words, "optimizer.lr=1e-2"]), data)
+    optimizer = module.configure_optimizers()["optimizer"]
+    found = {id(p): g["initial_lr"] for g in optimizer.param_groups for p in g["params"]}
+    expected = {name: rates.get(name, 1) * 1e-2 for name, _ in module.dictionary.named_parameters()}
+    assert {n: found[id(p)] for n, p in module.dictionary.named_parameters()} == expected
+
+
+@pytest.mark.parametrize("word", ["l1", "gated", "jumprelu", "topk", "batch_topk", "tied"])
+def test_a_long_run_starts_and_steps_as_published(word, monkeypatch):
+    """Nothing that only helps a short run is left in it, but for what the user asks for."""
+    data = ActivationDataModule(TensorActivations(torch.randn(200, 8)), batch_size=10)
+    data.prepare_data()
+    config = compose([f"sae={word}", "trainer.batch_size=10", "dict_ratio=2", *K.get(word, [])])
+    short = build_module(config, data)
+    for module in ("build", "optimizers"):
+        monkeypatch.setattr(f"sae.training.{module}.LONG_RUN_STEPS", data.steps)
+    long = build_module(config, data)
+    optimizer = long.configure_optimizers()["optimizer"]
+    assert {(one["betas"], one["initial_lr"]) for one in optimizer.param_groups} == {
+        ((0.9, 0.999), 1e-3)
+    }
+    optimizer.load_state_dict(short.configure_optimizers()["optimizer"].state_dict())
+    assert gradient_clip(config, data.steps) is None
+    assert gradient_clip(config | {"trainer": {"gradient_clip": 0.5}}, data.steps) == 0.5
+    assert not long.dictionary.b_enc.any()
+    if word != "tied":
+        lengths = long.dictionary.encoder_rows.norm(dim=1)
+        torch.testing.assert_close(lengths, torch.ones(16))
+        assert short.dictionary.encoder_rows.norm(dim=1).mean() <= 1
+    given = compose([f"sae={word}", "optimizer.beta1=0.3", "optimizer.bias_rate=2",
+                     "trainer.batch_size=10", "dict_ratio=2", *K.get(word, [])])  # fmt: skip
+    groups = build_module(given, data).configure_optimizers()["optimizer"].param_groups
+    assert [one["betas"] for one in groups] == [(0.3, 0.999)] * 2
+
+
 def test_authors_adam_is_adam_at_the_first_step():
     a, b = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
     for parameter, kind in ((a, AuthorsAdam), (b, torch.optim.Adam)):
@@ -81,7 +132,15 @@ def test_optimizers_by_word_lower_a_loss_and_round_trip_their_state(name):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"name": "sgd"}, {"lr": 0.0}, {"lr": float("nan")}, {"beta1": 1.0}, {"eps": -1.0}]
+    "wrong",
+    [
+        {"name": "sgd"},
+        {"lr": 0.0},
+        {"lr": float("nan")},
+        {"beta1": 1.0},
+        {"eps": -1.0},
+        {"bias_rate": 0.0},
+    ],  # fmt: skip
 )
 def test_wrong_settings_are_named(wrong):
     with pytest.raises(ConfigError, match="optimizer"):
