@@ -13,7 +13,7 @@ NAMES = ("adam", "authors_adam")
 LONG_RUN_STEPS = 10_000
 """From here on a run starts and steps as published: short moments, fast biases, a sparse start,
 clipped gradients and short encoder rows help a run of some hundred or thousand steps, and cost a
-longer one features (docs/adr/0016)."""
+longer one features (docs/adr/0019)."""
 
 
 @dataclass(frozen=True)
