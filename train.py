@@ -263,6 +263,7 @@ def _metadata(config: Mapping[str, Any], data: "ActivationDataModule") -> dict[s
         "activations": dict(data.source.describe()),
         "scale": data.scales[0] if len(data.scales) == 1 else list(data.scales),
         "normalize": data.normalize,
+        "counted": None if data.counted is None else data.counted.to_json(),
         "settings": {name: config.get(name) for name in names},
     }
 

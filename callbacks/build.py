@@ -47,6 +47,7 @@ def _downstream(data: ActivationDataModule, **settings: Any) -> DownstreamPerple
         source.store("val"),
         source.ends,
         data.mean_of("val"),  # no metric reads training text
+        counted=data.counted,
         **settings,
     )
 

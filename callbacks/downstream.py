@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from callbacks.outputs import log_values
+from sae.activations.counted import Counted
 from sae.activations.store import ActivationStore
 from sae.errors import ConfigError
 from sae.evals.base import SplicedLM
@@ -22,9 +23,9 @@ class DownstreamPerplexity(L.Callback):
     """Log cross entropy, perplexity, CE recovered and KL on a fixed set of held-out contexts.
 
     Every time: `val/ce_clean`, `val/ce_sae`, `val/ce_recovered_zero`, `val/ce_recovered_mean`,
-    `val/kl`, `val/perplexity_clean`, `val/perplexity_sae`. It costs two full forward passes over
-    the tokens; the ablated passes are made once for a store, and shared with other runs. The LM is
-    loaded at the first measurement, never before.
+    `val/kl`, `val/top1_agreement`, `val/perplexity_clean`, `val/perplexity_sae`. It costs two full
+    forward passes over the tokens; the ablated passes are made once for a store, and shared with
+    other runs. The LM is loaded at the first measurement, never before.
 
     Args:
         load_lm: Returns the LM; called once.
@@ -32,6 +33,7 @@ class DownstreamPerplexity(L.Callback):
         where: Where the SAE's reconstruction takes the activation's place, or the ends of a
             transcoder or crosscoder.
         mean: Mean vector of these held-out tokens' split, LM units, for mean ablation.
+        counted: Which rows count; the others stay as they are. None: all count.
         num_tokens: Upper limit to the tokens read, whole contexts.
         every_n_validations: Run at every n-th validation only.
         batch_contexts: Contexts per forward pass. Two sets of logits [batch ctx vocab] are held.
@@ -43,8 +45,8 @@ class DownstreamPerplexity(L.Callback):
     """
 
     names = (
-        "ce_clean", "ce_sae", "ce_recovered_zero", "ce_recovered_mean", "kl", "perplexity_clean",
-        "perplexity_sae",
+        "ce_clean", "ce_sae", "ce_recovered_zero", "ce_recovered_mean", "kl", "top1_agreement",
+        "perplexity_clean", "perplexity_sae",
     )  # fmt: skip
 
     def __init__(
@@ -54,6 +56,7 @@ class DownstreamPerplexity(L.Callback):
         where: Point | Ends,
         mean: Float[Tensor, " width"],
         *,
+        counted: Counted | None = None,
         num_tokens: int = 4096,
         every_n_validations: int = 1,
         batch_contexts: int = 8,
@@ -69,6 +72,7 @@ class DownstreamPerplexity(L.Callback):
         except ConfigError as error:
             raise ConfigError(f"callbacks.downstream: {error}") from None
         self.load_lm, self.store, self.where, self.mean = load_lm, store, where, mean
+        self.counted = counted
         self.num_tokens, self.batch_contexts = num_tokens, batch_contexts
         self.every_n_validations = every_n_validations
         self.splice = splice or _folded_dictionary
@@ -103,6 +107,7 @@ class DownstreamPerplexity(L.Callback):
             self.where,
             splice,
             self.mean,
+            counted=self.counted,
             num_tokens=self.num_tokens,
             batch_contexts=self.batch_contexts,
             quiet=True,  # the bar of the training goes on

@@ -19,7 +19,8 @@ class ActivationsConfig:
 
     kind: Any = ranged(str)
     seed: Any = ranged(int, low=0)
-    normalize: Any = ranged(str, choices=("mean_square", "none"))
+    normalize: Any = ranged(str, choices=("spread", "mean_square", "none"))
+    max_norm: Any = ranged(float, None, above=0, null=True)
     buffer_rows: Any = ranged(int, low=1)
 
 
@@ -69,6 +70,7 @@ class LMActivationsConfig(ActivationsConfig):
     ctx: Any = ranged(int, low=2)
     dtype: Any = ranged(str, choices=("bfloat16", "float16", "float32"))
     keep_first: Any = ranged(bool)
+    special: Any = ranged(str, "keep", choices=("drop", "keep", "all"))
     batch_contexts: Any = ranged(int, low=1)
     stream: Any = ranged(bool, False)
 

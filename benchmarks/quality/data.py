@@ -2,14 +2,14 @@
 
 Each data set of each length is a folder of two files, training rows and held-out rows, in the
 LM's own units. Everybody reads it through this project's data module, so that all see the same
-batches in the same order, scaled so that the mean of ||x||^2 is d_in.
+batches in the same order and scale (`activations.normalize`).
 
-Massive activations are left out: at layer 15 of the default LM 0.14 % of the rows hold 96 % of the
-variance, all in one direction, and FVU would only say how well a dictionary hits those.
+Only rows that count are in it (docs/metrics.md): at layer 15 of the default LM 0.17 % of the rows
+hold 97 % of the variance, all in one direction, and FVU would only say how well a dictionary hits
+those.
 """
 
 import json
-import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from benchmarks.runs import configuration, prepared_data
 from sae.activations.build import build_source
+from sae.activations.counted import RowRule
 from sae.activations.rows import Rows
 from sae.activations.sources import LMActivations
 from sae.provenance import content_key
@@ -34,8 +35,6 @@ SYNTHETIC = "synthetic"
 BUFFER_ROWS = 65_536
 WORLD_SEED = 20_230_915
 _BLOCK = 16_384
-MASSIVE = 10.0
-"""Rows of the LM whose norm is above so many medians are in no split."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Data:
         return [
             "activations=folder", f"activations.path={self.folder / 'rows'}",
             f"activations.val_fraction={size.val / rows!r}",
-            f"activations.test_fraction={size.test / rows!r}",
+            f"activations.test_fraction={size.test / rows!r}", "activations.max_norm=null",
             f"activations.buffer_rows={BUFFER_ROWS}", f"trainer.batch_size={size.batch}",
             "epochs=1",
         ]  # fmt: skip
@@ -122,12 +121,6 @@ class Data:
         for i in range(rows.num_chunks):
             yield rows.read(i).float()
 
-    @property
-    def norm_limit(self) -> float:
-        """Norm of the longest row that may be in it; infinite for synthetic data."""
-        found = json.loads((self.folder / "identity.json").read_text())
-        return found.get("norm_limit", math.inf)
-
     def features(self) -> Float[Tensor, "num_features d_in"] | None:
         """The true directions, where they are known."""
         file = self.folder / "features.npy"
@@ -141,7 +134,7 @@ def prepare(name: str, size: Size, work: Path) -> Data:
     if name == SYNTHETIC:
         identity["world"] = problem_a().to_config()
     else:
-        identity["massive"] = MASSIVE
+        identity["rows"] = str(RowRule())
     folder = work / "data" / f"{name}-{content_key(identity)}"
     data = Data(folder, name, size)
     if not (folder / "identity.json").exists():
@@ -150,7 +143,7 @@ def prepare(name: str, size: Size, work: Path) -> Data:
         if name == SYNTHETIC:
             _write_synthetic(problem_a(), size, folder)
         else:
-            identity["norm_limit"] = _write_harvested(name, size, folder)
+            _write_harvested(name, size, folder)
         (folder / "identity.json").write_text(json.dumps(identity))
     assert data.scale  # measured here once, so that no two processes measure at the same time
     return data
@@ -179,32 +172,27 @@ def _vectors(world: World, n: int, seed: int) -> np.ndarray:
     return torch.cat(drawn).numpy()
 
 
-def _write_harvested(point: str, size: Size, folder: Path) -> float:
-    """Returns the norm above which rows were left out."""
+def _write_harvested(point: str, size: Size, folder: Path) -> None:
     source = lm_source(point)
     source.prepare()
-    limit = MASSIVE * source.split("train").stats.norm_quantiles["0.5"]
-    np.save(folder / "rows/0-train.npy", first_rows(source.split("train"), size.vectors, limit))
-    held = [
-        first_rows(source.split("val"), size.val, limit),
-        first_rows(source.split("test"), size.test, limit),
-    ]
+    np.save(folder / "rows/0-train.npy", first_rows(source.split("train"), size.vectors))
+    held = [first_rows(source.split("val"), size.val), first_rows(source.split("test"), size.test)]
     np.save(folder / "rows/1-held-out.npy", np.concatenate(held))
-    return limit
 
 
-def first_rows(rows: Rows, n: int, limit: float) -> Float[np.ndarray, "n d_in"]:
-    """The first rows whose norm is at most the limit.
+def first_rows(rows: Rows, n: int) -> Float[np.ndarray, "n d_in"]:
+    """The first rows of a split.
 
     Raises:
         ValueError: If there are fewer than `n`.
     """
+    if rows.num_rows < n:
+        raise ValueError(f"{rows.num_rows:,} rows count, and {n:,} were asked for.")
     found, filled = np.empty((n, rows.d_in), dtype=np.float32), 0
     for i in range(rows.num_chunks):
-        chunk = rows.read(i).float()
-        kept = chunk[chunk.norm(dim=1) <= limit][: n - filled]
+        kept = rows.read(i)[: n - filled].float()
         found[filled : filled + len(kept)] = kept.numpy()
         filled += len(kept)
         if filled == n:
-            return found
-    raise ValueError(f"{filled:,} rows have a norm up to {limit:.4g}, and {n:,} were asked for.")
+            break
+    return found

@@ -69,23 +69,20 @@ def recovery(
 def ce_recovered(fitted: Fitted, data: Data, contexts: int) -> dict[str, float]:
     """Share of the cross entropy that ablation costs and the dictionary gives back.
 
-    The dictionary leaves massive activations as they are: it has never seen one. The ablations do
-    not, so that they cost the same as everywhere.
+    Rows that do not count stay as they are under every condition: no dictionary has seen one.
     """
     assert data.name != SYNTHETIC
     source: LMActivations = lm_source(data.name)
-    limit = data.norm_limit
 
     def splice(x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1]).float()
         x_hat = fitted.decode(fitted.encode(flat * fitted.factor)).float() / fitted.factor
-        massive = flat.norm(dim=1, keepdim=True) > limit
-        return torch.where(massive, flat, x_hat).reshape(x.shape)
+        return x_hat.reshape(x.shape)
 
     store = source.store("test")
     mean = torch.as_tensor(source.split("test").stats.mean).float()
     metric: Any = measure_predictions(
-        source.load_lm("cpu"), store, source.ends, splice, mean,
+        source.load_lm("cpu"), store, source.ends, splice, mean, counted=source.counted,
         num_tokens=contexts * store.spec.ctx, batch_contexts=8, quiet=True,
     )  # fmt: skip
     values = metric.compute()

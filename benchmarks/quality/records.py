@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from benchmarks.quality.contender import Contender, Setting
-from benchmarks.quality.data import MASSIVE, SYNTHETIC, Size, prepare
+from benchmarks.quality.data import SYNTHETIC, Size, prepare
+from sae.activations.counted import RowRule
 from sae.provenance import content_key, write_json
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ def identity(
     contender: str, data: str, size: Size, d_sae: int, setting: Setting, ce_contexts: int = 0
 ) -> dict[str, Any]:
     """What decides a training and what is measured of it."""
-    left_out = {} if data == SYNTHETIC else {"massive": MASSIVE}
+    left_out = {} if data == SYNTHETIC else {"rows": str(RowRule())}
     return {
         "contender": contender, "data": data, **asdict(size), **left_out, "d_sae": d_sae,
         "lr": float(f"{setting.lr:.6g}"), "value": float(f"{setting.value:.6g}"),

@@ -17,7 +17,8 @@ _COMPUTED = ("attn_z", "attn_out", "mlp_in", "mlp", "mlp_out", "resid")
 """Sites of a layer in the order in which the LM computes them."""
 _LM = (
     "tokens", "val_tokens", "test_tokens", "ctx", "dtype", "seed", "val_fraction",
-    "test_fraction", "keep_first", "batch_contexts",
+    "test_fraction", "keep_first", "special", "max_norm", "norm_limits", "median_of",
+    "batch_contexts",
 )  # fmt: skip
 
 
@@ -84,6 +85,8 @@ def build_source(
         ConfigError: If its kind is unknown.
     """
     kind = activations.get("kind")
+    # a run saved before there was a rule continues as it began
+    activations = {"special": "keep", "max_norm": None, **activations}
     if kind == "lm":
         return lm_activations(lm, corpus, ends_of(activations), activations, device)
     if kind == "folder":
@@ -91,6 +94,7 @@ def build_source(
             activations["path"],
             val_fraction=activations["val_fraction"],
             test_fraction=activations["test_fraction"],
+            max_norm=activations["max_norm"],
         )
     if kind == "superposition":
         return superposition_activations(activations)
@@ -107,4 +111,4 @@ def superposition_activations(settings: Mapping[str, Any]) -> SuperpositionActiv
     """
     world = World(**{item.name: settings[item.name] for item in fields(World)})
     counts = {name: settings[name] for name in ("tokens", "val_tokens", "test_tokens")}
-    return SuperpositionActivations(world, **counts)
+    return SuperpositionActivations(world, **counts, max_norm=settings["max_norm"])

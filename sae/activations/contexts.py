@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sae.activations.datamodule import ActivationDataModule, Batches, Normalize
+from sae.activations.datamodule import ActivationDataModule, Batches
+from sae.activations.rows import Normalize
 from sae.activations.sources import LMActivations
 from sae.errors import ConfigError
 from sae.lockstep import broadcast
@@ -56,7 +57,7 @@ class ContextDataModule(ActivationDataModule):
         epochs: int = 1,
         buffer_rows: int = 1,
         seed: int = 0,
-        normalize: Normalize = "mean_square",
+        normalize: Normalize = "spread",
     ):
         self.rows_per_context = source.specs["train"].rows_per_context
         self.contexts = batch_size // self.rows_per_context
@@ -70,6 +71,17 @@ class ContextDataModule(ActivationDataModule):
             source, batch_size=self.contexts * self.rows_per_context, epochs=epochs,
             buffer_rows=buffer_rows, seed=seed, normalize=normalize,
         )  # fmt: skip
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in all: all contexts, whatever rows of them count."""
+        steps = self.epochs * len(self._text[0]) // self.contexts
+        if not steps:
+            raise ConfigError(
+                f"trainer.batch_size={self.batch_size} is more than {self.epochs} epoch(s) of "
+                f"{len(self._text[0]):,} contexts. Use a smaller one, more tokens or more epochs."
+            )
+        return steps
 
     def train_dataloader(self) -> Batches:
         """Batches of the remaining steps."""

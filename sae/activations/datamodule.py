@@ -3,22 +3,22 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float
 from lightning import LightningDataModule
 from torch import Tensor
 
+from sae.activations.counted import EVERY_ROW, Counted
 from sae.activations.order import ShuffledOrder, shuffled_batches
-from sae.activations.rows import Rows, parts_of
+from sae.activations.rows import Normalize, Rows, parts_of
 from sae.activations.sources import ActivationSource
 from sae.errors import ConfigError, StoreError
 from sae.lockstep import broadcast, shared
 from sae.provenance import content_key
 from sae.types import Split
 
-Normalize = Literal["mean_square", "none"]
 _FEWEST_CHUNKS_SAMPLED = 8
 
 
@@ -35,7 +35,8 @@ class ActivationDataModule(LightningDataModule):
         epochs: Passes over the training rows.
         buffer_rows: Rows shuffled together in memory. Two such blocks are held at most.
         seed: Decides the order of training rows.
-        normalize: `mean_square`: scale so that the mean of ||x||^2 is d_in. `none`: scale 1.
+        normalize: `spread`: scale so that the entries of ordinary rows have a standard deviation of
+            1. `mean_square`: so that the mean of ||x||^2 is d_in. `none`: scale 1.
         read_ahead: Read the next block in a thread; changes nothing about the batches.
 
     Example:
@@ -54,7 +55,7 @@ class ActivationDataModule(LightningDataModule):
         epochs: int = 1,
         buffer_rows: int = 262_144,
         seed: int = 0,
-        normalize: Normalize = "mean_square",
+        normalize: Normalize = "spread",
         read_ahead: bool = True,
     ):
         super().__init__()
@@ -66,11 +67,12 @@ class ActivationDataModule(LightningDataModule):
         if seed < 0:
             raise ConfigError(f"seed={seed} is out of range: give 0 or more.")
         if normalize not in get_args(Normalize):
-            allowed = " or ".join(get_args(Normalize))
-            raise ConfigError(f"normalize={normalize!r} is unknown. Choose {allowed}.")
+            allowed = ", ".join(get_args(Normalize))
+            raise ConfigError(f"normalize={normalize!r} is unknown. Choose one of {allowed}.")
         self.source = source
         self.batch_size, self.epochs, self.buffer_rows = batch_size, epochs, buffer_rows
-        self.seed, self.normalize, self.read_ahead = seed, normalize, read_ahead
+        self.normalize: Normalize = normalize
+        self.seed, self.read_ahead = seed, read_ahead
         self._splits: dict[Split, Rows] = {}
 
     def prepare_data(self) -> None:
@@ -78,7 +80,7 @@ class ActivationDataModule(LightningDataModule):
         self.source.prepare()
 
     def rows(self, split: Split) -> Rows:
-        """The rows of a split, unscaled."""
+        """The rows of a split that count, unscaled."""
         if split not in self._splits:
             self._splits[split] = self.source.split(split)
         return self._splits[split]
@@ -97,8 +99,7 @@ class ActivationDataModule(LightningDataModule):
     def scales(self) -> tuple[float, ...]:
         """Factor between the LM's own units and what the batches hold, for each point."""
         parts = parts_of(self.rows("train"))
-        scaled = self.normalize == "mean_square"
-        return tuple(part.stats.scale if scaled else 1.0 for part in parts)
+        return tuple(part.stats.scale_by(self.normalize) for part in parts)
 
     @cached_property
     def scale(self) -> float | Float[Tensor, " d_in"]:
@@ -124,6 +125,11 @@ class ActivationDataModule(LightningDataModule):
     def mean_of(self, split: Split) -> Float[Tensor, " d_in"]:
         """Mean activation of a split, float32, in the LM's own units."""
         return torch.from_numpy(self.rows(split).stats.mean).to(torch.float32)
+
+    @property
+    def counted(self) -> Counted | None:
+        """Which rows count; None for a source of your own without a rule."""
+        return getattr(self.source, "counted", None)
 
     @property
     def steps(self) -> int:
@@ -174,11 +180,11 @@ class ActivationDataModule(LightningDataModule):
         return Batches(batches, self.steps)
 
     def val_dataloader(self) -> "Batches":
-        """Validation rows in stored order, a chunk a batch."""
+        """Validation rows that count in stored order, a chunk a batch."""
         return self._in_order("val")
 
     def test_dataloader(self) -> "Batches":
-        """Test rows in stored order, a chunk a batch."""
+        """Test rows that count in stored order, a chunk a batch."""
         return self._in_order("test")
 
     def sample_rows(self, n: int, seed: int) -> Float[Tensor, "n d_in"]:
@@ -196,8 +202,8 @@ class ActivationDataModule(LightningDataModule):
         if n >= rows.num_rows:
             chunks = list(range(rows.num_chunks))
         else:
-            largest = rows.chunk_bounds(0)[1]
-            wanted = min(rows.num_chunks, max(_FEWEST_CHUNKS_SAMPLED, -(-2 * n // largest) + 1))
+            mean_size = max(1, rows.num_rows // rows.num_chunks)
+            wanted = min(rows.num_chunks, max(_FEWEST_CHUNKS_SAMPLED, -(-2 * n // mean_size) + 1))
             chunks = torch.randperm(rows.num_chunks, generator=generator)[:wanted].tolist()
         starts = [0]
         for i in chunks:
@@ -214,6 +220,7 @@ class ActivationDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, object]:
         """What the order of rows follows from; the position in it is the trainer's global step."""
         return {
+            "rows": str(getattr(self.source, "rule", EVERY_ROW)),
             "data": self.source.describe()["key"],
             "batch_size": self.batch_size,
             "epochs": self.epochs,
@@ -227,18 +234,19 @@ class ActivationDataModule(LightningDataModule):
 
         Raises:
             StoreError: If the activations are others.
-            ConfigError: If the order of rows would be another.
+            ConfigError: If other rows count, or their order would be another.
         """
         here = self.state_dict()
         for name, value in here.items():
-            then = state_dict[name]
+            then = state_dict.get("rows", EVERY_ROW) if name == "rows" else state_dict[name]
             if name == "epochs" and self.epochs >= int(str(then)):
                 continue
             if value != then:
                 if name == "data":
                     check_same_data(str(then), self.source)
+                what = "which rows count" if name == "rows" else name
                 raise ConfigError(
-                    f"This run cannot continue the checkpoint: {name} was {then} and is {value} "
+                    f"This run cannot continue the checkpoint: {what} was {then} and is {value} "
                     "now. Restore the old value, or start a new run."
                 )
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NoReturn
 
@@ -10,8 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae.activations.cache import DAMAGE, read_sealed, refuse_write, write_sealed
+from sae.activations.counted import Counted, RowRule
+from sae.activations.counted_rows import count_rows, counted_of
 from sae.activations.files import Part, find_files, open_part, refuse_file
-from sae.activations.rows import ROWS_PER_CHUNK, RunningStats, Stats, all_finite
+from sae.activations.rows import ROWS_PER_CHUNK, Rows, RunningStats, Stats, all_finite
 from sae.errors import ConfigError, StoreError
 from sae.progress import progress
 from sae.provenance import cache_dir, content_key
@@ -90,6 +93,9 @@ class OwnRows:
     def documents(self, i: int) -> None:
         """Nothing is known about documents."""
 
+    def tokens(self, i: int) -> None:
+        """Nor about tokens."""
+
     def _refuse_row(self, i: int, wrong: Tensor, what: str) -> NoReturn:
         row = self._start + self.chunk_bounds(i)[0] + int(wrong.any(dim=1).nonzero()[0])
         for part in self._parts:
@@ -108,6 +114,7 @@ class TensorActivations:
         x: The activations.
         val_fraction: Share of rows held out for validation.
         test_fraction: Share of rows held out for testing.
+        max_norm: Rows whose norm is above so many medians do not count; None: all do.
     """
 
     def __init__(
@@ -116,7 +123,9 @@ class TensorActivations:
         *,
         val_fraction: float = 0.05,
         test_fraction: float = 0.05,
+        max_norm: float | None = 10.0,
     ):
+        self.rule = RowRule("keep", max_norm)
         part = Part(Path("tensor"), x.shape[0], x.shape[1], lambda a, b: x[a:b])
         self._splits = _split([part], val_fraction, test_fraction)
 
@@ -125,13 +134,18 @@ class TensorActivations:
         for rows in self._splits.values():
             assert rows.stats
 
-    def split(self, name: Split) -> OwnRows:
-        """The rows of one split."""
-        return _not_empty(self._splits, name)
+    def split(self, name: Split) -> Rows:
+        """The rows of one split that count."""
+        return count_rows(_not_empty(self._splits, name), self.counted)
+
+    @cached_property
+    def counted(self) -> Counted:
+        """Which rows count."""
+        return counted_of(self._splits["train"], self.rule)
 
     def describe(self) -> dict[str, object]:
         """Provenance; the key follows from the statistics."""
-        return {"key": _stats_key(self._splits), "kind": "tensor"}
+        return {"key": _stats_key(self._splits, self.rule), "kind": "tensor"}
 
 
 class FolderActivations:
@@ -146,14 +160,18 @@ class FolderActivations:
         path: A folder of such files, one such file, or one zarr array.
         val_fraction: Share of rows held out for validation.
         test_fraction: Share of rows held out for testing.
+        max_norm: Rows whose norm is above so many medians do not count; None: all do.
+        norm_limits: The largest norm that counts, as an SAE's metadata have it.
 
     Raises:
         StoreError: If there is no file, or one is of another shape, width or dtype.
     """
 
     def __init__(
-        self, path: str | Path, *, val_fraction: float = 0.05, test_fraction: float = 0.05
-    ):
+        self, path: str | Path, *, val_fraction: float = 0.05, test_fraction: float = 0.05,
+        max_norm: float | None = 10.0, norm_limits: Mapping[str, float | None] | None = None,
+    ):  # fmt: skip
+        self.rule, self._norm_limits = RowRule("keep", max_norm), norm_limits
         self.path = Path(path).expanduser()
         self._files = find_files(self.path)
         parts = [open_part(file) for file in self._files]
@@ -199,21 +217,31 @@ class FolderActivations:
             rows.stats = stats[split]
         self._measured = True
 
-    def split(self, name: Split) -> OwnRows:
-        """The rows of one split."""
+    def split(self, name: Split) -> Rows:
+        """The rows of one split that count."""
         self.prepare()
-        return _not_empty(self._splits, name)
+        return count_rows(_not_empty(self._splits, name), self.counted, self._kept_in(name))
+
+    @cached_property
+    def counted(self) -> Counted:
+        """Which rows count."""
+        self.prepare()
+        return counted_of(self._splits["train"], self.rule, self._norm_limits)
+
+    def _kept_in(self, name: Split) -> Path:
+        return self._statistics_file().with_suffix("") / name
 
     def describe(self) -> dict[str, object]:
         """Provenance; the key follows from the statistics, so a folder may be moved."""
         self.prepare()
         return {
-            "key": _stats_key(self._splits),
+            "key": _stats_key(self._splits, self.rule),
             "kind": "folder",
             "path": str(self.path.resolve()),  # found from any working directory
             "files": [file.name for file in self._files],
             "val_fraction": self._fractions["val"],
             "test_fraction": self._fractions["test"],
+            "max_norm": self.rule.max_norm,
         }
 
     def _statistics_file(self) -> Path:
@@ -251,5 +279,6 @@ def _not_empty(splits: Mapping[Split, OwnRows], name: Split) -> OwnRows:
     return splits[name]
 
 
-def _stats_key(splits: Mapping[Split, OwnRows]) -> str:
-    return content_key({split: rows.stats.to_json() for split, rows in splits.items()})
+def _stats_key(splits: Mapping[Split, OwnRows], rule: RowRule) -> str:
+    stats = {split: rows.stats.to_json() for split, rows in splits.items()}
+    return content_key(stats | rule.identity())

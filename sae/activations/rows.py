@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from sae.errors import DegenerateInputError, StoreError
 
 # About 5 MB of bfloat16 at d_in 576: small enough to shuffle well, large enough to read fast.
 ROWS_PER_CHUNK = 4096
+Normalize = Literal["spread", "mean_square", "none"]
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
@@ -52,12 +53,28 @@ class Stats:
     def spread(self) -> float:
         """Standard deviation of the entries of ordinary rows, from the median of ||x||.
 
-        Few massive activations can hold nine tenths of `mean_square_norm`. They also move the mean;
-        where it is as long as the median row, a tenth of the median stands for what is left.
+        A few long rows can hold most of `mean_square_norm`. They also move the mean; where it is as
+        long as the median row, a tenth of the median stands for what is left. Where most rows are
+        zero, or norms are not known, the root mean square stands for the median.
         """
-        median, mean = self.norm_quantiles.get("0.5", 0.0), float(np.linalg.norm(self.mean))
+        median = self.norm_quantiles.get("0.5", 0.0) or math.sqrt(self.mean_square_norm)
+        mean = float(np.linalg.norm(self.mean))
         square = max(median**2 - mean**2, (median / 10) ** 2)
         return math.sqrt(square / len(self.mean))
+
+    def scale_by(self, normalize: Normalize) -> float:
+        """Factor between the LM's own units and what an SAE is trained on.
+
+        `spread`: the entries of ordinary rows get a standard deviation of 1; `mean_square`: the
+        mean of ||x||^2 becomes d_in; `none`: 1.
+
+        Raises:
+            DegenerateInputError: If every activation is zero, unless there is nothing to scale.
+        """
+        if normalize == "none":
+            return 1.0
+        scale = self.scale  # refuses zeros
+        return scale if normalize == "mean_square" else 1 / self.spread
 
     def to_json(self) -> dict[str, object]:
         """Plain types; floats survive JSON exactly."""
@@ -131,7 +148,8 @@ class RunningStats:
         for q in QUANTILES:
             # The bin of the row in the middle of its rank; its centre, cut to the exact extremes.
             index = int(np.searchsorted(cumulative, q * (self._num_rows - 1) + 0.5))
-            centre = 2.0 ** ((index + 0.5) / self._BINS_PER_OCTAVE + self._LOWEST)
+            # The lowest bin holds zeros.
+            centre = 2.0 ** ((index + 0.5) / self._BINS_PER_OCTAVE + self._LOWEST) if index else 0.0
             found[str(q)] = float(min(max(centre, self._min), self._max))
         return found | {"max": float(self._max)}
 
@@ -178,6 +196,15 @@ class Rows(Protocol):
         ...
 
 
+@runtime_checkable
+class TokenRows(Rows, Protocol):
+    """Rows that know their tokens, so that a rule can leave special ones out."""
+
+    def tokens(self, i: int) -> Int[np.ndarray, " rows"] | None:
+        """The token of each row of chunk `i`; None if there are none."""
+        ...
+
+
 class JoinedRows:
     """Several aligned `Rows` as one, whose row i is row i of every part, one beside the other.
 
@@ -188,7 +215,7 @@ class JoinedRows:
         StoreError: If the parts are not aligned.
     """
 
-    def __init__(self, parts: Sequence[Rows]):
+    def __init__(self, parts: Sequence[TokenRows]):
         self.parts = tuple(parts)
         first = self.parts[0]
         self.num_rows, self.num_chunks = first.num_rows, first.num_chunks
@@ -205,10 +232,8 @@ class JoinedRows:
 
     @property
     def stats(self) -> Stats:
-        """Of the long vectors; the distribution of their norms is not known."""
-        stats = [part.stats for part in self.parts]
-        mean = np.concatenate([one.mean for one in stats])
-        return Stats(self.num_rows, mean, sum(one.mean_square_norm for one in stats), {})
+        """Of the long vectors."""
+        return joined_stats([part.stats for part in self.parts])
 
     def chunk_bounds(self, i: int) -> tuple[int, int]:
         """First row of chunk `i` and the row after its last."""
@@ -222,7 +247,37 @@ class JoinedRows:
         """The document that each row of chunk `i` comes from; None if nothing is known."""
         return self.parts[0].documents(i)
 
+    def tokens(self, i: int) -> Int[np.ndarray, " rows"] | None:
+        """The token of each row of chunk `i`; None if there are none."""
+        return self.parts[0].tokens(i)
 
-def parts_of(rows: Rows) -> tuple[Rows, ...]:
-    """The parts of joined rows; other rows are their only part."""
-    return rows.parts if isinstance(rows, JoinedRows) else (rows,)
+
+@runtime_checkable
+class Part(Protocol):
+    """One point of joined rows."""
+
+    @property
+    def d_in(self) -> int:
+        """Width of its activations."""
+        ...
+
+    @property
+    def stats(self) -> Stats:
+        """What is known about them."""
+        ...
+
+
+def parts_of(rows: Rows) -> tuple[Part, ...]:
+    """The points of joined rows; other rows are their only part."""
+    return getattr(rows, "parts", (rows,))
+
+
+def joined_stats(stats: Sequence[Stats]) -> Stats:
+    """Statistics of joined vectors; the distribution of their norms is not known.
+
+    Those of one point stay as they are.
+    """
+    if len(stats) == 1:
+        return stats[0]
+    mean = np.concatenate([one.mean for one in stats])
+    return Stats(stats[0].num_rows, mean, sum(one.mean_square_norm for one in stats), {})

@@ -1,16 +1,20 @@
 """Where a data module gets its activations: from an LM by way of the cache, or your own class."""
 
+import math
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, cached_property
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from sae.activations.cache import StoredDtype, StoreSpec
+from sae.activations.counted import Counted, RowRule, Special, limits_from_json
+from sae.activations.counted_rows import count_rows, kept_json, median_norm
 from sae.activations.harvest import CapturingLM, LoadsLM, harvest
-from sae.activations.rows import JoinedRows, Rows
+from sae.activations.rows import JoinedRows, Rows, TokenRows
 from sae.activations.store import ActivationStore
 from sae.errors import ConfigError, StoreError
 from sae.language.corpus import Corpus
-from sae.language.text import Tokenizer
+from sae.language.text import Tokenizer, special_ids
 from sae.provenance import content_key
 from sae.types import SPLITS, Ends, Point, Split
 
@@ -62,6 +66,11 @@ class LMActivations:
         val_fraction: Share of documents held out for validation.
         test_fraction: Share of documents held out for testing.
         keep_first: Keep position 0 of each context.
+        special: Special tokens whose rows do not count (`sae.activations.counted.RowRule`).
+        max_norm: Rows whose norm is above so many medians do not count; None: all do.
+        norm_limits: Largest norms that count, by point, as an SAE's metadata have them; None: they
+            follow from `max_norm`.
+        median_of: The split whose median norms `max_norm` multiplies.
         batch_contexts: Contexts handed to the LM at once.
         device: Where the LM runs.
     """
@@ -81,6 +90,10 @@ class LMActivations:
         val_fraction: float = 0.05,
         test_fraction: float = 0.05,
         keep_first: bool = False,
+        special: Special = "drop",
+        max_norm: float | None = 10.0,
+        norm_limits: Mapping[str, float | None] | None = None,
+        median_of: Split = "train",
         batch_contexts: int = 32,
         device: str = "cpu",
     ):
@@ -89,6 +102,9 @@ class LMActivations:
         self.source, self.corpus = source, corpus
         self.ends = Ends.at(where) if isinstance(where, Point) else where
         self.batch_contexts, self.device = batch_contexts, device
+        self.rule = RowRule(special, max_norm)
+        self.median_of: Split = median_of
+        self._norm_limits = norm_limits
         counts: dict[Split, int] = {"train": tokens, "val": val_tokens, "test": test_tokens}
         self.specs = {
             split: StoreSpec(
@@ -135,14 +151,52 @@ class LMActivations:
         return ActivationStore.open(self.specs[split])
 
     def split(self, name: Split) -> Rows:
-        """The rows of one split.
+        """The rows of one split that count.
 
         Raises:
             StoreError: If they are not harvested yet.
         """
+        rows = joined(self._stored(name))
+        if self.rule.every_row:
+            return rows
+        return count_rows(rows, self.counted, self._kept_in(name))
+
+    @cached_property
+    def counted(self) -> Counted:
+        """Which rows count. The limits are measured here, on the split `median_of`."""
+        points, ids = self.ends.points, self._special_ids()
+        if self._norm_limits is not None:
+            limits = limits_from_json(self._norm_limits)
+        elif self.rule.max_norm is None:
+            limits = {str(point): math.inf for point in points}
+        else:
+            limits = {str(point): self.rule.limit(self._median(point, ids)) for point in points}
+        return Counted(self.rule, ids, limits, self.median_of).at(points)
+
+    def _special_ids(self) -> tuple[int, ...]:
+        word = self.rule.special
+        if word == "keep":
+            return ()
+
+        def make() -> dict[str, Any]:
+            return {"ids": special_ids(self.source.load_tokenizer(), every=word == "all")}
+
+        there = [spec.folder for spec in self.specs.values() if spec.folder.exists()]
+        file = there[0] / f"special-{word}.json" if there else None
+        return tuple(kept_json(file, make)["ids"])
+
+    def _median(self, point: Point, ids: tuple[int, ...]) -> float:
+        rows = self._stored(self.median_of)[self.ends.points.index(point)]
+        return median_norm(rows, ids, range(rows.num_chunks), self._kept_in(self.median_of, point))
+
+    def _kept_in(self, name: Split, point: Point | None = None) -> Path:
+        """Where counts and medians are kept: beside the array, so that they go with it."""
+        return self.store(name).folder_of(point or self.ends.points[0])
+
+    def _stored(self, name: Split) -> Sequence[TokenRows]:
         try:
             store = self.store(name)
-            return joined([store.rows(point) for point in self.ends.points])
+            return [store.rows(point) for point in self.ends.points]
         except StoreError as error:
             if self._missing(name):
                 raise StoreError(
@@ -155,8 +209,9 @@ class LMActivations:
         """Provenance: what a saved SAE needs to read these activations again."""
         train = self.specs["train"]
         stores = {split: spec.key for split, spec in self.specs.items()}
+        identity = {"stores": stores, "point": str(self.ends)} | self.rule.identity()
         return {
-            "key": content_key({"stores": stores, "point": str(self.ends)}),
+            "key": content_key(identity),
             "kind": "lm",
             "lm": self.source.to_config(),
             "corpus": self.corpus.to_config(),
@@ -168,6 +223,8 @@ class LMActivations:
             "val_fraction": train.val_fraction,
             "test_fraction": train.test_fraction,
             "keep_first": train.keep_first,
+            "special": self.rule.special,
+            "max_norm": self.rule.max_norm,
             "stores": stores,
             "identities": {"lm": content_key(train.lm), "corpus": content_key(train.corpus)},
         }
@@ -179,7 +236,7 @@ class LMActivations:
         return not all(file.exists() for file in files)
 
 
-def joined(parts: Sequence[Rows]) -> Rows:
+def joined(parts: Sequence[TokenRows]) -> TokenRows:
     """Rows of several points side by side; those of one point as they are."""
     return JoinedRows(parts) if len(parts) > 1 else parts[0]
 

@@ -219,6 +219,15 @@ class ActivationStore:
         first = self.spec.ctx - self.spec.rows_per_context
         return self.document[self.contexts_of(i), first:].reshape(-1)
 
+    def tokens_of(self, i: int) -> Int[np.ndarray, " rows"]:
+        """The token of each row of chunk `i`."""
+        first = self.spec.ctx - self.spec.rows_per_context
+        return self.tokens[self.contexts_of(i), first:].reshape(-1)
+
+    def folder_of(self, point: Point) -> Path:
+        """Where the array of a point is, with what is kept about it."""
+        return self.folder / "activations" / str(point)
+
     def points(self) -> list[Point]:
         """The points that are there, complete, lowest layer first."""
         found = [Point.parse(path.parent.name) for path in self.folder.glob(
@@ -254,8 +263,8 @@ class ActivationStore:
                 leftover.unlink()
             write_sealed(array.path / "metadata.json", content | {"provenance": provenance()})
             # What has the right name but no readable metadata.json was damaged: it makes room.
-            shutil.rmtree(self.folder / "activations" / str(point), ignore_errors=True)
-            os.replace(array.path, self.folder / "activations" / str(point))
+            shutil.rmtree(self.folder_of(point), ignore_errors=True)
+            os.replace(array.path, self.folder_of(point))
         except OSError as error:
             refuse_write(array.path, error, None)
 
@@ -272,7 +281,7 @@ class StoredRows:
 
     def __init__(self, store: ActivationStore, point: Point):
         self.store, self.point = store, point
-        path, advice = store.folder / "activations" / str(point), remedy(store.folder, point)
+        path, advice = store.folder_of(point), remedy(store.folder, point)
         metadata = read_sealed(path / "metadata.json", advice)
         self.stats = Stats.from_json(metadata["stats"])
         self._array = ChunkedArray(path, Layout(**metadata["layout"]), advice)
@@ -291,6 +300,10 @@ class StoredRows:
     def documents(self, i: int) -> Int[np.ndarray, " rows"]:
         """The document that each row of chunk `i` comes from."""
         return self.store.documents_of(i)
+
+    def tokens(self, i: int) -> Int[np.ndarray, " rows"]:
+        """The token of each row of chunk `i`."""
+        return self.store.tokens_of(i)
 
 
 def open_foreign_zarr(path: Path) -> zarr.Array:

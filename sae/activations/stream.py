@@ -1,12 +1,14 @@
 """Activations without a cache: the LM runs again whenever rows are read; only tokens are on disk.
 
 A chunk is computed from the contexts that it would hold in a cache, in the same batches, so a
-streamed run sees the rows of a cached one in the same order. What differs is written at `SMALL`.
+streamed run sees the rows of a cached one in the same order. What differs is written at `SMALL` and
+`ReplacedRows`.
 """
 
 import logging
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +24,9 @@ from sae.activations.cache import (
     store_lock,
     write_sealed,
 )
+from sae.activations.counted_rows import CountedRows, Counts, measure, median_norm
 from sae.activations.harvest import CapturingLM, harvest, rows_of
-from sae.activations.rows import JoinedRows, Rows, RunningStats, Stats
+from sae.activations.rows import JoinedRows, Rows, RunningStats, Stats, parts_of
 from sae.activations.sources import IdentifiedLM, LMActivations, LoadedOnce
 from sae.activations.store import ActivationStore
 from sae.errors import StoreError
@@ -37,7 +40,8 @@ log = logging.getLogger(__name__)
 
 SMALL = 131_072
 """Rows. A split of no more is computed once and kept in memory. A larger one is computed at every
-read, and its statistics (mean, scale) come from about so many rows, in random chunks of it."""
+read, and its statistics (mean, scale, median norm) come from about so many rows, in random chunks
+of it."""
 
 
 class StreamedRows:
@@ -75,6 +79,10 @@ class StreamedRows:
         """The document that each row of chunk `i` comes from."""
         return self.store.documents_of(i)
 
+    def tokens(self, i: int) -> Int[np.ndarray, " rows"]:
+        """The token of each row of chunk `i`."""
+        return self.store.tokens_of(i)
+
     @property
     def stats(self) -> Stats:
         """Of all rows where they are `SMALL`, else of a sample; that is kept beside the tokens."""
@@ -106,6 +114,42 @@ class StreamedRows:
                 running.update(rows)
                 advance(len(rows))
         return running.result()
+
+
+class ReplacedRows(CountedRows):
+    """The rows of a large streamed split that count.
+
+    How many rows have massive activations is known only once the LM has run, and the number of
+    steps must be known before. So rows of special tokens are left out exactly, and a massive row is
+    replaced by the row before it in its chunk that counts (at the start: by the first that does).
+    `mask` tells them apart, so metrics are exact.
+    """
+
+    all: StreamedRows | JoinedRows
+
+    def read(self, i: int) -> Float[Tensor, "rows d_in"]:
+        """Chunk `i` without special tokens, massive rows replaced."""
+        x = self.all.read(i)
+        counts, ordinary = self.mask(i, x), self._ordinary(i)
+        if not counts.any():
+            return x[ordinary]
+        index = torch.arange(len(x)).masked_fill(~counts, -1).cummax(0).values
+        return x[index.masked_fill(index < 0, int(counts.nonzero()[0]))[ordinary]]
+
+    def documents(self, i: int) -> Int[np.ndarray, " rows"]:
+        """The document of each row that `read` gives."""
+        documents = self.all.documents(i)
+        assert documents is not None
+        return documents[self._ordinary(i).numpy()]
+
+    def _ordinary(self, i: int) -> Tensor:
+        return self.counted.ordinary(torch.as_tensor(self.all.tokens(i)))
+
+    def _measure(self) -> Counts:
+        streamed = parts_of(self.all)[0]
+        assert isinstance(streamed, StreamedRows)
+        sizes = tuple(int(self._ordinary(i).sum()) for i in range(self.num_chunks))
+        return Counts(sizes, measure(self, measured_chunks(streamed.store.spec)).stats)
 
 
 class LMPasses:
@@ -159,6 +203,7 @@ class StreamedActivations(LMActivations):
         super().__init__(source, corpus, where, **settings)
         self._shared = LoadedOnce(source)
         self._rows: dict[tuple[Split, Ends], StreamedRows | JoinedRows] = {}
+        self._counted_rows: dict[Split, Rows] = {}
 
     def prepare(self, also: Sequence[Point] = (), splits: Sequence[str] = SPLITS) -> None:
         """Tokenise, load the LM and measure the scale, so that mistakes come before training.
@@ -180,19 +225,35 @@ class StreamedActivations(LMActivations):
                 "Streaming %s: the LM runs while training reads, instead of a cache of %.2f GB.",
                 self.ends, sum(part.num_bytes for part in parts) / 1e9,
             )  # fmt: skip
-            _ = [part.stats for part in parts]
+            _ = [part.stats for part in parts_of(self.split("train"))]
 
     def load_lm(self, device: str) -> Any:
         """The one LM of this source on that device."""
         return self._shared.load(device)
 
     def split(self, name: Split) -> Rows:
-        """The rows of one split, the same object at every call.
+        """The rows of one split that count, the same object at every call.
 
         Raises:
             StoreError: If `prepare` was not called.
         """
-        return self._streamed(name)
+        if name not in self._counted_rows:
+            rows, spec = self._streamed(name), self.specs[name]
+            if not self.rule.every_row:
+                kind = CountedRows if spec.num_rows <= SMALL else ReplacedRows
+                rows = kind(rows, self.counted, self._kept_in(name))
+            self._counted_rows[name] = rows
+        return self._counted_rows[name]
+
+    def _median(self, point: Point, ids: tuple[int, ...]) -> float:
+        streamed: Any = self._streamed(self.median_of)
+        parts = streamed.parts if isinstance(streamed, JoinedRows) else (streamed,)
+        rows: StreamedRows = parts[self.ends.points.index(point)]
+        chunks = measured_chunks(self.specs[self.median_of])
+        return median_norm(rows, ids, chunks, self._kept_in(self.median_of, point))
+
+    def _kept_in(self, name: Split, point: Point | None = None) -> Path:
+        return self.store(name).folder / "samples" / str(point or self.ends.points[0])
 
     def describe(self) -> dict[str, object]:
         """Provenance. The key is that of cached activations where the scale is theirs too."""

@@ -1,6 +1,7 @@
 """Activations of a synthetic world, drawn chunk by chunk whenever they are read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.activations.cache import read_sealed, refuse_write, write_sealed
-from sae.activations.rows import ROWS_PER_CHUNK, RunningStats, Stats
+from sae.activations.counted import Counted, RowRule
+from sae.activations.counted_rows import count_rows, counted_of
+from sae.activations.rows import ROWS_PER_CHUNK, Rows, RunningStats, Stats
 from sae.errors import ConfigError, StoreError
 from sae.progress import progress
 from sae.provenance import cache_dir, content_key
@@ -88,6 +91,9 @@ class SuperpositionRows:
             return np.full(stop - start, i)
         return np.arange(start, stop)
 
+    def tokens(self, i: int) -> None:
+        """There are none."""
+
 
 class SuperpositionActivations:
     """A source of vectors with known features.
@@ -97,10 +103,16 @@ class SuperpositionActivations:
         tokens: Training vectors.
         val_tokens: Validation vectors.
         test_tokens: Test vectors.
+        max_norm: Vectors whose norm is above so many medians do not count; None: all do.
+        norm_limits: The largest norm that counts, as an SAE's metadata have it.
     """
 
-    def __init__(self, world: World, *, tokens: int, val_tokens: int, test_tokens: int):
-        self.world = world
+    def __init__(
+        self, world: World, *, tokens: int, val_tokens: int, test_tokens: int,
+        max_norm: float | None = 10.0, norm_limits: Mapping[str, float | None] | None = None,
+    ):  # fmt: skip
+        self.world, self.rule = world, RowRule("keep", max_norm)
+        self._norm_limits = norm_limits
         self.num_rows: dict[Split, int] = {
             "train": tokens, "val": val_tokens, "test": test_tokens
         }  # fmt: skip
@@ -121,11 +133,18 @@ class SuperpositionActivations:
             if name in splits:
                 assert rows.stats
 
-    def split(self, name: Split) -> SuperpositionRows:
-        """The rows of one split."""
-        return self._splits[name]
+    def split(self, name: Split) -> Rows:
+        """The rows of one split that count."""
+        return count_rows(self._splits[name], self.counted)
+
+    @cached_property
+    def counted(self) -> Counted:
+        """Which rows count."""
+        return counted_of(self._splits["train"], self.rule, self._norm_limits)
 
     def describe(self) -> dict[str, object]:
         """Provenance: what a saved SAE needs to draw these vectors again."""
         identity = {"world": self.world.to_config(), "tokens": dict(self.num_rows)}
-        return {"key": content_key(identity), "kind": "superposition", **identity}
+        key = content_key(identity | self.rule.identity())
+        max_norm = self.rule.max_norm
+        return {"key": key, "kind": "superposition", **identity, "max_norm": max_norm}

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae.activations.counted import Counted
 from sae.activations.rows import Rows
 from sae.activations.store import ActivationStore
 from sae.dictionaries.sae import SAE
@@ -64,11 +65,12 @@ class EvalContext:
         sae: What is evaluated, on the device to use.
         point: Where in the LM it belongs; None for activations that come from no known LM, and
             for transcoders and crosscoders, which have `ends`.
-        rows: Activations of the split there.
+        rows: Activations of the split there: the rows that count.
         store: The split's tokens; None for activations without tokens.
         load_lm: Gives the LM when an evaluation needs it; None where there is none. Called once.
         world: The known features that the activations are made of; None where nobody knows them.
         ends: Where it reads and writes; follows from `point` where there is one.
+        counted: Which rows count; None: all.
     """
 
     sae: SAE
@@ -78,6 +80,7 @@ class EvalContext:
     load_lm: Callable[[], LanguageModel] | None = None
     world: World | None = None
     ends: Ends | None = None
+    counted: Counted | None = None
 
     def __post_init__(self) -> None:
         if self.ends is None and self.point is not None:
@@ -232,6 +235,7 @@ def describe(context: EvalContext) -> dict[str, Any]:
         "sae": {**asdict(context.sae.config), "metadata": context.sae.metadata},
         "point": None if context.ends is None else str(context.ends),
         "store": None if store is None else asdict(store.spec),
+        "counted": None if context.counted is None else context.counted.to_json(),
         "dtypes": {"sae": _word(context.sae.dtype), "lm": None if lm is None else _word(lm.dtype)},
         **({} if context.world is None else {"world": context.world.to_config()}),
     }

@@ -60,6 +60,7 @@ def context_of(sae: SAE, source: ActivationSource, device: str = "cpu") -> EvalC
         load_lm=cache(lambda: of_lm.load_lm(device)) if of_lm else None,
         world=source.world if isinstance(source, SuperpositionActivations) else None,
         ends=of_lm.ends if of_lm else None,
+        counted=getattr(source, "counted", None),
     )
 
 
@@ -144,7 +145,9 @@ def source_of(
     """The source whose test split measures a saved SAE: its own, or another LM or text.
 
     The documents that are held out for testing never were training documents. Another text was
-    never trained on, so all of it counts as test text.
+    never trained on, so all of it counts as test text. Rows count by the rule and the norms that
+    the SAE was saved with; one that has none (of another library, or saved before there was a rule)
+    is measured under the default rule, with the median norm of the test split.
 
     Args:
         sae: Loaded SAE; its metadata say where its activations came from.
@@ -162,6 +165,10 @@ def source_of(
             "This SAE's config.json does not say which activations it was trained on "
             "(metadata.activations), so there is nothing to measure it on."
         )
+    rule = {name: made_of[name] for name in ("max_norm",) if name in made_of}
+    saved: Any = sae.metadata.get("counted")
+    if saved is not None:
+        rule["norm_limits"] = saved["limits"]
     if made_of["kind"] == "superposition":
         if lm or corpus:
             raise ConfigError(
@@ -171,7 +178,7 @@ def source_of(
         test = counts["test"] if tokens is None else tokens
         return SuperpositionActivations(
             World(**made_of["world"]),
-            tokens=counts["train"], val_tokens=counts["val"], test_tokens=test,
+            tokens=counts["train"], val_tokens=counts["val"], test_tokens=test, **rule,
         )  # fmt: skip
     if made_of["kind"] == "folder":
         if lm or corpus or tokens:
@@ -180,8 +187,10 @@ def source_of(
                 "have no effect on it."
             )
         fractions = {name: made_of[name] for name in ("val_fraction", "test_fraction")}
-        return FolderActivations(made_of["path"], **fractions)
-    settings = _settings(made_of)
+        return FolderActivations(made_of["path"], **fractions, **rule)
+    settings = _settings(made_of) | rule
+    if "norm_limits" not in rule:
+        settings["median_of"] = "test"
     if tokens is not None:
         settings["test_tokens"] = tokens
     if corpus is not None and not _is_own_text(corpus, made_of):

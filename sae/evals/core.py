@@ -8,22 +8,27 @@ from typing import Any, ClassVar
 import torch
 
 from sae import functional
-from sae.activations.rows import Rows, parts_of
+from sae.activations.counted import within
+from sae.activations.counted_rows import CountedRows, all_rows
+from sae.activations.rows import Rows, Stats, parts_of
 from sae.dictionaries.sae import SAE
 from sae.errors import ConfigError
 from sae.evals.base import Bootstrap, EvalContext, EvalResult, describe, estimates, register
 from sae.metrics import (
+    LIGHT_MEDIANS,
     OTHER_DEFINITIONS,
     FeatureActivations,
     Firing,
     OtherDefinitions,
     Reconstruction,
+    RobustReconstruction,
 )
 from sae.progress import progress
 from sae.types import Ends
 
 PER_LATENT_LIMIT = 1024
 """Dictionaries up to this size have their latents' numbers listed one by one."""
+_DIRECTION_ROWS, _DIRECTION_ENTRIES = 65_536, 2**28  # of the first principal direction: 1 GB
 
 
 @register
@@ -31,7 +36,8 @@ PER_LATENT_LIMIT = 1024
 class CoreEval:
     """FVU, MSE, cosine, L2 ratio, relative bias, L0, L1, how latents fire, how atoms overlap.
 
-    Streams the split chunk by chunk; all numbers are in the LM's own units and over all rows.
+    Streams the split chunk by chunk; all numbers are in the LM's own units and over the rows that
+    count (`sae.activations.counted`), but for `fvu_all_rows` and `left_out`.
 
     Args:
         batch_rows: Vectors encoded at once; decides memory and, with `legacy`, what a batch is.
@@ -64,21 +70,22 @@ class CoreEval:
                        OTHER_DEFINITIONS if "all" in self.legacy else self.legacy,
                        layers)  # fmt: skip
         intervals = seen.reconstruction.intervals(**asdict(self.bootstrap))
+        robust = seen.robust.intervals(**asdict(self.bootstrap))
         return EvalResult(
             eval=self.name,
             metrics=estimates(
-                seen.reconstruction.compute()
+                _headline(seen)
                 | _latents(seen)
                 | _overlaps(context.sae)
                 | (seen.others.compute() if seen.others else {}),
-                intervals,
+                intervals | robust,
             ),
-            tokens={"vectors": seen.reconstruction.num_rows()},
+            tokens=seen.counted_on(),
             details={
                 "firing_histogram": functional.firing_histogram(seen.firing.frequencies),
                 "resampled_units": seen.reconstruction.num_units(),
                 "constant_dimensions": seen.reconstruction.constant_dimensions(),
-                "left_out": _left_out(context),
+                "left_out": _left_out(context, seen),
                 **_per_latent(seen),
                 **({} if layers is None or ends is None else layers.details(ends)),
             },
@@ -92,9 +99,17 @@ class Seen:
     """What a stream of rows leaves behind."""
 
     reconstruction: Reconstruction
+    robust: RobustReconstruction
     firing: Firing
     activations: FeatureActivations
     others: OtherDefinitions | None
+    direction_share: float = math.nan
+    documents: int = 0
+
+    def counted_on(self) -> dict[str, int]:
+        """Vectors that count and their documents, where these are known."""
+        documents = {"documents": self.documents} if self.documents else {}
+        return {"vectors": self.reconstruction.num_rows()} | documents
 
 
 @torch.no_grad()
@@ -106,38 +121,91 @@ def measure(
     legacy: Sequence[str] = (),
     layers: "_Layers | None" = None,
 ) -> Seen:
-    """Stream all rows through the SAE, never holding more than a chunk."""
+    """Stream all rows through the SAE, never holding more than a chunk and a sample of rows."""
+    everything, mean = all_rows(rows), torch.as_tensor(rows.stats.mean)[-sae.d_out :]
     seen = Seen(
         Reconstruction(sae.d_out, full=True).to(sae.device),
+        RobustReconstruction(mean).to(sae.device),
         Firing(sae.d_sae).to(sae.device),
         FeatureActivations(sae.d_sae).to(sae.device),
         OtherDefinitions(sae.d_sae, legacy).to(sae.device) if legacy else None,
     )
-    with progress("evaluate reconstruction", rows.num_rows, "vectors") as advance:
-        for chunk in range(rows.num_chunks):
-            stored = rows.read(chunk)
-            known = rows.documents(chunk)
+    widths = [part.d_in for part in parts_of(rows)]
+    long = [LIGHT_MEDIANS * _median(part.stats) for part in parts_of(rows)]
+    sample = _Sample(rows)
+    documents_seen: set[int] = set()
+    with progress("evaluate reconstruction", everything.num_rows, "vectors") as advance:
+        for chunk in range(everything.num_chunks):
+            stored = everything.read(chunk)
+            counted = torch.ones(len(stored), dtype=torch.bool)
+            if isinstance(rows, CountedRows):
+                counted = rows.mask(chunk, stored)
+            sample.add(chunk, stored[counted])
+            known = everything.documents(chunk)
             documents = None if known is None else torch.as_tensor(known).long()
+            if documents is not None:
+                documents_seen.update(documents[counted].unique().tolist())
             contexts = None
             if rows_per_context:
-                contexts = torch.arange(*rows.chunk_bounds(chunk)) // rows_per_context
+                contexts = torch.arange(*everything.chunk_bounds(chunk)) // rows_per_context
+            short = within(stored.split(widths, dim=1), long)
             for start in range(0, len(stored), batch_rows):
                 part = slice(start, start + batch_rows)
-                batch = stored[part].to(sae.device)
+                batch, kept = stored[part].to(sae.device), counted[part].to(sae.device)
                 x, target = functional.input_and_target(batch, sae.d_in)
                 f = sae.encode(x)
                 x_hat = sae.reconstruct(f, x)
-                l0, counts = functional.firing(f)
                 document = None if documents is None else documents[part]
+                seen.robust.update(
+                    target, x_hat, counted=kept, short=short[part].to(kept.device),
+                    document=document,
+                )  # fmt: skip
+                advance(len(x))
+                if not kept.any():
+                    continue
+                target, x_hat, f = target[kept], x_hat[kept], f[kept]
+                document = None if document is None else document[counted[part]]
+                l0, counts = functional.firing(f)
                 seen.reconstruction.update(target, x_hat, l0, document, f.abs().sum(-1))
-                seen.firing.update(counts, len(x))
-                seen.activations.update(f, None if contexts is None else contexts[part])
+                seen.firing.update(counts, len(f))
+                context = None if contexts is None else contexts[part][counted[part]]
+                seen.activations.update(f, context)
                 if seen.others is not None:
                     seen.others.update(target, x_hat, f)
                 if layers is not None:
                     layers.update(target, x_hat, l0)
-                advance(len(x))
+    seen.direction_share = sample.direction_share(sae.d_out)
+    seen.documents = len(documents_seen)
     return seen
+
+
+class _Sample:
+    """Rows of evenly spaced chunks, for what needs them at once."""
+
+    def __init__(self, rows: Rows):
+        self.most = max(1, min(_DIRECTION_ROWS, _DIRECTION_ENTRIES // rows.d_in))
+        self.every = max(1, -(-rows.num_rows // self.most))
+        self.parts: list[torch.Tensor] = []
+
+    def add(self, chunk: int, rows: torch.Tensor) -> None:
+        if chunk % self.every == 0:
+            self.parts.append(rows)
+
+    def direction_share(self, d_out: int) -> float:
+        """Share of the variance of what is reconstructed in its first principal direction."""
+        return functional.first_direction_share(torch.cat(self.parts)[: self.most, -d_out:])
+
+
+def _median(stats: Stats) -> float:
+    """Infinite where norms are not known, or most rows are zero."""
+    return stats.norm_quantiles.get("0.5", 0.0) or math.inf
+
+
+def _headline(seen: Seen) -> dict[str, float | None]:
+    """Reconstruction metrics: FVU first, then what shows whether few rows decide it."""
+    values = seen.reconstruction.compute()
+    beside = seen.robust.compute() | {"first_direction": seen.direction_share}
+    return {"fvu": values.pop("fvu")} | beside | values
 
 
 def _latents(seen: Seen) -> dict[str, float | None]:
@@ -179,13 +247,17 @@ def _rows_per_context(context: EvalContext) -> int | None:
         return None
     contexts, ctx = context.store.tokens.shape
     rows_per_context = ctx if context.store.spec.keep_first else ctx - 1
-    return rows_per_context if context.rows.num_rows == contexts * rows_per_context else None
+    whole = all_rows(context.rows).num_rows == contexts * rows_per_context
+    return rows_per_context if whole else None
 
 
-def _left_out(context: EvalContext) -> dict[str, int]:
-    if context.store is None or context.store.spec.keep_first:
-        return {"position_0": 0}
-    return {"position_0": len(context.store.tokens)}
+def _left_out(context: EvalContext, seen: Seen) -> dict[str, int]:
+    """Positions that no metric but `fvu_all_rows` reads."""
+    first = context.store is not None and not context.store.spec.keep_first
+    return {
+        "position_0": len(context.store.tokens) if context.store is not None and first else 0,
+        "not_counted": seen.robust.num_rows() - seen.reconstruction.num_rows(),
+    }
 
 
 class _Layers:

@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae.activations.counted import Counted
 from sae.activations.store import ActivationStore
 from sae.errors import ConfigError, SourceError
 from sae.evals.base import (
@@ -23,7 +25,7 @@ from sae.evals.base import (
     estimates,
     register,
 )
-from sae.evals.splicing import Replacement, Replacements, replacements, sparing_first
+from sae.evals.splicing import Replacement, Replacements, Spared, replacements
 from sae.metrics.next_token import ABLATIONS, NextToken
 from sae.progress import progress
 from sae.provenance import content_key, write_json
@@ -37,8 +39,9 @@ log = logging.getLogger(__name__)
 class DownstreamEval:
     """Cross entropy clean, spliced, zero- and mean-ablated; CE recovered, KL, perplexity, top 1.
 
-    Reads the first contexts of the split. Position 0's activation is replaced under no condition
-    unless the store was made with `keep_first`.
+    Reads the first contexts of the split. Under no condition replaced are the activations of
+    position 0, unless the store was made with `keep_first`, and those of rows that do not count;
+    predictions made there do not count either.
 
     Args:
         num_tokens: Upper limit to the tokens read, whole contexts.
@@ -81,30 +84,36 @@ class DownstreamEval:
             "num_tokens": self.num_tokens, "batch_contexts": self.batch_contexts
         }  # fmt: skip
         if len(contexts) == 1 and first.ends is not None:
-            metric = measure(first.lm, store, first.ends, first.sae, _mean(first), **size)
+            metric = measure(
+                first.lm, store, first.ends, first.sae, _mean(first), counted=first.counted, **size
+            )
         else:
             metric = measure_together(
                 first.lm,
                 store,
                 {context.point: context.sae for context in contexts if context.point},
                 {context.point: _mean(context) for context in contexts if context.point},
+                counted={c.point: c.counted for c in contexts if c.point and c.counted},
                 **size,
             )
         num_contexts = min(len(store.tokens), contexts_in(self.num_tokens, store.tokens.shape[1]))
         tokens, made = num_contexts * store.tokens.shape[1], metric.num_rows()
+        documents = len(np.unique(store.document[:num_contexts]))
+        eligible = metric.num_eligible()
         first_positions = 0 if store.spec.keep_first else num_contexts
         spliced = [describe(context) for context in contexts]
         together = {"together": [{key: one[key] for key in ("point", "sae")} for one in spliced]}
         return EvalResult(
             eval=self.name,
             metrics=estimates(metric.compute(), metric.intervals(**asdict(self.bootstrap))),
-            tokens={"tokens": tokens, "predictions": made},
+            tokens={"tokens": tokens, "predictions": made, "documents": documents},
             details={
                 "resampled_units": metric.num_units(),
                 "left_out": {
                     "position_0": first_positions,
                     "context_end": num_contexts,
-                    "document_border": tokens - made - num_contexts - first_positions,
+                    "document_border": tokens - eligible - num_contexts - first_positions,
+                    "not_counted": eligible - made,
                 },
             },
             settings=asdict(self),
@@ -136,6 +145,7 @@ def measure(
     splice: Replacement,
     mean: Float[Tensor, " width"],
     *,
+    counted: Counted | None = None,
     num_tokens: int,
     batch_contexts: int,
     quiet: bool = False,
@@ -148,6 +158,7 @@ def measure(
         where: Where activations are replaced, or the ends of a transcoder or crosscoder.
         splice: Makes, of the activations [batch ctx d_in] that are read, what is written.
         mean: Mean vector of the split at all points of the ends, for mean ablation.
+        counted: Which rows count; the others stay as they are. None: all count.
         num_tokens: Upper limit to the tokens read: the store's first contexts, whole ones.
         batch_contexts: Contexts in one forward pass.
         quiet: Show no progress.
@@ -156,6 +167,7 @@ def measure(
     notes, conditions = replacements(ends, splice, mean)
     return _measure(
         lm, store, str(ends), notes, conditions, mean.tolist(),
+        [Spared(ends, counted, store.spec.keep_first)],
         num_tokens=num_tokens, batch_contexts=batch_contexts, quiet=quiet,
     )  # fmt: skip
 
@@ -166,6 +178,7 @@ def measure_together(
     splices: Replacements,
     means: Mapping[Point, Float[Tensor, " d_in"]],
     *,
+    counted: Mapping[Point, Counted] | None = None,
     num_tokens: int,
     batch_contexts: int,
     quiet: bool = False,
@@ -181,6 +194,7 @@ def measure_together(
         splices: By point, what makes of its activations [batch ctx d_in] what takes their place.
             A lower point is replaced before a higher one is computed.
         means: Mean activation of the split at the same points, for mean ablation.
+        counted: Which rows count at each point; the others stay as they are. None: all count.
         num_tokens: Upper limit to the tokens read: the store's first contexts, whole ones.
         batch_contexts: Contexts in one forward pass.
         quiet: Show no progress.
@@ -193,8 +207,12 @@ def measure_together(
     for name in ABLATIONS:
         conditions[name] = {p: fn for one in ablated for p, fn in one[name].items()}
     identity = [entry for mean in means.values() for entry in mean.tolist()]
+    spared = [
+        Spared(Ends.at(point), (counted or {}).get(point), store.spec.keep_first)
+        for point in splices
+    ]
     return _measure(
-        lm, store, "+".join(map(str, splices)), {}, conditions, identity,
+        lm, store, "+".join(map(str, splices)), {}, conditions, identity, spared,
         num_tokens=num_tokens, batch_contexts=batch_contexts, quiet=quiet,
     )  # fmt: skip
 
@@ -207,27 +225,34 @@ def _measure(
     notes: Replacements,
     replaced: Mapping[str, Replacements],
     mean: Sequence[float],
+    spared: Sequence[Spared],
     *,
     num_tokens: int,
     batch_contexts: int,
     quiet: bool,
 ) -> NextToken:
-    """The clean pass, with `notes`, and one under each of the conditions `replaced`."""
+    """The clean pass, with `notes`, and one under each of the conditions `replaced`.
+
+    Each of `spared` looks after the points of its own ends.
+    """
     num_contexts = min(len(store.tokens), contexts_in(num_tokens, store.tokens.shape[1]))
     keep_first = store.spec.keep_first
     metric = NextToken(keep_first=keep_first).to(lm.device)
     identity = {
         "lm": dict(lm.identity), "dtype": str(lm.dtype), "device": lm.device.type,
-        "contexts": num_contexts, "keep_first": keep_first, "groups": metric.num_groups, "sums": 2,
-        "mean": list(mean),
+        "contexts": num_contexts, "keep_first": keep_first, "groups": metric.num_groups, "sums": 3,
+        "mean": list(mean), "counted": [one.counted and one.counted.to_json() for one in spared],
     }  # fmt: skip
     kept = store.folder / "ablations" / f"{where}.{content_key(identity)}.json"
     known = _restore(metric, kept)
+    of_point = {point: one for one in spared for point in one.ends.points}
     conditions = {
-        name: {point: fn if keep_first else sparing_first(fn) for point, fn in those.items()}
+        name: {point: of_point[point].sparing(fn) for point, fn in those.items()}
         for name, those in replaced.items()
         if name not in known
     }
+    looks = {point: one.note(point) for point, one in of_point.items()}
+    looks |= {point: _both(looks[point], note) for point, note in notes.items()}
     ctx = store.tokens.shape[1]
     shown = progress("evaluate predictions", num_contexts * ctx, "tokens")
     with nullcontext(lambda n: None) if quiet else shown as advance:
@@ -236,11 +261,14 @@ def _measure(
             tokens = torch.as_tensor(store.tokens[part], device=lm.device).long()
             document = torch.as_tensor(store.document[part], device=lm.device).long()
             # Logits are large: no more than two sets of them are held at any time.
-            passes = lm.logits_under(tokens, [notes, *conditions.values()])
+            for one in spared:
+                one.start(tokens)
+            passes = lm.logits_under(tokens, [looks, *conditions.values()])
             clean = next(passes)
-            metric.update(tokens, document, {"clean": clean, "sae": next(passes)})
+            counts = torch.stack([one.replaced() for one in spared]).all(0)
+            metric.update(tokens, document, {"clean": clean, "sae": next(passes)}, counts)
             for name, logits in zip(list(conditions)[1:], passes, strict=True):
-                metric.update_ablation(name, tokens, document, clean, logits)
+                metric.update_ablation(name, tokens, document, clean, logits, counts)
                 del logits
             advance(tokens.numel())
     if metric.compute()["ce_clean"] is None:
@@ -251,6 +279,10 @@ def _measure(
     if not known:
         _keep(metric, kept)
     return metric
+
+
+def _both(first: Replacement, second: Replacement) -> Replacement:
+    return lambda activation: second(first(activation))
 
 
 def _restore(metric: NextToken, file: Path) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sae.activations.counted import Counted
 from sae.activations.labelled import TextActivations
 from sae.dictionaries.sae import SAE
 from sae.errors import ConfigError
@@ -60,18 +61,31 @@ def check(context: EvalContext, word: str) -> None:
 
 
 @torch.no_grad()
-def pool(sae: SAE, activations: TextActivations, batch_rows: int = 1024) -> Pooled:
-    """Encode every token, keep the means of each text; on the CPU."""
+def pool(
+    sae: SAE,
+    activations: TextActivations,
+    counted: Counted | None = None,
+    batch_rows: int = 1024,
+) -> Pooled:
+    """Encode every token that counts, keep the means of each text; on the CPU.
+
+    A massive activation would decide the mean of its text, and an ablation leaves it as it is. A
+    text none of whose tokens count is all zeros. (SAEBench leaves special tokens out; these texts
+    have none.)
+    """
     text = torch.repeat_interleave(activations.lengths)
     num_texts = len(activations.lengths)
-    x_sum = torch.zeros(num_texts, sae.d_in)
-    f_sum = torch.zeros(num_texts, sae.d_sae)
+    x_sum, f_sum = torch.zeros(num_texts, sae.d_in), torch.zeros(num_texts, sae.d_sae)
+    count = torch.zeros(num_texts, 1)
     for rows, owner in zip(activations.x.split(batch_rows), text.split(batch_rows), strict=True):
+        if counted is not None:
+            counts = counted.mask([rows], None)
+            rows, owner = rows[counts], owner[counts]
         x = rows.float()
         x_sum.index_add_(0, owner, x)
         f_sum.index_add_(0, owner, sae.encode(x.to(sae.device)).float().cpu())
-    count = activations.lengths[:, None]
-    return Pooled(x_sum / count, f_sum / count)
+        count.index_add_(0, owner, torch.ones(len(owner), 1))
+    return Pooled(x_sum / count.clamp_min(1), f_sum / count.clamp_min(1))
 
 
 def train_probe(x: Float[Tensor, "texts d_in"], labels: Int[Tensor, " texts"], seed: int) -> Probe:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae.activations.counted_rows import all_rows
 from sae.activations.superposition import SuperpositionRows
 from sae.dictionaries.sae import SAE
 from sae.errors import ConfigError
@@ -51,7 +52,7 @@ class RecoveryEval:
     def run(self, context: EvalContext) -> EvalResult:
         """Measure the dictionary against the truth, and the whole split."""
         sae, (world, rows) = context.sae, truth_of(context)
-        seen = measure(sae, rows, self.batch_rows)
+        seen = measure(sae, context.rows, self.batch_rows)
         reconstruction, firing = seen.reconstruction, seen.firing
         frequencies = firing.frequencies
         cosines = cosines_of(world, sae)
@@ -120,16 +121,17 @@ class RecoveryEval:
 
 
 def truth_of(context: EvalContext) -> tuple[World, SuperpositionRows]:
-    """The world behind a context, and its rows.
+    """The world behind a context, and all its rows.
 
     Raises:
         ConfigError: If nobody knows the features of these activations.
     """
-    if context.world is None or not isinstance(context.rows, SuperpositionRows):
+    rows = all_rows(context.rows)
+    if context.world is None or not isinstance(rows, SuperpositionRows):
         raise ConfigError(
             "This evaluation needs the true features, which only activations=superposition knows."
         )
-    return context.world, context.rows
+    return context.world, rows
 
 
 def cosines_of(world: World, sae: SAE) -> Float[Tensor, "num_features d_sae"]:

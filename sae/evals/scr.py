@@ -107,7 +107,7 @@ class SCREval:
             context.lm, context.point, made.texts, name=pair, which="all", max_tokens=128
         )
         labels = {"profession": torch.tensor(made.profession), "gender": torch.tensor(made.gender)}
-        return pool(context.sae, activations), labels, torch.tensor(made.train)
+        return pool(context.sae, activations, context.counted), labels, torch.tensor(made.train)
 
 
 def measure(

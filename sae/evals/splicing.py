@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sae.activations.counted import Counted
 from sae.types import Ends, Point
 
 Replacement = Callable[[Tensor], Tensor]
@@ -40,8 +41,8 @@ def replacements(
 
     def write(i: int) -> Replacement:
         def written(activation: Tensor) -> Tensor:
-            if not made:  # position 0 may be left out
-                parts = [seen[point][:, -activation.shape[1] :] for point in ends.reads]
+            if not made:
+                parts = [seen[point] for point in ends.reads]
                 x_hat = splice(torch.cat(parts, dim=-1))
                 widths = [x_hat.shape[-1]] if ends.pair else [part.shape[-1] for part in parts]
                 made.extend(x_hat.split(widths, dim=-1))
@@ -63,11 +64,51 @@ def _constants(mean: Float[Tensor, " width"], count: int) -> list[Replacement]:
     return [constant(part) for part in mean.chunk(count)]  # layers are equally wide
 
 
-def sparing_first(replacement: Replacement) -> Replacement:
-    """The same, with position 0 left as it is."""
+class Spared:
+    """The positions of a batch whose activations stay as they are under every condition.
 
-    def spared(activation: Tensor) -> Tensor:
-        first, others = activation[:, :1], activation[:, 1:]
-        return torch.cat([first, replacement(others).to(others)], dim=1)
+    The clean pass, which must come first, decides: position 0 (unless `keep_first`) and the rows
+    that do not count at some point of the ends.
 
-    return spared
+    Args:
+        ends: Where an SAE reads and writes.
+        counted: Which rows count there; None: all.
+        keep_first: Whether position 0 counts like the others.
+    """
+
+    def __init__(self, ends: Ends, counted: Counted | None, keep_first: bool):
+        self.ends, self.keep_first = ends, keep_first
+        self.counted = None if counted is None else counted.at(ends.points)
+        self._replaced = torch.ones(0, 0, dtype=torch.bool)
+
+    def start(self, tokens: Int[Tensor, "batch ctx"]) -> None:
+        """Forget the batch before."""
+        self._replaced = torch.ones_like(tokens, dtype=torch.bool)
+        if self.counted is not None:
+            self._replaced &= self.counted.ordinary(tokens)
+        if not self.keep_first:
+            self._replaced[:, 0] = False
+
+    def note(self, point: Point) -> Replacement:
+        """What the clean pass does at a point: it looks."""
+
+        def noted(activation: Tensor) -> Tensor:
+            if self.counted is not None:
+                counts = self.counted.at([point]).mask([activation], None)
+                self._replaced &= counts.to(self._replaced.device)
+            return activation
+
+        return noted
+
+    def replaced(self) -> Bool[Tensor, "batch ctx"]:
+        """Positions that are replaced; known once the clean pass has run."""
+        return self._replaced
+
+    def sparing(self, replacement: Replacement) -> Replacement:
+        """The same replacement, of these positions alone."""
+
+        def spared(activation: Tensor) -> Tensor:
+            mask = self._replaced[..., None].to(activation.device)
+            return torch.where(mask, replacement(activation).to(activation), activation)
+
+        return spared

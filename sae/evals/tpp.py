@@ -79,7 +79,7 @@ class TPPEval:
             context.lm, context.point, texts.texts, name=texts.name, which="all",
             max_tokens=self.max_tokens,
         )  # fmt: skip
-        pooled = pool(context.sae, activations)
+        pooled = pool(context.sae, activations, context.counted)
         accuracies = measure(
             pooled, torch.from_numpy(texts.labels), context.sae.W_dec.cpu(), len(texts.classes),
             num_train=self.num_train, seed=self.seed, bootstrap=self.bootstrap,

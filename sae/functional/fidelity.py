@@ -162,12 +162,10 @@ def reconstruction_metrics(
             bootstrap: one result each). With sums `"l0"`, `"l1"`, `"norm"`, `"norm_hat"` their
             means are among the results, with the sums of `dimension_terms` also `fvu_per_dim`.
     """
-    rows, error = sums["rows"], sums["squared_error"]
-    variance = sums["square_norm"] - sums["x"].square().sum(-1) / rows
-    varied = variance > MIN_RELATIVE_VARIANCE * sums["square_norm"]
+    rows = sums["rows"]
     metrics = {
-        "fvu": where_defined(varied, error / variance),
-        "mse": error / (rows * sums["x"].shape[-1]),
+        "fvu": fvu_of_sums(sums),
+        "mse": sums["squared_error"] / (rows * sums["x"].shape[-1]),
         "cosine": sums["cosine"] / rows,
         "l2_ratio": sums["norm_ratio"] / sums["nonzero_rows"],
         "relative_bias": where_defined(sums["dot"] != 0, sums["square_norm_hat"] / sums["dot"]),
@@ -178,6 +176,26 @@ def reconstruction_metrics(
     if "x_square" in sums:
         metrics["fvu_per_dim"] = fvu_by_dimension(sums).nanmean(-1)
     return metrics
+
+
+def fvu_terms(
+    x: Float[Tensor, "batch d_in"], x_hat: Float[Tensor, "batch d_in"]
+) -> dict[str, Float[Tensor, "batch ..."]]:
+    """The `reconstruction_terms` that `fvu_of_sums` reads, alone."""
+    x = x.double()
+    return {
+        "rows": torch.ones_like(x[:, 0]),
+        "x": x,
+        "square_norm": x.square().sum(-1),
+        "squared_error": (x - x_hat.double()).square().sum(-1),
+    }
+
+
+def fvu_of_sums(sums: Mapping[str, Float[Tensor, "..."]]) -> Float[Tensor, "..."]:
+    """FVU of summed `fvu_terms`; NaN where the rows do not vary."""
+    variance = sums["square_norm"] - sums["x"].square().sum(-1) / sums["rows"]
+    varied = variance > MIN_RELATIVE_VARIANCE * sums["square_norm"]
+    return where_defined(varied, sums["squared_error"] / variance)
 
 
 def fvu_by_dimension(sums: Mapping[str, Float[Tensor, "..."]]) -> Float[Tensor, "..."]:

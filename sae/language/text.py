@@ -61,6 +61,19 @@ def separator_id(tokenizer: Tokenizer) -> int:
     return int(given)
 
 
+def special_ids(tokenizer: Tokenizer, every: bool = False) -> tuple[int, ...]:
+    """Ids of the tokens that stand for no text: separator, BOS, EOS and pad token.
+
+    Args:
+        tokenizer: Of the LM.
+        every: Also its additional special tokens, such as those of a chat template.
+    """
+    named = [getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad")]
+    more = list(getattr(tokenizer, "all_special_ids", ())) if every else []
+    found = [separator_id(tokenizer), *named, *more]
+    return tuple(sorted({int(i) for i in found if i is not None}))
+
+
 def build_contexts(
     corpus: Corpus,
     tokenizer: Tokenizer,

@@ -5,12 +5,15 @@ from sae.metrics.firing import Firing
 from sae.metrics.next_token import NextToken
 from sae.metrics.other_definitions import OTHER_DEFINITIONS, OtherDefinitions
 from sae.metrics.reconstruction import Reconstruction
+from sae.metrics.robust import LIGHT_MEDIANS, RobustReconstruction
 
 __all__ = [
+    "LIGHT_MEDIANS",
     "OTHER_DEFINITIONS",
     "FeatureActivations",
     "Firing",
     "NextToken",
     "OtherDefinitions",
     "Reconstruction",
+    "RobustReconstruction",
 ]

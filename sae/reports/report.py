@@ -33,6 +33,9 @@ _PANELS: tuple[tuple[str, str, dict[str, str], Scale], ...] = (
 _LABELS = {
     "perplexity_clean": "Perplexity clean", "perplexity_sae": "Perplexity with the SAE",
     "top1_agreement": "Top-1 agreement",
+    "fvu_median": "Median of ‖e‖² / ‖x − mean‖²", "fvu_under_4_medians": "FVU under 4 medians",
+    "fvu_all_rows": "FVU over all rows", "first_direction": "Variance in the first direction",
+    "left_out": "Rows left out", "predictions_left_out": "Predictions left out",
     "fvu": "FVU", "mse": "MSE", "l0": "L0", "kl": "KL(clean ‖ SAE)", "l2_ratio": "L2 ratio",
     "ce_clean": "CE clean", "ce_sae": "CE with the SAE", "ce_zero": "CE zero-ablated",
     "ce_mean": "CE mean-ablated", "delta_ce": "CE increase",
@@ -123,10 +126,11 @@ def title_of(config: Mapping[str, Any]) -> str:
 
 
 def _tiles(results: dict[str, Any], curves: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The four numbers to look at first, from the test split or the last validation."""
+    """The numbers to look at first, from the test split or the last validation."""
     tiles = []
     for label, evaluation, name, curve in (
         ("FVU", "core", "fvu", "val/fvu"),
+        ("Median FVU", "core", "fvu_median", "val/fvu_median"),
         ("L0", "core", "l0", "val/l0"),
         ("CE recovered", "downstream", "ce_recovered_zero", "val/ce_recovered_zero"),
         ("Dead", "training", "dead", "train/dead"),

@@ -23,11 +23,18 @@ def print_summary(results: Mapping[str, Any], title: str) -> None:
     table = Table("metric", "test split", "95 % interval", title=title)
     for label, group, name in (
         ("FVU", core, "fvu"),
+        ("FVU, median over rows", core, "fvu_median"),
+        ("FVU under 4 medians", core, "fvu_under_4_medians"),
+        ("FVU over all rows", core, "fvu_all_rows"),
+        ("variance in first direction", core, "first_direction"),
+        ("rows left out", core, "left_out"),
         ("L0", core, "l0"),
         ("CE clean", downstream, "ce_clean"),
         ("CE spliced", downstream, "ce_sae"),
         ("CE recovered (zero)", downstream, "ce_recovered_zero"),
         ("CE recovered (mean)", downstream, "ce_recovered_mean"),
+        ("KL(clean || spliced)", downstream, "kl"),
+        ("top-1 agreement", downstream, "top1_agreement"),
         ("perplexity clean", downstream, "perplexity_clean"),
         ("perplexity spliced", downstream, "perplexity_sae"),
         ("silent on the test split", core, "silent"),
@@ -41,6 +48,10 @@ def print_summary(results: Mapping[str, Any], title: str) -> None:
             table.add_row(label, _number(estimate["value"]), interval)
     table.add_row("dead", _number(training["dead"]), "")
     table.add_row("tokens trained on", f"{training['tokens']:,}", "")
+    for name in ("core", "downstream"):
+        documents = results.get(name, {}).get("tokens", {}).get("documents")
+        if documents is not None:
+            table.add_row(f"documents ({name})", f"{documents:,}", "")
     rate = training["vectors_per_second"]
     table.add_row("vectors/s", _number(rate), "")
     Console().print(table)

@@ -16,9 +16,11 @@ from sae.reports.frontier_lines import by_line
 from sae.reports.frontier_page import sections, sweep_page
 
 _METRICS = (
-    ("core", "fvu"), ("core", "l0"), ("core", "silent"), ("core", "dense"),
+    ("core", "fvu"), ("core", "l0"), ("core", "fvu_median"), ("core", "fvu_under_4_medians"),
+    ("core", "fvu_all_rows"), ("core", "first_direction"), ("core", "left_out"),
+    ("core", "silent"), ("core", "dense"),
     ("downstream", "ce_recovered_zero"), ("downstream", "ce_recovered_mean"),
-    ("downstream", "delta_ce"), ("downstream", "kl"),
+    ("downstream", "delta_ce"), ("downstream", "kl"), ("downstream", "top1_agreement"),
 )  # fmt: skip
 _TRAINING = ("dead", "tokens", "vectors_per_second")
 # What moves a point along the trade-off between sparsity and fidelity; the rest makes lines.

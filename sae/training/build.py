@@ -81,6 +81,7 @@ def _kind(
         "load_lm": source.load_lm,
         "settings": EndToEndSettings(**settings),
         "keep_first": source.specs["train"].keep_first,
+        "counted": source.counted,
     }
 
 

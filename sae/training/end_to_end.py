@@ -6,14 +6,16 @@ from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae import functional
 from sae.activations.contexts import ContextBatch
+from sae.activations.counted import Counted
 from sae.dictionaries.base import Dictionary, StepOutput, check_coefficient
 from sae.errors import ConfigError
 from sae.training.module import SAEModule
+from sae.training.ranks import sum_over_ranks
 from sae.types import Ends, Point
 
 LOSSES = ("kl", "ce")
@@ -73,8 +75,9 @@ class EndToEndModule(SAEModule):
 
     A step runs the frozen LM twice over some contexts of the training text: as it is, which gives
     the activations and the predictions to be kept, and with the reconstruction in place of the
-    activation. Gradients flow through the upper layers and reach the SAE alone. Position 0 stays
-    as it is unless `keep_first`; predictions across documents do not count.
+    activation. Gradients flow through the upper layers and reach the SAE alone. Position 0 (unless
+    `keep_first`) and rows that do not count stay as they are and have no weight, and neither do
+    predictions made there or across documents.
 
     All else (schedules, counters, resampling, checkpoints, validation) is that of `SAEModule`.
 
@@ -84,6 +87,7 @@ class EndToEndModule(SAEModule):
         load_lm: Gives the LM on a device; called in the first step.
         settings: Weights of the losses.
         keep_first: Whether position 0 is encoded and replaced, too.
+        counted: Which rows count; None: all.
         more: Arguments of `SAEModule`.
     """
 
@@ -95,10 +99,11 @@ class EndToEndModule(SAEModule):
         load_lm: Callable[[str], TrainingLM],
         settings: EndToEndSettings,
         keep_first: bool = False,
+        counted: Counted | None = None,
         **more: Any,
     ) -> None:
         super().__init__(dictionary, **more)
-        self.ends, self.settings = ends, settings
+        self.ends, self.settings, self.counted = ends, settings, counted
         self._load_lm, self._first = load_lm, 0 if keep_first else 1
 
     @cached_property
@@ -109,12 +114,14 @@ class EndToEndModule(SAEModule):
             return self._load_lm(device)
 
     def output(self, batch: ContextBatch) -> tuple[Float[Tensor, "batch width"], StepOutput]:
-        """The scaled activations of the contexts, and the losses."""
-        clean, x = self._clean(batch.tokens)
+        """The scaled activations of the contexts' rows that count, and the losses."""
+        clean, x, counts = self._clean(batch.tokens)
+        self._num_rows = sum_over_ranks(counts.sum())
         output = self.dictionary.training_output(x, self._moment())
         _, x_hat = self._in_lm_units(x, output.x_hat)
-        spliced = self._spliced(batch.tokens, x_hat.unflatten(0, (len(batch.tokens), -1)))
+        spliced = self._spliced(batch.tokens, x_hat, counts)
         mask = functional.prediction_mask(batch.document, keep_first=self._first == 0)
+        mask = mask & counts[:, :-1]
         if self.settings.loss == "kl":
             loss = functional.kl_divergence(clean[:, :-1][mask], spliced[:, :-1][mask]).mean()
         else:
@@ -125,8 +132,10 @@ class EndToEndModule(SAEModule):
             terms["reconstruction"] = self.settings.reconstruction * error
         return x, output._replace(terms=terms)
 
-    def _clean(self, tokens: Tensor) -> tuple[Tensor, Float[Tensor, "batch width"]]:
-        """The LM's own logits, and its activations, scaled."""
+    def _clean(
+        self, tokens: Tensor
+    ) -> tuple[Tensor, Float[Tensor, "rows width"], Bool[Tensor, "batch ctx"]]:
+        """The LM's own logits, its activations that count, scaled, and where these are."""
         seen: dict[Point, Tensor] = {}
 
         def note(point: Point) -> Replacement:
@@ -138,16 +147,22 @@ class EndToEndModule(SAEModule):
 
         with torch.autocast(self.device.type, enabled=False):  # the activations of a harvest
             logits = self.lm.logits(tokens, {point: note(point) for point in self.ends.points})
-        parts = [seen[point][:, self._first :].float() for point in self.ends.points]
-        return logits, torch.cat(parts, dim=-1).flatten(0, 1) * self.scale
+        parts = [seen[point].float() for point in self.ends.points]
+        counts = torch.ones_like(tokens, dtype=torch.bool)
+        counts[:, : self._first] = False
+        if self.counted is not None:
+            counts &= self.counted.mask(parts, tokens)
+        return logits, torch.cat(parts, dim=-1)[counts] * self.scale, counts
 
-    def _spliced(self, tokens: Tensor, x_hat: Float[Tensor, "batch ctx width"]) -> Tensor:
-        """Logits with the reconstruction in place of the activations at all points."""
+    def _spliced(
+        self, tokens: Tensor, x_hat: Float[Tensor, "rows width"], counts: Bool[Tensor, "batch ctx"]
+    ) -> Tensor:
+        """Logits with the reconstruction in place of the activations that count at all points."""
         parts = x_hat.chunk(len(self.ends.writes), dim=-1)  # layers are equally wide
 
         def put(part: Tensor) -> Replacement:
-            return lambda activation: torch.cat(
-                [activation[:, : self._first], part.to(activation)], dim=1
+            return lambda activation: activation.masked_scatter(
+                counts[..., None], part.to(activation)
             )
 
         replace = dict(zip(self.ends.writes, map(put, parts), strict=True))

@@ -109,6 +109,7 @@ class SAEModule(L.LightningModule):
         )
         self._resample_inputs = resample_inputs
         self._counts: Tensor | None = None
+        self._num_rows: Tensor | int = length.batch_size  # end to end, those that count
         self._loss: Tensor | None = None
         self.register_buffer("tokens_since_fired", torch.zeros(dictionary.d_sae, dtype=torch.long))
         self.register_buffer("revived", torch.zeros((), dtype=torch.long))
@@ -226,7 +227,7 @@ class SAEModule(L.LightningModule):
         self.tokens_since_fired += self.length.batch_size
         self.tokens_since_fired[fired] = 0
         if self.target_l0 is not None and self._sparsity_factor == 1:
-            self.target_l0.steer(self._counts.sum() / self.length.batch_size)
+            self.target_l0.steer(self._counts.sum() / self._num_rows)
 
     def _resample(self, seen: int) -> None:
         assert self._loss is not None

@@ -38,7 +38,9 @@ def losses(word):
     features = torch.nn.functional.normalize(torch.randn(32, 16, generator=generator), dim=1)
     active = (torch.rand(5000, 32, generator=generator) < 0.1).float()
     rows = (active * torch.rand(5000, 32, generator=generator)) @ features + 0.1
-    data = ActivationDataModule(TensorActivations(rows), batch_size=80)
+    data = ActivationDataModule(
+        TensorActivations(rows), batch_size=80, normalize="mean_square"
+    )  # fmt: skip
     data.prepare_data()
     config = {"architecture": word, "dict_ratio": 4, **SETTINGS[word]}
     dictionary = build_dictionary(config, d_in=16, mean=data.mean * data.scale, seed=0)

@@ -58,7 +58,9 @@ def test_the_run_folder_holds_what_the_design_lists(run):
         assert estimate.keys() == {"value", "low", "high"}
     fvu = results["core"]["metrics"]["fvu"]
     assert 0 < fvu["low"] <= fvu["value"] <= fvu["high"] < 1
-    assert results["core"]["tokens"]["vectors"] == 4096 // 32 * 31
+    not_counted = results["core"]["details"]["left_out"]["not_counted"]
+    assert results["core"]["tokens"]["vectors"] == 4096 // 32 * 31 - not_counted
+    assert 0 < not_counted < 60  # separators
     for word in ("FVU", "L0", "dead", "CE clean", "CE spliced", "perplexity", "vectors/s"):
         assert word in result.stdout
     assert str(folder) in result.stdout.replace("\n", "")

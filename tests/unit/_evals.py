@@ -3,12 +3,14 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sae.activations.counted import Counted
+from sae.activations.counted_rows import CountedRows
+from sae.activations.rows import RunningStats
 from sae.activations.store import ActivationStore
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.evals import EvalContext, EvalResult
@@ -67,11 +69,13 @@ class Store(ActivationStore):
 class Rows:
     """The store's activations in chunks of 70 rows, or any activations with no documents."""
 
-    def __init__(self, x: Tensor, document: np.ndarray | None):
-        self.x, self.document = x, document
+    def __init__(self, x: Tensor, document: np.ndarray | None, tokens: np.ndarray | None = None):
+        self.x, self.document, self.token = x, document, tokens
         self.num_rows, self.d_in = x.shape
         self.num_chunks = math.ceil(len(x) / 70)
-        self.stats = SimpleNamespace(mean=x.double().mean(0).numpy())
+        running = RunningStats(x.shape[1])
+        running.update(x)
+        self.stats = running.result()
 
     def chunk_bounds(self, i: int) -> tuple[int, int]:
         return 70 * i, min(70 * (i + 1), self.num_rows)
@@ -81,6 +85,9 @@ class Rows:
 
     def documents(self, i: int) -> np.ndarray | None:
         return None if self.document is None else self.document[slice(*self.chunk_bounds(i))]
+
+    def tokens(self, i: int) -> np.ndarray | None:
+        return None if self.token is None else self.token[slice(*self.chunk_bounds(i))]
 
 
 def identity_sae() -> SAE:
@@ -104,12 +111,17 @@ def coarse_sae() -> SAE:
     return sae
 
 
-def make(sae: SAE, folder: Path, keep_first: bool = False) -> EvalContext:
-    lm = TinyLM()
+def make(
+    sae: SAE, folder: Path, keep_first: bool = False, counted: Counted | None = None,
+    lm: TinyLM | None = None,
+) -> EvalContext:  # fmt: skip
+    lm = lm or TinyLM()
     store, start = Store(lm, folder, keep_first), 0 if keep_first else 1
     x = lm.activation(torch.from_numpy(store.tokens).long())[:, start:].reshape(-1, D_IN)
     lm.calls = 0
-    return EvalContext(sae, POINT, Rows(x, store.document[:, start:].ravel()), store, lambda: lm)
+    rows = Rows(x, store.document[:, start:].ravel(), store.tokens[:, start:].ravel())
+    those = rows if counted is None else CountedRows(rows, counted)
+    return EvalContext(sae, POINT, those, store, lambda: lm, counted=counted)
 
 
 def values(result: EvalResult) -> dict[str, float | None]:

@@ -78,9 +78,9 @@ def test_massive_rows_are_left_out_and_the_next_ones_move_up():
     x[2] *= 100
     x[7] *= 100
     rows = TensorActivations(x, val_fraction=0.0, test_fraction=0.0).split("train")
-    assert first_rows(rows, 6, limit=20.0).tolist() == torch.ones(6, 4).tolist()
-    with pytest.raises(ValueError, match="8 rows have a norm up to 20, and 9 were asked for"):
-        first_rows(rows, 9, limit=20.0)
+    assert first_rows(rows, 6).tolist() == torch.ones(6, 4).tolist()
+    with pytest.raises(ValueError, match="8 rows count, and 9 were asked for"):
+        first_rows(rows, 9)
 
 
 def test_records_of_the_lm_tell_by_which_rule_rows_were_left_out():
@@ -88,7 +88,7 @@ def test_records_of_the_lm_tell_by_which_rule_rows_were_left_out():
     known = [
         records.identity("ours/topk", data, size, 4, setting) for data in ("resid.4", "synthetic")
     ]
-    assert ["massive" in one for one in known] == [True, False]
+    assert ["rows" in one for one in known] == [True, False]
 
 
 def test_a_training_that_diverged_loses():

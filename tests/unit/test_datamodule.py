@@ -127,13 +127,15 @@ def test_seeking_reads_only_the_blocks_needed():
 def test_scale_and_mean():
     x = torch.randn(ROWS, D_IN, dtype=torch.float64) * 7 + 3
     source = TensorActivations(x)
-    data = ActivationDataModule(source, batch_size=900, seed=0)
+    data = ActivationDataModule(source, batch_size=900, seed=0, normalize="mean_square")
     batch = next(iter(data.train_dataloader()))
     assert batch.dtype == torch.float32
     assert (batch.double() ** 2).sum(1).mean().item() == pytest.approx(D_IN, rel=1e-6)
     torch.testing.assert_close(data.mean.double(), x[:900].mean(0), rtol=1e-6, atol=0)
     held_out = torch.cat(list(data.val_dataloader()))
     torch.testing.assert_close(held_out, (x[900:950] * data.scale).float())
+    ordinary = ActivationDataModule(source, batch_size=900)
+    assert 7 * ordinary.scale == pytest.approx(1, rel=0.05)
     plain = ActivationDataModule(source, batch_size=900, normalize="none")
     assert plain.scale == 1.0
     assert data.d_in == D_IN

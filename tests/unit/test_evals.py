@@ -77,7 +77,8 @@ def test_core_equals_the_formulas(tmp_path):
     frequencies = (f != 0).double().mean(0)
     assert got["l0"] == pytest.approx(frequencies.sum().item())
     assert got["dense"] == (frequencies > 0.1).double().mean().item()
-    assert result.tokens == {"vectors": CONTEXTS * (CTX - 1)}
+    documents = len(set(context.store.document[:, 1:].flat))  # pyright: ignore
+    assert result.tokens == {"vectors": CONTEXTS * (CTX - 1), "documents": documents}
     histogram = result.details["firing_histogram"]
     assert sum(histogram["latents"]) + histogram["silent"] == context.sae.d_sae
     again = values(CoreEval(batch_rows=7).run(context))
@@ -125,7 +126,7 @@ def test_results_are_strict_json_and_come_back(tmp_path):
     assert content["metrics"]["relative_bias"]["value"] is None
     assert EvalResult.from_json(content) == result
     assert content["provenance"]["dtypes"] == {"sae": "float32", "lm": None}
-    assert content["details"]["left_out"] == {"position_0": CONTEXTS}
+    assert content["details"]["left_out"] == {"position_0": CONTEXTS, "not_counted": 0}
     assert content["settings"]["bootstrap"]["num_resamples"] == 1000
     assert content["provenance"]["point"] == "resid.0"
     assert content["provenance"]["store"] == {"keep_first": False}

@@ -104,7 +104,7 @@ def test_a_row_holds_what_the_lm_says_of_one_token(tiny_lm, ends, stream):
     assert isinstance(rows, JoinedRows)
     assert rows.stats.mean == pytest.approx(expected.double().mean(0).numpy(), rel=1e-4, abs=1e-5)
 
-    data = ActivationDataModule(source, batch_size=64)
+    data = ActivationDataModule(source, batch_size=64, normalize="mean_square")
     assert data.widths == tuple(x.shape[-1] for x in captured.values())
     order = torch.cat([order_of(batch / data.scale, expected) for batch in data.train_dataloader()])
     assert len(order) == data.steps * 64

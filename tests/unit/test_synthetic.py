@@ -187,7 +187,7 @@ def test_the_key_follows_the_world_and_its_counts():
 
 
 def test_batches_are_scaled_and_shuffled():
-    data = ActivationDataModule(source(), batch_size=1000)
+    data = ActivationDataModule(source(), batch_size=1000, normalize="mean_square")
     data.prepare_data()
     x = torch.cat(list(data.train_dataloader()))
     assert x.shape == (6000, 8)
