@@ -2,6 +2,10 @@
 
 A wheel is a zip file. `<cache>/wheels/<package>-<version>-<sha256>/` keeps it as `package.whl`
 beside the members that were asked for, under `files/`.
+
+Names and versions may come from somebody's files, and pip takes more than names: `x @ URL`, paths,
+options, and for a source package it runs the package's own code before any hash is looked at. So
+they match strict patterns, and pip may neither build nor follow dependencies.
 """
 
 import os
@@ -22,6 +26,13 @@ from sae.language.files import file_sha256
 from sae.progress import progress
 from sae.provenance import cache_dir, make_cache_dir
 
+_PACKAGE = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?"  # PEP 503
+# PEP 440 in its normal form, without a local part: `1+a.zip` would be a file's name to pip.
+_NUMBER = r"[0-9]{1,9}"
+_VERSION = (
+    rf"({_NUMBER}!)?{_NUMBER}(\.{_NUMBER}){{0,9}}((a|b|rc){_NUMBER})?(\.(post|dev){_NUMBER}){{0,2}}"
+)
+_MEMBER = r"[^\\:\x00-\x1f\x7f]{1,400}"
 _POLL_SECONDS = 0.1
 _REMEDY = (
     "Check the network and the package index that pip uses (python -m pip config list), or use a "
@@ -48,11 +59,20 @@ class WheelFile:
     bytes: int | None = None
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(_PACKAGE, self.package, re.ASCII):
+            raise ConfigError(
+                f"wheel.package={self.package!r} is no name of a package: letters, digits, '-', "
+                "'_' and '.'."
+            )
+        if not re.fullmatch(_VERSION, self.version, re.ASCII):
+            raise ConfigError(
+                f"wheel.version={self.version!r} is no exact version such as 1.2.3 or 2.0rc1."
+            )
         parts = PurePosixPath(self.member).parts
-        if not parts or parts[0] == "/" or ".." in parts:
-            raise ConfigError(f"wheel.member={self.member} is no path inside a wheel.")
+        if not parts or parts[0] == "/" or ".." in parts or not re.fullmatch(_MEMBER, self.member):
+            raise ConfigError(f"wheel.member={self.member!r} is no path inside a wheel.")
         if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
-            raise ConfigError(f"wheel.sha256={self.sha256} is not 64 hexadecimal digits.")
+            raise ConfigError(f"wheel.sha256={self.sha256!r} is not 64 hexadecimal digits.")
 
     @property
     def folder(self) -> Path:
@@ -63,6 +83,15 @@ class WheelFile:
     def identity(self) -> dict[str, object]:
         """What decides the file's bytes: the same from whatever index the wheel comes."""
         return {"sha256": self.sha256, "member": self.member}
+
+    def pin(self) -> tuple[str, str, str, str]:
+        """All that is asked of an index and of the wheel that it gives."""
+        return self.package, self.version, self.sha256, self.member
+
+    def is_cached(self) -> bool:
+        """Whether the cache has this wheel, byte for byte, so that nothing has to be asked for."""
+        wheel = self.folder / "package.whl"
+        return wheel.is_file() and file_sha256(wheel) == self.sha256
 
     def fetch(self) -> Path:
         """Path of the unpacked file; downloads the wheel unless the cache has it.
@@ -156,7 +185,8 @@ def _pip_download(package: str, version: str, size: int | None, folder: Path) ->
     scratch = folder / "scratch"
     scratch.mkdir()
     command = [
-        sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:",
+        # -P: a pip.py in the working folder, which may be somebody's run folder, is not run
+        sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary", ":all:",
         "--no-cache-dir", "--disable-pip-version-check", "--no-input", "--progress-bar", "off",
         "--dest", str(folder), "--", f"{package}=={version}",
     ]  # fmt: skip

@@ -34,11 +34,11 @@ from sae.language.pretrained import (
     random_like,
     tokenizer_in,
 )
-from sae.language.quiet import quiet, require_hub
+from sae.language.quiet import check_repo, quiet, require_hub
 from sae.language.sites import FAMILIES
 from sae.language.sizes import LMSizes, sizes_of
 from sae.language.text import Tokenizer
-from sae.language.weights import trained_model
+from sae.language.weights import as_data, config_of, trained_model
 from sae.lockstep import once
 from sae.provenance import cache_dir, content_key, make_cache_dir
 
@@ -205,6 +205,7 @@ class HubLM(PretrainedLM):
             raise ConfigError(
                 f"lm.repo={self.repo} is a folder here. Read it with lm=folder lm.path={self.repo}."
             )
+        check_repo("lm.repo", self.repo)
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer, without loading the weights."""
@@ -216,16 +217,11 @@ class HubLM(PretrainedLM):
         return self._get(trained_model, dtype=dtype)
 
     def _architecture(self) -> Any:
-        from transformers import AutoConfig
-
-        return self._get(AutoConfig.from_pretrained, trust_remote_code=False)
+        return self._get(config_of)
 
     def _config(self) -> Any:
-        from transformers import AutoConfig
-
-        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
-            return AutoConfig.from_pretrained(self.repo, revision=self.revision, **options)
+            return config_of(self.repo, revision=self.revision, local_files_only=True)
         except (OSError, ValueError):
             return None
 
@@ -328,7 +324,7 @@ class WheelLM(PretrainedLM):
 
         if self.converted.exists():
             return config_in(self.converted)
-        return AutoConfig.for_model(**self.architecture) if self.architecture else None
+        return as_data(AutoConfig.for_model(**self.architecture)) if self.architecture else None
 
     @property
     def converted(self) -> Path:
