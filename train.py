@@ -10,6 +10,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from sae.checksums import FOLDER_FILE, check_folder, seal_files
 from sae.errors import ArtifactError, SAEError
 from sae.lockstep import meet
 from sae.memory import keep_freed_memory
+from sae.owner import owned
 from sae.provenance import write_json
 
 if TYPE_CHECKING:  # importing these takes seconds, which --help and errors need not wait for
@@ -75,7 +77,8 @@ def train(
         The content of `results.json`; nothing in the processes of trainer=ddp but the first.
 
     Raises:
-        SAEError: If anything the user gave is wrong. What was saved before stays as it was.
+        SAEError: If anything the user gave is wrong, or another process writes into the folder.
+            What was saved before stays as it was.
     """
     config = continued(run_dir, config, given)
     finished = _finished(run_dir, config)
@@ -86,6 +89,15 @@ def train(
     reject_lists(config)
     keep_freed_memory()
 
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    # the other processes of trainer=ddp write nothing but their part of a checkpoint
+    with owned(run_dir) if rank_zero_only.rank == 0 else nullcontext():
+        return _train(config, run_dir)
+
+
+def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
+    """What `train` does once the run folder is its own."""
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
     from callbacks.build import build_loggers
