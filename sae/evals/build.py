@@ -189,9 +189,10 @@ def source_of(
         check_named(made_of, (), OF_SAE, "activations")
         fractions = {name: made_of[name] for name in ("val_fraction", "test_fraction")}
         return FolderActivations(made_of["path"], **fractions)
-    for what, given in (("lm", lm), ("corpus", corpus)):
-        if given is None:
-            check_named(made_of[what], known, OF_SAE, what)
+    if "kind" not in (lm or {}):  # another dtype does not make it the user's choice
+        check_named(made_of["lm"], known, OF_SAE, "lm")
+    if not corpus:
+        check_named(made_of["corpus"], known, OF_SAE, "corpus")
     settings = _settings(made_of)
     if tokens is not None:
         settings["test_tokens"] = tokens

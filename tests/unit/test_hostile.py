@@ -161,6 +161,16 @@ def test_wheels_that_a_saved_sae_names(watched, tmp_path, where):
         assert isinstance(error, ArtifactError | ConfigError), wheel
 
 
+@pytest.mark.parametrize("lm", [{}, {"dtype": "float32"}, {"name": "mine"}])
+def test_another_dtype_is_no_choice_of_the_lm(watched, tmp_path, lm):
+    from evaluate import evaluate
+
+    folder = _saved_sae(tmp_path / "sae", lm=_named("lm", WHEEL))
+    error = harmless(watched, lambda: evaluate(folder, {"core": {}}, lm=lm), folder)
+    assert isinstance(error, ArtifactError)
+    assert "evil==1.0" in str(error)
+
+
 @pytest.mark.parametrize("where", ["lm", "corpus"])
 def test_wheels_that_a_run_folder_names(watched, tmp_path, where):
     for i, wheel in enumerate(_wheels(7)):
