@@ -11,6 +11,7 @@ From Python: `evaluate(Path("outputs/mine"), {"core": {}, "downstream": {}})`.
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from omegaconf import DictConfig
 
 from conf.asked import OF_EVALUATION, check_asked, reject_for_several, set_by
 from conf.commandline import fail, names_of, parse, run_program
-from conf.schema import check, register, values
+from conf.schema import check, known_wheels, register, values
 from sae.errors import ConfigError, SAEError
 
 if TYPE_CHECKING:
@@ -86,14 +87,16 @@ def evaluate(
         text, settings = corpus or values("corpus", "news"), values("activations", "lm")
         lm = resolve_lm(lm, device) if lm and "kind" in lm else None
         foreign.put_in_place(sae, lm=lm, corpus=text, **place, settings=settings)
-        lm = corpus = None
+        corpus = text
     elif unused := [f"{name}={value}" for name, value in place.items() if value is not None]:
         raise ConfigError(
             f"{' '.join(unused)} has no effect on {run}, whose SAE says what it was trained on; "
             "it is for SAEs from other libraries."
         )
     evals = _as_in_run(sae, evals)
-    source = build.source_of(sae, lm=lm, corpus=corpus, tokens=tokens, device=device)
+    source = build.source_of(
+        sae, lm=lm, corpus=corpus, tokens=tokens, device=device, known=known_wheels()
+    )
     # before the harvest, which may take long
     build.check_evals(evals, build.ctx_of(source), build.offers_of(source))
     build.prepare_test(source)
@@ -147,7 +150,10 @@ def evaluate_together(
     saes = [load(run) for run in runs]
     evals = _as_in_run(saes[0], evals)
     sources = [
-        build.source_of(sae, lm=lm, corpus=corpus, tokens=tokens, device=device) for sae in saes
+        build.source_of(
+            sae, lm=lm, corpus=corpus, tokens=tokens, device=device, known=known_wheels()
+        )
+        for sae in saes
     ]
     together.check(evals, sources)
     for source in sources:
@@ -188,10 +194,17 @@ def _save(
 
 def _as_in_run(sae: "SAE", evals: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Settings that are not given are those of the run that made the SAE."""
-    from sae.evals.build import own_settings
+    from sae.evals.build import OF_SAE, own_settings
+    from sae.language.trust import check_named
 
     own = own_settings(sae)
-    return {word: {**own.get(word, {}), **_given(evals[word])} for word in evals}
+    taken = {
+        word: {name: value for name, value in own.get(word, {}).items() if name not in given}
+        for word, given in ((word, _given(evals[word])) for word in evals)
+    }
+    for word, settings in taken.items():
+        check_named(settings, (), OF_SAE, f"eval.{word}")
+    return {word: taken[word] | _given(evals[word]) for word in evals}
 
 
 def compare(
@@ -219,7 +232,7 @@ def compare(
     """
     from sae.artifacts import load
     from sae.evals.build import find_device, from_settings
-    from sae.evals.compare import Compare
+    from sae.evals.compare import Compare, rows_of_test_split
     from sae.evals.names import name_runs
     from sae.provenance import content_key
     from sae.reports import write_comparison
@@ -227,7 +240,8 @@ def compare(
     comparison: Compare = from_settings(Compare, "compare", settings or {})
     common, named = name_runs(runs)
     saes = {name: load(run, format) for name, run in named.items()}
-    compared = comparison.run(saes, find_device(device))
+    rows_of = partial(rows_of_test_split, known=known_wheels())
+    compared = comparison.run(saes, find_device(device), rows_of)
     if folder is None:
         key = content_key({"runs": list(saes), "settings": compared.settings})
         folder = common / f"compare-{key[:8]}"

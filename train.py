@@ -10,6 +10,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,11 @@ from conf import ensemble
 from conf.commandline import compose_job, fail, names_of, parse, run_program
 from conf.runs import continued, save_config
 from conf.schema import check, register, reject_lists
+from sae.checksums import FOLDER_FILE, check_folder, seal_files
 from sae.errors import ArtifactError, SAEError
 from sae.lockstep import meet
 from sae.memory import keep_freed_memory
+from sae.owner import owned
 from sae.provenance import write_json
 
 if TYPE_CHECKING:  # importing these takes seconds, which --help and errors need not wait for
@@ -33,6 +36,9 @@ if TYPE_CHECKING:  # importing these takes seconds, which --help and errors need
     from sae.activations.datamodule import ActivationDataModule
     from sae.activations.sources import ActivationSource
     from sae.training.module import SAEModule
+
+SEALED = ("metrics.csv", "results.json")
+"""Files of a finished run that a damaged byte would change without a word."""
 
 register()
 log = logging.getLogger(__name__)
@@ -71,7 +77,8 @@ def train(
         The content of `results.json`; nothing in the processes of trainer=ddp but the first.
 
     Raises:
-        SAEError: If anything the user gave is wrong. What was saved before stays as it was.
+        SAEError: If anything the user gave is wrong, or another process writes into the folder.
+            What was saved before stays as it was.
     """
     config = continued(run_dir, config, given)
     finished = _finished(run_dir, config)
@@ -84,8 +91,22 @@ def train(
 
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
+    # the other processes of trainer=ddp write nothing but their part of a checkpoint
+    with owned(run_dir) if rank_zero_only.rank == 0 else nullcontext():
+        return _train(config, run_dir)
+
+
+def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
+    """What `train` does once the run folder is its own."""
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
     from callbacks.build import build_loggers
-    from callbacks.checkpoint import check_unchanged, checkpoint_file, read_checkpoint
+    from callbacks.checkpoint import (
+        check_unchanged,
+        checkpoint_file,
+        forget_previous,
+        read_checkpoint,
+    )
     from callbacks.manifest import Manifest
     from callbacks.trainer import build_trainer, quiet_lightning
     from sae.activations.build import build_source
@@ -124,6 +145,7 @@ def train(
     module = build_module(config, data)
     start = 0 if checkpoint is None else int(checkpoint["global_step"])
     if rank_zero_only.rank == 0:
+        (run_dir / FOLDER_FILE).unlink(missing_ok=True)  # what it notes will change
         save_config(run_dir, config)
 
     loggers = build_loggers(config, run_dir, start)
@@ -156,6 +178,7 @@ def train(
             **module.coefficient,
         }
         _publish(results, run_dir, loggers, data.steps)
+        forget_previous(run_dir)
     finally:
         for logger in loggers:
             getattr(logger, "close", lambda: None)()
@@ -210,15 +233,17 @@ def _finished(run_dir: Path, config: Mapping[str, Any]) -> dict[str, Any] | None
     """Results of a run that needs no more training, with its report; else None.
 
     Raises:
-        ArtifactError: If a finished run shall go on but its checkpoint is gone.
+        ArtifactError: If its results are damaged, or a finished run shall go on but its checkpoint
+            is gone.
     """
     file = run_dir / "results.json"
     if not file.exists():
         return None
+    check_folder(run_dir)
     try:
         results = json.loads(file.read_text())
         epochs = results["training"]["epochs"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(
             f"{file} is damaged ({error!r}). Delete it: the run is then finished from its "
             "checkpoint, or choose another run_dir."
@@ -292,6 +317,7 @@ def _publish(results: dict[str, Any], run_dir: Path, loggers: list[Any], step: i
             logger.log_results(rows)
             logger.log_sae(run_dir / "sae", metadata=values)
     write_json(run_dir / "results.json", results)
+    seal_files(run_dir, [file for name in SEALED if (file := run_dir / name).exists()])
     write_report(run_dir)
     print_summary(results, str(run_dir))
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,13 @@ from conf.commandline import compose_job, fail, names_of, parse, resolve, search
 from conf.runs import continued
 from conf.schema import check
 from sae.errors import ConfigError, SAEError, SiteError
+from sae.owner import owned
 from sae.types import Ends, Point
 
 log = logging.getLogger(__name__)
+
+_held = ExitStack()
+"""The sweep's folder. Not in the callback, which some launchers pickle."""
 
 
 class SweepCallback(Callback):
@@ -29,6 +34,7 @@ class SweepCallback(Callback):
         """Refuse a folder with another sweep; harvest what the jobs need, in one pass for all."""
         sweeper, folder = config.hydra.sweeper, Path(config.hydra.sweep.dir)
         try:
+            _held.enter_context(owned(folder))
             overrides = parse(list(config.hydra.overrides.task))
             configs = []
             for number, job in enumerate(sweep_jobs(overrides, sweeper.get("params"))):
@@ -56,6 +62,7 @@ class SweepCallback(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Say where the table is, and leave with status 1 if a job failed."""
+        _held.close()
         folder = Path(config.hydra.sweep.dir)
         failed = sorted(folder.glob("*/error.txt"), key=lambda file: file.parent.name)
         if (folder / "sweep.csv").exists():

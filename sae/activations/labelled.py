@@ -1,5 +1,6 @@
 """Activations of single texts, kept in the cache: one LM pass for all SAEs at a point."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -7,17 +8,17 @@ from typing import Literal, NamedTuple
 import torch
 from filelock import FileLock
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sae.errors import ConfigError
+from sae.checksums import load_tensors, save_tensors
+from sae.errors import ArtifactError, ConfigError
 from sae.language.lm import LanguageModel
 from sae.language.text import tokenise
 from sae.progress import progress
 from sae.provenance import cache_dir, content_key
 from sae.types import Point
 
+log = logging.getLogger(__name__)
 _BATCH_TOKENS = 4096
 
 
@@ -90,12 +91,12 @@ def kept(
     with FileLock(f"{file}.lock"):
         if file.exists():
             try:
-                return load_file(file)
-            except SafetensorError:
-                file.unlink()  # cut short by a full disk or a crash: it can be made again
+                return load_tensors(file)[0]
+            except ArtifactError as error:  # it can be made again
+                log.warning("%s It is made again.", error)
         made = {key: tensor.contiguous() for key, tensor in make().items()}
         partial = file.with_suffix(".partial")
-        save_file(made, partial)
+        save_tensors(partial, made)
         os.replace(partial, file)
     return made
 

@@ -1,8 +1,10 @@
 """SAEs on the Hugging Face hub: fetch a folder of a repository, and publish one."""
 
+import copy
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from sae.dictionaries.sae import SAE
 from sae.errors import ArtifactError, SourceError
@@ -68,6 +70,8 @@ def fetch(text: str) -> Path:
 def push_to_hub(sae: SAE, repo_id: str, format: str = "native", *, private: bool = False) -> str:
     """Publish an SAE as the top level of a repository of the Hugging Face hub.
 
+    Of paths on this machine in its metadata (lm.path, corpus.path, …) only the last part goes.
+
     Args:
         sae: What to publish.
         repo_id: `owner/name`; made if it is not there. You must be logged in to the hub.
@@ -86,7 +90,9 @@ def push_to_hub(sae: SAE, repo_id: str, format: str = "native", *, private: bool
     from sae.language.quiet import first_line
 
     with TemporaryDirectory() as temporary:
-        folder = save(Path(temporary) / "sae", sae, format)
+        published = copy.copy(sae)  # the weights are shared
+        published.metadata = _without_paths(sae.metadata)
+        folder = save(Path(temporary) / "sae", published, format)
         try:
             url = create_repo(repo_id, private=private, exist_ok=True)
             upload_folder(
@@ -98,3 +104,16 @@ def push_to_hub(sae: SAE, repo_id: str, format: str = "native", *, private: bool
                 "owner/name, and you must be logged in to the hub with the right to write there."
             ) from error
     return str(url)
+
+
+def _without_paths(value: Any) -> Any:
+    """Plain JSON values in which an absolute path is its last part: where it lay is private."""
+    if isinstance(value, dict):
+        return {name: _without_paths(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_paths(entry) for entry in value]
+    if not isinstance(value, str):
+        return value
+    kind = PureWindowsPath if PureWindowsPath(value).is_absolute() else PurePosixPath
+    path = kind(value)
+    return path.name if path.is_absolute() or value.startswith("~") else value

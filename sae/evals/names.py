@@ -74,7 +74,8 @@ def result_file(folder: Path, result: EvalResult, sae: SAE, source: ActivationSo
         *_of_source(sae, source),
         *_of_settings(result, sae, source),
     ]
-    name = "-".join(re.sub(r"[^\w.=+]+", "_", part) for part in [result.eval, *differences])
+    parts = [re.sub(r"[^\w.=+]+", "_", part) for part in [result.eval, *differences]]
+    name = "-".join(part if len(part) <= 60 else content_key({"": part}) for part in parts)
     file = folder / f"{name}.json"
     if differences and file.is_file() and _made_by(file) not in (None, _key(result)):
         return folder / f"{name}-{_key(result)}.json"

@@ -18,7 +18,7 @@ from sae.language.corpus import Corpus, CorpusKind, no_field, text_in
 from sae.language.fetch import WheelFile
 from sae.language.files import files_identity
 from sae.language.kinds import build
-from sae.language.quiet import first_line, require_hub
+from sae.language.quiet import check_repo, first_line, require_hub
 from sae.language.textfiles import JsonLines, TextFiles
 
 _INSTEAD = "Use the default corpus (corpus=news) or local text (corpus=text corpus.path=…)."
@@ -91,6 +91,10 @@ class HubText(CorpusKind):
     split: str = "train"
     text_field: str = "text"
     streaming: bool = True  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if "/" not in self.dataset or not Path(self.dataset).is_dir():
+            check_repo("corpus.dataset", self.dataset, owned=True)
 
     def identity(self) -> dict[str, object]:
         """The names; of a local data set, whose revision says nothing, the files' hashes, too."""

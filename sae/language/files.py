@@ -18,24 +18,30 @@ def files_identity(files: Iterable[Path], folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder).as_posix()): file_sha256(path) for path in sorted(files)}
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Path, *, anew: bool = False) -> str:
     """SHA-256 of a file's bytes, in hexadecimal.
 
     The hash of a large file is remembered in the cache under its path, size and time of change,
     unless it changed within the last two seconds: a clock may be too coarse to tell two writes.
+
+    Args:
+        path: The file.
+        anew: Read the bytes whatever is remembered: a disk that loses some changes no time.
     """
     status = path.stat()
-    if status.st_size < _REMEMBER_BYTES:
+    if anew or status.st_size < _REMEMBER_BYTES:
         return _hash(path, status.st_size)
     stamp = {"path": str(path.resolve()), "bytes": status.st_size, "time": status.st_mtime_ns}
     memory = cache_dir() / "hashes" / content_key(stamp)
     if memory.exists():
-        return memory.read_text()
+        digest, _, check = memory.read_bytes().decode(errors="replace").partition(" ")
+        if check == content_key({"sha256": digest}):
+            return digest
     digest = _hash(path, status.st_size)
     if time.time() - status.st_mtime > 2.0:
         memory.parent.mkdir(parents=True, exist_ok=True)
         temporary = memory.with_suffix(f".{time.monotonic_ns()}")
-        temporary.write_text(digest)
+        temporary.write_text(f"{digest} {content_key({'sha256': digest})}")
         temporary.replace(memory)
     return digest
 

@@ -43,6 +43,15 @@ def build(classes: Mapping[str, type[T]], config: Mapping[str, Any], what: str) 
     return _fill(classes[kind], values, f"{what}.kind={kind}")
 
 
+def wheel_file(config: Mapping[str, Any], what: str) -> WheelFile:
+    """The wheel that `config` describes.
+
+    Raises:
+        ConfigError: If a field is missing, unknown or wrong.
+    """
+    return _fill(WheelFile, dict(config), what)
+
+
 def absolute(path: str) -> str:
     """A user's path as it can be found from any working directory."""
     return str(Path(path).expanduser().absolute())
@@ -62,9 +71,9 @@ def _fill(cls: type, values: dict[str, Any], what: str) -> Any:
         raise ConfigError(f"{what} {problem}. Its fields: {', '.join(types)}.")
     for name, value in values.items():
         if types[name] is WheelFile and isinstance(value, Mapping):
-            values[name] = _fill(WheelFile, dict(value), f"{what}: {name}")
+            values[name] = wheel_file(value, f"{what}: {name}")
         elif types[name] == list[WheelFile] and isinstance(value, Sequence):
-            values[name] = [_fill(WheelFile, dict(one), f"{what}: {name}") for one in value]
+            values[name] = [wheel_file(one, f"{what}: {name}") for one in value]
         elif not _fits(value, types[name]):
             raise ConfigError(
                 f"{what}: {name}={value!r} must be {_words(types[name])}, "

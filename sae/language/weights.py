@@ -13,6 +13,8 @@ from sae.language.text import Tokenizer
 MODEL_OPTIONS = {"trust_remote_code": False}
 """No question whether the hub's code may run. Attention is the library's choice: its fused kernel
 where the family's attention is one that the kernel can compute (Gemma 2's soft-caps are not)."""
+LOAD_OPTIONS = {**MODEL_OPTIONS, "use_safetensors": True}
+"""Weights are read from safetensors alone: a .bin is a pickle."""
 
 _BUFFERS = re.compile(r"(masked_bias|attn\.bias|attention\.bias|inv_freq)$")
 """What old checkpoints hold of masks and positions; the modules compute it themselves."""
@@ -30,17 +32,39 @@ def trained_model(where: Any, **options: Any) -> nn.Module:
         SourceError: If weights are quantised, are missing, or belong to blocks or modules that
             the configuration does not have.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     chosen = {name: options[name] for name in ("revision", "local_files_only") if name in options}
-    config = AutoConfig.from_pretrained(where, trust_remote_code=False, **chosen)
+    config = config_of(where, **chosen)
     _refuse_quantised(config, where)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        where, output_loading_info=True, ignore_mismatched_sizes=True, **MODEL_OPTIONS, **options
+        where,
+        config=config,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **LOAD_OPTIONS,
+        **options,
     )
     model, found = loaded
     refuse_other_keys(model, found, where)
     return model
+
+
+def config_of(where: Any, **options: Any) -> Any:
+    """The transformers configuration of a folder or of the hub."""
+    from transformers import AutoConfig
+
+    return as_data(AutoConfig.from_pretrained(where, trust_remote_code=False, **options))
+
+
+def as_data(config: Any) -> Any:
+    """A transformers configuration that names no code.
+
+    `_attn_implementation` or `_experts_implementation` in somebody's config.json may name kernels
+    of the hub. None leaves the choice to transformers.
+    """
+    config._attn_implementation = config._experts_implementation = None
+    return config
 
 
 def refuse_other_keys(model: nn.Module, found: Mapping[str, Any], where: Any) -> None:

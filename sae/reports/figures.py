@@ -7,7 +7,7 @@ from typing import Any, Literal
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from sae.reports.page import Plot
+from sae.reports.page import Plot, plain
 
 Curve = tuple[Sequence[float], Sequence[float]]
 Scale = Literal["plain", "log", "from zero"]
@@ -29,7 +29,7 @@ def curves_plot(title: str, note: str, curves: Mapping[str, Curve], scale: Scale
     for label, curve in curves.items():
         x, y = _thinned(*curve)
         mode = "lines+markers" if len(x) <= _FEW_POINTS else "lines"
-        traces.append({"type": "scatter", "mode": mode, "name": label, "x": x, "y": y})
+        traces.append({"type": "scatter", "mode": mode, "name": plain(label), "x": x, "y": y})
     axis: dict[str, Any] = {}
     if scale == "log" and all(y > 0 for trace in traces for y in trace["y"]):
         axis = log_axis([y for trace in traces for y in trace["y"]])

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from sae.checksums import check_folder
 from sae.errors import ArtifactError
 
 
@@ -17,10 +18,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """Content of a JSON file; empty when it does not exist.
 
     Raises:
-        ArtifactError: If it exists but is no JSON object.
+        ArtifactError: If it exists but is no JSON object, or is damaged.
     """
     if not path.is_file():
         return {}
+    check_folder(path.parent, [path.name])
     try:
         content = json.loads(path.read_text())
     except json.JSONDecodeError as error:
@@ -43,9 +45,14 @@ def read_yaml(path: Path) -> Any:
 
 
 def read_metrics(path: Path) -> dict[str, tuple[list[float], list[float]]]:
-    """Curves of a `metrics.csv` by name: (tokens, values), or (step, values) without tokens."""
+    """Curves of a `metrics.csv` by name: (tokens, values), or (step, values) without tokens.
+
+    Raises:
+        ArtifactError: If it is damaged.
+    """
     if not path.is_file():
         return {}
+    check_folder(path.parent, [path.name])
     curves: dict[str, tuple[list[float], list[float]]] = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):

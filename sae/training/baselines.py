@@ -1,22 +1,20 @@
 """Baselines in place of training: fit on the training split, keep costly fits for the next run."""
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
 from jaxtyping import Float
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sae.activations.datamodule import ActivationDataModule
+from sae.checksums import load_tensors, save_tensors
 from sae.dictionaries.baselines import Baseline, Learned, build_baseline
 from sae.dictionaries.sae import SAE
+from sae.errors import ArtifactError
 from sae.provenance import cache_dir, content_key
 
 log = logging.getLogger(__name__)
@@ -79,17 +77,15 @@ def _kept(key: str, baseline: Baseline, vectors: TrainingVectors) -> Learned:
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_suffix(".lock")):
         if file.exists():
-            log.info("sae=%s was fitted to these vectors before: %s", baseline.word, file)
-            return _read(file)
+            try:
+                learned = Learned(*load_tensors(file))
+            except ArtifactError as error:
+                log.warning("%s It is fitted again.", error)
+            else:
+                log.info("sae=%s was fitted to these vectors before: %s", baseline.word, file)
+                return learned
         learned = baseline.learn(vectors)
         temporary = file.with_suffix(".tmp")
-        tensors = {name: tensor.contiguous() for name, tensor in learned.tensors.items()}
-        save_file(tensors, temporary, metadata={"facts": json.dumps(learned.facts)})
+        save_tensors(temporary, learned.tensors, learned.facts)
         temporary.replace(file)
     return learned
-
-
-def _read(file: Path) -> Learned:
-    with safe_open(file, framework="pt") as content:
-        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
-        return Learned(tensors, json.loads(content.metadata()["facts"]))

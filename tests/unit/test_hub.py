@@ -55,6 +55,25 @@ def test_push_and_load(hub, format):
     ]
 
 
+@pytest.mark.parametrize("format", ["native", "saelens"])
+def test_private_paths_stay_here(hub, tmp_path, format):
+    sae = ours()
+    lm = {"kind": "folder", "name": "mine", "path": "/home/jane/secret/my-lm", "revision": "a/b"}
+    text = {"kind": "text", "name": "C:\\Users\\jane\\book.txt", "path": "~/private/book.txt"}
+    sae.metadata["activations"] = {
+        "kind": "lm", "lm": lm, "corpus": text, "point": "resid.1", "ctx": 32, "seen": ["/srv/x/y"]
+    }  # fmt: skip
+    package.push_to_hub(sae, "me/mine", format)
+    files = (tmp_path / "hub" / "me" / "mine").iterdir()
+    content = b"".join(path.read_bytes() for path in files).decode(errors="replace")
+    assert not any(word in content for word in ("jane", "secret", "private", "/srv"))
+    if format == "native":
+        made_of = load("me/mine").metadata["activations"]
+        assert made_of["lm"] == lm | {"path": "my-lm"}
+        assert made_of["corpus"] == text | {"name": "book.txt", "path": "book.txt"}
+    assert sae.metadata["activations"]["lm"]["path"] == "/home/jane/secret/my-lm"  # here, as it was
+
+
 def test_a_subfolder_of_a_repository(hub, tmp_path):
     path = foreign.sparsify()(tmp_path / "hub" / "eleuther" / "sae")
     torch.testing.assert_close(load("eleuther/sae/layers.4")(X), load(path)(X))

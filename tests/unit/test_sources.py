@@ -485,6 +485,7 @@ def test_the_revision_goes_through_and_no_code_is_run(hub):
     source = source_of(kind="hub", repo="a/b", revision="step3000")
     assert source.load().identity["revision"] == "step3000"
     assert len(hub.calls) == 5  # configuration and tokenizer are looked for on the disk first
+    assert [options["use_safetensors"] for _, options in hub.calls if "dtype" in options] == [True]
     for repo, options in hub.calls:
         assert repo == "a/b"
         assert options["revision"] == "step3000"

@@ -202,13 +202,14 @@ def test_a_bad_json_line_is_named(tmp_path, line, message):
 def local_hub(tmp_path, monkeypatch):
     """A data set in a folder, which `datasets` reads as one of the hub."""
     pytest.importorskip("datasets")
-    folder = tmp_path / "set"
-    folder.mkdir()
+    folder = tmp_path / "owner" / "set"
+    folder.mkdir(parents=True)
     lines = [json.dumps({"text": t, "id": 1}) for t in ("one", " ", "two")]
     (folder / "train.jsonl").write_text("\n".join(lines))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
     monkeypatch.setattr("sae.language.corpora.require_hub", lambda *_: None)
-    return str(folder)
+    monkeypatch.chdir(tmp_path)
+    return "owner/set"
 
 
 def test_a_hub_data_set_is_streamed(local_hub):

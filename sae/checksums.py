@@ -1,0 +1,154 @@
+"""Whether a file that is read back is the file that was written.
+
+One flipped byte of a weight is a weight, of a text a text: nothing but a checksum tells. CRC-32
+finds every damage of up to 32 neighbouring bits and all but one in four billion others, at
+gigabytes a second; against people who change a file on purpose it is no help, nor meant to be.
+"""
+
+import json
+import zipfile
+import zlib
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae.errors import ArtifactError
+from sae.provenance import content_key, write_json
+
+if TYPE_CHECKING:  # programs that end early need not wait for it
+    from torch import Tensor
+
+FOLDER_FILE = "checksums.json"
+_BLOCK_BYTES = 1 << 22
+_CRC, _FACTS = "crc32", "facts"
+
+
+def crc32_of(file: Path) -> int:
+    """CRC-32 of a file's bytes, as zip files have it."""
+    crc = 0
+    with file.open("rb") as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def check_zip(file: Path) -> None:
+    """Read all of a zip file, such as one of `torch.save`, which holds a CRC-32 of each member.
+
+    Raises:
+        ArtifactError: If a byte that says something differs.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            bad = archive.testzip()
+    except (*ZIP_DAMAGE, OSError) as error:
+        raise ArtifactError(f"{file} is damaged ({error}).") from error
+    if bad is not None:
+        raise ArtifactError(f"{file} is damaged (the checksum of {bad} differs).")
+
+
+ZIP_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError,
+    KeyError, OverflowError, MemoryError,
+)  # fmt: skip
+"""What a damaged zip file makes `zipfile` raise: some flips ask for a password or a codec."""
+
+
+def seal(content: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON content with its checksum, as entry `checksum`."""
+    plain = json.loads(json.dumps(content, allow_nan=False))
+    return plain | {"checksum": content_key(plain)}
+
+
+def unseal(content: dict[str, Any], file: Path) -> dict[str, Any]:
+    """The content without its checksum.
+
+    Raises:
+        ArtifactError: If the checksum is missing or differs.
+    """
+    plain = {name: value for name, value in content.items() if name != "checksum"}
+    if content.get("checksum") != content_key(plain):
+        raise ArtifactError(
+            f"{file} is damaged, or was changed by hand: its checksum differs. Copy it again from "
+            "where it came, or make it again."
+        )
+    return plain
+
+
+def seal_files(folder: Path, files: Iterable[Path]) -> None:
+    """Note size and CRC-32 of files of a folder, in `checksums.json` there."""
+    noted = {path.name: [path.stat().st_size, crc32_of(path)] for path in files}
+    write_json(folder / FOLDER_FILE, seal({"files": noted}))
+
+
+def check_folder(folder: Path, only: Collection[str] | None = None) -> None:
+    """Compare a folder with what `seal_files` noted; one that was never sealed passes.
+
+    Args:
+        folder: The folder.
+        only: Names of the files that are about to be read; None: all that were noted.
+
+    Raises:
+        ArtifactError: If a file is missing or differs.
+    """
+    note = folder / FOLDER_FILE
+    if not note.is_file():
+        return
+    try:
+        files = unseal(json.loads(note.read_text()), note)["files"]
+        for name, (size, crc) in files.items():
+            if only is not None and name not in only:
+                continue
+            path = folder / name
+            if path.stat().st_size != size or crc32_of(path) != crc:
+                raise ArtifactError(
+                    f"{path} is damaged: its checksum differs from the one in {FOLDER_FILE} beside "
+                    "it. Restore it from a copy. If you changed it yourself, remove that file."
+                )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, ArtifactError):
+            raise
+        raise ArtifactError(f"{folder} is damaged ({error}).") from error
+
+
+def save_tensors(file: Path, tensors: "Mapping[str, Tensor]", facts: object = None) -> None:
+    """Write a safetensors file with a checksum over the tensors and `facts`, plain JSON."""
+    from safetensors.torch import save_file
+
+    made = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(facts)
+    save_file(made, file, metadata={_FACTS: text, _CRC: _crc_of(made, text)})
+
+
+def load_tensors(file: Path) -> "tuple[dict[str, Tensor], Any]":
+    """The tensors and facts of `save_tensors`; a file without a checksum passes.
+
+    Raises:
+        ArtifactError: If it is damaged.
+    """
+    import safetensors
+
+    try:
+        with safetensors.safe_open(file, framework="pt") as content:
+            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+            noted = content.metadata() or {}
+        text = noted.get(_FACTS, "null")
+        if _CRC in noted and noted[_CRC] != _crc_of(tensors, text):
+            raise ArtifactError(f"{file} is damaged: its checksum differs.")
+        return tensors, json.loads(text)
+    except (safetensors.SafetensorError, OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, ArtifactError):
+            raise
+        raise ArtifactError(f"{file} is damaged ({error}).") from error
+
+
+def _crc_of(tensors: "Mapping[str, Tensor]", text: str) -> str:
+    import torch
+
+    crc = zlib.crc32(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        crc = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), crc)
+        numbers: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+        crc = zlib.crc32(numbers, crc)
+    return f"{crc:08x}"

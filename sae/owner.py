@@ -1,0 +1,54 @@
+"""One process at a time writes into a folder; the lock dies with it."""
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from sae.errors import ArtifactError
+from sae.provenance import write_json
+
+log = logging.getLogger(__name__)
+
+LOCK, OWNER = ".lock", ".owner.json"
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Hold a folder alone; it is made if it is not there.
+
+    Raises:
+        ArtifactError: If another process holds it, with that process' number and host.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ArtifactError(
+            f"{folder} belongs to another process{_who(folder)}, which is writing there. Wait "
+            "until it ends, or choose another folder."
+        ) from None
+    except NotImplementedError:
+        log.warning("The disk of %s knows no locks: start nothing else in it.", folder)
+    try:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since_utc": now}
+        write_json(folder / OWNER, owner)
+        yield
+    finally:
+        (folder / OWNER).unlink(missing_ok=True)
+        lock.release()
+
+
+def _who(folder: Path) -> str:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        owner = json.loads((folder / OWNER).read_text())
+        return f" (pid {owner['pid']} on {owner['host']}, since {owner['since_utc']})"
+    return ""
