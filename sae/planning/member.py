@@ -12,9 +12,7 @@ from sae.dictionaries.baselines import build_baseline
 from sae.evals.core import CoreEval
 from sae.evals.downstream import DownstreamEval
 from sae.language.sizes import LMSizes
-from sae.planning import costs, times
-from sae.planning.machine import Product
-from sae.planning.times import Work
+from sae.planning import costs
 from sae.training.build import resolve_device
 from sae.types import Ends, Point
 
@@ -71,11 +69,6 @@ class Member:
         """Where activations are read; none where there is no LM."""
         return () if self.ends is None else self.ends.points
 
-    @property
-    def highest(self) -> Point:
-        """The point at which the LM may stop."""
-        return max(self.points, key=lambda point: point.layer)
-
     @cached_property
     def widths(self) -> list[int] | None:
         """Width of the activations at each point."""
@@ -127,27 +120,20 @@ class Member:
         """Measurements during training."""
         return 0 if self.baseline is not None else self.trainer["validations"]
 
+    @property
+    def watched(self) -> dict[str, Any] | None:
+        """Settings of the next-token metrics during training, where there are any."""
+        there = self.validations and self.ends is not None
+        return self.config["callbacks"].get("downstream") if there else None
+
+    @property
+    def sparse_k(self) -> int | None:
+        """Latents that fire, where the code is sparse from the first step; else None."""
+        return None if self.trainer["kernels"] == "dense" else self.config["sae"].get("k")
+
     def setting(self, word: str, name: str) -> int:
         """A setting of an evaluation, or its default."""
         return self.config["eval"][word].get(name, getattr(_EVALS[word], name))
-
-    def lm_pass(self, tokens: int | float, point: Point | None = None) -> Work:
-        """An LM pass over tokens, to a point or to the logits."""
-        assert self.sizes is not None
-        rows = self.activations["batch_contexts"] * self.ctx
-        product = Product(rows, self.sizes.d_model, self.sizes.d_mlp, self.lm_dtype)
-        return Work(tokens * costs.lm_flops(self.sizes, self.ctx, point), product, times.LM)
-
-    def product(self, dtype: str) -> Product:
-        """The encode of a batch."""
-        assert self.d_in is not None
-        return Product(self.batch_size, self.d_in, self.d_sae, dtype)
-
-    def sae_pass(self, rows: int, dtype: str) -> Work:
-        """Encode and decode."""
-        assert self.d_in is not None
-        flops = rows * costs.encode_decode_flops(self.d_in, self.d_sae)
-        return Work(flops, self.product(dtype), times.ENCODE)
 
     def lm_memory(self, batch_contexts: int) -> dict[str, int]:
         """LM and logits of next-token metrics."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sae.errors import ConfigError
 from sae.planning.machine import Machine, free_disk
-from sae.planning.times import Work
+from sae.planning.measured import Passes
 
 PROGRAM_BYTES = 700_000_000
 """Python with PyTorch, Lightning and transformers, before any data."""
@@ -36,8 +36,8 @@ class Stage:
         disk: Bytes that the cache will grow by; None: unknown until the LM is there.
         memory: Bytes of RAM held at its peak beside the program, by what holds them; None: unknown.
         steps: Optimiser steps.
-        work: Operations and how fast they go; None: unknown.
-        seconds: Time beside `work`.
+        passes: Of the LM, if they are what the stage does; None: only the stage itself can tell
+            its time.
     """
 
     name: str
@@ -45,29 +45,27 @@ class Stage:
     disk: int | None = 0
     memory: dict[str, int] | None = field(default_factory=dict)
     steps: int | None = 0
-    work: list[Work] | None = field(default_factory=list)
-    seconds: int | float = 0
+    passes: list[Passes] | None = field(default_factory=list)
 
     @property
     def peak(self) -> int | None:
         """Bytes of RAM at the peak, the program included."""
         return None if self.memory is None else PROGRAM_BYTES + sum(self.memory.values())
 
-    @property
-    def flops(self) -> int | float | None:
-        """Operations."""
-        return None if self.work is None else sum(work.flops for work in self.work)
+    def time(self, paces: Mapping[str, float]) -> float | None:
+        """Seconds of the LM's passes; None while they are unknown.
 
-    def time(self, machine: Machine) -> int | float | None:
-        """Seconds on a machine."""
-        if self.work is None:
+        Args:
+            paces: What `measured.measure` found.
+        """
+        if self.passes is None or any(one.kind not in paces for one in self.passes):
             return None
-        return self.seconds + sum(work.seconds(machine) for work in self.work)
+        return sum((one.tokens * paces[one.kind] for one in self.passes), 0.0)
 
-    def add(self, work: Work) -> None:
-        """Add operations."""
-        if self.work is not None:
-            self.work.append(work)
+    def add(self, passes: Passes) -> None:
+        """Add passes of the LM."""
+        if self.passes is not None:
+            self.passes.append(passes)
 
     def hold(self, memory: Mapping[str, int]) -> None:
         """Take these bytes as the peak where they are more than what was known."""
@@ -76,7 +74,7 @@ class Stage:
 
     def unknown(self) -> None:
         """Sizes are not known yet: put nothing invented."""
-        self.disk = self.memory = self.work = self.steps = None
+        self.disk = self.memory = self.passes = self.steps = None
 
 
 @dataclass

@@ -8,10 +8,10 @@ from sae.activations.cache import StoreSpec, stores_dir
 from sae.activations.sources import LMActivations
 from sae.dictionaries import ARCHITECTURES
 from sae.language.sources import WheelLM
-from sae.planning import costs, times
+from sae.planning import costs
+from sae.planning.measured import capturing, predicting
 from sae.planning.member import Member, points_in
 from sae.planning.plan import Plan, Stage, joined, size
-from sae.planning.times import Work
 from sae.training.resampling import ResampleSettings
 from sae.types import Ends, Point
 
@@ -19,6 +19,8 @@ _LISTS = (
     ("activations", "layer"), ("activations", "site"), ("sae", "l1"), ("sae", "k"),
     ("sae", "dict_ratio"), ("seed", None),
 )  # fmt: skip
+_CONVERT_BYTES = 6
+"""Of memory while a GGUF file is converted, for each parameter: float32 and bfloat16."""
 _RESAMPLED_AT_ONCE = 8192
 _STREAM_KEPT = 131_072
 """Rows of a streamed split that are kept in memory: sae.activations.stream.SMALL."""
@@ -104,8 +106,7 @@ def _fetch(members: Sequence[Member]) -> Stage:
                     stage.unknown()
                 else:
                     stage.disk = (stage.disk or 0) + 2 * member.sizes.parameters  # bfloat16
-                    stage.hold({"conversion": times.CONVERT_BYTES * member.sizes.parameters})
-                    stage.seconds += times.CONVERT_SECONDS * member.sizes.parameters
+                    stage.hold({"conversion": _CONVERT_BYTES * member.sizes.parameters})
         wheel = getattr(source.corpus, "wheel", None)
         if tokenise and wheel is not None:
             wheels[wheel.package] = wheel
@@ -154,7 +155,6 @@ def _harvest(members: Sequence[Member]) -> Stage:
     }  # fmt: skip
     for spec in new.values():
         stage.disk = (stage.disk or 0) + costs.contexts_bytes(spec)
-        stage.seconds += spec.tokens / times.TOKENS_A_SECOND
     for spec, points, member in missing.values():
         sizes = member.sizes
         if sizes is None:
@@ -166,49 +166,26 @@ def _harvest(members: Sequence[Member]) -> Stage:
         size_there = sum(file.stat().st_size for file in spec.folder.glob("partial/*/c/*/*"))
         full = sum(costs.points_bytes(spec, width) for width in widths)
         stage.disk = (stage.disk or 0) + max(0, full - size_there)  # a killed harvest goes on
-        depth = {point: costs.lm_flops(sizes, spec.ctx, point) for point in points}
-        highest = max(points, key=lambda point: depth[point])
         contexts = member.activations["batch_contexts"]
         tokens = spec.tokens // spec.ctx * spec.ctx
-        stage.add(member.lm_pass(tokens, highest))
+        lm: Any = member.source.source  # pyright: ignore[reportAttributeAccessIssue]
+        stage.add(capturing(lm, member.device, tokens, (contexts, spec.ctx), points))
         stage.hold(costs.harvest_memory(sizes, member.lm_dtype, spec, widths, contexts))
+    if new and not missing:  # tokens alone
+        stage.passes = None
     return stage
 
 
 def _train(jobs: Sequence[Sequence[Member]]) -> Stage:
     """Steps, resampling and validations. SAEs of one job are in memory together."""
-    stage = Stage("train", found="", steps=sum(member.steps for job in jobs for member in job))
-    ablated: set[tuple[str, Ends]] = set()
+    steps = sum(member.steps for job in jobs for member in job)
+    stage = Stage("train", steps=steps, passes=None)
     for job in jobs:
-        if any(member.d_in is None for member in job):
+        if any(m.d_in is None or (m.watched and m.sizes is None) for m in job):
             stage.unknown()
             break
-        for member in job:
-            _add_steps(stage, member)
-            if member.validations:
-                _add_validations(stage, member, ablated)
         _hold_training(stage, job)
     return stage
-
-
-def _add_steps(stage: Stage, member: Member) -> None:
-    d_in, d_sae, vectors = member.d_in or 0, member.d_sae, member.vectors
-    product = member.product(member.dtype)
-    k = times.sparse_k(member.config)
-    dense = times.dense_vectors(member.config, vectors)
-    l0 = times.SETTLED_L0 if k is None else k
-    stage.add(Work(dense * costs.step_flops(d_in, d_sae, None), product, times.DENSE))
-    sparse = Work((vectors - dense) * costs.step_flops(d_in, d_sae, l0), product, times.SPARSE)
-    stage.add(sparse)
-    times_, sample = _resampling(member)
-    stage.add(member.sae_pass(times_ * sample, member.dtype))
-    tokens = member.config["epochs"] * member.specs["train"].tokens if member.specs else 0
-    if member.e2e and member.sizes is not None:  # clean, spliced, and back through the latter
-        stage.add(member.lm_pass(3 * tokens))
-    if member.stream and member.sizes is not None:
-        read = 2 * times_ * sample + (0 if member.e2e else tokens)
-        sampled = min(_STREAM_KEPT, member.rows["train"])
-        stage.add(member.lm_pass(read + sampled, member.highest))
 
 
 def _resampling(member: Member) -> tuple[int, int]:
@@ -220,26 +197,11 @@ def _resampling(member: Member) -> tuple[int, int]:
     return len(settings.at_tokens), sample
 
 
-def _add_validations(stage: Stage, member: Member, ablated: set[tuple[str, Ends]]) -> None:
-    rows = member.validations * member.rows["val"]
-    stage.add(member.sae_pass(rows, member.dtype))
-    settings = member.config["callbacks"].get("downstream")
-    if settings is None or member.ends is None:
-        return
-    if member.sizes is None:
-        stage.unknown()
-        return
-    passes = 2 * (member.validations // settings.get("every_n_validations", 1))
-    passes += _ablations(member, "val", ablated)
-    tokens = min(settings["num_tokens"], member.specs["val"].tokens)
-    stage.add(member.lm_pass(passes * tokens))
-
-
-def _ablations(member: Member, split: str, ablated: set[tuple[str, Ends]]) -> int:
+def _ablations(member: Member, ablated: set[tuple[str, Ends]]) -> int:
     """Passes under zero and mean ablation: made once for a store and point."""
     assert member.ends is not None
-    key = (member.specs[split].key, member.ends)
-    passes = 0 if key in ablated else member.ablation_passes(split)
+    key = (member.specs["test"].key, member.ends)
+    passes = 0 if key in ablated else member.ablation_passes("test")
     ablated.add(key)
     return passes
 
@@ -264,8 +226,9 @@ def _hold_training(stage: Stage, job: Sequence[Member]) -> None:
         resident["LM"] = first.sizes.parameters * costs.ITEMSIZE[first.lm_dtype]
     widest = max(job, key=lambda member: member.d_sae)
     d_sae, held = widest.d_sae, costs.ITEMSIZE[widest.dtype]
-    k = times.sparse_k(widest.config)
-    step = costs.step_memory(widest.batch_size, d_in, d_sae, widest.parameters, held, k)
+    step = costs.step_memory(
+        widest.batch_size, d_in, d_sae, widest.parameters, held, widest.sparse_k
+    )
     peaks["step"] = step
     times_, sample = _resampling(widest)
     if times_:
@@ -273,9 +236,8 @@ def _hold_training(stage: Stage, job: Sequence[Member]) -> None:
     if widest.validations:
         rows = min(widest.chunk_rows, widest.rows["val"])
         peaks["validation"] = costs.codes_memory(rows, d_in, d_sae)
-    watched = widest.config["callbacks"].get("downstream")
-    lm = {}
-    if widest.validations and watched is not None and widest.sizes is not None and widest.ctx:
+    lm, watched = {}, widest.watched
+    if watched is not None:
         lm = widest.lm_memory(min(watched.get("batch_contexts", 8),
                                   max(1, watched["num_tokens"] // widest.ctx)))  # fmt: skip
         peaks["logits"] = lm.pop("logits")
@@ -293,7 +255,6 @@ def _evaluate(members: Sequence[Member]) -> Stage:
         evals, spliced = member.config["eval"], "downstream" in member.config["eval"]
         if "core" in evals:
             at_once = member.setting("core", "batch_rows")
-            stage.add(member.sae_pass(member.rows["test"], "float32"))
             at_once = min(at_once, member.rows["test"])
             rows = costs.codes_memory(at_once, member.d_in, member.d_sae)
             stage.hold(resident | {"test rows": rows})
@@ -303,9 +264,10 @@ def _evaluate(members: Sequence[Member]) -> Stage:
                 break
             contexts = member.setting("downstream", "batch_contexts")
             tokens = min(member.setting("downstream", "num_tokens"), member.specs["test"].tokens)
-            passes = 2 + _ablations(member, "test", ablated)
-            stage.add(member.lm_pass(passes * tokens))
-            stage.add(member.sae_pass(tokens, "float32"))
             at_once = min(contexts, max(1, tokens // member.ctx))
             stage.hold(resident | member.lm_memory(at_once))
+            lm: Any = member.source.source  # pyright: ignore[reportAttributeAccessIssue]
+            shape, passes = (at_once, member.ctx), 2 + _ablations(member, ablated)
+            stage.add(predicting(lm, member.device, tokens, shape, member.ends, passes))
+    stage.passes = stage.passes or None  # without `downstream` only the stage itself can tell
     return stage

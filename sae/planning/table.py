@@ -5,7 +5,9 @@ from rich.table import Table
 
 from sae.errors import ConfigError
 from sae.planning.machine import Machine, free_disk
+from sae.planning.measured import measure
 from sae.planning.plan import Plan, check_fits, size
+from sae.progress import duration
 
 
 def print_plan(plan: Plan, machine: Machine) -> None:
@@ -13,61 +15,50 @@ def print_plan(plan: Plan, machine: Machine) -> None:
 
     Args:
         plan: Of one or several runs.
-        machine: Its speed is measured here, for a second or two.
+        machine: Where they would run. If it can, passes of an LM that is here are measured.
     """
+    problem, paces = None, {}
+    try:
+        check_fits(plan, machine)
+        paces = measure(one for stage in plan.stages for one in stage.passes or ())
+    except ConfigError as error:
+        problem = error
     runs = f"{plan.members} SAEs" if plan.members > 1 else "one SAE"
     table = Table(title=f"Plan for {runs}; nothing was started", title_justify="left")
     table.add_column("stage")
     table.add_column("found", overflow="fold")
-    for name in ("to cache", "RAM peak", "steps", "TFLOP", "time"):
+    for name in ("to cache", "RAM peak", "steps", "time"):
         table.add_column(name, justify="right")
-    seconds = [stage.time(machine) for stage in plan.stages]
+    seconds = [stage.time(paces) for stage in plan.stages]
     for stage, needed in zip(plan.stages, seconds, strict=True):
+        later = "known after the first batch" if stage.name != "fetch" else "as the network is"
         table.add_row(
             stage.name,
             stage.found,
             "?" if stage.disk is None else size(stage.disk) if stage.disk else "–",
             "?" if stage.peak is None else size(stage.peak) if stage.memory else "–",
             "?" if stage.steps is None else f"{stage.steps:,}" if stage.steps else "–",
-            "?" if stage.flops is None else f"{stage.flops / 1e12:,.3g}" if stage.flops else "–",
-            duration(needed),
+            later if needed is None else f"~{duration(needed)}" if needed else "–",
         )
-    known = sum(needed or 0 for needed in seconds)
-    peak, flops = plan.largest.peak or 0, sum(stage.flops or 0 for stage in plan.stages)
+    known, peak = sum(needed or 0 for needed in seconds), plan.largest.peak or 0
     table.add_section()
     table.add_row(
         "in all", "", size(plan.disk), size(peak), f"{sum(s.steps or 0 for s in plan.stages):,}",
-        f"{flops / 1e12:,.3g}", duration(known),
+        f"over {duration(known)}" if known else "",
     )  # fmt: skip
     console = Console()
     console.print(table)
-    if None in seconds:
+    if any(stage.disk is None for stage in plan.stages):
         console.print("?: unknown until the LM is fetched; the sums are of what is known.")
-    for product, rate in machine.rates.items():
-        shape = f"[{product.rows} {product.inner}] @ [{product.inner} {product.columns}]"
-        console.print(f"{product.dtype} {shape}: {rate / 1e9:,.0f} GFLOP/s", markup=False)
+    if paces:
+        console.print(
+            "Time: of the LM's passes, one batch of each kind run now; what else a stage does "
+            "comes on top.", soft_wrap=True, highlight=False,
+        )  # fmt: skip
     console.print(
         f"Free: {size(free_disk(plan.cache))} of disk in {plan.cache}, "
-        f"{size(machine.memory)} of memory. Downloads take what the network takes.",
+        f"{size(machine.memory)} of memory.",
         soft_wrap=True, markup=False, highlight=False,
     )  # fmt: skip
-    try:
-        check_fits(plan, machine)
-    except ConfigError as error:
-        console.print(f"It does not fit. {error}", soft_wrap=True, markup=False, highlight=False)
-
-
-def duration(seconds: int | float | None) -> str:
-    """An estimate of time in words.
-
-    Example:
-        >>> duration(None), duration(0), duration(41), duration(200), duration(9000)
-        ('?', '–', '~41 s', '~3.3 min', '~2.5 h')
-    """
-    if seconds is None:
-        return "?"
-    if not seconds:
-        return "–"
-    if seconds < 100:
-        return f"~{seconds:.0f} s" if seconds >= 1 else "~1 s"
-    return f"~{seconds / 60:.1f} min" if seconds < 6000 else f"~{seconds / 3600:.1f} h"
+    if problem is not None:
+        console.print(f"It does not fit. {problem}", soft_wrap=True, markup=False, highlight=False)
