@@ -36,7 +36,7 @@ class ActivationDataModule(LightningDataModule):
         buffer_rows: Rows shuffled together in memory. Two such blocks are held at most.
         seed: Decides the order of training rows.
         normalize: `spread`: scale so that the entries of ordinary rows have a standard deviation of
-            1. `mean_square`: so that the mean of ||x||^2 is d_in. `none`: scale 1.
+            1/2. `mean_square`: so that the mean of ||x||^2 is d_in. `none`: scale 1.
         read_ahead: Read the next block in a thread; changes nothing about the batches.
 
     Example:
