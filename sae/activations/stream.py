@@ -248,7 +248,7 @@ class StreamedActivations(LMActivations):
     def _median(self, point: Point, ids: tuple[int, ...]) -> float:
         streamed: Any = self._streamed(self.median_of)
         parts = streamed.parts if isinstance(streamed, JoinedRows) else (streamed,)
-        rows: StreamedRows = parts[self.ends.points.index(point)]
+        rows: Any = parts[self.ends.points.index(point)]
         chunks = measured_chunks(self.specs[self.median_of])
         return median_norm(rows, ids, chunks, self._kept_in(self.median_of, point))
 

@@ -91,12 +91,12 @@ class JumpReLU(Untied):
         if penalty not in ("l0", "tanh"):
             raise ConfigError(f"sae.penalty={penalty!r} must be l0 or tanh.")
         unit = sqrt(d_in) if penalty == "l0" else 1.0
-        given = {"threshold": threshold, "bandwidth": bandwidth}
-        for (name, value), suits in zip(given.items(), STARTS[penalty], strict=True):
-            if value is None:
-                given[name] = suits * unit
-            elif not check_coefficient(f"sae.{name}", value) > 0:
+        given = {}
+        asked = {"threshold": threshold, "bandwidth": bandwidth}
+        for (name, value), suits in zip(asked.items(), STARTS[penalty], strict=True):
+            if value is not None and not check_coefficient(f"sae.{name}", value) > 0:
                 raise ConfigError(f"sae.{name}={value!r} must be above 0.")
+            given[name] = suits * unit if value is None else float(value)
         self.penalty = penalty
         self.bandwidth, self.start = given["bandwidth"], log(given["threshold"]) / PACE
         self.t = nn.Parameter(torch.full((d_sae,), self.start))

@@ -252,7 +252,9 @@ def test_a_harvest_takes_the_time_of_one_batch_times_their_number(monkeypatch):
     harvest = planned("debug=tiny", "tokens=20000")["harvest"]
     paces = measure(harvest.passes, clock=lambda: lm.now)
     point = f"{config['activations']['site']}.{config['activations']['layer']}"
-    assert lm.batches == [((at_once, ctx), (point,))] * 2  # three splits are of one kind
+    assert lm.batches == [
+        ((n, ctx), (point,)) for n in (1, at_once)
+    ]  # three splits are of one kind
     splits = ("tokens", "val_tokens", "test_tokens")
     contexts = sum(int(config["activations"][name]) // ctx for name in splits)
     assert harvest.time(paces) == pytest.approx(2.0 * contexts / at_once)
