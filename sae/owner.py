@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +27,7 @@ def owned(folder: Path) -> Iterator[None]:
     Raises:
         ArtifactError: If another process holds it, with that process' number and host.
     """
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK, timeout=0)
     try:
@@ -45,6 +47,8 @@ def owned(folder: Path) -> Iterator[None]:
     finally:
         (folder / OWNER).unlink(missing_ok=True)
         lock.release()
+        if new and [path.name for path in folder.iterdir()] in ([], [LOCK]):
+            shutil.rmtree(folder, ignore_errors=True)  # nothing was written
 
 
 def _who(folder: Path) -> str:

@@ -56,7 +56,7 @@ class Estimate:
         return now - self._start + (self.total - count) * (now - since) / (count - before)
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: int | float) -> str:
     """A time in words.
 
     Example:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +22,19 @@ from sae.progress import progress
 from sae.provenance import content_key
 
 log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Chunks(Protocol):
+    """Rows that are read chunk by chunk, before anything is known about all of them."""
+
+    def read(self, i: int) -> Tensor:
+        """The rows of chunk `i`."""
+        ...
+
+    def tokens(self, i: int) -> Any:
+        """The token of each of them; None where there are none."""
+        ...
 
 
 class CountedPart(NamedTuple):
@@ -112,7 +125,8 @@ class CountedRows:
     def read(self, i: int) -> Float[Tensor, "rows d_in"]:
         """The rows of chunk `i` that count."""
         x = self.all.read(i)
-        kept = x[self.mask(i, x)]
+        with torch.inference_mode(False):  # whoever reads, an evaluation too, gets plain tensors
+            kept = x[self.mask(i, x)]
         start, stop = self.chunk_bounds(i)
         if len(kept) != stop - start:
             raise StoreError(
@@ -160,7 +174,7 @@ def measure(rows: CountedRows, chunks: Sequence[int]) -> Counts:
 
 
 def median_norm(
-    rows: TokenRows, special_ids: Iterable[int], chunks: Sequence[int], folder: Path | None = None
+    rows: Chunks, special_ids: Iterable[int], chunks: Sequence[int], folder: Path | None = None
 ) -> float:
     """Median norm of the rows of ordinary tokens, within 0.6 %.
 

@@ -131,10 +131,11 @@ class ReplacedRows(CountedRows):
         """Chunk `i` without special tokens, massive rows replaced."""
         x = self.all.read(i)
         counts, ordinary = self.mask(i, x), self._ordinary(i)
-        if not counts.any():
-            return x[ordinary]
-        index = torch.arange(len(x)).masked_fill(~counts, -1).cummax(0).values
-        return x[index.masked_fill(index < 0, int(counts.nonzero()[0]))[ordinary]]
+        with torch.inference_mode(False):  # whoever reads, an evaluation too, gets plain tensors
+            if not counts.any():
+                return x[ordinary]
+            index = torch.arange(len(x)).masked_fill(~counts, -1).cummax(0).values
+            return x[index.masked_fill(index < 0, int(counts.nonzero()[0]))[ordinary]]
 
     def documents(self, i: int) -> Int[np.ndarray, " rows"]:
         """The document of each row that `read` gives."""

@@ -109,7 +109,8 @@ def test_interrupted_members_go_on_from_where_each_was(alone, reads, tmp_path):
     manifest = json.loads((tmp_path / "tied" / "manifest.json").read_text())
     assert manifest["sessions"][-1]["status"] == "interrupted"
 
-    (tmp_path / "wider" / "checkpoints" / "last.ckpt").unlink()  # as if killed before the first
+    for name in ("last", "previous"):  # as if killed before the first
+        (tmp_path / "wider" / "checkpoints" / f"{name}.ckpt").unlink()
     reads["interrupt_at"] = None
     lockstep({"tied": members.pop("tied")})  # one is finished alone
     lockstep(members | {"tied": member(tmp_path, "tied")})

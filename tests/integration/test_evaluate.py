@@ -90,7 +90,9 @@ def test_other_text_and_other_settings_stand_beside_it(run, tmp_path):
     (new,) = set((run / "evals").glob("*")) - set(before)
     assert new.name == "core-random_words-tokens=2048-resamples=30.json"
     content = json.loads(new.read_text())
-    assert content["tokens"]["vectors"] == 2048 // 32 * 31
+    left_out = content["details"]["left_out"]["not_counted"]
+    assert content["tokens"]["vectors"] == 2048 // 32 * 31 - left_out
+    assert 0 < left_out < 30  # separators
     assert content["settings"]["bootstrap"]["num_resamples"] == 30
 
 

@@ -154,7 +154,11 @@ class TestInProcess:
     def test_a_longer_run_continues_a_finished_one(self, tmp_path):
         from train import compose, train
 
-        self.train(tmp_path, "epochs=2")
+        every_row = (
+            "activations.special=keep",
+            "activations.max_norm=null",
+        )  # 2 * 2 epochs of whole steps
+        self.train(tmp_path, "epochs=2", *every_row)
         short = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
         train(compose(["epochs=4"]), tmp_path, ["epochs"])
         long = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)

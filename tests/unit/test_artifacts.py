@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import sae as package
 from sae.artifacts import CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE, load, save_sae
 from sae.artifacts.native import _checksum
+from sae.checksums import seal
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ArtifactError
 
@@ -39,7 +40,8 @@ def run(tmp_path) -> Path:
 def edit(folder: Path, **changes: object) -> None:
     file = folder / CONFIG_FILE
     content = {**json.loads(file.read_text()), **changes}
-    file.write_text(json.dumps({key: value for key, value in content.items() if value != "gone"}))
+    content = {k: v for k, v in content.items() if v != "gone" and k != "checksum"}
+    file.write_text(json.dumps(seal(content)))
 
 
 @pytest.mark.parametrize("activation", ["relu", "topk"])
@@ -62,7 +64,7 @@ def test_files_are_what_the_format_says(run):
     content = json.loads((run / "sae" / CONFIG_FILE).read_text())
     assert sorted(path.name for path in (run / "sae").iterdir()) == ["config.json", WEIGHTS_FILE]
     assert content["format"] == "lightning-sae"
-    assert content["format_version"] == 1
+    assert content["format_version"] == FORMAT_VERSION
     assert content["activation"] == "relu"  # a word, not an import path
     assert sorted(load_file(run / "sae" / WEIGHTS_FILE)) == ["W_dec", "W_enc", "b_dec", "b_enc"]
 
@@ -103,7 +105,7 @@ def test_foreign_config(run):
 
 def test_future_version(run):
     edit(run / "sae", format_version=FORMAT_VERSION + 1)
-    with pytest.raises(ArtifactError, match="format_version 2; .* reads 1. Upgrade"):
+    with pytest.raises(ArtifactError, match="format_version 3; .* reads 1 to 2. Upgrade"):
         load(run)
 
 

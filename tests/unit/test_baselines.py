@@ -310,7 +310,7 @@ def test_a_fit_that_was_killed_leaves_nothing_behind(x, monkeypatch):
         raise KeyboardInterrupt
 
     config = {"sae": {"architecture": "pca", **SETTINGS["pca"]}}
-    monkeypatch.setattr(fitting, "save_file", killed)
+    monkeypatch.setattr(fitting, "save_tensors", killed)
     with pytest.raises(KeyboardInterrupt):
         fit_baseline(config, data_of(x))
     monkeypatch.undo()

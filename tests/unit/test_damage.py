@@ -368,21 +368,24 @@ def test_probing_activations_heal(caplog, cache):
 
 
 def test_baseline_fits_heal(caplog, cache):
-    from types import SimpleNamespace
-
     from sae.dictionaries.baselines import Learned
+    from sae.dictionaries.baselines.base import Baseline
     from sae.training import baselines
 
     fits = []
 
-    def learn(vectors):
-        fits.append(vectors)
-        return Learned({"W": torch.arange(200.0).reshape(20, 10)}, {"iterations": [3, 4]})
+    class Counting(Baseline):
+        word = "ica"
 
-    baseline = SimpleNamespace(word="ica", learn=learn)
+        def learn(self, vectors):
+            fits.append(vectors)
+            return Learned({"W": torch.arange(200.0).reshape(20, 10)}, {"iterations": [3, 4]})
+
+    Counting.__abstractmethods__ = frozenset()
+    baseline, nothing = Counting.__new__(Counting), object.__new__(baselines.TrainingVectors)
 
     def read():
-        learned = baselines._kept("k", baseline, None)  # type: ignore[arg-type]
+        learned = baselines._kept("k", baseline, nothing)
         return learned.tensors, learned.facts
 
     expected = read()

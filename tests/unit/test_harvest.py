@@ -226,8 +226,9 @@ def test_unknown_points_and_short_texts_are_errors_of_their_own():
 def test_lm_activations_harvest_three_splits_and_load_the_lm_once():
     source = FakeSource()
     activations = LMActivations(
-        source, FakeCorpus(), RESID, tokens=4000, val_tokens=400, test_tokens=400, ctx=8
-    )
+        source, FakeCorpus(), RESID, tokens=4000, val_tokens=400, test_tokens=400, ctx=8,
+        special="keep", max_norm=None,
+    )  # fmt: skip
     with pytest.raises(StoreError, match="not harvested yet"):
         activations.split("train")
     activations.prepare(also=[LATE])

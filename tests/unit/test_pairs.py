@@ -23,6 +23,7 @@ LM = {"kind": "random", "name": "tiny-llama", "family": "llama"}
 TEXT = {"kind": "random_words", "name": "words", "num_documents": 60}
 COUNTS = {"tokens": 1280, "val_tokens": 320, "test_tokens": 640, "ctx": 32, "dtype": "float32",
           "val_fraction": 0.1, "test_fraction": 0.2}  # fmt: skip
+EVERY_ROW = {"special": "keep", "max_norm": None}
 PAIR = Ends.parse("mlp.1->mlp_out.1")
 LAYERS = Ends.parse("resid.0+1+2")
 D_IN, D_OUT, RATIO = 12, 7, 3
@@ -94,7 +95,7 @@ def test_every_untied_architecture_is_tested_here_or_says_why_not():
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("ends", [PAIR, LAYERS], ids=str)
 def test_a_row_holds_what_the_lm_says_of_one_token(tiny_lm, ends, stream):
-    source = lm_activations(LM, TEXT, ends, COUNTS | {"stream": stream})
+    source = lm_activations(LM, TEXT, ends, COUNTS | EVERY_ROW | {"stream": stream})
     source.prepare()
     rows, store, lm = source.split("train"), source.store("train"), tiny_lm("llama")
     captured = lm.capture(torch.from_numpy(store.tokens).long(), ends.points)
@@ -122,7 +123,7 @@ def order_of(batch, rows):
 
 
 def test_streamed_pairs_run_the_lm_once_a_chunk(monkeypatch):
-    source = lm_activations(LM, TEXT, PAIR, COUNTS | {"stream": True})
+    source = lm_activations(LM, TEXT, PAIR, COUNTS | EVERY_ROW | {"stream": True})
     source.prepare()
     rows = source.split("train")
     for part in rows.parts:
