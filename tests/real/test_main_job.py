@@ -29,7 +29,7 @@ def main_job(tmp_path_factory):
     command = [sys.executable, *readme_command(), f"run_dir={folder / 'run'}"]
     start = time.monotonic()
     result = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=2700
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return folder / "run", environment, time.monotonic() - start
