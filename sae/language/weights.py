@@ -1,5 +1,6 @@
 """Loading trained weights, all of them: transformers draws what is missing at random."""
 
+import copy
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -63,6 +64,7 @@ def as_data(config: Any) -> Any:
     `_attn_implementation` or `_experts_implementation` in somebody's config.json may name kernels
     of the hub. None leaves the choice to transformers.
     """
+    config = copy.deepcopy(config)  # a model may hold it
     config._attn_implementation = config._experts_implementation = None
     return config
 
