@@ -134,9 +134,13 @@ class FakeRows:
     num_chunks = 2
 
     def __init__(self, x: Tensor, document: np.ndarray):
+        from sae.activations.rows import RunningStats
+
         self._x, self._document = x, document
         self.num_rows, self.d_in = x.shape
-        self.stats = SimpleNamespace(mean=x.double().mean(0).numpy())
+        running = RunningStats(self.d_in)
+        running.update(x)
+        self.stats = running.result()
 
     def chunk_bounds(self, i: int) -> tuple[int, int]:
         return (0, 300) if i == 0 else (300, self.num_rows)
