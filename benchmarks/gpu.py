@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
 
 
 def _steps(parts: Path, rehearse: bool) -> list[Step]:
-    """What is run, the most wanted first."""
+    """The steps of the command, most important first."""
     device = "--device=cpu" if rehearse else "--device=cuda"
     shapes = ((16, 64),) if rehearse else SHAPES
     words = [f"{d_in}x{d_sae}" for d_in, d_sae in shapes]

@@ -49,7 +49,7 @@ RECIPES = {
     "start 0": ["sae.start_bias=0"],
     "clip .01": ["trainer.gradient_clip=0.01"],
 }  # fmt: skip
-"""What is added to the command line; `plain` is Adam as it is written, from a dense start."""
+"""Overrides by recipe; `plain` is Adam as it is written, from a dense start."""
 SHOWN = ("recovered", "fvu", "silent")
 
 
@@ -105,7 +105,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def words_of(architecture: str, recipe: str) -> list[str]:
-    """What a run adds to the command line: the recipe, as far as the architecture has it."""
+    """Overrides of a run: the part of the recipe that the architecture has."""
     options = ARCHITECTURES[architecture].options
     words = [
         word for word in RECIPES[recipe]
@@ -131,7 +131,7 @@ def _kept(
 
 
 def _defaults(words: Iterable[str]) -> dict[str, Any]:
-    """What the words leave to the configuration, so that a record is that of these defaults."""
+    """Defaults that the overrides leave open; a record belongs to these values."""
     config = configuration(list(words), quick=False)
     return {node: config[node] for node in ("sae", "optimizer", "resample", "trainer")}
 

@@ -95,7 +95,7 @@ def _folder(out: Path) -> Path:
 
 
 class Entry(NamedTuple):
-    """What is kept of a contender once it was timed."""
+    """The results of one timed contender."""
 
     name: str
     library: str

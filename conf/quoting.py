@@ -20,7 +20,7 @@ def quoted(key: str, value: str) -> str:
 
 
 def how_to_quote(word: str) -> str | None:
-    """What to type in a shell for an override that cannot be read; None if quotes do not help.
+    """The shell quoting for an override that cannot be read; None if quotes do not help.
 
     Example:
         >>> print(how_to_quote("run_dir=runs/epoch=3"))
