@@ -4,11 +4,15 @@
 rows of a matrix at length 1.
 """
 
+from sae.kernels.jumps import jump_gradients_
 from sae.kernels.ops import (
     Pattern,
     atoms_sum,
     backend_for,
+    latent_entries,
     latent_values,
+    row_sums,
+    select_above_up_to,
     select_batch_topk,
     select_positive,
     select_positive_up_to,
@@ -21,9 +25,13 @@ __all__ = [
     "Pattern",
     "atoms_sum",
     "backend_for",
+    "jump_gradients_",
+    "latent_entries",
     "latent_values",
     "normalize_rows_",
     "project_off_rows_",
+    "row_sums",
+    "select_above_up_to",
     "select_batch_topk",
     "select_positive",
     "select_positive_up_to",

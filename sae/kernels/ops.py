@@ -22,6 +22,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sae.kernels.rows import compiled
+
 _MODULES = {"cpu": "sae.kernels.numba_cpu", "triton": "sae.kernels.triton_gpu"}
 
 
@@ -51,6 +53,12 @@ class Pattern:
     def batch(self) -> int:
         """Number of rows."""
         return self.offsets.shape[0] - 1
+
+    def part(self, start: int, end: int) -> tuple["Pattern", slice]:
+        """The pattern of some rows, and where their pairs lie."""
+        offsets = self.offsets[start : end + 1]
+        pairs = slice(int(offsets[0]), int(offsets[-1]))
+        return Pattern(offsets - offsets[0], self.latents[pairs], self.d_sae), pairs
 
     @cached_property
     def rows(self) -> Int[Tensor, " pairs"]:
@@ -113,6 +121,24 @@ def select_positive_up_to(pre: Float[Tensor, "batch d_sae"], most: int) -> Patte
     return Pattern(offsets, latents, pre.shape[1])
 
 
+def select_above_up_to(
+    pre: Float[Tensor, "batch d_sae"], thresholds: Float[Tensor, " d_sae"], most: int
+) -> Pattern | None:
+    """All latents whose pre-activation exceeds their threshold; None if they are more than `most`.
+
+    Example:
+        >>> pre = torch.tensor([[0.5, -1.0, 2.0], [0.0, -3.0, -1.0]])
+        >>> select_above_up_to(pre, torch.tensor([0.5, -2.0, 0.0]), 2).latents.tolist()
+        [1, 2]
+    """
+    pre, thresholds = pre.detach().contiguous(), thresholds.detach().to(pre.dtype).contiguous()
+    if kernels := compiled(pre, thresholds):
+        selected = kernels.select_above(pre, thresholds, most)
+    else:
+        selected = backend_for(pre.device).select_positive(pre - thresholds, most)
+    return None if selected is None else Pattern(*selected, pre.shape[1])
+
+
 def select_topk(pre: Float[Tensor, "batch d_sae"], k: int) -> Pattern:
     """The k largest of each row, as far as they are positive; of equals the first.
 
@@ -158,6 +184,17 @@ def atoms_sum(
     return _AtomsSum.apply(values, W, pattern)  # pyright: ignore[reportReturnType]
 
 
+def row_sums(values: Float[Tensor, " pairs"], pattern: Pattern) -> Float[Tensor, " batch"]:
+    """Sum of each row's values, with gradients.
+
+    Example:
+        >>> pattern = select_positive(torch.tensor([[0.5, -1.0, 2.0], [0.0, -3.0, 1.0]]))
+        >>> row_sums(torch.tensor([1.0, 2.0, 4.0]), pattern).tolist()
+        [3.0, 4.0]
+    """
+    return _RowSums.apply(values, pattern)  # pyright: ignore[reportReturnType]
+
+
 def tied_code(
     x: Float[Tensor, "batch d_in"],
     W: Float[Tensor, "d_sae d_in"],
@@ -171,8 +208,21 @@ def tied_code(
     return _TiedCode.apply(x.to(W.dtype), W, bias, pattern)  # pyright: ignore[reportReturnType]
 
 
+def latent_entries(vector: Float[Tensor, " d_sae"], pattern: Pattern) -> Float[Tensor, " pairs"]:
+    """`vector[j]` of each selected pair (r, j), with gradients.
+
+    Example:
+        >>> pattern = select_positive(torch.tensor([[0.5, -1.0, 2.0], [0.0, -3.0, 1.0]]))
+        >>> latent_entries(torch.tensor([1.0, 2.0, 3.0]), pattern).tolist()
+        [1.0, 3.0, 3.0]
+    """
+    return _LatentEntries.apply(vector, pattern)  # pyright: ignore[reportReturnType]
+
+
 def _bias_grad(ctx: Any, grad: Tensor) -> Tensor:
     """Sums over the pairs of each latent; `index_add_` would add in any order on a GPU."""
+    if grad.device.type == "cpu":
+        return grad.new_zeros(ctx.pattern.d_sae).index_add_(0, ctx.pattern.latents, grad)
     ones = grad.new_ones(ctx.pattern.batch, 1)
     return ctx.backend.latents_sum(grad, ones, ctx.pattern).squeeze(1)
 
@@ -182,7 +232,7 @@ class _LatentValues(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, W: Tensor, bias: Tensor, pattern: Pattern) -> Tensor:
         ctx.save_for_backward(x, W)
         ctx.pattern, ctx.backend = pattern, backend_for(x.device)
-        return ctx.backend.pair_dots(x, W, pattern) + bias[pattern.latents]
+        return ctx.backend.pair_dots(x, W, pattern) + bias.index_select(0, pattern.latents)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -194,6 +244,31 @@ class _LatentValues(torch.autograd.Function):
             _bias_grad(ctx, grad) if wants_bias else None,
             None,
         )
+
+
+class _LatentEntries(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, vector: Tensor, pattern: Pattern) -> Tensor:
+        ctx.pattern, ctx.backend = pattern, backend_for(vector.device)
+        return vector.index_select(0, pattern.latents)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return _bias_grad(ctx, grads[0].contiguous()), None
+
+
+class _RowSums(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, pattern: Pattern) -> Tensor:
+        ctx.pattern = pattern
+        if values.device.type == "cpu":
+            return values.new_zeros(pattern.batch).index_add_(0, pattern.rows, values)
+        ones = values.new_ones(pattern.d_sae, 1)
+        return backend_for(values.device).rows_sum(values.contiguous(), ones, pattern).squeeze(1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return grads[0].index_select(0, ctx.pattern.rows), None
 
 
 class _AtomsSum(torch.autograd.Function):
@@ -218,7 +293,7 @@ class _TiedCode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, W: Tensor, bias: Tensor, pattern: Pattern) -> Any:
         ctx.pattern, ctx.backend = pattern, backend_for(x.device)
-        f = (ctx.backend.pair_dots(x, W, pattern) + bias[pattern.latents]).relu_()
+        f = (ctx.backend.pair_dots(x, W, pattern) + bias.index_select(0, pattern.latents)).relu_()
         ctx.save_for_backward(x, W, f)
         return f, ctx.backend.rows_sum(f, W, pattern)
 

@@ -17,17 +17,17 @@ def unit_rows(weight: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"
 
 def normalize_rows_(weight: Float[Tensor, "rows width"]) -> None:
     """Bring the rows of a tensor that needs no gradient here back to length 1, in place."""
-    if compiled := _compiled(weight):
-        compiled.normalize_rows(weight.numpy(), weight.numpy(), _SHORTEST)
+    if kernels := compiled(weight):
+        kernels.normalize_rows(weight.numpy(), weight.numpy(), _SHORTEST)
     else:
         weight /= weight.norm(dim=1, keepdim=True).clamp_min_(_SHORTEST)
 
 
 def project_off_rows_(grad: Float[Tensor, "rows width"], unit: Float[Tensor, "rows width"]) -> None:
     """Remove from each row of `grad` its component along the unit row, in place."""
-    if compiled := _compiled(grad, unit):
+    if kernels := compiled(grad, unit):
         ones = grad.new_ones(len(grad))
-        compiled.project_off_rows(grad.numpy(), unit.numpy(), ones.numpy(), grad.numpy())
+        kernels.project_off_rows(grad.numpy(), unit.numpy(), ones.numpy(), grad.numpy())
     else:
         grad.addcmul_(torch.linalg.vecdot(grad, unit).unsqueeze(1), unit, value=-1)
 
@@ -37,10 +37,10 @@ class _UnitRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor) -> Tensor:
-        if compiled := _compiled(weight):
+        if kernels := compiled(weight):
             unit, source = torch.empty_like(weight), weight.detach()
             norms = torch.from_numpy(
-                compiled.normalize_rows(source.numpy(), unit.numpy(), _SHORTEST)
+                kernels.normalize_rows(source.numpy(), unit.numpy(), _SHORTEST)
             )
         else:
             norms = weight.norm(dim=1).clamp_min_(_SHORTEST)
@@ -51,15 +51,15 @@ class _UnitRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (unit, norms), grad = ctx.saved_tensors, grads[0]
-        if compiled := _compiled(grad, unit):
+        if kernels := compiled(grad, unit):
             out = torch.empty_like(unit)
-            compiled.project_off_rows(grad.numpy(), unit.numpy(), norms.numpy(), out.numpy())
+            kernels.project_off_rows(grad.numpy(), unit.numpy(), norms.numpy(), out.numpy())
             return out
         along = torch.linalg.vecdot(grad, unit).unsqueeze(1)
         return torch.addcmul(grad, along, unit, value=-1).div_(norms[:, None])
 
 
-def _compiled(*tensors: Tensor) -> ModuleType | None:
+def compiled(*tensors: Tensor) -> ModuleType | None:
     """The CPU's kernels, where they can read these tensors."""
     for tensor in tensors:
         plain = tensor.dtype in (torch.float32, torch.float64) and tensor.is_contiguous()

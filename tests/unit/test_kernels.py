@@ -13,10 +13,14 @@ from sae.dictionaries.codes import DenseCode, SparseCode
 from sae.kernels import (
     Pattern,
     atoms_sum,
+    jump_gradients_,
+    latent_entries,
     latent_values,
     normalize_rows_,
     numba_cpu,
     project_off_rows_,
+    row_sums,
+    select_above_up_to,
     select_batch_topk,
     select_positive,
     select_positive_up_to,
@@ -55,6 +59,52 @@ def test_selections_equal_stock_pytorch(rows, columns, k, dtype, steps, shift, s
     )
     assert same(numba_cpu.select_topk(pre, k), stock.select_topk(pre, k))
     assert same(numba_cpu.select_batch_topk(pre, k), stock.select_batch_topk(pre, k))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("large", [slice(0, None, 2), slice(1, None, 2), slice(0, 0)])
+def test_selections_where_a_sample_of_the_rows_misleads(dtype, large):
+    """Every second row is looked at first; it may have all of what is largest, or nothing of it."""
+    generator = torch.Generator().manual_seed(0)
+    pre = torch.randn(300, 1100, generator=generator)
+    pre = (pre * 20).round() / 20  # many equal values
+    pre[large] += 4
+    pre = pre.to(dtype)
+    for k in (1, 40, 1100):
+        assert same(numba_cpu.select_topk(pre, k), stock.select_topk(pre, k))
+        assert same(numba_cpu.select_batch_topk(pre, k), stock.select_batch_topk(pre, k))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_what_exceeds_the_threshold_of_its_latent(dtype):
+    pre, thresholds = torch.randn(30, 17).to(dtype), torch.randn(17).to(dtype)
+    pre[3] = thresholds  # equal is not above
+    above = pre > thresholds
+    pattern = select_above_up_to(pre, thresholds, int(above.sum()))
+    assert pattern.rows.tolist() == above.nonzero()[:, 0].tolist()
+    assert pattern.latents.tolist() == above.nonzero()[:, 1].tolist()
+    assert select_above_up_to(pre, thresholds, int(above.sum()) - 1) is None
+
+
+def test_gradients_of_a_jump_equal_loops():
+    pre, of_f = (torch.randn(150, 9, dtype=torch.float64) for _ in range(2))
+    theta, bandwidth, at_zero = torch.rand(9, dtype=torch.float64) + 0.1, 1.5, 0.3
+    fires = select_above_up_to(pre, theta, pre.numel())
+    to_values = torch.randn(len(fires.latents), dtype=torch.float64)
+    expected, of_theta = of_f + at_zero, torch.zeros_like(theta)
+    for pair, (r, j) in enumerate(zip(fires.rows.tolist(), fires.latents.tolist(), strict=True)):
+        expected[r, j] += to_values[pair]
+    for r in range(len(pre)):
+        for j in range(9):
+            above = pre[r, j] - theta[j]
+            jump = expected[r, j] * theta[j] / bandwidth if abs(above) < bandwidth / 2 else 0
+            of_theta[j] -= jump
+            expected[r, j] = jump + (expected[r, j] if above > 0 else 0)
+    for layout in (pre, pre.t().contiguous().t()):  # compiled, and stock for other strides
+        found = of_f.clone()
+        sums = jump_gradients_(found, to_values, at_zero, layout, theta, bandwidth, fires)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(sums, (of_theta, expected.sum(0)))
 
 
 def test_extreme_values_are_ordered():
@@ -121,6 +171,9 @@ def test_gradients():
     assert torch.autograd.gradcheck(autoencode, (x, W, bias))
     assert torch.autograd.gradcheck(lambda *given: tied_code(*given, pattern), (x, W, bias))
     torch.testing.assert_close(tied_code(x, W, bias, pattern)[1], autoencode(x, W, bias))
+    assert torch.autograd.gradcheck(lambda vector: latent_entries(vector, pattern), (bias,))
+    values = torch.rand(len(pattern.latents), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda values: row_sums(values, pattern), (values,))
 
 
 def test_an_auxiliary_loss_on_dead_latents_needs_nothing_else():
@@ -153,6 +206,7 @@ def test_the_number_of_threads_changes_no_bit():
     x, W = torch.randn(50, 33), torch.randn(70, 33)
     pattern = select_topk(x @ W.T, 9)
     values = torch.randn(len(pattern.latents))
+    pre, theta, none = torch.randn(70, 50), torch.rand(50), select_positive(-torch.ones(70, 50))
     threads, found = torch.get_num_threads(), []
     try:
         for n in (1, 2):
@@ -161,6 +215,7 @@ def test_the_number_of_threads_changes_no_bit():
                 numba_cpu.pair_dots(x, W, pattern),
                 numba_cpu.rows_sum(values, W, pattern),
                 numba_cpu.latents_sum(values, x, pattern),
+                *jump_gradients_(W @ x.T, torch.ones(0), 0.1, pre, theta, 1.0, none),
             ))  # fmt: skip
             assert torch.get_num_threads() == n  # Numba's start must not change it
     finally:

@@ -1,0 +1,47 @@
+"""The gradients of a code that jumps, where most of a batch is within reach of the estimate."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae.kernels.ops import Pattern
+from sae.kernels.rows import compiled
+
+
+def jump_gradients_(
+    of_f: Float[Tensor, "batch d_sae"],
+    to_values: Float[Tensor, " pairs"],
+    at_zero: float,
+    pre: Float[Tensor, "batch d_sae"],
+    theta: Float[Tensor, " d_sae"],
+    bandwidth: float,
+    fires: Pattern,
+) -> tuple[Float[Tensor, " d_sae"], Float[Tensor, " d_sae"]]:
+    r"""Turn the gradient of f into that of the pre-activations, in place, in one pass.
+
+    With g = `of_f` + `at_zero`, plus `to_values` where f fires, and K = 1 within half a bandwidth
+    of the threshold: $g (1[\pi > \theta] + K \theta / \epsilon)$.
+
+    Args:
+        of_f: Gradient of every f from the reconstruction; is overwritten.
+        to_values: What else the gradient of a firing f has.
+        at_zero: What else that of every f has.
+        pre: Pre-activations.
+        theta: Thresholds.
+        bandwidth: ε.
+        fires: The pairs with `pre > theta`.
+
+    Returns:
+        Sums over the batch: gradients of the thresholds, $-\sum g K \theta / \epsilon$, and of the
+        encoder's biases.
+    """
+    if kernels := compiled(of_f, pre, theta):
+        sums = kernels.jump_gradients(
+            of_f.numpy(), to_values, at_zero, pre.numpy(), theta.numpy(), bandwidth, fires
+        )
+        return torch.from_numpy(sums[0]), torch.from_numpy(sums[1])
+    of_f.add_(at_zero)[fires.rows, fires.latents] += to_values
+    near = (pre - theta).abs() < bandwidth / 2
+    of_jump = of_f * near * (theta / bandwidth)
+    of_f.mul_(pre > theta).add_(of_jump)
+    return -of_jump.sum(0), of_f.sum(0)

@@ -1,0 +1,25 @@
+"""How the CPU's kernels are compiled, and on how many threads they run."""
+
+import os
+from pathlib import Path
+
+import numba
+import torch
+from numba import njit
+
+from sae.provenance import cache_dir
+
+if not os.access(Path(__file__).parent, os.W_OK):  # Numba stops where its cache has no place
+    numba.config.CACHE_DIR = numba.config.CACHE_DIR or str(cache_dir() / "numba")  # pyright: ignore
+
+jit = njit(parallel=True, fastmath=True, nogil=True, cache=True)
+
+
+def set_threads() -> int:
+    """As many threads as PyTorch uses, as far as Numba was started with so many."""
+    wanted = torch.get_num_threads()
+    threads = min(wanted, numba.config.NUMBA_NUM_THREADS)  # pyright: ignore
+    numba.set_num_threads(threads)
+    if torch.get_num_threads() != wanted:  # the start of Numba's threads resets OpenMP's number
+        torch.set_num_threads(wanted)
+    return threads
