@@ -2,6 +2,7 @@
 
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from sae.dictionaries.untied import Untied
 from sae.kernels import select_topk
@@ -39,4 +40,4 @@ def auxk_loss(
         centred, rows[latents], dictionary.b_enc[latents], select=lambda pre: select_topk(pre, k)
     )
     fit = code.atoms_sum(dictionary.W_dec[latents]).to(error.dtype)
-    return (error - fit).square().mean()
+    return mse_loss(fit, error)

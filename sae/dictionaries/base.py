@@ -12,13 +12,13 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, mse_loss
 
 from sae.dictionaries.codes import Code, DenseCode, SparseCode
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ConfigError
 from sae.functional import input_and_target
-from sae.kernels import Pattern, latent_values, select_positive_up_to
+from sae.kernels import Pattern, latent_values, select_above_up_to, select_positive_up_to
 
 SPARSE_BELOW = 0.08
 """Share of positive pre-activations in a batch up to which the sparse kernels beat dense products.
@@ -177,8 +177,12 @@ class Dictionary(nn.Module, ABC):
         code = self.encode_code(x)
         return code, self.reconstruct(code, x)
 
-    def _sparse_enough(self, pre: Float[Tensor, "batch d_sae"]) -> Pattern | None:
+    def _sparse_enough(
+        self, pre: Float[Tensor, "batch d_sae"], thresholds: Float[Tensor, " d_sae"] | None = None
+    ) -> Pattern | None:
         """The positive pre-activations, if they are so few that the sparse kernels are faster.
+
+        With `thresholds` those that exceed them.
 
         The dense product that selects is the start of a dense code as well, so that measuring the
         density of each batch costs one count.
@@ -187,7 +191,10 @@ class Dictionary(nn.Module, ABC):
         if self.kernels == "dense" or (self.kernels == "auto" and pre.device.type != "cpu"):
             return None
         share = SPARSE_BELOW if self.kernels == "auto" else 1.0
-        return select_positive_up_to(pre, int(share * pre.numel()))
+        most = int(share * pre.numel())
+        if thresholds is None:
+            return select_positive_up_to(pre, most)
+        return select_above_up_to(pre, thresholds, most)
 
     def _relu_code(self, x: Tensor, W: Tensor, bias: Tensor) -> Code:
         """`relu(x @ W.T + bias)`, dense or sparse."""
@@ -239,7 +246,7 @@ class Dictionary(nn.Module, ABC):
     ) -> StepOutput:
         """Reconstruction, and the means of `penalties` (one value per vector) at this moment."""
         x_hat = x_hat.to(target.dtype)  # bf16 autocast: the loss is float32
-        terms = {"reconstruction": (target - x_hat).square().mean()}
+        terms = {"reconstruction": mse_loss(x_hat, target)}
         for name, rows in penalties.items():
             terms[name] = moment.penalty * rows.mean()
         return StepOutput(x_hat, code, terms)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.functional import firing
-from sae.kernels import Pattern, atoms_sum
+from sae.kernels import Pattern, atoms_sum, row_sums
 
 
 class Code(ABC):
@@ -155,8 +155,7 @@ class SparseCode(Code):
 
     def sums(self) -> Float[Tensor, " batch"]:
         """Sum of the values, per vector, summed in float32."""
-        values = self.values.to(_at_least_float32(self.values))
-        return atoms_sum(values, values.new_ones(self.d_sae, 1), self.pattern).squeeze(1)
+        return row_sums(self.values.to(_at_least_float32(self.values)), self.pattern)
 
     def firing_counts(self) -> Int[Tensor, " d_sae"]:
         """In how many vectors of the batch each latent fired."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, mse_loss
 
 from sae.dictionaries.base import (
     NOMINAL,
@@ -20,7 +20,7 @@ from sae.dictionaries.base import (
 from sae.dictionaries.codes import Code, DenseCode, SparseCode
 from sae.dictionaries.sae import SAEConfig
 from sae.dictionaries.untied import CLIP, START_BIAS, Untied
-from sae.kernels import latent_values
+from sae.kernels import latent_entries, latent_values
 
 
 @register("gated")
@@ -79,8 +79,10 @@ class Gated(Untied):
             f = (self.r_mag.exp() * (pi - self.b_enc) + self.b_mag).relu() * (pi > 0)
             return DenseCode(pi.relu()), DenseCode(f)
         gate = torch.relu(latent_values(*terms, pattern))
-        latents = pattern.latents
-        magnitude = self.r_mag.exp()[latents] * (gate - self.b_enc[latents]) + self.b_mag[latents]
+        factor, b_gate, b_mag = (
+            latent_entries(vector, pattern) for vector in (self.r_mag.exp(), self.b_enc, self.b_mag)
+        )
+        magnitude = factor * (gate - b_gate) + b_mag
         return SparseCode(pattern, gate), SparseCode(pattern, magnitude.relu() * (gate > 0))
 
     def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
@@ -99,7 +101,7 @@ class Gated(Untied):
             by_gate = self.reconstruct(gate, x)
         else:
             by_gate = gate.atoms_sum(self.W_dec.detach()) + self.base(x).detach()
-        output.terms["gate"] = (target - by_gate.to(x.dtype)).square().mean()
+        output.terms["gate"] = mse_loss(by_gate.to(x.dtype), target)
         return output
 
     @torch.no_grad()

@@ -21,7 +21,14 @@ from sae.dictionaries.codes import Code, DenseCode, SparseCode
 from sae.dictionaries.sae import SAEConfig
 from sae.dictionaries.untied import CLIP, ENCODER_START, Untied
 from sae.errors import ConfigError
-from sae.kernels import Pattern, atoms_sum, backend_for, latent_values
+from sae.kernels import (
+    Pattern,
+    atoms_sum,
+    backend_for,
+    jump_gradients_,
+    latent_entries,
+    latent_values,
+)
 
 PACE = 4.0
 """How much faster than a weight a threshold's logarithm moves: theta = e^(PACE t), t is trained.
@@ -33,7 +40,7 @@ PULL = 3e-6
 """Weight of the term for dead latents beside an error summed over d_in; ours is a mean."""
 STARTS = {"tanh": (0.7, 2.5), "l0": (1e-3, 1e-3)}
 """Threshold at the start and bandwidth by penalty; those of `l0` are for rows of length 1."""
-_ROWS = 256  # of a batch, whose pre-activations the backward pass goes through at once
+_ROWS = 512  # of a batch, whose pre-activations the backward pass goes through at once
 
 
 @register("jumprelu")
@@ -107,11 +114,11 @@ class JumpReLU(Untied):
         theta, pre = self.thresholds(), linear(centred, rows, bias)
         pattern = None
         if self.kernels != "dense":
-            pattern = self._sparse_enough(pre.detach() - (theta.detach() - self.bandwidth / 2))
+            pattern = self._sparse_enough(pre, theta - self.bandwidth / 2)
         if pattern is None:
             return DenseCode(pre), theta
         values = latent_values(centred, rows, bias, pattern)
-        return SparseCode(pattern, values), theta[pattern.latents]
+        return SparseCode(pattern, values), latent_entries(theta, pattern)
 
     def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
         """What exceeds its threshold."""
@@ -130,8 +137,9 @@ class JumpReLU(Untied):
         else:  # tanh(4 f) rises by 4 where f is 0
             at_zero = 4 * self.l0_coefficient * moment.penalty / len(x)
             values, atoms = _JumpStep.apply(
-                pre.values, theta, self.W_dec, fires, self.bandwidth, at_zero
-            )  # pyright: ignore[reportGeneralTypeIssues]
+                *self.encoder_terms(x), theta, self.W_dec, pre.values.detach(), fires,
+                self.bandwidth, at_zero,
+            )  # pyright: ignore[reportGeneralTypeIssues]  # fmt: skip
             code, x_hat = SparseCode(fires, values), atoms + self.base(x)
         if self.penalty == "l0":  # the value of `row_penalties`, with a gradient
             counted: Any = _Fires.apply(pre.values, theta, self.bandwidth)
@@ -154,7 +162,7 @@ class JumpReLU(Untied):
         dense = isinstance(pre, DenseCode) and pre.values.dtype == self.W_dec.dtype
         if self.kernels == "dense" or self.penalty != "tanh" or not dense:
             return None
-        return self._sparse_enough(pre.values.detach() - theta.detach())
+        return self._sparse_enough(pre.values, theta)
 
     def _pull(self, x: Tensor, dead: Tensor) -> Tensor:
         """`PULL` / d_in times what the dead latents lack to their thresholds."""
@@ -212,41 +220,46 @@ class _Jump(torch.autograd.Function):
 
 
 class _JumpStep(torch.autograd.Function):
-    """`_Jump` and the sum of the atoms where more pairs are within reach of the kernel than fire.
+    """`linear`, `_Jump` and the sum of the atoms where more pairs are in reach than fire.
 
-    What fires makes the reconstruction and the decoder's gradient; the dense product of the error
-    and the decoder is left, since every pair in reach passes its share on to the encoder. By parts
-    of the batch that stay in the cache. `at_zero`: gradient that the penalty gives an f of 0.
+    What fires makes the reconstruction and the decoder's gradient. Two dense products are left in
+    the backward pass, since every pair in reach passes its share on to the encoder: by parts of the
+    batch that stay in the cache. `at_zero`: gradient that the penalty gives an f of 0.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, pre: Tensor, theta: Tensor, W_dec: Tensor, fires: Pattern, bandwidth: float,
-        at_zero: float | Tensor,
+        ctx: Any, x: Tensor, rows: Tensor, bias: Tensor, theta: Tensor, W_dec: Tensor, pre: Tensor,
+        fires: Pattern, bandwidth: float, at_zero: float | Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        del bias
         values = pre[fires.rows, fires.latents]
-        ctx.save_for_backward(pre, theta, W_dec, values)
+        ctx.save_for_backward(x, rows, theta, W_dec, pre, values)
         ctx.fires, ctx.bandwidth, ctx.at_zero = fires, bandwidth, at_zero
         return values, atoms_sum(values, W_dec, fires)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (pre, theta, W_dec, values), fires = ctx.saved_tensors, ctx.fires
+        (x, rows, theta, W_dec, pre, values), fires = ctx.saved_tensors, ctx.fires
         to_values, error = grads[0] - ctx.at_zero, grads[1].contiguous()
-        places = fires.rows % _ROWS * fires.d_sae + fires.latents
-        to_pre, to_theta = torch.empty_like(pre), torch.zeros_like(theta)
+        of_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        of_rows, of_theta, of_bias = (torch.zeros_like(t) for t in (rows, theta, theta))
+        buffer = pre.new_empty(min(_ROWS, len(pre)), pre.shape[1])
         for start in range(0, len(pre), _ROWS):
-            part, end = slice(start, start + _ROWS), min(start + _ROWS, len(pre))
-            pairs = slice(int(fires.offsets[start]), int(fires.offsets[end]))
-            of_f = (error[part] @ W_dec.T).add_(ctx.at_zero)
-            of_f.view(-1)[places[pairs]] += to_values[pairs]
-            of_jump = _near(pre[part], theta, ctx.bandwidth).mul_(of_f).mul_(theta / ctx.bandwidth)
-            to_theta -= of_jump.sum(0)
-            torch.add(of_jump, of_f.mul_(pre[part] > theta), out=to_pre[part])
+            end = min(start + _ROWS, len(pre))
+            part, (firing, pairs) = slice(start, end), fires.part(start, end)
+            of_pre = torch.mm(error[part], W_dec.T, out=buffer[: end - start])
+            sums = jump_gradients_(
+                of_pre, to_values[pairs], ctx.at_zero, pre[part], theta, ctx.bandwidth, firing
+            )
+            of_theta, of_bias = of_theta + sums[0], of_bias + sums[1]
+            of_rows.addmm_(of_pre.T, x[part])
+            if of_x is not None:
+                torch.mm(of_pre, rows, out=of_x[part])
         of_atoms = None
-        if ctx.needs_input_grad[2]:
+        if ctx.needs_input_grad[4]:
             of_atoms = backend_for(pre.device).latents_sum(values, error, fires)
-        return to_pre, to_theta, of_atoms, None, None, None
+        return of_x, of_rows, of_bias, of_theta, of_atoms, None, None, None, None
 
 
 class _Fires(torch.autograd.Function):

@@ -13,7 +13,7 @@ from sae.dictionaries.base import Dictionary, LatentParameter, Tensors, register
 from sae.dictionaries.codes import Code, DenseCode, SparseCode
 from sae.dictionaries.sae import SAEConfig, smooth_jump
 from sae.dictionaries.tied import Tied
-from sae.kernels import latent_values, unit_rows
+from sae.kernels import latent_entries, latent_values, unit_rows
 
 START = 0.3
 """Thresholds at the start, in the scaled space, where a latent's input has about unit variance."""
@@ -46,8 +46,8 @@ class Thresholding(Tied):
         if pattern is None:
             pre = linear(x, W, self.b_enc)
             return DenseCode(gain * smooth_jump(pre, t))
-        pre, latents = latent_values(x, W, self.b_enc, pattern), pattern.latents
-        return SparseCode(pattern, gain[latents] * smooth_jump(pre, t[latents]))
+        pre, t = latent_values(x, W, self.b_enc, pattern), latent_entries(t, pattern)
+        return SparseCode(pattern, latent_entries(gain, pattern) * smooth_jump(pre, t))
 
     def _encode_decode(self, x: Tensor) -> tuple[Code, Tensor]:
         return Dictionary._encode_decode(self, x)  # the kernel that Tied uses knows only ReLU

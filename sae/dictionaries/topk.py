@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from sae.dictionaries.auxk import auxk_loss
 from sae.dictionaries.base import (
@@ -84,7 +85,7 @@ class TopK(Untied):
         code = self.selected_code(*terms, select=select)
         output = self._output(x, target, code, self.reconstruct(code, x), moment)
         more = SparseCode(larger[0], torch.relu(latent_values(*terms, larger[0])))
-        error = (target - self.reconstruct(more, x).to(x.dtype)).square().mean()
+        error = mse_loss(self.reconstruct(more, x).to(x.dtype), target)
         return output._replace(terms=output.terms | {"multi_k": MULTI_K_WEIGHT * error})
 
     def _output(
