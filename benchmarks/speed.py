@@ -33,6 +33,7 @@ from benchmarks.contenders import Contender, Maker, dense_steps, ours
 from benchmarks.memory import memory_table
 from benchmarks.peers import LIBRARIES, peers
 from benchmarks.problem import Problem, make_problem
+from sae.memory import keep_freed_memory
 from sae.planning.costs import parameters
 
 OURS = {
@@ -61,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     parser.add_argument("--no-peers", action="store_true", help="only ours and the limits")
     parser.add_argument("--no-memory", action="store_true", help="no processes for peak memory")
     given = parser.parse_args(argv)
+    keep_freed_memory()  # as train.py does, for everybody: else page faults are timed
     if given.quick:
         given.d_in, given.d_sae, given.batch, given.l0, given.k = 32, 128, 64, [8], 4
     given.rounds = given.rounds or (2 if given.quick else 12)
