@@ -61,8 +61,13 @@ def main(argv: Sequence[str] | None = None) -> Path:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--no-peers", action="store_true", help="only ours and the limits")
     parser.add_argument("--no-memory", action="store_true", help="no processes for peak memory")
+    parser.add_argument(
+        "--keep-memory", action="store_true",
+        help="keep freed memory for every contender, as train.py does for ours",
+    )  # fmt: skip
     given = parser.parse_args(argv)
-    keep_freed_memory()  # as train.py does, for everybody: else page faults are timed
+    if given.keep_memory:
+        keep_freed_memory()
     if given.quick:
         given.d_in, given.d_sae, given.batch, given.l0, given.k = 32, 128, 64, [8], 4
     given.rounds = given.rounds or (2 if given.quick else 12)
