@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae.kernels import rows
 from sae.kernels.ops import Pattern
-from sae.kernels.rows import compiled
 
 
 def jump_gradients_(
@@ -35,7 +35,7 @@ def jump_gradients_(
         Sums over the batch: gradients of the thresholds, $-\sum g K \theta / \epsilon$, and of the
         encoder's biases.
     """
-    if kernels := compiled(of_f, pre, theta):
+    if kernels := rows.compiled(of_f, pre, theta):
         sums = kernels.jump_gradients(
             of_f.numpy(), to_values, at_zero, pre.numpy(), theta.numpy(), bandwidth, fires
         )

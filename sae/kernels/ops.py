@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae.kernels.rows import compiled
+from sae.kernels import rows as matrix_rows
 
 _MODULES = {"cpu": "sae.kernels.numba_cpu", "triton": "sae.kernels.triton_gpu"}
 
@@ -132,11 +132,14 @@ def select_above_up_to(
         [1, 2]
     """
     pre, thresholds = pre.detach().contiguous(), thresholds.detach().to(pre.dtype).contiguous()
-    if kernels := compiled(pre, thresholds):
+    if kernels := matrix_rows.compiled(pre, thresholds):
         selected = kernels.select_above(pre, thresholds, most)
     else:
         selected = backend_for(pre.device).select_positive(pre - thresholds, most)
-    return None if selected is None else Pattern(*selected, pre.shape[1])
+    if selected is None:
+        return None
+    offsets, latents = selected
+    return Pattern(offsets, latents, pre.shape[1])
 
 
 def select_topk(pre: Float[Tensor, "batch d_sae"], k: int) -> Pattern:
