@@ -98,7 +98,7 @@ def evaluate(
         sae, lm=lm, corpus=corpus, tokens=tokens, device=device, known=known_wheels()
     )
     # before the harvest, which may take long
-    build.check_evals(evals, build.ctx_of(source), build.offers_of(source))
+    build.check_source(evals, source)
     build.prepare_test(source)
     _warn_of_changes(run, sae, source)
     foreign.check_width(sae, source.split("test"))

@@ -241,7 +241,7 @@ def _finished(run_dir: Path, config: Mapping[str, Any]) -> dict[str, Any] | None
         return None
     check_folder(run_dir)
     try:
-        results = json.loads(file.read_text())
+        results = json.loads(file.read_text("utf-8-sig"))
         epochs = results["training"]["epochs"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(

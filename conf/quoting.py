@@ -22,19 +22,32 @@ def quoted(key: str, value: str) -> str:
 def how_to_quote(word: str) -> str | None:
     """The shell quoting for an override that cannot be read; None if quotes do not help.
 
+    Entries of a list are quoted one by one.
+
     Example:
         >>> print(how_to_quote("run_dir=runs/epoch=3"))
         'run_dir="runs/epoch=3"'
+        >>> print(how_to_quote("run=[a,epoch=3]"))
+        'run=["a","epoch=3"]'
     """
     key, equals, value = word.partition("=")
-    if not equals or not value or value[0] in "[{(\"'":  # a list, or quotes that do not end
+    if not equals or not value or value.startswith('"') or _unfinished(value):
         return None
-    override = quoted(key, value)
+    override, wanted = quoted(key, value), value
+    if value[0] == "[" and value[-1] == "]" and "[" not in value[1:]:
+        wanted = [entry.strip() for entry in value[1:-1].split(",")]
+        override = f"{key}=[{','.join(quoted('', entry)[1:] for entry in wanted)}]"
     try:
         (read,) = OverridesParser.create().parse_overrides([override])
     except HydraException:
         return None
-    return shlex.quote(override) if read.value() == value else None
+    return shlex.quote(override) if read.value() == wanted else None
+
+
+def _unfinished(value: str) -> bool:
+    """Whether a bracket or quote that the value starts with has no end: a slip, not a path."""
+    ends = {"[": "]", "{": "}", "(": ")", "'": "'"}
+    return value[0] in ends and ends[value[0]] not in value[1:]
 
 
 def _escaped(found: re.Match[str]) -> str:

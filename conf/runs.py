@@ -26,7 +26,7 @@ def save_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     """Write `config.yaml`, resolved."""
     run_dir.mkdir(parents=True, exist_ok=True)
     temporary = run_dir / ".config.yaml.tmp"
-    temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False))
+    temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False), "utf-8")
     temporary.replace(run_dir / "config.yaml")
 
 
@@ -40,7 +40,7 @@ def saved_config(run_dir: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        config = yaml.safe_load(path.read_text())
+        config = yaml.safe_load(path.read_text("utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path} is damaged ({error}). Choose another run_dir.") from None
     if not isinstance(config, dict) or "sae" not in config:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError
 
 from conf.fields import checked, lacking, shown
 from conf.nodes import ACTIVATIONS, NODES, BaselineConfig, EvaluateConfig, TrainConfig, WordConfig
@@ -114,6 +115,7 @@ def check(config: DictConfig, given: Sequence[str] = ()) -> dict[str, Any]:
         ConfigError: At the first value that is missing, of a wrong type, out of range or unused.
     """
     schema = TrainConfig if "run_dir" in config else EvaluateConfig
+    _reject_references_to_nothing(config)
     raw: Any = OmegaConf.to_container(config, resolve=False)
     if schema is TrainConfig and not (Path(str(config.get("run_dir"))) / "config.yaml").exists():
         nodes = str([node for node in raw.values() if isinstance(node, dict)])
@@ -151,6 +153,16 @@ def lacking_key(plain: Mapping[str, Any], schema: type = TrainConfig) -> str | N
         if (name := lacking(node, node_type))
     )
     return next(found, None)
+
+
+def _reject_references_to_nothing(config: DictConfig) -> None:
+    try:
+        OmegaConf.to_container(config, resolve=True)
+    except InterpolationKeyError as error:
+        raise ConfigError(
+            f"{error.full_key} refers to something that is not there: "
+            f"{str(error).splitlines()[0]}. In a text, ${{ is written \\${{."
+        ) from None
 
 
 def reject_unused(config: Mapping[str, Any], given: Sequence[str], readers: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae.errors import ArtifactError
+from sae.intact import follow_umask
 from sae.provenance import content_key, write_json
 
 if TYPE_CHECKING:  # programs that end early need not wait for it
@@ -118,6 +119,7 @@ def save_tensors(file: Path, tensors: "Mapping[str, Tensor]", facts: object = No
     made = {name: tensor.contiguous() for name, tensor in tensors.items()}
     text = json.dumps(facts)
     save_file(made, file, metadata={_FACTS: text, _CRC: _crc_of(made, text)})
+    follow_umask(file)
 
 
 def load_tensors(file: Path) -> "tuple[dict[str, Tensor], Any]":

@@ -83,7 +83,10 @@ def speedup(kind: Kind, dtype: str) -> float:
         "isa": {name: os.environ.get(name) for name in _ISA},
         "dtype": dtype, "kind": kind, "shape": list(SHAPES[kind]),
     }  # fmt: skip
-    file = _folder() / f"{content_key(identity)}.json"
+    folder = _folder()
+    if folder is None:
+        return measure(kind, dtype)
+    file = folder / f"{content_key(identity)}.json"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.lock"):  # ranks that start together agree, and measure undisturbed
@@ -137,8 +140,11 @@ def _seconds_with_cast(x: Tensor, W: Tensor, dtype: str) -> float:
     return time.perf_counter() - start
 
 
-def _folder() -> Path:
-    return Path(platformdirs.user_cache_dir("lightning-sae")) / "speed"
+def _folder() -> Path | None:
+    try:
+        return Path(platformdirs.user_cache_dir("lightning-sae")).expanduser() / "speed"
+    except (RuntimeError, KeyError):  # a user whom the system does not know, without HOME
+        return None
 
 
 def _read(file: Path) -> float | None:

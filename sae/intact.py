@@ -1,5 +1,6 @@
 """Files that are not what their names say: hidden copies, git-lfs pointers, dangling links."""
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -33,6 +34,13 @@ def visible(paths: Iterable[Path], folder: Path) -> Iterator[Path]:
         for path in paths
         if not any(is_hidden(part) for part in path.relative_to(folder).parts)
     )
+
+
+def follow_umask(file: Path) -> None:
+    """Let a file be read by whom the umask allows; safetensors, for one, writes mode 0600."""
+    umask = os.umask(0)
+    os.umask(umask)
+    file.chmod(0o666 & ~umask)
 
 
 def require_content(file: Path, error: type[SAEError]) -> None:

@@ -16,7 +16,8 @@ from sae.activations.store import open_foreign_zarr
 from sae.errors import StoreError
 from sae.intact import require_content, visible
 
-_KINDS = ".npy, .pt, .safetensors, .zarr"
+_SUFFIXES = (".npy", ".pt", ".safetensors", ".zarr")
+_KINDS = ", ".join(_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,7 @@ def find_files(path: Path) -> list[Path]:
     if not path.is_dir() or _is_zarr(path):
         return [path]
     found = sorted(
-        file
-        for file in visible(path.iterdir(), path)
-        if file.suffix in (".npy", ".pt", ".safetensors") or _is_zarr(file)
+        file for file in visible(path.iterdir(), path) if file.suffix in _SUFFIXES or _is_zarr(file)
     )
     if not found:
         there = ", ".join(sorted(file.name for file in path.iterdir())[:5]) or "nothing"
@@ -73,7 +72,8 @@ def open_part(path: Path) -> Part:
     except UnpicklingError as error:  # torch.load: its message advises to load unsafely
         refuse_file(path, "holds more than a tensor, or is damaged", error)
     except (*DAMAGE, EOFError, safetensors.SafetensorError) as error:
-        refuse_file(path, f"cannot be read ({error})", error)
+        reason = str(error).partition("\n")[0]  # some of torch's list all of its backends
+        refuse_file(path, f"cannot be read ({reason})", error)
     if len(shape) != 2 or not all(shape):
         refuse_file(path, f"has shape {list(shape)} instead of [rows d_in]")
     if dtype not in ("float16", "bfloat16", "float32", "float64"):

@@ -142,6 +142,20 @@ class LMActivations:
                 device=self.device,
             )
 
+    def require_predictions(self) -> None:
+        """Refuse contexts too short for a prediction that counts.
+
+        Raises:
+            ConfigError: If they are.
+        """
+        spec = self.specs["test"]
+        if spec.rows_per_context < 2:
+            raise ConfigError(
+                f"activations.ctx={spec.ctx} leaves no prediction that counts: that of position 0 "
+                "does not, and the last position has no next token. Use ctx=3 or more, or measure "
+                "without the LM: 'eval=[core]' '~callbacks.downstream'."
+            )
+
     def load_lm(self, device: str) -> Any:
         """The LM itself, for those who measure what it predicts."""
         return self.source.load(device)

@@ -11,6 +11,7 @@ arithmetic. A chunk is one file; the number of files and their size follow from 
 ends in a crc32c: zarr alone would return zeros for a missing file and flipped bytes as they are.
 """
 
+import itertools
 import math
 import os
 import shutil
@@ -38,8 +39,11 @@ from sae.activations.cache import (
 )
 from sae.activations.rows import Stats
 from sae.errors import ConfigError, StoreError
+from sae.intact import require_content, visible
 from sae.provenance import provenance
 from sae.types import Point
+
+_NO_CHUNKS = ("zarr.json", ".zarray", ".zattrs", ".zgroup")
 
 
 class ChunkedArray:
@@ -312,6 +316,9 @@ def open_foreign_zarr(path: Path) -> zarr.Array:
     Raises:
         StoreError: If it is none, or lacks chunks: zarr would read them as zeros.
     """
+    for file in (path / "zarr.json", path / ".zarray", *_first_chunk(path)):
+        if file.exists() or file.is_symlink():
+            require_content(file, StoreError)
     try:
         array = zarr.open_array(path, mode="r")
         # A file holds a chunk, or a shard of them; zarr counts those of a shard beyond the array's
@@ -330,9 +337,16 @@ def open_foreign_zarr(path: Path) -> zarr.Array:
         what = "shards" if array.shards else "chunks"
         raise StoreError(
             f"{path} lacks {missing} of its {files} {what}. Write them again. If they hold zeros "
-            "only, zarr left them out: write with config={'write_empty_chunks': True}."
+            "only (or what fill_value says), zarr left them out: write with "
+            "config={'write_empty_chunks': True}."
         )
     return array
+
+
+def _first_chunk(path: Path) -> list[Path]:
+    """One of the files that hold numbers; of git-lfs pointers, all of them are."""
+    found = (p for p in path.rglob("*") if p.name not in _NO_CHUNKS and not p.is_dir())
+    return list(itertools.islice(visible(found, path), 1))
 
 
 def _context_array(folder: Path, name: str, num_contexts: int, ctx: int) -> ChunkedArray:

@@ -17,6 +17,7 @@ from sae.artifacts.files import (
     reject_others,
     state_of,
     taken,
+    warn_of_flags,
     whole,
 )
 from sae.artifacts.folding import Weights, fold, gated, require, tensors_of
@@ -42,6 +43,15 @@ _TENSORS = {
     "MatryoshkaBatchTopKSAE": ("W_enc", "b_enc", "W_dec", "b_dec", *_COUNTS),
 }  # fmt: skip
 """The tensors of each class that is read."""
+_SETTINGS = """
+dict_class trainer_class activation_dim dict_size k layer lm_name submodule_name wandb_name
+device seed lr steps warmup_steps decay_start resample_steps l1_penalty initial_penalty
+penalty_coef sparsity_penalty sparsity_warmup_steps sparsity_function sparsity_coefficient
+sparsity_queue_length p_start p_end anneal_start anneal_end n_sparsity_updates bandwidth
+target_l0 auxk_alpha top_k_aux threshold_beta threshold_start_step group_fractions group_weights
+group_sizes
+"""
+"""Settings of its trainers that are read, or without effect on what a trained dictionary does."""
 
 
 def load(path: Path) -> SAE:
@@ -57,6 +67,7 @@ def load(path: Path) -> SAE:
     beside = file.with_name(CONFIG)
     config = read_json(beside) if beside.is_file() else {}
     trainer = config.get("trainer") or {}
+    warn_of_flags(trainer, _SETTINGS.split(), beside)
     weights = _weights(state, trainer, file)
     layer, submodule = trainer.get("layer"), trainer.get("submodule_name")
     is_residual = re.fullmatch(r"resid_post_layer_\d+", str(submodule)) is not None

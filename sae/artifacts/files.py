@@ -1,6 +1,7 @@
 """Read other libraries' files with clear errors and no foreign code; write a folder at once."""
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -14,14 +15,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sae.errors import ArtifactError
-from sae.intact import require_content
+from sae.intact import follow_umask, require_content
+
+log = logging.getLogger(__name__)
 
 
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file."""
     try:
-        content = json.loads(existing(file).read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = json.loads(existing(file).read_text("utf-8-sig"))  # Windows writes a mark
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{file} is damaged (no JSON: {error}). Copy it again.") from error
     if not isinstance(content, dict):
         raise ArtifactError(f"{file} holds no JSON object. Is it the file of another program?")
@@ -39,9 +42,7 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
 def write_safetensors(tensors: Mapping[str, Tensor], file: Path) -> None:
     """Write tensors, readable for whom the umask allows; the library writes mode 0600."""
     save_file(dict(tensors), file)
-    umask = os.umask(0)
-    os.umask(umask)
-    file.chmod(0o666 & ~umask)
+    follow_umask(file)
 
 
 def read_torch(file: Path, stand_ins: Sequence[tuple[Any, str]] = ()) -> Any:
@@ -118,6 +119,23 @@ def reject_flags(config: Mapping[str, Any], known: Collection[str], file: Path) 
             f"{file}: {', '.join(f'{name}={config[name]!r}' for name in others)} is not known here "
             f"and may change what the SAE computes. Known are {', '.join(known)}."
         )
+
+
+def warn_of_flags(config: Mapping[str, Any], known: Collection[str], file: Path) -> None:
+    """Name settings that are not read and are switched on, in a file that has many of training.
+
+    Args:
+        config: The settings.
+        known: Those that are read, or change nothing of what the SAE computes.
+        file: Where they are.
+    """
+    others = [name for name, value in config.items() if value and name not in known]
+    if others:
+        log.warning(
+            "%s: %s is not known here. If it changes what the SAE computes, codes and "
+            "reconstructions are not those of the library.",
+            file, ", ".join(f"{name}={config[name]!r}" for name in others),
+        )  # fmt: skip
 
 
 def whole(config: Mapping[str, Any], name: str, file: Path) -> int:

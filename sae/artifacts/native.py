@@ -119,7 +119,7 @@ def _find(path: Path) -> Path:
 def _read_config(file: Path) -> dict:
     require_content(file, ArtifactError)
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{file} is damaged (no JSON: {error}). Save the SAE again.") from error
     if not isinstance(content, dict) or content.get("format") != NAME:

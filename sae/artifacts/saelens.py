@@ -11,12 +11,14 @@ from sae.artifacts.files import (
     read_safetensors,
     reject_others,
     taken,
+    warn_of_flags,
     whole,
     write_safetensors,
 )
 from sae.artifacts.folding import Weights, fold, gated, require, tensors_of
 from sae.artifacts.format import Format
 from sae.artifacts.places import Place, described, ends_of, hook_of, place_of, point_of
+from sae.artifacts.saelens_settings import KNOWN
 from sae.dictionaries.sae import SAE, WITH_K
 from sae.errors import ArtifactError
 from sae.provenance import write_json
@@ -47,6 +49,8 @@ _MORE = {
 def load(path: Path) -> SAE:
     """Read an inference SAE, or the SAE of a checkpoint.
 
+    Settings that are not known (`saelens_settings`) and switched on are named in a warning.
+
     Raises:
         ArtifactError: If it is damaged, of another kind than standard, topk, abstopk, jumprelu,
             gated, batchtopk, transcoder or jumprelu_transcoder (both also with a skip connection),
@@ -57,6 +61,9 @@ def load(path: Path) -> SAE:
     # before version 6 all of it stood at the top level
     about = {**config, **(config.get("metadata") or {})}
     weights = _weights(config, tensors, file)
+    more = {f"activation_fn_kwargs.{name}": value
+            for name, value in (config.get("activation_fn_kwargs") or {}).items()}  # fmt: skip
+    warn_of_flags(config | more, KNOWN | {"activation_fn_kwargs.k"}, path / CONFIG)
     _apply_normalisation(weights, config, path)
     _apply_factors(weights, about, tensors, file)
     hook = about.get("hook_name") or about.get("hook_point")

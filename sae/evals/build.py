@@ -83,6 +83,17 @@ def check_evals(evals: Evals, ctx: int | None, offers: Collection[str] = ()) -> 
     make_evals(evals, ctx, offers)
 
 
+def check_source(evals: Evals, source: ActivationSource) -> None:
+    """`check_evals` for what these activations have behind them.
+
+    Raises:
+        ConfigError: Also if predictions are to be measured where none counts.
+    """
+    check_evals(evals, ctx_of(source), offers_of(source))
+    if "downstream" in evals and isinstance(source, LMActivations):
+        source.require_predictions()
+
+
 def make_evals(
     evals: Evals, ctx: int | None, offers: Collection[str] = ()
 ) -> dict[str, Evaluation]:

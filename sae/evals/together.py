@@ -7,7 +7,7 @@ from sae.activations.sources import ActivationSource, LMActivations
 from sae.dictionaries.sae import SAE
 from sae.errors import ConfigError
 from sae.evals.base import EvalContext, EvalResult
-from sae.evals.build import Evals, context_of, ctx_of, make_evals, offers_of
+from sae.evals.build import Evals, check_source, context_of, ctx_of, make_evals, offers_of
 
 
 @runtime_checkable
@@ -46,6 +46,7 @@ def check(evals: Evals, sources: Sequence[ActivationSource]) -> None:
             f"together=true: several SAEs at {', '.join(twice)}. Only one can stand there; "
             "measure them one after the other, with together=false."
         )
+    check_source(evals, sources[0])
     if not _able(evals, sources[0]):
         raise ConfigError(
             f"eval=[{','.join(evals)}] measures one SAE at a time. Choose eval=[downstream], or "

@@ -8,38 +8,78 @@ from typing import Any
 
 import torch
 
+from sae.errors import SourceError
 from sae.language.quiet import quiet
+from sae.language.weights import refuse_other_keys
 from sae.progress import progress
+
+_READER = "transformers.modeling_gguf_pytorch_utils"
 
 
 def gguf_to_folder(gguf: Path, folder: Path) -> None:
-    """Write a GGUF file's model in bfloat16 and its tokenizer as `save_pretrained` does."""
+    """Write a GGUF file's model in bfloat16 and its tokenizer as `save_pretrained` does.
+
+    Raises:
+        SourceError: If a weight of the model is not in the file, or a tensor of the file has no
+            place in the model.
+    """
     import transformers
 
-    options: dict[str, Any] = {"gguf_file": gguf.name}
-    # Weights stay packed where a kernel for them is installed, unless this is said; the first
-    # versions of transformers 5 know neither the class nor packed weights.
-    packed = getattr(transformers, "GgufConfig", None)
-    packing = {} if packed is None else {"quantization_config": packed(dequantize=True)}
     # In percent of the time that each step took with SmolLM2-135M.
     with quiet(), _no_reader_bar(), progress("convert the LM, once", 100, unit="%") as advance:
-        config = transformers.AutoConfig.from_pretrained(gguf.parent, **options)
+        config = transformers.AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
         advance(18)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            gguf.parent, config=config, dtype=torch.bfloat16, **options, **packing
-        )
+        model = model_of(gguf, config)
         advance(62)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         advance(17)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         advance(3)
 
 
+def model_of(gguf: Path, config: Any) -> Any:
+    """The model of a GGUF file in bfloat16, each of whose weights the file holds, and no more.
+
+    Raises:
+        SourceError: See `gguf_to_folder`.
+    """
+    import transformers
+
+    # Weights stay packed where a kernel for them is installed, unless this is said; the first
+    # versions of transformers 5 know neither the class nor packed weights.
+    packed = getattr(transformers, "GgufConfig", None)
+    packing = {} if packed is None else {"quantization_config": packed(dequantize=True)}
+    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        gguf.parent, config=config, dtype=torch.bfloat16, gguf_file=gguf.name,
+        output_loading_info=True, ignore_mismatched_sizes=True, **packing,
+    )  # fmt: skip
+    model, found = loaded
+    refuse_other_keys(model, found, gguf)
+    _refuse_left_out(gguf, model)
+    return model
+
+
+def _refuse_left_out(gguf: Path, model: Any) -> None:
+    """Refuse tensors that transformers has no name for, which it passes over."""
+    from gguf import GGUFReader
+
+    reader: Any = importlib.import_module(_READER)
+    processor = reader.TENSOR_PROCESSORS.get(model.config.model_type, reader.TensorProcessor)
+    known = reader.get_gguf_hf_weights_map(model, processor(config=model.config.to_dict()))
+    left_out = [tensor.name for tensor in GGUFReader(gguf).tensors if tensor.name not in known]
+    if left_out:
+        raise SourceError(
+            f"{gguf} holds {', '.join(left_out[:3])} ({len(left_out)} in all), for which "
+            f"transformers' {model.config.model_type} has no place: without them it is another LM. "
+            "Use a file of the LM in safetensors (lm=folder)."
+        )
+
+
 @contextmanager
 def _no_reader_bar() -> Iterator[None]:
     """The GGUF reader shows a tqdm bar whatever transformers is told; it would cut through ours."""
-    reader: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
+    reader: Any = importlib.import_module(_READER)
     tqdm = getattr(reader, "tqdm", None)
     reader.tqdm = lambda items, **_: items
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sae.errors import SourceError
-from sae.intact import visible
+from sae.intact import require_content, visible
 from sae.language.corpus import Corpus, CorpusKind, no_field, text_in
 from sae.language.fetch import WheelFile
 from sae.language.files import files_identity
@@ -101,8 +101,13 @@ class HubText(CorpusKind):
         folder = Path(self.dataset)
         if not folder.is_dir():
             return super().identity()
-        files = [path for path in visible(folder.rglob("*"), folder) if path.is_file()]
-        return super().identity() | {"files": files_identity(files, folder)}
+        return super().identity() | {"files": files_identity(self._files(folder), folder)}
+
+    def _files(self, folder: Path) -> list[Path]:
+        files = [path for path in visible(folder.rglob("*"), folder) if not path.is_dir()]
+        for file in files:  # `datasets` passes over a dangling link
+            require_content(file, SourceError)
+        return files
 
     def _texts(self) -> Iterator[str]:
         for row in self._rows():
@@ -115,7 +120,9 @@ class HubText(CorpusKind):
     def _rows(self) -> Iterator[dict[str, Any]]:
         import datasets
 
-        if self.streaming and not Path(self.dataset).exists():
+        if Path(self.dataset).is_dir():
+            self._files(Path(self.dataset))
+        elif self.streaming:
             require_hub(f"corpus={self.name} ({self.dataset})", _INSTEAD)
         try:
             rows: Any = datasets.load_dataset(

@@ -88,3 +88,14 @@ def _require_contents(folder: Path) -> None:
     for file in lm_files(folder):
         if not file.is_dir():
             require_content(file, SourceError)
+            _refuse_mark(file)
+
+
+def _refuse_mark(file: Path) -> None:
+    with file.open("rb") as stream:
+        marked = stream.read(3) == b"\xef\xbb\xbf"
+    if marked and file.suffix == ".json":  # transformers reads these itself
+        raise SourceError(
+            f"{file} starts with a byte order mark, as some editors of Windows write it, and is no "
+            "JSON so. Save it as UTF-8 without one."
+        )

@@ -73,5 +73,7 @@ def require_hub(what: str, instead: str) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    """The first line of an error's message, with the next where it only announces that."""
+    first, *more = (str(error).strip() or type(error).__name__).splitlines()
+    line = f"{first} {more[0].strip()}" if more and first.endswith(":") else first
+    return line.rstrip(".")

@@ -128,14 +128,20 @@ FAMILIES = {
 _INPUTS = ("mlp_in", "mlp", "attn_z")
 
 
-def family_of(model: nn.Module) -> Family:
-    """The family of a transformers model.
+def family_of(model: Any) -> Family:
+    """The family of a transformers model, or of its configuration.
 
     Raises:
         SiteError: If its `model_type` has no entry, or its settings move the sites elsewhere.
     """
-    config: Any = getattr(model, "config", None)
+    config: Any = getattr(model, "config", model)
     model_type = getattr(config, "model_type", type(model).__name__)
+    if model_type not in FAMILIES and (text := getattr(config, "text_config", None)) is not None:
+        raise SiteError(
+            f"LMs of type {model_type!r} read images or sound beside text, and their text part "
+            f"({getattr(text, 'model_type', 'text')}) is not read out of them. Use an LM of text "
+            "alone; of Gemma 3 these are gemma-3-270m and gemma-3-1b."
+        )
     if model_type not in FAMILIES:
         raise SiteError(
             f"LMs of type {model_type!r} are not known; known: {', '.join(FAMILIES)}. "

@@ -86,7 +86,7 @@ class JsonLines(CorpusKind):
     def _text(self, line: str, where: str) -> str:
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise SourceError(f"{where} is no JSON: {error}. Repair or remove the line.") from error
         if not isinstance(record, dict) or self.text_field not in record:
             there = record if isinstance(record, dict) else ()
@@ -122,7 +122,8 @@ def _files(path: str, suffix: str) -> dict[str, object]:
 def _lines(path: Path) -> Iterator[str]:
     with path.open(encoding="utf-8-sig") as file:  # Windows writes a byte order mark
         try:
-            yield from file
+            for line in file:
+                yield line.removeprefix("\ufeff")  # of the next file, where several were joined
         except UnicodeDecodeError as error:
             raise SourceError(f"{path} is not UTF-8: {error.reason}. Convert it.") from error
 

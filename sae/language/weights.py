@@ -17,7 +17,9 @@ where the family's attention is one that the kernel can compute (Gemma 2's soft-
 LOAD_OPTIONS = {**MODEL_OPTIONS, "use_safetensors": True}
 """Weights are read from safetensors alone: a .bin is a pickle."""
 
-_BUFFERS = re.compile(r"(masked_bias|attn\.bias|attention\.bias|inv_freq)$")
+_BUFFERS = re.compile(
+    r"(masked_bias|attn\.bias|attention\.bias|causal_mask|inv_freq|position_ids|decoder\.version)$"
+)
 """What old checkpoints hold of masks and positions; the modules compute it themselves."""
 _SHOWN = 3
 
@@ -32,12 +34,14 @@ def trained_model(where: Any, **options: Any) -> nn.Module:
     Raises:
         SourceError: If weights are quantised, are missing, or belong to blocks or modules that
             the configuration does not have.
+        SiteError: If its family is not known.
     """
     from transformers import AutoModelForCausalLM
 
     chosen = {name: options[name] for name in ("revision", "local_files_only") if name in options}
     config = config_of(where, **chosen)
     _refuse_quantised(config, where)
+    sites.family_of(config)  # before minutes of loading
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         where,
         config=config,
@@ -80,8 +84,8 @@ def refuse_other_keys(model: nn.Module, found: Mapping[str, Any], where: Any) ->
         where: The checkpoint, for the message.
 
     Raises:
-        SourceError: If a weight is missing or of another shape, or one of the blocks would be
-            left out.
+        SourceError: If a weight is missing or of another shape, or one would be left out, of
+            the LM's modules or of the unembedding.
     """
     for key, theirs, ours in sorted(found["mismatched_keys"]):
         raise SourceError(
@@ -96,14 +100,19 @@ def refuse_other_keys(model: nn.Module, found: Mapping[str, Any], where: Any) ->
             f"these weights at random.{instead} Save the whole model with save_pretrained; of a "
             "compiled or wrapped one the model inside (model._orig_mod, model.module)."
         )
-    blocks = sites.family_of(model).blocks
-    inside = re.compile(rf"({re.escape(blocks)}|{re.escape(blocks.partition('.')[2])})\.\d+\.")
-    if dropped := [k for k in unexpected if inside.match(k) and not _BUFFERS.search(k)]:
+    top, _, blocks = sites.family_of(model).blocks.partition(".")
+    heads = [name for name, m in model.named_modules() if m is _unembedding(model)]
+    own = re.compile("|".join([rf"{top}\.", rf"{blocks}\.\d+\.", *(rf"{h}\." for h in heads)]))
+    if dropped := [k for k in unexpected if own.match(k) and not _BUFFERS.search(k)]:
         raise SourceError(
             f"The checkpoint of the LM in {where} holds {_some(dropped)}, for which its "
             "config.json has no place: they would be left out. Use the config.json that belongs to "
             "it."
         )
+
+
+def _unembedding(model: Any) -> nn.Module | None:
+    return model.get_output_embeddings()
 
 
 def check_embedded(tokens: Tensor, model: Any, tokenizer: Tokenizer, name: str) -> None:

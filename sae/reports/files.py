@@ -24,8 +24,8 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     check_folder(path.parent, [path.name])
     try:
-        content = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        content = json.loads(path.read_text("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is no valid JSON ({error}). Restore or remove it.") from error
     return content if isinstance(content, dict) else {}
 
@@ -39,8 +39,8 @@ def read_yaml(path: Path) -> Any:
     if not path.is_file():
         return None
     try:
-        return yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        return yaml.safe_load(path.read_text("utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path} is no valid YAML ({error}). Restore or remove it.") from error
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from sae.activations.sources import ActivationSource, LMActivations
-from sae.errors import ConfigError, SourceError
+from sae.errors import SourceError
 from sae.types import Point
 
 _CONTEXTS = 8
@@ -30,13 +30,7 @@ def check_predictions(source: ActivationSource, config: Mapping[str, Any]) -> No
     watched = "downstream" in config["callbacks"] or config.get("e2e") is not None
     if not isinstance(source, LMActivations) or not (watched or "downstream" in config["eval"]):
         return
-    spec = source.specs["test"]
-    if spec.rows_per_context < 2:
-        raise ConfigError(
-            f"activations.ctx={spec.ctx} leaves no prediction that counts: that of position 0 does "
-            "not, and the last position has no next token. Use ctx=3 or more, or measure without "
-            "the LM: 'eval=[core]' '~callbacks.downstream'."
-        )
+    source.require_predictions()
     if source.source.to_config().get("dtype") != "float16":
         return
     lm = source.load_lm(source.device)

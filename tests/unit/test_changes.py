@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import zarr
 from safetensors.torch import load_file, save_file
 
 from sae.checksums import seal
@@ -130,10 +131,39 @@ def test_continuing_on_changed_files_is_an_error(of_files, lm, text, side):
               f"corpus.path={text}", more=["epochs=2"])  # fmt: skip
 
 
-def test_a_folder_of_activations_that_changed(tmp_path, caplog):
+@pytest.mark.parametrize("kind", ["jsonl", "hub"])
+def test_other_kinds_of_text_that_changed(tmp_path, kind, caplog):
+    texts = [f"the paragraph {i} of {i * i}, " * 5 for i in range(1500)]
+    (tmp_path / "d").mkdir()
+    file = tmp_path / "d" / "train.jsonl"
+
+    def write(texts):
+        file.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+
+    write(texts)
+    of_folder = [f"corpus.dataset={tmp_path / 'd'}", "corpus.streaming=false"]
+    words = of_folder if kind == "hub" else [f"corpus.path={file}"]
+    train(tmp_path / "run", "debug=tiny", f"corpus={kind}", *words)
+    evaluate(tmp_path / "run")
+    assert names(tmp_path / "run") == ["core"]
+    write([text.replace("paragraph", "sentence") for text in texts])
+    evaluate(tmp_path / "run")
+    assert "the text in" in caplog.text
+    assert [name[:13] for name in names(tmp_path / "run")] == ["core", "core-changed-"]
+
+
+@pytest.mark.parametrize("kind", ["npy", "zarr"])
+def test_a_folder_of_activations_that_changed(tmp_path, kind, caplog):
     rows = np.random.default_rng(0).normal(size=(4000, 16)).astype("f4")
     (tmp_path / "x").mkdir()
-    np.save(tmp_path / "x" / "a.npy", rows)
+
+    def save(x):
+        if kind == "npy":
+            np.save(tmp_path / "x" / "a.npy", x)
+        else:
+            zarr.create_array(tmp_path / "x" / "a.zarr", data=x, chunks=(500, 16), overwrite=True)
+
+    save(rows)
     words = ["activations=folder", f"activations.path={tmp_path / 'x'}", "trainer.batch_size=128"]
     words += [word for word in WORDS if not word.startswith("tokens")]
 
@@ -145,7 +175,7 @@ def test_a_folder_of_activations_that_changed(tmp_path, caplog):
     run()
     evaluate(tmp_path / "run")
     assert names(tmp_path / "run") == ["core"]
-    np.save(tmp_path / "x" / "a.npy", 1.5 * rows)
+    save(1.5 * rows)
     evaluate(tmp_path / "run")
     assert f"the activations in {tmp_path / 'x'} changed" in caplog.text
     assert [name[:13] for name in names(tmp_path / "run")] == ["core", "core-changed-"]

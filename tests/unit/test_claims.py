@@ -98,6 +98,8 @@ def test_quoted_is_read_back(text):
     [
         "run_dir=runs/epoch=3", "corpus.path=/data/a (1)/x", "corpus.path=/data/a[1]/x",
         "lm.path=/data/c#", "run_dir=für", "activations.path=~/x", "corpus.path=it's",
+        "corpus.path=[draft]/x", "activations.path=(1)/x", "sweep_dir={a}b=c", "lm.path='x'y",
+        "run=outputs/k=3", "out=a=b",
     ],
 )  # fmt: skip
 def test_message_shows_how_to_quote(word):
@@ -108,6 +110,19 @@ def test_message_shows_how_to_quote(word):
     assert shown in str(raised.value)
     (argument,) = shlex.split(shown)  # what the shell makes of it
     assert parse([argument])[0].value() == word.partition("=")[2]
+
+
+def test_entries_of_a_list_are_quoted_one_by_one():
+    shown = how_to_quote("run=[outputs/k=3, other]")
+    assert shown is not None
+    (override,) = parse(shlex.split(shown))
+    assert override.value() == ["outputs/k=3", "other"]
+
+
+@pytest.mark.parametrize("words", [["run_dir=a${b}"], ["lm=folder", "lm.path=${x.y}/z"]])
+def test_a_reference_to_nothing_is_one_clear_error(words):
+    with pytest.raises(ConfigError, match=r"refers to something that is not there.*\\\$\{"):
+        check_command_line("train", words)
 
 
 @pytest.mark.parametrize("word", ["layer=[2,4", "l1", "x={a", 'y="a'])

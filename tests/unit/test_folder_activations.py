@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from sae.activations import folder
 from sae.activations.datamodule import ActivationDataModule
-from sae.activations.folder import FolderActivations
+from sae.activations.folder import FolderActivations, TensorActivations
 from sae.errors import ConfigError, StoreError
 
 X = np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32)
@@ -206,6 +206,35 @@ def test_values_whose_squares_float32_cannot_hold(mine, size):
         refused(mine, r"a\.npy holds .*e\+.*float32 cannot hold, in row 7")
     np.save(mine / "a.npy", X[:100] * np.float32(1e15))  # large, and nothing is lost
     FolderActivations(mine).prepare()
+
+
+@pytest.mark.parametrize("size", [1e25, 1e200])
+@pytest.mark.parametrize("kind", ["pt", "safetensors", "zarr", "tensor"])
+def test_such_values_in_files_of_every_kind(tmp_path, size, kind):
+    x = X.astype(np.float64)
+    x[280:] *= size  # in what is held out
+    rows = torch.from_numpy(x)
+    if kind == "tensor":
+        with pytest.raises(StoreError, match="float32 cannot hold"):
+            TensorActivations(rows).prepare()
+        return
+    if kind == "pt":
+        torch.save(rows, tmp_path / "a.pt")
+    elif kind == "safetensors":
+        save_file({"x": rows}, tmp_path / "a.safetensors")
+    else:
+        zarr.create_array(tmp_path / "a.zarr", data=x, chunks=(50, 6))
+    with np.errstate(over="ignore"):
+        refused(tmp_path, rf"a\.{kind} holds .*e\+.*float32 cannot hold, in row 2[89]\d")
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_zarr_arrays_of_both_formats_may_lack_nothing(tmp_path, version):
+    zarr.create_array(tmp_path / "a.zarr", data=X, chunks=(50, 3), zarr_format=version)
+    (tmp_path / "a.zarr" / ".DS_Store").write_bytes(b"x")
+    assert sum(FolderActivations(tmp_path).num_rows.values()) == 300
+    (tmp_path / "a.zarr" / ("1.0" if version == 2 else "c/1/0")).unlink()
+    refused(tmp_path, "lacks 1 of its 12 chunks")
 
 
 def test_values_whose_squares_vanish(tmp_path):

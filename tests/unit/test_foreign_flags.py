@@ -221,3 +221,32 @@ def test_a_torn_gemma_scope_file(tmp_path, part):
     file.write_bytes(whole[: int(part * len(whole)) if part < 1 else part])
     with pytest.raises(ArtifactError, match="cannot be read as NumPy arrays"):
         load(file)
+
+
+def test_settings_of_saelens_that_are_not_known_are_named(tmp_path, caplog):
+    """All that versions 3 to 6 write of a training is known; only what is switched on counts."""
+    known = {"lr": 1e-3, "l1_coefficient": 1.0, "normalize_sae_decoder": True, "seed": 42,
+             "activation_fn_kwargs": {}, "model_from_pretrained_kwargs": {"a": 1},
+             "metadata": {"sae_lens_version": "6.1.0"}, "tied_weights": False}  # fmt: skip
+    load(saelens(tmp_path / "a", known, FOUR))
+    assert not caplog.records
+    load(saelens(tmp_path / "b", known | {"tied_weights": True, "lam": 0.1}, FOUR))
+    assert "tied_weights=True, lam=0.1 is not known" in caplog.text
+    topk = {"activation_fn": "topk", "activation_fn_kwargs": {"k": K, "postact": "tanh"}}
+    load(saelens(tmp_path / "c", topk, FOUR | {"W_dec": UNIT}))
+    assert "activation_fn_kwargs.postact='tanh'" in caplog.text
+
+
+def test_settings_of_dictionary_learning_that_are_not_known_are_named(tmp_path, caplog):
+    torch.save({"encoder.weight": W_ENC.T, "encoder.bias": B_ENC, "decoder.weight": W_DEC.T,
+                "bias": B_DEC}, tmp_path / "ae.pt")  # fmt: skip
+
+    def say(**trainer):
+        told = {"dict_class": "AutoEncoder", "lr": 1e-3, "l1_penalty": 0.1, "steps": 5} | trainer
+        (tmp_path / "config.json").write_text(json.dumps({"trainer": told}))
+        load(tmp_path)
+
+    say(post_norm=False)
+    assert not caplog.records
+    say(post_norm=True)
+    assert "post_norm=True is not known" in caplog.text

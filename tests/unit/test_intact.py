@@ -136,6 +136,98 @@ def test_a_pointer_in_place_of_labelled_texts(tmp_path):
         read_csv(str(tmp_path / "a.csv"))
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_files_of_a_local_data_set_that_are_none(tmp_path, streaming, suffix):
+    """A missing part would be passed over, and the rest read as the whole."""
+    from sae.language import corpus_from_config
+
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}')
+    corpus = corpus_from_config(
+        {"kind": "hub", "name": "x", "dataset": str(tmp_path), "streaming": streaming}
+    )
+    file = tmp_path / f"b.{suffix}"
+    file.write_text(POINTER)
+    for ask in (corpus.identity, lambda: list(corpus.documents())):
+        with pytest.raises(SourceError, match=f"b.{suffix} is a git-lfs pointer"):
+            ask()
+    file.unlink()
+    file.symlink_to("/nowhere")
+    for ask in (corpus.identity, lambda: list(corpus.documents())):
+        with pytest.raises(SourceError, match=f"b.{suffix} is a link to /nowhere"):
+            ask()
+
+
+@pytest.mark.parametrize("part", ["zarr.json", "c/0/0"])
+def test_pointers_inside_a_zarr_array(tmp_path, part):
+    import zarr
+
+    from sae.activations.folder import FolderActivations
+
+    zarr.create_array(tmp_path / "a.zarr", data=np.ones((40, 3), "f4"), chunks=(40, 3))
+    (tmp_path / "a.zarr" / part).write_text(POINTER)
+    with pytest.raises(StoreError, match="git-lfs pointer"):
+        FolderActivations(tmp_path)
+
+
+@pytest.mark.parametrize("entry", ["link", "folder"])
+def test_a_zarr_array_that_is_not_there(tmp_path, entry):
+    """Its rows would be missing without a word."""
+    from sae.activations.folder import FolderActivations
+
+    np.save(tmp_path / "a.npy", np.ones((40, 3), "f4"))
+    file = tmp_path / "b.zarr"
+    file.symlink_to("/nowhere") if entry == "link" else file.mkdir()
+    with pytest.raises(StoreError, match=r"b\.zarr is a (link to /nowhere|folder)"):
+        FolderActivations(tmp_path)
+
+
+MARKED = {
+    "saelens": "cfg.json", "sparsify": "cfg.json", "dictionary_learning": "config.json",
+    "native": "config.json",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("word", MARKED)
+def test_a_byte_order_mark_in_the_json_of_an_sae(tmp_path, word):
+    import sae
+
+    model = sae.SAE(
+        W_enc=torch.eye(3), b_enc=torch.zeros(3), W_dec=torch.eye(3), b_dec=torch.ones(3),
+        config=sae.SAEConfig("topk", "topk", d_in=3, d_sae=3, k=2),
+    )  # fmt: skip
+    folder = sae.save(tmp_path / "sae", model, word)
+    file = folder / MARKED[word]
+    file.write_text(file.read_text(), encoding="utf-8-sig")
+    assert sae.load(folder).config.k == 2
+    file.unlink()
+    file.symlink_to("/nowhere")
+    from sae.errors import ArtifactError
+
+    with pytest.raises(ArtifactError):
+        sae.load(folder, word)
+
+
+def test_a_byte_order_mark_in_the_files_of_a_run(tmp_path):
+    from conf.runs import saved_config
+    from sae.reports.files import read_json, read_yaml
+
+    (tmp_path / "config.yaml").write_text("sae: {}\n", encoding="utf-8-sig")
+    assert read_yaml(tmp_path / "config.yaml") == {"sae": {}}
+    with pytest.raises(ArtifactError, match=r"config\.yaml lacks"):  # it was read
+        saved_config(tmp_path)
+    (tmp_path / "results.json").write_text('{"a": 1}', encoding="utf-8-sig")
+    assert read_json(tmp_path / "results.json") == {"a": 1}
+
+
+def test_marks_between_joined_files(tmp_path):
+    """`cat a b` of two files from Windows."""
+    (tmp_path / "a.jsonl").write_text('\ufeff{"text": "a"}\n\ufeff{"text": "b"}\n')
+    (tmp_path / "a.txt").write_text("\ufeffone\n\n\ufefftwo\n")
+    assert list(corpus_of("jsonl", tmp_path / "a.jsonl").documents()) == ["a", "b"]
+    assert list(corpus_of("text", tmp_path / "a.txt").documents()) == ["one\n", "two\n"]
+
+
 def test_a_local_data_set_is_known_by_its_content(tmp_path):
     from sae.language import corpus_from_config
 

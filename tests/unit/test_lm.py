@@ -6,14 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-FAMILIES = ("gpt_neox", "gpt2", "llama")
+from sae.language.sites import FAMILIES
+
+PLAIN = ("gpt_neox", "gpt2", "llama")
+"""Families without a norm, a factor or the stream itself behind the projections."""
 LAYERS = 3
 
 
-def all_points():
-    from sae.types import SITES, Point
+def points_of(lm):
+    from sae.types import Point
 
-    return [Point(site, layer) for site in SITES for layer in range(LAYERS)]
+    return [Point(site, layer) for site in lm.family.sites for layer in range(LAYERS)]
 
 
 @pytest.fixture(params=FAMILIES)
@@ -38,18 +41,17 @@ def test_facts_about_the_lm(lm):
     assert lm.device.type == "cpu"
     assert not lm.model.training
     assert not any(p.requires_grad for p in lm.model.parameters())
-    assert lm.model.config._attn_implementation == "sdpa"
 
 
 def test_all_points_come_from_one_pass_with_their_widths(lm, tokens):
     passes = []
     handle = lm.model.get_input_embeddings().register_forward_hook(lambda *_: passes.append(1))
     try:
-        captured = lm.capture(tokens, all_points())
+        captured = lm.capture(tokens, points_of(lm))
     finally:
         handle.remove()
     assert len(passes) == 1
-    assert list(captured) == all_points()
+    assert list(captured) == points_of(lm)
     for point, value in captured.items():
         assert value.shape == (3, 17, lm.width(point))
         assert lm.width(point) == (128 if point.site == "mlp" else 32)
@@ -73,9 +75,13 @@ def test_residual_captures_equal_hidden_states(lm, tokens):
         assert torch.equal(value, hidden)
 
 
-def test_outputs_are_the_projections_of_the_inputs(lm, tokens):
+@pytest.mark.parametrize("family", PLAIN)
+def test_outputs_are_the_projections_of_the_inputs(tiny_lm, tokens, family):
     from sae.language.sites import module_at
     from sae.types import Point
+
+    lm = tiny_lm(family)
+    assert lm.model.config._attn_implementation == "sdpa"
 
     for read, written in (("mlp", "mlp_out"), ("mlp_in", "mlp_out"), ("attn_z", "attn_out")):
         points = [Point(read, 1), Point(written, 1)]
@@ -103,15 +109,15 @@ def test_capture_never_runs_the_layers_above(lm, tokens):
     above = [lm.model.get_submodule(f"{family.blocks}.{i}") for i in (1, 2)]
     above += [lm.model.get_submodule(family.final_norm), lm.model.get_output_embeddings()]
     # In a parallel block (GPT-NeoX) attention runs before the MLP, as in the others.
-    above.append(above[0].get_submodule(family.mlp_proj))
+    above.append(above[0].get_submodule(family.mlp_proj or "mlp"))
     handles = [module.register_forward_pre_hook(fail) for module in above]
     try:
-        for points in ([Point("resid", 0)], [Point("resid", 0), Point("mlp", 0)]):
+        for points in ([Point("resid", 0)], [Point("resid", 0), Point("mlp_in", 0)]):
             assert list(lm.capture(tokens, points)) == points
         handles[0].remove()
         assert lm.capture(tokens, [Point("attn_out", 1), Point("resid", 0)])
         with pytest.raises(AssertionError, match="above"):
-            lm.capture(tokens, [Point("mlp", 1)])
+            lm.capture(tokens, [Point("mlp_out", 1)])
     finally:
         for handle in handles:
             handle.remove()
@@ -135,18 +141,18 @@ def test_no_points_give_nothing_and_repeated_points_one(lm, tokens):
 
 def test_splicing_the_captured_value_back_changes_nothing(lm, tokens):
     clean = lm.logits(tokens)
-    captured = lm.capture(tokens, all_points())
-    for point in all_points():
+    captured = lm.capture(tokens, points_of(lm))
+    for point in points_of(lm):
         spliced = lm.logits(tokens, {point: lambda _, p=point: captured[p].clone()})
         torch.testing.assert_close(spliced, clean)
-    everywhere = {point: lambda _, p=point: captured[p].clone() for point in all_points()}
+    everywhere = {point: lambda _, p=point: captured[p].clone() for point in points_of(lm)}
     torch.testing.assert_close(lm.logits(tokens, everywhere), clean)
 
 
 def test_a_replacement_gets_the_activation_and_takes_effect(lm, tokens):
     clean = lm.logits(tokens)
-    captured = lm.capture(tokens, all_points())
-    for point in all_points():
+    captured = lm.capture(tokens, points_of(lm))
+    for point in points_of(lm):
         seen = []
 
         def zero(value, seen=seen):
@@ -170,7 +176,7 @@ def test_a_lower_replacement_reaches_a_higher_one(lm, tokens):
 def test_a_replacement_may_have_another_dtype(lm, tokens):
     from sae.types import Point
 
-    out = lm.logits(tokens, {Point("mlp", 1): lambda v: v.double()})
+    out = lm.logits(tokens, {Point("mlp_out", 1): lambda v: v.double()})
     torch.testing.assert_close(out, lm.logits(tokens))
 
 
@@ -194,11 +200,11 @@ def test_hooks_are_removed_even_after_errors(lm, tokens):
         raise RuntimeError("boom")
 
     before = num_hooks(lm)
-    lm.capture(tokens, all_points())
+    lm.capture(tokens, points_of(lm))
     lm.logits(tokens, {Point("resid", 0): torch.zeros_like})
     for replace in (explode, lambda v: v[:1]):
         with pytest.raises((RuntimeError, SiteError)):
-            lm.logits(tokens, {Point("resid", 0): replace, Point("mlp", 2): replace})
+            lm.logits(tokens, {Point("resid", 0): replace, Point("mlp_out", 2): replace})
     with pytest.raises(SiteError):
         lm.logits(tokens, {Point("resid", 0): explode, Point("resid", 9): explode})
     with pytest.raises(SourceError):
@@ -223,16 +229,14 @@ def test_a_layer_out_of_range_names_the_range(lm, tokens):
         with pytest.raises(SiteError, match=rf"layer={layer} does not exist.*0 to 2"):
             lm.capture(tokens, [Point("resid", layer)])
         with pytest.raises(SiteError, match="3 layers"):
-            lm.width(Point("mlp", layer))
+            lm.width(Point("mlp_in", layer))
 
 
 def test_an_unknown_site_names_the_known_ones(lm):
     from sae.errors import SiteError
     from sae.types import Point
 
-    with pytest.raises(
-        SiteError, match=r"site=residual.*resid, mlp_in, mlp, mlp_out, attn_out, attn_z"
-    ):
+    with pytest.raises(SiteError, match=rf"site=residual.*{', '.join(lm.family.sites)}"):
         lm.check(Point("residual", 0))
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import re
 import stat
 import subprocess
 import sys
@@ -39,18 +40,47 @@ def test_a_dictionary_of_one_latent(tmp_path):
     ])  # fmt: skip
 
 
-def test_rows_that_are_all_equal_train(tmp_path):
-    np.save(tmp_path / "a.npy", np.ones((2000, 8), "f4"))
-    words = [word for word in WORLD if "activations" not in word and "tokens" not in word]
-    results = train(tmp_path / "run", *words, "activations=folder", "epochs=2", "dict_ratio=3",
-                    f"activations.path={tmp_path / 'a.npy'}")  # fmt: skip
+@pytest.mark.parametrize(
+    "sae", ["l1", "gated", "jumprelu", "batch_topk k=1", "lista", "kmeans", "random k=1"]
+)
+def test_a_dictionary_of_one_latent_of_any_kind(tmp_path, sae):
+    words = [word for word in WORLD if not word.startswith(("sae=", "k="))]
+    results = train(tmp_path, *words, *f"sae={sae}".split(), "dict_ratio=0.125")
+    assert len(results["core"]["details"]["latents"]["firings"]) == 1
+
+
+def of_equal_rows(folder, *more):
+    np.save(folder / "a.npy", np.ones((2000, 8), "f4"))
+    words = [w for w in WORLD if "activations" not in w and "tokens" not in w]
+    words = [w for w in words if not w.startswith(("sae=", "k=", "epochs="))]
+    return train(folder / "run", *words, "activations=folder", "epochs=2", *more,
+                 f"activations.path={folder / 'a.npy'}")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["sae=topk", "k=2"], ["sae=l1", "resample=worst_example"], ["sae=gated"],
+     ["sae=jumprelu"], ["sae=batch_topk", "k=2"], ["sae=kmeans"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_rows_that_are_all_equal_train(tmp_path, words):
+    results = of_equal_rows(tmp_path, "dict_ratio=3", *words)
     assert results["core"]["metrics"]["fvu"]["value"] is None
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "– –" not in page  # there is no interval of FVU
 
 
 def test_contexts_too_short_for_a_prediction(tmp_path):
-    with pytest.raises(ConfigError, match="activations.ctx=2 leaves no prediction"):
-        train(tmp_path / "a", *TINY, "activations.ctx=2")
+    from evaluate import evaluate
+
+    for more in ([], ["activations.stream=true"]):
+        with pytest.raises(ConfigError, match="activations.ctx=2 leaves no prediction"):
+            train(tmp_path / "a", *TINY, "activations.ctx=2", *more)
     assert not (tmp_path / "a" / "checkpoints").exists()
+    train(tmp_path / "c", *TINY, "activations.ctx=2", "eval=[core]", "~callbacks.downstream")
+    with pytest.raises(ConfigError, match="activations.ctx=2 leaves no prediction"):
+        evaluate(tmp_path / "c", {"core": {}, "downstream": {}}, device="cpu")
+    assert evaluate(tmp_path / "c", {"core": {}}, device="cpu")["core"].tokens["vectors"] > 0
     results = train(tmp_path / "b", *TINY, "activations.ctx=2", "activations.keep_first=true")
     assert results["downstream"]["tokens"]["predictions"] > 0
 
@@ -143,6 +173,25 @@ def test_without_a_home_the_cache_is_asked_for(monkeypatch):
     assert str(cache_dir()) == "/tmp/cache"
 
 
+def test_without_a_home_a_dtype_is_measured_each_time(monkeypatch):
+    """`$SAE_CACHE` may be shared by several machines, so that the verdict lies elsewhere."""
+    from sae import dtypes
+
+    for name in ("HOME", "XDG_CACHE_HOME", dtypes.INHERITED):
+        monkeypatch.delenv(name, raising=False)
+
+    def unknown(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(dtypes, "measure", lambda kind, dtype: 0.01)
+    dtypes.speedup.cache_clear()
+    try:
+        assert dtypes.speedup("lm", "bfloat16") == 0.01
+    finally:
+        dtypes.speedup.cache_clear()
+
+
 def test_a_cache_that_cannot_be_written(tmp_path):
     from sae.provenance import make_cache_dir
 
@@ -156,13 +205,23 @@ def test_a_locale_that_is_not_utf8(tmp_path):
     environment = os.environ | {
         "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "SAE_CACHE": str(tmp_path),
     }  # fmt: skip
-    words = [*WORLD, f'run_dir="{tmp_path}/für mich"']
-    result = subprocess.run(
-        [sys.executable, "train.py", *words], env=environment, capture_output=True, timeout=240
-    )
-    assert result.returncode == 0, result.stderr.decode()
-    assert b"Traceback" not in result.stderr
+
+    def run(*words):
+        result = subprocess.run(
+            [sys.executable, *words], env=environment, capture_output=True, timeout=240
+        )
+        assert result.returncode == 0, result.stderr.decode()
+        assert b"Traceback" not in result.stderr
+
+    np.save(tmp_path / "größe.npy", np.random.default_rng(0).normal(size=(2000, 8)))
+    words = [w for w in WORLD if "activations" not in w and "tokens" not in w]
+    words += ["activations=folder", f'activations.path="{tmp_path}/größe.npy"']
+    run("train.py", *words, f'run_dir="{tmp_path}/für mich"')
     assert (tmp_path / "für mich" / "results.json").is_file()
+    run("evaluate.py", f'run="{tmp_path}/für mich"', "eval=[core]", f'out="{tmp_path}/ü"')
+    assert (tmp_path / "ü" / "evals" / "core.json").is_file()
+    run("train.py", "-m", *words, "seed=0,1", f'sweep_dir="{tmp_path}/für alle"')
+    assert (tmp_path / "für alle" / "1" / "results.json").is_file()
 
 
 # --- small -----------------------------------------------------------------------------------
@@ -184,6 +243,56 @@ def test_saved_weights_may_be_read_by_whom_the_umask_allows(tmp_path):
                 assert stat.S_IMODE(mode) == expected
         finally:
             os.umask(old)
+
+
+def test_every_file_of_a_run_may_be_read_by_whom_the_umask_allows(tmp_path):
+    from fsspec.implementations.local import get_umask
+
+    old = os.umask(0o027)
+    get_umask.cache_clear()  # Lightning writes checkpoints through it: asked once a process
+    try:
+        words = [word for word in WORLD if not word.startswith(("sae=", "k="))]
+        train(tmp_path / "fitted", *words, "sae=pca", "k=2")  # keeps its fit in the cache, too
+        train(tmp_path / "trained", *WORLD)
+    finally:
+        os.umask(old)
+        get_umask.cache_clear()
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert {"sae.safetensors", "last.ckpt", "report.html"} <= {file.name for file in files}
+    modes = {file.name: oct(stat.S_IMODE(file.stat().st_mode)) for file in files}
+    assert {name: mode for name, mode in modes.items() if mode != "0o640"} == {}
+
+
+def test_whole_numbers_of_every_evaluation_may_be_0_where_that_means_something():
+    """What counts is at least 1; a seed may be anything from 0 on."""
+    from dataclasses import fields
+
+    from sae.evals.base import EVALS
+    from sae.evals.build import from_settings
+    from sae.evals.compare import Compare
+
+    taken = []
+    for word, kind in {**EVALS, "compare": Compare}.items():
+        for name in (field.name for field in fields(kind) if type(field.default) is int):
+            try:
+                from_settings(kind, word, {name: 0})
+            except ConfigError as error:
+                message = str(error)
+                assert re.search(rf"{name}=0\b.*(at least|below 1)", message)  # noqa: PT017
+            else:
+                taken.append(f"{word}.{name}")
+    assert sorted(taken) == ["absorption.seed", "scr.seed", "sparse_probing.seed", "tpp.seed"]
+
+
+@pytest.mark.parametrize("word", ["absorption", "scr", "sparse_probing", "tpp"])
+@pytest.mark.parametrize("program", ["train", "evaluate"])
+def test_a_seed_of_0_on_the_command_line(word, program):
+    import evaluate  # noqa: F401  # registers its schema
+    from conf.commandline import check_command_line
+
+    words = [f"eval=[{word}]", f"eval.{word}.seed=0"]
+    (config,) = check_command_line(program, [*(["run=x"] if program == "evaluate" else []), *words])
+    assert config["eval"][word]["seed"] == 0
 
 
 def test_whole_numbers_of_evaluations_may_be_0():

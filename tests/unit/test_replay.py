@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-FAMILIES = ("gpt_neox", "gpt2", "llama")
+from sae.language.sites import FAMILIES
+
 LAYERS = 3
 
 
@@ -17,14 +18,14 @@ def tokens():
     return torch.randint(0, 257, (3, 17), generator=torch.Generator().manual_seed(0))
 
 
-def point_sets():
-    from sae.types import SITES, Point
+def point_sets(lm):
+    from sae.types import Point
 
-    single = [[Point(site, layer)] for site in SITES for layer in range(LAYERS)]
+    single = [[Point(site, i % LAYERS)] for i, site in enumerate(lm.family.sites)]
     together = [
         [Point("resid", 1), Point("mlp_out", 1)],
         [Point("resid", 0), Point("attn_z", 1)],
-        [Point("mlp", 2), Point("resid", 2), Point("attn_out", 1)],
+        [Point("mlp_in", 2), Point("resid", 2), Point("attn_out", 1)],
     ]
     return single + together
 
@@ -55,7 +56,7 @@ def calls_of(lm, run):
 
 
 def test_the_same_logits_as_full_passes(lm, tokens):
-    for points in point_sets():
+    for points in point_sets(lm):
         conditions = [
             {},
             {point: lambda x: 0.9 * x for point in points},
@@ -81,7 +82,7 @@ def test_the_clean_pass_need_not_be_the_first(lm, tokens):
 
 @pytest.mark.parametrize(
     ("site", "layer", "calls"),
-    [("resid", 1, [1, 1, 3]), ("mlp", 1, [1, 3, 3]), ("attn_z", 2, [1, 1, 3]),
+    [("resid", 1, [1, 1, 3]), ("mlp_in", 1, [1, 3, 3]), ("attn_z", 2, [1, 1, 3]),
      ("attn_out", 0, [3, 3, 3]), ("resid", 2, [1, 1, 1])],
 )  # fmt: skip
 def test_the_blocks_below_run_once(lm, tokens, site, layer, calls):

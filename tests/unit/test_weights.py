@@ -95,6 +95,147 @@ def test_what_changes_nothing_may_be_there(saved, family, tiny_lm):
     assert torch.equal(source_of(saved).load().logits(tokens), tiny_lm(family).logits(tokens))
 
 
+@pytest.mark.parametrize("where", ["head", "top"])
+def test_what_would_be_left_out_is_named(saved, family, where):
+    """A bias of the unembedding, a norm beside the blocks: without them it is another LM."""
+    name = {"head": "lm_head.bias", "top": f"{BLOCKS[family].partition('.')[0]}.norm_in.weight"}
+    edit(saved, lambda state: state | {name[where]: torch.ones(257)})
+    with pytest.raises(SourceError, match=f"holds {name[where]}, for which.*no place"):
+        source_of(saved).load()
+
+
+def test_a_checkpoint_of_another_family_is_named(saved, family):
+    configure(saved, model_type="gemma2" if family == "llama" else "llama")
+    with pytest.raises(SourceError, match=r"lacks .*model\.(layers|embed)"):
+        source_of(saved).load()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize("entry", ["link", "folder"])
+def test_entries_of_an_lm_folder_that_are_no_files(tiny_lm, tmp_path, name, entry):
+    tiny_lm("llama").model.save_pretrained(tmp_path)
+    tiny_lm("llama").tokenizer.save_pretrained(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("/nowhere") if entry == "link" else (tmp_path / name).mkdir()
+    with pytest.raises(SourceError, match=r"is a link to /nowhere|has no config|did not load"):
+        source_of(tmp_path).load()
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_byte_order_mark_is_named(tiny_lm, tmp_path, name):
+    tiny_lm("llama").model.save_pretrained(tmp_path)
+    tiny_lm("llama").tokenizer.save_pretrained(tmp_path)
+    text = (tmp_path / name).read_text()
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    with pytest.raises(SourceError, match=f"{name} starts with a byte order mark"):
+        source_of(tmp_path).load()
+
+
+def test_an_lm_of_images_and_text_is_refused_with_the_reason(tmp_path):
+    """Gemma 3 from 4B: `gemma3`, whose text part is a `gemma3_text`."""
+    from transformers import Gemma3Config
+
+    from sae.errors import SiteError
+
+    Gemma3Config().save_pretrained(tmp_path)
+    for random in (False, True):
+        with pytest.raises(SiteError, match=r"'gemma3' read images.*\(gemma3_text\).*gemma-3-1b"):
+            trained_or_random(tmp_path, random)
+
+
+def trained_or_random(folder, random):
+    from sae.language.pretrained import config_in
+    from sae.language.sites import family_of
+    from sae.language.weights import trained_model
+
+    return family_of(config_in(folder)) if random else trained_model(folder)
+
+
+# --- GGUF ------------------------------------------------------------------------------------
+
+TENSORS = {"token_embd.weight": (257, 32), "output_norm.weight": (32,), "output.weight": (257, 32)}
+for block in range(2):
+    TENSORS |= {
+        f"blk.{block}.{name}.weight": shape
+        for name, shape in (
+            ("attn_q", (32, 32)), ("attn_k", (32, 32)), ("attn_v", (32, 32)),
+            ("attn_output", (32, 32)), ("ffn_gate", (64, 32)), ("ffn_up", (64, 32)),
+            ("ffn_down", (32, 64)), ("attn_norm", (32,)), ("ffn_norm", (32,)),
+        )
+    }  # fmt: skip
+
+
+@pytest.fixture
+def gguf(tmp_path):
+    """`gguf({"name": shape, …})` is a tiny LLaMA in such a file, with exactly these tensors."""
+
+    def write(tensors):
+        from gguf import GGUFWriter
+
+        writer = GGUFWriter(str(tmp_path / "lm.gguf"), "llama")
+        writer.add_context_length(64)
+        writer.add_embedding_length(32)
+        writer.add_block_count(2)
+        writer.add_feed_forward_length(64)
+        writer.add_head_count(4)
+        writer.add_head_count_kv(4)
+        writer.add_layer_norm_rms_eps(1e-6)
+        writer.add_vocab_size(257)
+        for i, (name, shape) in enumerate(tensors.items()):
+            generator = torch.Generator().manual_seed(i)
+            writer.add_tensor(name, torch.randn(shape, generator=generator).numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return tmp_path / "lm.gguf"
+
+    return write
+
+
+def converted(file):
+    from transformers import AutoConfig
+
+    from sae.language.convert import model_of
+    from sae.language.quiet import quiet
+
+    with quiet():
+        return model_of(file, AutoConfig.from_pretrained(file.parent, gguf_file=file.name))
+
+
+def test_a_whole_gguf_file_is_converted(gguf):
+    model = converted(gguf(TENSORS))
+    generator = torch.Generator().manual_seed(0)
+    expected = torch.randn(257, 32, generator=generator).bfloat16()
+    assert torch.equal(model.get_input_embeddings().weight, expected)
+    tied = {name: shape for name, shape in TENSORS.items() if name != "output.weight"}
+    head = converted(gguf(tied)).get_output_embeddings()
+    assert torch.equal(head.weight, expected)
+
+
+@pytest.mark.parametrize("gone", ["blk.1.ffn_down", "blk.0.attn_norm", "token_embd"])
+def test_weights_that_a_gguf_file_lacks_are_named(gguf, gone):
+    theirs = {"blk.1.ffn_down": "layers.1.mlp.down_proj", "token_embd": "embed_tokens",
+              "blk.0.attn_norm": "layers.0.input_layernorm"}[gone]  # fmt: skip
+    file = gguf({name: shape for name, shape in TENSORS.items() if name != f"{gone}.weight"})
+    with pytest.raises(SourceError, match=rf"lm\.gguf lacks model\.{theirs}\.weight"):
+        converted(file)
+
+
+@pytest.mark.parametrize(
+    "more", ["rope_freqs.weight", "blk.0.attn_q.bias", "blk.2.attn_q.weight", "mm.0.weight"]
+)
+def test_tensors_of_a_gguf_file_without_a_place_are_named(gguf, more):
+    """transformers reads on without a word: rope_freqs, for one, is Llama 3.1's scaling."""
+    with pytest.raises(SourceError, match=rf"lm\.gguf holds {more}.*another LM"):
+        converted(gguf(TENSORS | {more: (32, 32)}))
+
+
+def test_shapes_of_a_gguf_file_that_do_not_fit(gguf):
+    with pytest.raises(SourceError, match=r"down_proj.*of shape \[32, 32\].*asks for \[32, 64\]"):
+        converted(gguf(TENSORS | {"blk.0.ffn_down.weight": (32, 32)}))
+
+
 def test_sizes_that_do_not_fit_are_both_told(tiny_lm, tmp_path):
     lm = tiny_lm("llama")
     lm.model.save_pretrained(tmp_path)

@@ -1,0 +1,42 @@
+"""Settings in SAELens' `cfg.json` that change nothing of what the saved SAE computes.
+
+Before version 6 the file could hold all of a training's settings beside those of the SAE.
+"""
+
+_READ = """
+architecture activation_fn activation_fn_str activation_fn_kwargs k d_in d_sae d_out dtype device
+apply_b_dec_to_input rescale_acts_by_decoder_norm normalize_activations reshape_activations
+finetuning_scaling_factor metadata hook_name hook_point hook_name_out hook_layer hook_point_layer
+hook_layer_out hook_head_index hook_head_index_out hook_point_head_index
+"""
+"""Read here, or said by the tensors, too."""
+_OF_THE_LM_AND_THE_TEXT = """
+model_name model_class_name model_kwargs model_from_pretrained_kwargs hook_eval hf_hook_name
+hf_hook_name_out prepend_bos exclude_special_tokens context_size seqpos_slice dataset_path
+dataset_trust_remote_code streaming is_dataset_tokenized use_chat_formatting
+disable_concat_sequences sequence_separator_token tokens_per_buffer neuronpedia_id
+sae_lens_version sae_lens_training_version trained_by training_architecture
+"""
+_OF_THE_TRAINING = """
+expansion_factor decoder_init_norm decoder_heuristic_init decoder_orthogonal_init
+init_encoder_as_decoder_transpose b_dec_init_method normalize_sae_decoder noise_scale
+k_aux aux_loss_coefficient use_sparse_activations topk_threshold_lr
+matryoshka_widths use_matryoshka_aux_loss l1_coefficient lp_norm l1_warm_up_steps l0_coefficient
+l0_warm_up_steps target_l0 pre_act_loss_coefficient jumprelu_init_threshold
+jumprelu_bandwidth jumprelu_sparsity_loss_mode jumprelu_tanh_scale jumprelu_ste_to_input
+mse_loss_normalization mse_loss_coefficient scale_sparsity_penalty_by_decoder_norm use_ghost_grads
+ghost_grads_scale lr lr_end lr_scheduler_name lr_warm_up_steps lr_decay_steps n_restart_cycles
+adam_beta1 adam_beta2 train_batch_size train_batch_size_tokens training_tokens
+total_training_tokens total_training_steps n_batches_in_buffer n_batches_for_norm_estimate
+store_batch_size store_batch_size_prompts prefetch_llm_batches activations_mixing_fraction
+use_cached_activations cached_activations_path feature_sampling_window feature_sampling_method
+feature_reinit_scale resample_batches dead_feature_window dead_feature_threshold
+dead_feature_estimation_method finetuning_method finetuning_tokens from_pretrained_path seed
+autocast autocast_lm compile_llm llm_compilation_mode compile_sae sae_compilation_mode llm_device
+act_store_device n_eval_batches eval_batch_size_prompts eval_every_n_wandb_logs n_checkpoints
+checkpoint_path output_path save_final_checkpoint resume resume_from_checkpoint verbose logger
+log_to_wandb log_activations_store_to_wandb log_optimizer_state_to_wandb log_weights_to_wandb
+wandb_project wandb_id wandb_entity wandb_log_frequency run_name sae
+"""
+
+KNOWN = frozenset(f"{_READ}{_OF_THE_LM_AND_THE_TEXT}{_OF_THE_TRAINING}".split())
