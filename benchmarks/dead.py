@@ -30,7 +30,7 @@ from sae.activations.superposition import SuperpositionRows
 from sae.dictionaries.untied import Untied
 from sae.kernels import unit_rows
 from sae.provenance import cache_dir, content_key, write_json
-from sae.training.build import build_module, gradient_clip
+from sae.training.build import build_module
 from sae.training.module import SAEModule
 
 WORLDS = {
@@ -222,7 +222,8 @@ def measured(
         accelerator="cpu", precision=config["trainer"]["precision"], max_steps=data.steps,
         max_epochs=-1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, limit_val_batches=0, callbacks=[watch],
-        gradient_clip_val=gradient_clip(config, data.steps), log_every_n_steps=data.steps,
+        gradient_clip_val=config["trainer"]["gradient_clip"] or None,
+        log_every_n_steps=data.steps,
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
     return {

@@ -25,7 +25,7 @@ from benchmarks.runs import configuration, temporary_cache
 from sae.activations.build import build_source
 from sae.dictionaries import ARCHITECTURES
 from sae.provenance import content_key, write_json
-from sae.training.build import build_module, gradient_clip
+from sae.training.build import build_module
 
 WORK = Path("outputs/lengths")
 LR = 3e-3
@@ -152,7 +152,7 @@ def trained(data: Data, words: Sequence[str], steps: int) -> dict[str, float]:
         accelerator="cpu", precision="32-true", max_steps=order.steps, max_epochs=-1, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         limit_val_batches=0, log_every_n_steps=steps,
-        gradient_clip_val=gradient_clip(config, order.steps),
+        gradient_clip_val=config["trainer"]["gradient_clip"] or None,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         trainer.fit(module, datamodule=order)

@@ -17,7 +17,7 @@ from callbacks.checkpoint import LastCheckpoint, checkpoint_file
 from callbacks.manifest import Manifest
 from callbacks.progress import TrainingProgress
 from sae.activations.datamodule import ActivationDataModule
-from sae.training.build import check_processes, gradient_clip, num_processes
+from sae.training.build import check_processes, num_processes
 
 _INTERACTIVE = ("bash", "interactive")
 """Jobs whose variables Lightning does not read."""
@@ -49,7 +49,7 @@ def build_trainer(
         precision=settings["precision"],
         max_steps=data.steps,
         max_epochs=-1,
-        gradient_clip_val=gradient_clip(config, data.steps),
+        gradient_clip_val=settings["gradient_clip"] or None,
         log_every_n_steps=min(settings["log_every_steps"], data.steps),
         val_check_interval=data.steps // (validations + 1) + 1 if validations else None,
         check_val_every_n_epoch=None if validations else 1,

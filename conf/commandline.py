@@ -329,7 +329,7 @@ def _explained(config_name: str, job: Sequence[str], error: Exception) -> Config
         key = override.key_or_group
         if override.is_delete() and f"~{key}" in message:
             return ConfigError(f"~{key}: {key} is needed and cannot be removed.")
-        known = _known_keys(config_name, key)
+        known = _known_keys(config_name, key, _chosen(job, key))
         if known and key.rpartition(".")[2] not in known and override.key_or_group in message:
             close = difflib.get_close_matches(key.rpartition(".")[2], known, n=1)
             hint = f" Did you mean {close[0]}?" if close else ""
@@ -355,9 +355,19 @@ def _explained(config_name: str, job: Sequence[str], error: Exception) -> Config
     return ConfigError(" ".join(keep[:24]))
 
 
-def _known_keys(config_name: str, key: str) -> list[str]:
-    """Keys beside `key` in the configuration without overrides; [] where its parent is unknown."""
-    node: Any = _compose(config_name, ())
+def _chosen(job: Sequence[str], key: str) -> tuple[str, ...]:
+    """The override that chooses the group whose setting `key` is, as a tuple; () if none does."""
+    group = key.partition(".")[0]
+    return tuple(
+        o.input_line
+        for o in parse(job)
+        if o.key_or_group == group != key and o.value() in options(group)
+    )
+
+
+def _known_keys(config_name: str, key: str, chosen: tuple[str, ...]) -> list[str]:
+    """Keys beside `key` in the configuration of these choices; [] where its parent is unknown."""
+    node: Any = _compose(config_name, chosen)
     for part in key.split(".")[:-1]:
         node = node.get(part) if OmegaConf.is_dict(node) and part in node else None
     return [str(name) for name in node if name != "hydra"] if OmegaConf.is_dict(node) else []

@@ -7,7 +7,7 @@ from torch.nn.functional import linear
 
 from sae.dictionaries.base import Tensors, check_coefficient, register
 from sae.dictionaries.codes import Code, SparseCode
-from sae.dictionaries.untied import CLIP, START_BIAS, Untied
+from sae.dictionaries.untied import GRADIENT_NORM, START_BIAS, Untied
 from sae.kernels import unit_rows
 
 START_NORM = 1.0
@@ -40,7 +40,7 @@ class April(Untied):
 
     options = frozenset({"l1", "start_bias"})
     coefficient = "l1"
-    gradient_clip = CLIP
+    gradient_norm = GRADIENT_NORM
 
     def __init__(
         self,

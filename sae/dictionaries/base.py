@@ -79,12 +79,13 @@ class Dictionary(nn.Module, ABC):
     """Names of the settings that the constructor reads besides those of this base."""
     coefficient: ClassVar[str | None] = None
     """Name of the setting that multiplies the sparsity penalty: what `target_l0` steers."""
-    gradient_clip: ClassVar[float | None] = None
-    """Largest norm of all gradients together where `trainer.gradient_clip` is null; None: any.
+    gradient_norm: ClassVar[float | None] = None
+    """Norm that all gradients together are brought to in every step of a short run, where
+    `trainer.gradient_clip` is null; None: left as they are.
 
     A penalised code starts dense, with gradients a hundred times those of the rest of the run;
-    Adam's second moments remember them for a thousand steps, in which it hardly moves. Where that
-    decides the result the norm is cut (docs/architectures.md has what it gave)."""
+    Adam's second moments remember them for a thousand steps, in which it hardly moves. One norm
+    for all steps, whatever the width and the batch (docs/architectures.md has what it gave)."""
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
     """Adam's decays of its moments where `optimizer.beta1` and `optimizer.beta2` are null."""
     biases: ClassVar[tuple[str, ...]] = ("b_enc",)

@@ -19,7 +19,7 @@ from sae.dictionaries.base import (
 )
 from sae.dictionaries.codes import Code, DenseCode, SparseCode
 from sae.dictionaries.sae import SAEConfig
-from sae.dictionaries.untied import CLIP, START_BIAS, Untied
+from sae.dictionaries.untied import GRADIENT_NORM, START_BIAS, Untied
 from sae.kernels import latent_entries, latent_values
 
 
@@ -49,7 +49,7 @@ class Gated(Untied):
 
     options = frozenset({"l1", "gate_trains_decoder", "start_bias"})
     coefficient = "l1"
-    gradient_clip = CLIP
+    gradient_norm = GRADIENT_NORM
     biases = (*Untied.biases, "b_mag")
 
     def __init__(

@@ -19,7 +19,7 @@ from sae.dictionaries.base import (
 )
 from sae.dictionaries.codes import Code, DenseCode, SparseCode
 from sae.dictionaries.sae import SAEConfig
-from sae.dictionaries.untied import CLIP, ENCODER_START, Untied
+from sae.dictionaries.untied import ENCODER_START, GRADIENT_NORM, Untied
 from sae.errors import ConfigError
 from sae.kernels import (
     Pattern,
@@ -78,7 +78,7 @@ class JumpReLU(Untied):
 
     options = frozenset({"l0_coefficient", "penalty", "bandwidth", "threshold"})
     coefficient = "l0_coefficient"
-    gradient_clip = CLIP
+    gradient_norm = GRADIENT_NORM
     encoder_start = ENCODER_START
 
     def __init__(

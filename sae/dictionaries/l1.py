@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sae.dictionaries.base import check_coefficient, register
 from sae.dictionaries.codes import Code
-from sae.dictionaries.untied import CLIP, START_BIAS, Untied
+from sae.dictionaries.untied import GRADIENT_NORM, START_BIAS, Untied
 
 
 @register("l1")
@@ -24,7 +24,7 @@ class L1(Untied):
 
     options = frozenset({"l1", "start_bias"})
     coefficient = "l1"
-    gradient_clip = CLIP
+    gradient_norm = GRADIENT_NORM
 
     def __init__(
         self,

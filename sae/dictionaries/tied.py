@@ -16,7 +16,7 @@ from sae.dictionaries.base import (
     register,
 )
 from sae.dictionaries.codes import Code, DenseCode, SparseCode
-from sae.dictionaries.untied import CLIP, START_BIAS
+from sae.dictionaries.untied import GRADIENT_NORM, START_BIAS
 from sae.errors import ConfigError
 from sae.kernels import tied_code, unit_rows
 
@@ -46,7 +46,7 @@ class Tied(Dictionary):
 
     options = frozenset({"l1", "centre", "start_bias"})
     coefficient = "l1"
-    gradient_clip = CLIP
+    gradient_norm = GRADIENT_NORM
 
     def __init__(
         self,

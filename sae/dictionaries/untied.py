@@ -15,8 +15,9 @@ REVIVED_NORM = 0.2
 """Norm of a revived encoder column, as a share of the mean norm of the alive ones."""
 
 
-CLIP = 0.01
-"""Gradient norm of the penalised untied dictionaries: a fifth of what is usual later in a run."""
+GRADIENT_NORM = 0.01
+"""Of penalised dictionaries. Adam divides by it, so that its size hardly matters: what matters is
+that it is the same in all steps."""
 
 START_BIAS = -1.0
 """Encoder biases at the start where entries of the activations have about unit variance: a sixth of

@@ -55,6 +55,7 @@ def build_module(config: Mapping[str, Any], data: ActivationDataModule) -> SAEMo
         assert isinstance(dictionary, Untied)  # see `check_settings`
         dictionary.freeze_decoder()
     kind, more = _kind(config, data)
+    open_norm = config["trainer"]["gradient_clip"] is None and not long_run
     return kind(
         dictionary,
         **more,
@@ -63,6 +64,7 @@ def build_module(config: Mapping[str, Any], data: ActivationDataModule) -> SAEMo
         resampling=ResampleSettings(**config["resample"]),
         sparsity_warmup_tokens=warmup,
         target_l0=target_l0,
+        gradient_norm=dictionary.gradient_norm if open_norm else None,
         scale=data.scale,
         seed=config["seed"],
     )
@@ -194,14 +196,6 @@ def l1_equivalents(config: Mapping[str, Any], data: ActivationDataModule) -> dic
     else:  # layers of unlike scales: no single number
         return {"l1": l1, "l1_sum_over_d_in": l1 * data.d_in}
     return {"l1": l1, "l1_raw_scale": l1 / scale, "l1_sum_over_d_in": l1 * width}
-
-
-def gradient_clip(config: Mapping[str, Any], steps: int) -> float | None:
-    """`trainer.gradient_clip`; where it is null, what suits the architecture in a run so long."""
-    wanted = config["trainer"]["gradient_clip"]
-    if wanted is None and steps < LONG_RUN_STEPS:
-        return ARCHITECTURES[config["sae"]["architecture"]].gradient_clip
-    return wanted or None
 
 
 def resolve_device(accelerator: str) -> str:

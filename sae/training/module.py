@@ -62,6 +62,8 @@ class SAEModule(L.LightningModule):
         resampling: Dead window and resampling times.
         sparsity_warmup_tokens: Linear warm-up of all penalties; tokens or a share ("5%").
         target_l0: L0 that the penalty's coefficient is steered to; None: it stays as given.
+        gradient_norm: Norm that all gradients together are brought to in every step; None: they
+            are clipped at the trainer's `gradient_clip_val`, or left as they are.
         scale: Factor that the batches were multiplied with, or one for each column; metrics
             divide by it.
         seed: Seed of the resampler's draws.
@@ -81,13 +83,14 @@ class SAEModule(L.LightningModule):
         resampling: ResampleSettings | None = None,
         sparsity_warmup_tokens: int | float | str = "5%",
         target_l0: float | None = None,
+        gradient_norm: float | None = None,
         scale: float | Tensor = 1.0,
         seed: int = 0,
         resample_inputs: Callable[[int, int], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.dictionary = dictionary
-        self.length, self.seed = length, seed
+        self.length, self.seed, self.gradient_norm = length, seed, gradient_norm
         self.scale: float | Tensor
         if isinstance(scale, Tensor):
             self.register_buffer("scale", scale, persistent=False)  # moves with the module
@@ -204,13 +207,19 @@ class SAEModule(L.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the norm of all gradients together.
+        """Bring all gradients together to `gradient_norm`, or clip them at `gradient_clip_val`.
 
         Lightning refuses a fused Adam here, which would undo the scaling of float16 by itself;
         bfloat16 and float32 have no such scaling.
         """
-        if gradient_clip_val:
-            torch.nn.utils.clip_grad_norm_(self.dictionary.parameters(), gradient_clip_val)
+        parameters = [p for p in self.dictionary.parameters() if p.grad is not None]
+        if self.gradient_norm:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            for parameter in parameters:
+                assert parameter.grad is not None
+                parameter.grad.mul_(self.gradient_norm / (norm + 1e-12))
+        elif gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then everything that must be part of the step (see the class)."""

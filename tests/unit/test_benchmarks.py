@@ -72,6 +72,25 @@ def test_turns_alternate_and_ratios_stay_within_a_round():
     assert ratios([2.0, 30.0], [1.0, 10.0]) == (2.5, 2.25, 2.75)
 
 
+def test_places_keep_what_they_have_measured(tmp_path, cache):
+    from benchmarks import places
+
+    options = ["--quick", "--places", "resid.0", f"--work={tmp_path}/work", f"--out={tmp_path}"]
+    options += ["--architectures", "topk", "--recipes", "default", "lr*2"]
+    places.main([*options, "--harvest"])
+    records = tmp_path / "work/records"
+    assert (cache / "activations").exists()
+    assert not records.exists()
+    page = places.main(options)
+    kept = {file: file.stat().st_mtime_ns for file in records.iterdir()}
+    assert len(kept) == 2
+    table = json.loads(page.with_suffix(".json").read_text())["tables"][0]
+    ratio = [row[-1] for row in table["rows"]]
+    assert min(ratio) == 1 < max(ratio)  # of the best of both
+    places.main(options)
+    assert {file: file.stat().st_mtime_ns for file in records.iterdir()} == kept
+
+
 def test_the_gpu_command_is_rehearsed_step_by_step(tmp_path):
     root = Path(__file__).parents[2]
     command = [root / "benchmarks" / "gpu.sh", "--rehearse", "--out", tmp_path]

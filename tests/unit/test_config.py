@@ -136,6 +136,11 @@ def test_a_list_stands_for_a_sweep_from_one_read(words, sweep):
         (["activations.val_fraction=1"], "must be a number of at least 0 and below 1"),
         (["activations.buffer_rows=null"], "buffer_rows=null must be a whole number"),
         (["activations.kind=zarr"], "activations.kind=zarr must be one of lm, folder, superp"),
+        (
+            ["activations=folder", "activations.path=x", "activations.special=keep"],
+            "activations.special is not known. activations has: buffer_rows",
+        ),
+        (["activations=superposition", "activations.special=keep"], "activations has: absorption"),
         (["+activations.foo=1"], "activations.foo is not known. There are: activations.kind"),
         (["sae.sparsity_warmup_tokens=x"], "must be a number of tokens"),
         (["sae.k=1.5", "sae=topk"], "sae.k=1.5 must be a whole number"),

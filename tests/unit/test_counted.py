@@ -243,7 +243,10 @@ def test_an_sae_that_hits_only_massive_rows_is_seen_by_every_headline_number(tmp
     assert seen["l0"] == 0
     downstream = DownstreamEval(num_tokens=20 * CTX, batch_contexts=4)
     context = make(sae, tmp_path / "downstream", counted=COUNTED, lm=HeavyLM())
-    assert values(downstream.run(context))["ce_recovered_zero"] < 0.1
+    predicted = values(downstream.run(context))
+    assert predicted["ce_recovered_zero"] < 0.1
+    assert predicted["kl"] > 0.9 * predicted["kl_zero"]
+    assert predicted["top1_agreement"] < 0.1
 
 
 def test_heavy_rows_below_the_cut_are_seen_by_what_stands_beside_fvu(tmp_path):

@@ -125,15 +125,25 @@ def test_bfloat16_products_stay_close_to_float32(word):
     ).abs().float().mean() < 0.02 * exact.code.l0().float().mean() + 0.1
 
 
-def test_gradients_are_clipped_with_a_fused_adam_under_autocast():
-    """Lightning refuses this by itself; the clipped norm is that of all parameters together."""
+@pytest.mark.parametrize(
+    ("clip", "norm", "factor"), [(1e-3, None, 1), (None, 1e-3, 1e3), (1, 1e-3, 1e-3)]
+)
+def test_gradients_get_their_norm_with_a_fused_adam_under_autocast(clip, norm, factor):
+    """Lightning refuses this by itself; the norm is that of all parameters together.
+
+    A clip only cuts; `gradient_norm` makes small gradients longer, too, as those of wide
+    activations and large batches are.
+    """
     rows = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
     data = ActivationDataModule(TensorActivations(rows), batch_size=BATCH)
     data.prepare_data()
     dictionary = build_dictionary({"architecture": "l1", "dict_ratio": 2, "l1": 1e-3}, d_in=8)
     module = SAEModule(
-        dictionary, length=RunLength(5, BATCH), resampling=ResampleSettings((), BATCH, 100)
-    )
+        dictionary, length=RunLength(5, BATCH), resampling=ResampleSettings((), BATCH, 100),
+        gradient_norm=norm,
+    )  # fmt: skip
+    loss = module.training_step
+    module.training_step = lambda *args: loss(*args) * factor  # pyright: ignore
     norms = []
 
     class Norms(L.Callback):
@@ -144,7 +154,7 @@ def test_gradients_are_clipped_with_a_fused_adam_under_autocast():
     trainer = L.Trainer(
         max_steps=5, accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
-        callbacks=[Norms()], precision="bf16-mixed", gradient_clip_val=1e-3,
+        callbacks=[Norms()], precision="bf16-mixed", gradient_clip_val=clip,
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
     assert len(norms) >= 4

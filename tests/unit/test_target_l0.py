@@ -35,12 +35,12 @@ def test_reaches_the_asked_l0(data, word):
         optimizer=OptimizerSettings(lr=3e-3, warmup_tokens="5%", decay_tokens="20%"),
         sparsity_warmup_tokens="5%",
         target_l0=target,
+        gradient_norm=ARCHITECTURES[word].gradient_norm,
         scale=data.scale,
     )
     trainer = L.Trainer(
         max_steps=data.steps, accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
-        gradient_clip_val=ARCHITECTURES[word].gradient_clip,
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
     with torch.no_grad():
