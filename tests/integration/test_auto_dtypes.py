@@ -46,7 +46,7 @@ def start(folder, *words):
         "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
     }  # fmt: skip
     result = subprocess.run(
-        [sys.executable, str(driver), *TINY, "lm.dtype=auto", "trainer.precision=auto", *words],
+        [sys.executable, str(driver), *words, *TINY, "lm.dtype=auto", "trainer.precision=auto"],
         capture_output=True, text=True, timeout=280, env=environment, cwd=ROOT,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
@@ -110,5 +110,5 @@ def test_another_dtype_is_another_lm_and_a_slow_one_is_warned_of_once(
             kept.cache_clear()
     files = {file.stem for file in (tmp_path / "run" / "evals").glob("*.json")}
     (other,) = files - {"core"}
-    assert other.startswith("core-tiny-")
-    assert other.endswith("-float32")
+    assert other.startswith("core-tiny_")
+    assert other.endswith("_float32")
