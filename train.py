@@ -7,6 +7,7 @@ From Python: `train(compose(["layer=4", "l1=1e-3"]), Path("my_run"))`.
 
 import json
 import logging
+import shlex
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -22,10 +23,11 @@ from omegaconf import DictConfig
 from callbacks.interruption import Interrupted, handling
 from conf import ensemble
 from conf.commandline import compose_job, fail, names_of, parse, run_program
-from conf.runs import continued, save_config
+from conf.quoting import typed
+from conf.runs import continued, save_config, saved_config
 from conf.schema import check, register, reject_lists
 from sae.checksums import FOLDER_FILE, check_folder, seal_files
-from sae.errors import ArtifactError, SAEError
+from sae.errors import ArtifactError, ConfigError, DivergedError, SAEError
 from sae.lockstep import meet
 from sae.memory import keep_freed_memory
 from sae.owner import owned
@@ -39,6 +41,9 @@ if TYPE_CHECKING:  # importing these takes seconds, which --help and errors need
 
 SEALED = ("metrics.csv", "results.json")
 """Files of a finished run that a damaged byte would change without a word."""
+
+USUAL_RATE = 1e-3
+"""The default of optimizer.lr: what is advised instead of one that is far too high."""
 
 register()
 log = logging.getLogger(__name__)
@@ -83,6 +88,10 @@ def train(
     config = continued(run_dir, config, given)
     finished = _finished(run_dir, config)
     if finished is not None:
+        if config.get("resume_with") != (saved_config(run_dir) or {}).get("resume_with"):
+            raise ConfigError(
+                f"resume_with has no effect: {run_dir} holds a finished run. Give more epochs, too."
+            )
         more = f" epochs=… above {config['epochs']} continues it."
         log.info("%s holds a finished run.%s", run_dir, "" if _fitted(config) else more)
         return finished
@@ -157,7 +166,10 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         if start < data.steps:
             path = None if checkpoint is None else checkpoint_file(run_dir)
             del checkpoint
-            trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+            try:
+                trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+            except DivergedError as error:
+                raise DivergedError(f"{error} {_mend(run_dir, config)}") from None
             part()
             meet()  # SAEs that train in lockstep: nobody measures while a neighbour trains
         elif checkpoint is not None:  # killed between the last step and the results
@@ -183,6 +195,13 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         for logger in loggers:
             getattr(logger, "close", lambda: None)()
     return results
+
+
+def _mend(run_dir: Path, config: Mapping[str, Any]) -> str:
+    """The command that goes on from the last good checkpoint at a tenth of the learning rate."""
+    rate = min(config["optimizer"]["lr"] / 10, USUAL_RATE)
+    change = shlex.quote(f"resume_with={{optimizer.lr: {rate:g}}}")
+    return f"From the last good checkpoint: python train.py {typed('run_dir', run_dir)} {change}"
 
 
 def _fitted(config: Mapping[str, Any]) -> bool:
@@ -308,6 +327,7 @@ def _publish(results: dict[str, Any], run_dir: Path, loggers: list[Any], step: i
     """To every logger, to `results.json` (last: it marks the run as finished), report, screen."""
     from callbacks.dashboard import Dashboard
     from sae.reports import print_summary, results_table, write_report
+    from sae.training.divergence import WORST_FVU
 
     rows = results_table(results)
     values = {f"test/{row['metric']}": row["value"] for row in rows if row["value"] is not None}
@@ -316,6 +336,9 @@ def _publish(results: dict[str, Any], run_dir: Path, loggers: list[Any], step: i
         if isinstance(logger, Dashboard):
             logger.log_results(rows)
             logger.log_sae(run_dir / "sae", metadata=values)
+    fvu = results.get("core", {}).get("metrics", {}).get("fvu", {}).get("value")
+    if fvu is not None and fvu > WORST_FVU:
+        log.warning("FVU is %.3g on the test split, where 1 is as good as the mean.", fvu)
     write_json(run_dir / "results.json", results)
     seal_files(run_dir, [file for name in SEALED if (file := run_dir / name).exists()])
     write_report(run_dir)

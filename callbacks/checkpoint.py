@@ -107,7 +107,8 @@ class LastCheckpoint(Checkpoint):
 
     The checkpoint of step n is written when step n + 1 begins: whatever Lightning, the module and
     the other callbacks do after a step (logging, validation) is complete then, so that a resumed
-    run neither leaves it out nor does it twice.
+    run neither leaves it out nor does it twice. While a `SAEModule` suspects that it diverges,
+    nothing is saved: the last good checkpoint stays.
 
     While it trains, SIGTERM, SIGUSR1 or Ctrl-C on any rank makes all ranks save where the next
     step begins and raise `Interrupted`; a second Ctrl-C does not wait for that. Lightning's own
@@ -140,10 +141,12 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
         if stopping:
             self._stop(trainer)
+        if (trainer.global_step + 1) // self.every_steps > self._last_saved // self.every_steps:
+            pl_module.look = True  # pyright: ignore[reportAttributeAccessIssue]
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the finished run."""
-        self._save(trainer)
+        self._save(trainer, finished=True)
         self._handlers.close()
         if any_rank(self._received is not None, pl_module.device):  # heard in the last step
             self._stop(trainer)
@@ -166,7 +169,10 @@ class LastCheckpoint(Checkpoint):
         heard = self._received or signal.SIGTERM  # if it was another rank
         raise Interrupted(heard, first=trainer.is_global_zero)
 
-    def _save(self, trainer: L.Trainer) -> None:
+    def _save(self, trainer: L.Trainer, finished: bool = False) -> None:
+        watch = getattr(trainer.lightning_module, "watch", None)
+        if not finished and getattr(watch, "suspect", None):
+            return
         self._last_saved = trainer.global_step
         temporary = self.path.with_name(f".{self.path.name}.tmp")
         trainer.save_checkpoint(temporary)  # every rank must call it

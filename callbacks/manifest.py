@@ -134,6 +134,7 @@ class Manifest(L.Callback):
             "status": "running",
             "from_step": step,
             "to_step": step,
+            "resume_with": self._given["config"].get("resume_with"),
             **provenance(),
         }
         self._write()

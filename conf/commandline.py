@@ -145,6 +145,11 @@ def check_command_line(config_name: str, arguments: Sequence[str]) -> list[dict[
         config = check(composed, given)
         if config_name == "train" and multirun:
             _check_processes(config["trainer"])
+            if config["resume_with"] is not None:
+                raise ConfigError(
+                    "resume_with has no effect on a sweep. Continue its jobs one by one: "
+                    "run_dir=<sweep_dir>/<number>."
+                )
         elif config_name == "train":
             reject_untrained(config, given)
             # Hydra writes into the folder before the program can look at what it holds

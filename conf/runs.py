@@ -1,13 +1,15 @@
 """Continue a run or a sweep that is already on disk: the saved configuration decides."""
 
 import copy
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from conf.fields import shown
+from conf.fields import checked, shown
+from conf.nodes import OptimizerConfig
 from conf.schema import SHORT, known_wheels, lacking_key, reject_unused
 from sae.errors import ArtifactError, ConfigError
 
@@ -17,6 +19,11 @@ CHANGEABLE = (
 )  # fmt: skip
 """What a continued run may set anew: its length, loggers and hardware."""
 
+
+RESUMABLE = tuple(
+    f"optimizer.{item.name}" for item in dataclasses.fields(OptimizerConfig) if item.name != "name"
+)
+"""What `resume_with` may change: what a saved optimiser can go on with."""
 
 RESOLVED = ("lm.dtype", "trainer.precision")
 """Settings of which `auto` is resolved when a run begins; to continue one, it is as recorded."""
@@ -69,8 +76,13 @@ def continued(
         ArtifactError: If the saved configuration cannot be used, or names a wheel that neither
             conf/ nor the cache has: the folder may be somebody else's.
     """
-    saved = saved_config(run_dir)
+    saved, changed = saved_config(run_dir), config.get("resume_with")
     if saved is None:
+        if changed is not None:
+            raise ConfigError(
+                f"resume_with={changed} has no effect: {run_dir} holds no run. Give the run_dir of "
+                "a run, or set these keys themselves."
+            )
         return config
     if given is None:
         # short overrides first: a conflict is best shown by the name that people give
@@ -85,9 +97,13 @@ def continued(
         shorts = {name: config[name] for name in SHORT}
         reject_unused(saved | shorts, given, readers)
     merged = copy.deepcopy(saved) | {name: config[name] for name in ("run_dir", "sweep_dir")}
+    resumed = dict(saved.get("resume_with") or {})
+    keys.pop("resume_with", None)
     for key, word in keys.items():
         for name, old, new in _leaves(key, _at(saved, key), _at(config, key)):
             if name in RESOLVED and new == "auto":
+                continue
+            if name in resumed:  # the command that began the run says what was then
                 continue
             if any(f"{name}.".startswith(f"{free}.") for free in CHANGEABLE):
                 _put(merged, name, new)
@@ -96,15 +112,37 @@ def continued(
                     f"{run_dir} holds a run with {name}={shown(old)}, but {name}={shown(new)} was "
                     "given. Only its length (epochs), loggers and hardware (trainer.accelerator, "
                     "trainer.devices, trainer.num_nodes, trainer.precision) may change. "
-                    f"Drop {word}, or choose another folder."
+                    f"Drop {word}, or choose another folder. Settings of the optimizer may change "
+                    "by resume_with='{optimizer.lr: …}'."
                 )
     _check_named(merged, config, run_dir)
+    if changed is not None:
+        new = _resumable(changed)
+        merged["resume_with"] = resumed | new
+        for name, value in new.items():
+            _put(merged, name, value)
     if merged["epochs"] < saved["epochs"]:
         raise ConfigError(
             f"epochs={merged['epochs']} is shorter than the run in {run_dir}, which has "
             f"epochs={saved['epochs']}. A run can be continued for longer, not for less."
         )
     return merged
+
+
+def _resumable(changed: Any) -> dict[str, Any]:
+    """What `resume_with` sets, checked.
+
+    Raises:
+        ConfigError: If it is not a mapping, names another key, or a value is out of range.
+    """
+    wrong = [key for key in changed if key not in RESUMABLE] if isinstance(changed, dict) else []
+    if not isinstance(changed, dict) or not changed or wrong:
+        raise ConfigError(
+            f"resume_with={wrong[0] if wrong else shown(changed)} cannot change in a run. "
+            f"Write resume_with='{{optimizer.lr: 1e-4}}' with keys from {', '.join(RESUMABLE)}."
+        )
+    node = {key.removeprefix("optimizer."): value for key, value in changed.items()}
+    return {f"optimizer.{k}": v for k, v in checked(node, OptimizerConfig, "optimizer.").items()}
 
 
 def _check_named(merged: Mapping[str, Any], config: Mapping[str, Any], run_dir: Path) -> None:
