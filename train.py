@@ -5,8 +5,8 @@
 From Python: `train(compose(["layer=4", "l1=1e-3"]), Path("my_run"))`.
 """
 
-import json
 import logging
+import os
 import shlex
 import sys
 import traceback
@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 
 from callbacks.interruption import Interrupted, handling
 from conf import ensemble
-from conf.commandline import compose_job, fail, names_of, parse, run_program
+from conf.commandline import compose_job, explained, fail, names_of, parse, run_program
 from conf.quoting import typed
 from conf.runs import continued, save_config, saved_config
 from conf.schema import check, register, reject_lists
@@ -32,6 +32,7 @@ from sae.lockstep import meet
 from sae.memory import keep_freed_memory
 from sae.owner import owned
 from sae.provenance import write_json
+from sae.reading import read_object
 
 if TYPE_CHECKING:  # importing these takes seconds, which --help and errors need not wait for
     from callbacks.manifest import Manifest
@@ -256,18 +257,19 @@ def _finished(run_dir: Path, config: Mapping[str, Any]) -> dict[str, Any] | None
             is gone.
     """
     file = run_dir / "results.json"
-    if not file.exists():
+    if not os.path.lexists(file):
         return None
     check_folder(run_dir)
+    results = read_object(file)
     try:
-        results = json.loads(file.read_text())
         epochs = results["training"]["epochs"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        finished = _fitted(config) or epochs >= config["epochs"]
+    except (KeyError, TypeError) as error:
         raise ArtifactError(
             f"{file} is damaged ({error!r}). Delete it: the run is then finished from its "
             "checkpoint, or choose another run_dir."
         ) from None
-    if _fitted(config) or epochs >= config["epochs"]:
+    if finished:
         if not (run_dir / "report.html").exists():
             from sae.reports import write_report
 
@@ -372,12 +374,11 @@ def main(composed: DictConfig) -> Any:
             sys.stderr.write(f"Stopped by {stopped}. The same command with {where} continues.\n")
         raise SystemExit(stopped.code) from None
     except Exception as error:
-        if not multirun and isinstance(error, SAEError):
-            fail(error)
         if not multirun:
-            raise
+            fail(error)
         # the other jobs of the sweep go on; the program's exit status tells in the end
         run_dir.mkdir(parents=True, exist_ok=True)
+        error = explained(error) or error
         text = str(error) if isinstance(error, SAEError) else traceback.format_exc()
         told = f"{type(error).__name__}: {text}\n"
         (run_dir / "error.txt").write_text(told, encoding="utf-8")

@@ -4,11 +4,12 @@ While a run is under way the checkpoint before it is kept, as `previous.ckpt`: o
 damaged costs one interval, and by the same rule the run ends as if nothing had happened.
 """
 
+import errno
 import logging
 import os
 import signal
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +27,7 @@ from sae.errors import ArtifactError
 from sae.intact import require_content
 from sae.lockstep import Stopped
 from sae.training.ranks import any_rank
+from sae.writing import refusal
 
 log = logging.getLogger(__name__)
 
@@ -175,8 +177,22 @@ class LastCheckpoint(Checkpoint):
             return
         self._last_saved = trainer.global_step
         temporary = self.path.with_name(f".{self.path.name}.tmp")
-        trainer.save_checkpoint(temporary)  # every rank must call it
+        try:
+            trainer.save_checkpoint(temporary)  # every rank must call it
+        except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError
+            self._refuse(error, temporary)
         if trainer.is_global_zero:
             if self.path.exists():
                 os.replace(self.path, _previous(self.path))
             os.replace(temporary, self.path)
+
+    def _refuse(self, error: OSError | RuntimeError, temporary: Path) -> NoReturn:
+        """Leave nothing half written, and say what is needed, as far as an earlier one tells."""
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError) and "write" not in str(error):
+            raise error
+        cause = error if isinstance(error, OSError) else OSError(errno.ENOSPC, "writing failed")
+        cause.filename, cause.filename2 = str(self.path), None
+        size = self.path.stat().st_size if self.path.exists() else None
+        raise ArtifactError(refusal(cause, size)) from error

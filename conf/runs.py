@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import yaml
 
 from conf.fields import checked, shown
 from conf.nodes import OptimizerConfig
-from conf.schema import SHORT, known_wheels, lacking_key, reject_unused
+from conf.schema import SHORT, check_nodes, known_wheels, lacking_key, reject_unused
 from sae.errors import ArtifactError, ConfigError
+from sae.reading import read_yaml
+from sae.writing import replacing
 
 CHANGEABLE = (
     "epochs", "run_dir", "sweep_dir", "logger", "trainer.accelerator", "trainer.devices",
@@ -32,9 +35,8 @@ RESOLVED = ("lm.dtype", "trainer.precision")
 def save_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     """Write `config.yaml`, resolved."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    temporary = run_dir / ".config.yaml.tmp"
-    temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False))
-    temporary.replace(run_dir / "config.yaml")
+    with replacing(run_dir / "config.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False))
 
 
 def saved_config(run_dir: Path) -> dict[str, Any] | None:
@@ -44,20 +46,20 @@ def saved_config(run_dir: Path) -> dict[str, Any] | None:
         ArtifactError: If the file is there but is not a whole configuration of this version.
     """
     path = run_dir / "config.yaml"
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
-    try:
-        config = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path} is damaged ({error}). Choose another run_dir.") from None
+    config = read_yaml(path)
     if not isinstance(config, dict) or "sae" not in config:
         raise ArtifactError(f"{path} is not the configuration of a run. Choose another run_dir.")
-    if key := lacking_key(config):
-        raise ArtifactError(
-            f"{path} lacks {key}: another version wrote it. Add {key} there with the value that "
-            "the run was made with, or choose another run_dir."
-        )
-    return config
+    try:
+        if key := lacking_key(config):
+            raise ArtifactError(
+                f"{path} lacks {key}: another version wrote it. Add {key} there with the value "
+                "that the run was made with, or choose another run_dir."
+            )
+        return check_nodes(config)
+    except ConfigError as error:
+        raise ArtifactError(f"{path}: {error}") from None
 
 
 def continued(

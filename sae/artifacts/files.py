@@ -1,6 +1,5 @@
 """Read other libraries' files with clear errors and no foreign code; write a folder at once."""
 
-import json
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -15,17 +14,6 @@ from torch import Tensor
 
 from sae.errors import ArtifactError
 from sae.intact import require_content
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
-    try:
-        content = json.loads(existing(file).read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ArtifactError(f"{file} is damaged (no JSON: {error}). Copy it again.") from error
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{file} holds no JSON object. Is it the file of another program?")
-    return content
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:

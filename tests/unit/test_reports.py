@@ -113,7 +113,7 @@ def test_unusable_folders_are_errors_that_name_the_file(tmp_path):
     with pytest.raises(ArtifactError, match="no run folder"):
         write_report(tmp_path)
     (tmp_path / "results.json").write_text("{")
-    with pytest.raises(ArtifactError, match=r"results\.json is no valid JSON"):
+    with pytest.raises(ArtifactError, match=r"results\.json is damaged"):
         write_report(tmp_path)
 
 
