@@ -260,13 +260,13 @@ def _finished(run_dir: Path, config: Mapping[str, Any]) -> dict[str, Any] | None
     if not os.path.lexists(file):
         return None
     check_folder(run_dir)
-    results = read_object(file)
     try:
+        results = read_object(file)
         epochs = results["training"]["epochs"]
         finished = _fitted(config) or epochs >= config["epochs"]
-    except (KeyError, TypeError) as error:
+    except (ArtifactError, KeyError, TypeError) as error:
         raise ArtifactError(
-            f"{file} is damaged ({error!r}). Delete it: the run is then finished from its "
+            f"{file} is damaged ({error}). Delete it: the run is then finished from its "
             "checkpoint, or choose another run_dir."
         ) from None
     if finished:

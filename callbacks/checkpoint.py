@@ -144,7 +144,7 @@ class LastCheckpoint(Checkpoint):
         if stopping:
             self._stop(trainer)
         if (trainer.global_step + 1) // self.every_steps > self._last_saved // self.every_steps:
-            pl_module.look = True  # pyright: ignore[reportAttributeAccessIssue]
+            pl_module.look = True  # pyright: ignore[reportArgumentType]
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the finished run."""

@@ -43,8 +43,11 @@ def parse(arguments: Sequence[str]) -> list[Override]:
     overrides = []
     for word in arguments:
         try:
-            overrides += parser.parse_overrides([word])
-        except HydraException:
+            (override,) = parser.parse_overrides([word])
+            if not override.key_or_group.strip("/@. "):
+                raise ValueError("no key")
+            overrides.append(override)
+        except (HydraException, ValueError, RecursionError):  # 6,000 digits, 1,000 brackets
             hint = " A list must not end in a comma." if word.endswith(",") else ""
             if not hint and (quotes := how_to_quote(word)):
                 hint = f" If its value is one text, such as a path, quote it twice: {quotes}"
@@ -355,7 +358,7 @@ def _compose(config_name: str, job: tuple[str, ...]) -> DictConfig:
             return compose(config_name, list(job), return_hydra_config=True)
         with initialize_config_dir(str(FOLDER), version_base="1.3"):
             return compose(config_name, list(job), return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except Exception as error:  # Hydra raises ValueError, TypeError and more for odd words
         raise _explained(config_name, job, error) from None
 
 

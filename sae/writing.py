@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-DAY_SECONDS = 86_400
+DAY_SECONDS = 86_400.0
 
 
 @contextmanager

@@ -3,18 +3,22 @@
 import errno
 import os
 import sys
+from unittest.mock import Mock
 
+import lightning as L
 import pytest
 import torch
 
 from conf.commandline import explained, fail, run_program
 from conf.runs import save_config
+from conf.schema import register
 from sae.errors import ArtifactError
 from sae.owner import owned
 from sae.provenance import make_cache_dir, write_json
 from sae.reports.files import write_bytes
 from sae.writing import DAY_SECONDS, refusal, replacing, sweep
 
+register()
 REFUSALS = ("ENOSPC", "EROFS", "EDQUOT", "EACCES")
 WRITERS = {
     "a.json": lambda path: write_json(path, {"a": 1}),
@@ -69,17 +73,16 @@ def test_a_disk_that_is_really_full(tmp_path):
         assert "3.00 GB are needed" in told
 
 
-class Trainer:
+def refused_trainer(error):
     """Saves half a checkpoint."""
 
-    global_step, is_global_zero, lightning_module = 5, True, None
-
-    def __init__(self, error):
-        self.error = error
-
-    def save_checkpoint(self, path):
+    def save(path):
         path.write_bytes(b"half")
-        raise self.error
+        raise error
+
+    trainer = Mock(spec=L.Trainer, global_step=5, is_global_zero=True, lightning_module=None)
+    trainer.save_checkpoint = save
+    return trainer
 
 
 @pytest.mark.parametrize(
@@ -96,11 +99,11 @@ def test_a_checkpoint_that_does_not_fit(tmp_path, error):
     file = tmp_path / "last.ckpt"
     torch.save(torch.zeros(5_000_000), file)
     with pytest.raises(ArtifactError, match=r"last\.ckpt: .* 0\.02 GB are needed"):
-        LastCheckpoint(file, 1)._save(Trainer(error))
+        LastCheckpoint(file, 1)._save(refused_trainer(error))
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
     file.unlink()
     with pytest.raises(RuntimeError, match="shape"):
-        LastCheckpoint(file, 1)._save(Trainer(RuntimeError("shape")))
+        LastCheckpoint(file, 1)._save(refused_trainer(RuntimeError("shape")))
     assert not list(tmp_path.iterdir())
 
 
@@ -133,6 +136,7 @@ def test_programs_print_one_line_for_a_disk(tmp_path, monkeypatch, capsys):
     def program():
         raise OSError(errno.EDQUOT, "Disk quota exceeded", str(tmp_path / "x"))
 
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # put back afterwards
     monkeypatch.setattr(sys, "argv", ["train.py", f"run_dir={tmp_path}/run"])
     with pytest.raises(SystemExit) as left:
         run_program("train", program)
