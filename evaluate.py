@@ -336,7 +336,7 @@ def main(composed: DictConfig) -> None:
         for run in runs if evals else ():
             results = evaluate(run, evals, format=config["format"], out=config["out"], **passed)
             print_results(results, run)
-    except SAEError as error:
+    except (SAEError, OSError) as error:
         fail(error)
 
 

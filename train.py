@@ -5,8 +5,9 @@
 From Python: `train(compose(["layer=4", "l1=1e-3"]), Path("my_run"))`.
 """
 
-import json
 import logging
+import os
+import shlex
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -21,15 +22,17 @@ from omegaconf import DictConfig
 
 from callbacks.interruption import Interrupted, handling
 from conf import ensemble
-from conf.commandline import compose_job, fail, names_of, parse, run_program
-from conf.runs import continued, save_config
+from conf.commandline import compose_job, explained, fail, names_of, parse, run_program
+from conf.quoting import typed
+from conf.runs import continued, save_config, saved_config
 from conf.schema import check, register, reject_lists
 from sae.checksums import FOLDER_FILE, check_folder, seal_files
-from sae.errors import ArtifactError, SAEError
+from sae.errors import ArtifactError, ConfigError, DivergedError, SAEError
 from sae.lockstep import meet
 from sae.memory import keep_freed_memory
 from sae.owner import owned
 from sae.provenance import write_json
+from sae.reading import read_object
 
 if TYPE_CHECKING:  # importing these takes seconds, which --help and errors need not wait for
     from callbacks.manifest import Manifest
@@ -39,6 +42,9 @@ if TYPE_CHECKING:  # importing these takes seconds, which --help and errors need
 
 SEALED = ("metrics.csv", "results.json")
 """Files of a finished run that a damaged byte would change without a word."""
+
+USUAL_RATE = 1e-3
+"""The default of optimizer.lr: what is advised instead of one that is far too high."""
 
 register()
 log = logging.getLogger(__name__)
@@ -83,6 +89,10 @@ def train(
     config = continued(run_dir, config, given)
     finished = _finished(run_dir, config)
     if finished is not None:
+        if config.get("resume_with") != (saved_config(run_dir) or {}).get("resume_with"):
+            raise ConfigError(
+                f"resume_with has no effect: {run_dir} holds a finished run. Give more epochs, too."
+            )
         more = f" epochs=… above {config['epochs']} continues it."
         log.info("%s holds a finished run.%s", run_dir, "" if _fitted(config) else more)
         return finished
@@ -157,7 +167,10 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         if start < data.steps:
             path = None if checkpoint is None else checkpoint_file(run_dir)
             del checkpoint
-            trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+            try:
+                trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+            except DivergedError as error:
+                raise DivergedError(f"{error} {_mend(run_dir, config)}") from None
             part()
             meet()  # SAEs that train in lockstep: nobody measures while a neighbour trains
         elif checkpoint is not None:  # killed between the last step and the results
@@ -183,6 +196,13 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         for logger in loggers:
             getattr(logger, "close", lambda: None)()
     return results
+
+
+def _mend(run_dir: Path, config: Mapping[str, Any]) -> str:
+    """The command that goes on from the last good checkpoint at a tenth of the learning rate."""
+    rate = min(config["optimizer"]["lr"] / 10, USUAL_RATE)
+    change = shlex.quote(f"resume_with={{optimizer.lr: {rate:g}}}")
+    return f"From the last good checkpoint: python train.py {typed('run_dir', run_dir)} {change}"
 
 
 def _fitted(config: Mapping[str, Any]) -> bool:
@@ -237,18 +257,19 @@ def _finished(run_dir: Path, config: Mapping[str, Any]) -> dict[str, Any] | None
             is gone.
     """
     file = run_dir / "results.json"
-    if not file.exists():
+    if not os.path.lexists(file):
         return None
     check_folder(run_dir)
     try:
-        results = json.loads(file.read_text("utf-8-sig"))
+        results = read_object(file)
         epochs = results["training"]["epochs"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        finished = _fitted(config) or epochs >= config["epochs"]
+    except (ArtifactError, KeyError, TypeError) as error:
         raise ArtifactError(
-            f"{file} is damaged ({error!r}). Delete it: the run is then finished from its "
+            f"{file} is damaged ({error}). Delete it: the run is then finished from its "
             "checkpoint, or choose another run_dir."
         ) from None
-    if _fitted(config) or epochs >= config["epochs"]:
+    if finished:
         if not (run_dir / "report.html").exists():
             from sae.reports import write_report
 
@@ -308,6 +329,7 @@ def _publish(results: dict[str, Any], run_dir: Path, loggers: list[Any], step: i
     """To every logger, to `results.json` (last: it marks the run as finished), report, screen."""
     from callbacks.dashboard import Dashboard
     from sae.reports import print_summary, results_table, write_report
+    from sae.training.divergence import WORST_FVU
 
     rows = results_table(results)
     values = {f"test/{row['metric']}": row["value"] for row in rows if row["value"] is not None}
@@ -316,6 +338,9 @@ def _publish(results: dict[str, Any], run_dir: Path, loggers: list[Any], step: i
         if isinstance(logger, Dashboard):
             logger.log_results(rows)
             logger.log_sae(run_dir / "sae", metadata=values)
+    fvu = results.get("core", {}).get("metrics", {}).get("fvu", {}).get("value")
+    if fvu is not None and fvu > WORST_FVU:
+        log.warning("FVU is %.3g on the test split, where 1 is as good as the mean.", fvu)
     write_json(run_dir / "results.json", results)
     seal_files(run_dir, [file for name in SEALED if (file := run_dir / name).exists()])
     write_report(run_dir)
@@ -349,12 +374,11 @@ def main(composed: DictConfig) -> Any:
             sys.stderr.write(f"Stopped by {stopped}. The same command with {where} continues.\n")
         raise SystemExit(stopped.code) from None
     except Exception as error:
-        if not multirun and isinstance(error, SAEError):
-            fail(error)
         if not multirun:
-            raise
+            fail(error)
         # the other jobs of the sweep go on; the program's exit status tells in the end
         run_dir.mkdir(parents=True, exist_ok=True)
+        error = explained(error) or error
         text = str(error) if isinstance(error, SAEError) else traceback.format_exc()
         told = f"{type(error).__name__}: {text}\n"
         (run_dir / "error.txt").write_text(told, encoding="utf-8")

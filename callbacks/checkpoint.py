@@ -4,11 +4,12 @@ While a run is under way the checkpoint before it is kept, as `previous.ckpt`: o
 damaged costs one interval, and by the same rule the run ends as if nothing had happened.
 """
 
+import errno
 import logging
 import os
 import signal
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +27,7 @@ from sae.errors import ArtifactError
 from sae.intact import require_content
 from sae.lockstep import Stopped
 from sae.training.ranks import any_rank
+from sae.writing import refusal
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +109,8 @@ class LastCheckpoint(Checkpoint):
 
     The checkpoint of step n is written when step n + 1 begins: whatever Lightning, the module and
     the other callbacks do after a step (logging, validation) is complete then, so that a resumed
-    run neither leaves it out nor does it twice.
+    run neither leaves it out nor does it twice. While a `SAEModule` suspects that it diverges,
+    nothing is saved: the last good checkpoint stays.
 
     While it trains, SIGTERM, SIGUSR1 or Ctrl-C on any rank makes all ranks save where the next
     step begins and raise `Interrupted`; a second Ctrl-C does not wait for that. Lightning's own
@@ -140,10 +143,12 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
         if stopping:
             self._stop(trainer)
+        if (trainer.global_step + 1) // self.every_steps > self._last_saved // self.every_steps:
+            pl_module.look = True  # pyright: ignore[reportArgumentType]
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the finished run."""
-        self._save(trainer)
+        self._save(trainer, finished=True)
         self._handlers.close()
         if any_rank(self._received is not None, pl_module.device):  # heard in the last step
             self._stop(trainer)
@@ -166,11 +171,28 @@ class LastCheckpoint(Checkpoint):
         heard = self._received or signal.SIGTERM  # if it was another rank
         raise Interrupted(heard, first=trainer.is_global_zero)
 
-    def _save(self, trainer: L.Trainer) -> None:
+    def _save(self, trainer: L.Trainer, finished: bool = False) -> None:
+        watch = getattr(trainer.lightning_module, "watch", None)
+        if not finished and getattr(watch, "suspect", None):
+            return
         self._last_saved = trainer.global_step
         temporary = self.path.with_name(f".{self.path.name}.tmp")
-        trainer.save_checkpoint(temporary)  # every rank must call it
+        try:
+            trainer.save_checkpoint(temporary)  # every rank must call it
+        except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError
+            self._refuse(error, temporary)
         if trainer.is_global_zero:
             if self.path.exists():
                 os.replace(self.path, _previous(self.path))
             os.replace(temporary, self.path)
+
+    def _refuse(self, error: OSError | RuntimeError, temporary: Path) -> NoReturn:
+        """Leave nothing half written, and say what is needed, as far as an earlier one tells."""
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError) and "write" not in str(error):
+            raise error
+        cause = error if isinstance(error, OSError) else OSError(errno.ENOSPC, "writing failed")
+        cause.filename, cause.filename2 = str(self.path), None
+        size = self.path.stat().st_size if self.path.exists() else None
+        raise ArtifactError(refusal(cause, size)) from error

@@ -252,7 +252,7 @@ def _define_metrics(run: Any) -> None:
 
 
 def _run_id(file: Path) -> str:
-    known = file.read_text().strip() if file.is_file() else ""
+    known = file.read_text(errors="replace").strip() if file.is_file() else ""
     return known or secrets.token_hex(4)
 
 

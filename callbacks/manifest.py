@@ -1,6 +1,7 @@
 """`manifest.json`: what a run was made with, when it ran and how long each stage took."""
 
-import json
+import logging
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +13,12 @@ import lightning as L
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from callbacks.interruption import Interrupted
+from sae.errors import ArtifactError
 from sae.lockstep import Stopped
 from sae.provenance import provenance, write_json
+from sae.reading import read_object
+
+log = logging.getLogger(__name__)
 
 _INTERRUPTIONS = (KeyboardInterrupt, Interrupted, Stopped)
 
@@ -134,6 +139,7 @@ class Manifest(L.Callback):
             "status": "running",
             "from_step": step,
             "to_step": step,
+            "resume_with": self._given["config"].get("resume_with"),
             **provenance(),
         }
         self._write()
@@ -157,13 +163,16 @@ class Manifest(L.Callback):
     def _earlier(self) -> list[dict[str, Any]]:
         """Sessions of other processes; one that still says `running` was killed."""
         assert self._session is not None
-        try:
-            sessions = json.loads(self.path.read_text())["sessions"]
-        except (FileNotFoundError, json.JSONDecodeError, KeyError):
+        if not os.path.lexists(self.path):
             return []
-        own = self._session["started_utc"], self._session["from_step"]
-        earlier = [s for s in sessions if (s["started_utc"], s["from_step"]) != own]
-        return [s | {"status": "killed"} if s["status"] == "running" else s for s in earlier]
+        try:
+            sessions = read_object(self.path)["sessions"]
+            own = self._session["started_utc"], self._session["from_step"]
+            earlier = [s for s in sessions if (s["started_utc"], s["from_step"]) != own]
+            return [s | {"status": "killed"} if s["status"] == "running" else s for s in earlier]
+        except (ArtifactError, KeyError, TypeError) as error:
+            log.warning("%s is damaged: it forgets its earlier sessions (%s).", self.path, error)
+            return []
 
 
 def _now() -> str:

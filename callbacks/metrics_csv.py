@@ -17,6 +17,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
 
 from sae.errors import ArtifactError
+from sae.reading import read_text
 
 _FIRST: tuple[str, ...] = ("step", "tokens")
 _DROPPED = ("step", "epoch")  # Lightning adds `epoch` to everything; training is one epoch here
@@ -146,11 +147,14 @@ def _line(cells: list[str]) -> bytes:
 
 def _read(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
     """Columns and rows by step, empty cells left out; a last line cut off by a kill is dropped."""
-    text = path.read_text()
+    text = read_text(path)
     complete = text[: text.rfind("\n") + 1]
     if not complete:
         return list(_FIRST), {}
-    header, *lines = csv.reader(io.StringIO(complete))
+    try:
+        header, *lines = csv.reader(io.StringIO(complete))
+    except csv.Error as error:  # a null byte, a cell without end
+        raise ArtifactError(f"{path} is damaged ({error}). Restore or remove it.") from None
     if tuple(header[: len(_FIRST)]) != _FIRST:
         raise ArtifactError(
             f"{path} is no table of metrics: its first columns are {header[:2]}, not "

@@ -4,10 +4,11 @@ import copy
 import difflib
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -24,7 +25,8 @@ from conf.fields import shown
 from conf.quoting import how_to_quote
 from conf.runs import continued
 from conf.schema import check, options, reject_untrained, several
-from sae.errors import ConfigError, SAEError
+from sae.errors import ArtifactError, ConfigError, SAEError
+from sae.writing import refusal
 
 FOLDER = Path(__file__).parent
 OPTIONS = ("experiment", "sweep", "launcher", "sweeper", "debug")
@@ -41,8 +43,11 @@ def parse(arguments: Sequence[str]) -> list[Override]:
     overrides = []
     for word in arguments:
         try:
-            overrides += parser.parse_overrides([word])
-        except HydraException:
+            (override,) = parser.parse_overrides([word])
+            if not override.key_or_group.strip("/@. "):
+                raise ValueError("no key")
+            overrides.append(override)
+        except (HydraException, ValueError, RecursionError):  # 6,000 digits, 1,000 brackets
             hint = " A list must not end in a comma." if word.endswith(",") else ""
             if not hint and (quotes := how_to_quote(word)):
                 hint = f" If its value is one text, such as a path, quote it twice: {quotes}"
@@ -120,7 +125,7 @@ def check_command_line(config_name: str, arguments: Sequence[str]) -> list[dict[
     Raises:
         ConfigError: At the first mistake.
     """
-    flags = get_args_parser().parse_args(list(arguments))
+    flags = _flags(arguments)
     if any(getattr(flags, name) for name in _HYDRAS_OWN):
         return []  # another configuration, or none: Hydra's own checks must do
     overrides = parse(flags.overrides)
@@ -145,6 +150,11 @@ def check_command_line(config_name: str, arguments: Sequence[str]) -> list[dict[
         config = check(composed, given)
         if config_name == "train" and multirun:
             _check_processes(config["trainer"])
+            if config["resume_with"] is not None:
+                raise ConfigError(
+                    "resume_with has no effect on a sweep. Continue its jobs one by one: "
+                    "run_dir=<sweep_dir>/<number>."
+                )
         elif config_name == "train":
             reject_untrained(config, given)
             # Hydra writes into the folder before the program can look at what it holds
@@ -162,7 +172,7 @@ def as_sweep(arguments: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: If it cannot be read or composed.
     """
-    flags = get_args_parser().parse_args(list(arguments))
+    flags = _flags(arguments)
     if flags.multirun or flags.cfg or flags.help or any(getattr(flags, n) for n in _HYDRAS_OWN):
         return list(arguments)
     own = [o for o in parse(flags.overrides) if not o.key_or_group.startswith("hydra")]
@@ -191,13 +201,14 @@ def run_program(config_name: str, program: Any) -> None:
         if config_name == "train":
             resolve(configs, hand_down=True)
         if configs and configs[0].get("plan"):
-            given = names_of(parse(get_args_parser().parse_args(sys.argv[1:]).overrides))
+            given = names_of(parse(_flags(sys.argv[1:]).overrides))
             _show_plan(configs, together="launcher=ensemble" in given)
             return
         if configs and config_name == "train":
             sys.argv[1:] = _in_own_folder(sys.argv[1:], configs[0])
+        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # or it would print tracebacks and leave
         program()
-    except SAEError as error:
+    except (SAEError, OSError, HydraException, OmegaConfBaseException) as error:
         fail(error)
 
 
@@ -230,15 +241,44 @@ def _require_utf8() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def fail(error: SAEError) -> None:
-    """Print the error and leave with status 1."""
-    sys.stderr.write(f"{type(error).__name__}: {error}\n")
+def fail(error: Exception) -> NoReturn:
+    """Print an error of the user's or of the disk and leave with status 1; raise any other."""
+    told = explained(error)
+    if told is None:
+        raise error
+    sys.stderr.write(f"{type(told).__name__}: {told}\n")
     raise SystemExit(1)
+
+
+def explained(error: Exception) -> SAEError | None:
+    """An error that a user can read; None for one that is a mistake of the program."""
+    if isinstance(error, SAEError):
+        return error
+    if isinstance(error, OSError) and (told := refusal(error)):
+        return ArtifactError(told)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return ConfigError(" ".join(str(error).split()))
+    return None
+
+
+def _flags(arguments: Sequence[str]) -> Namespace:
+    """Hydra's flags and the overrides.
+
+    Raises:
+        ConfigError: If a flag is unknown.
+    """
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise ConfigError(f"{message}. Write key=value; --help lists what there is.")
+
+    parser.error = refuse
+    return parser.parse_args(list(arguments))
 
 
 def _in_own_folder(arguments: Sequence[str], config: Mapping[str, Any]) -> list[str]:
     """The command line of train.py with a new folder, unless it names one."""
-    flags = get_args_parser().parse_args(list(arguments))
+    flags = _flags(arguments)
     own = [o for o in parse(flags.overrides) if not o.key_or_group.startswith("hydra")]
     composed = _compose("train", tuple(jobs(own)[0]))
     return claimed(arguments, composed, config, _is_multirun(flags, composed))
@@ -318,7 +358,7 @@ def _compose(config_name: str, job: tuple[str, ...]) -> DictConfig:
             return compose(config_name, list(job), return_hydra_config=True)
         with initialize_config_dir(str(FOLDER), version_base="1.3"):
             return compose(config_name, list(job), return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except Exception as error:  # Hydra raises ValueError, TypeError and more for odd words
         raise _explained(config_name, job, error) from None
 
 

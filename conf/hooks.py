@@ -71,7 +71,7 @@ class SweepCallback(Callback):
             log.error(
                 "Job %s failed: %s",
                 file.parent.name,
-                file.read_text(encoding="utf-8").splitlines()[0],
+                (file.read_text(encoding="utf-8", errors="replace").splitlines() or [""])[0],
             )
         if failed:
             raise SystemExit(1)

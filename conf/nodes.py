@@ -213,6 +213,7 @@ class TrainConfig:
     sweep_dir: Any = ranged(str)
     harvest_only: Any = ranged(bool, default=False)
     plan: Any = ranged(bool, default=False)
+    resume_with: Any = None
 
 
 @dataclass

@@ -19,6 +19,23 @@ def quoted(key: str, value: str) -> str:
     return f'{key}="{escaped}"'
 
 
+def typed(key: str, value: object) -> str:
+    """An override as one types it in a shell, with no more quotes than it needs.
+
+    Example:
+        >>> print(typed("run_dir", "runs/1"), typed("run_dir", "runs/l1=1"))
+        run_dir=runs/1 'run_dir="runs/l1=1"'
+    """
+    word = f"{key}={value}"
+    try:
+        (read,) = OverridesParser.create().parse_overrides([word])
+        if read.value() == str(value):
+            return shlex.quote(word)
+    except HydraException:
+        pass
+    return shlex.quote(quoted(key, str(value)))
+
+
 def how_to_quote(word: str) -> str | None:
     """The shell quoting for an override that cannot be read; None if quotes do not help.
 

@@ -1,15 +1,20 @@
 """Continue a run or a sweep that is already on disk: the saved configuration decides."""
 
 import copy
+import dataclasses
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from conf.fields import shown
-from conf.schema import SHORT, known_wheels, lacking_key, reject_unused
+from conf.fields import checked, shown
+from conf.nodes import OptimizerConfig
+from conf.schema import SHORT, check_nodes, known_wheels, lacking_key, reject_unused
 from sae.errors import ArtifactError, ConfigError
+from sae.reading import read_yaml
+from sae.writing import replacing
 
 CHANGEABLE = (
     "epochs", "run_dir", "sweep_dir", "logger", "trainer.accelerator", "trainer.devices",
@@ -18,6 +23,11 @@ CHANGEABLE = (
 """What a continued run may set anew: its length, loggers and hardware."""
 
 
+RESUMABLE = tuple(
+    f"optimizer.{item.name}" for item in dataclasses.fields(OptimizerConfig) if item.name != "name"
+)
+"""What `resume_with` may change: what a saved optimiser can go on with."""
+
 RESOLVED = ("lm.dtype", "trainer.precision")
 """Settings of which `auto` is resolved when a run begins; to continue one, it is as recorded."""
 
@@ -25,9 +35,8 @@ RESOLVED = ("lm.dtype", "trainer.precision")
 def save_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     """Write `config.yaml`, resolved."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    temporary = run_dir / ".config.yaml.tmp"
-    temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False), "utf-8")
-    temporary.replace(run_dir / "config.yaml")
+    with replacing(run_dir / "config.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False), "utf-8")
 
 
 def saved_config(run_dir: Path) -> dict[str, Any] | None:
@@ -37,20 +46,20 @@ def saved_config(run_dir: Path) -> dict[str, Any] | None:
         ArtifactError: If the file is there but is not a whole configuration of this version.
     """
     path = run_dir / "config.yaml"
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
-    try:
-        config = yaml.safe_load(path.read_text("utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path} is damaged ({error}). Choose another run_dir.") from None
+    config = read_yaml(path)
     if not isinstance(config, dict) or "sae" not in config:
         raise ArtifactError(f"{path} is not the configuration of a run. Choose another run_dir.")
-    if key := lacking_key(config):
-        raise ArtifactError(
-            f"{path} lacks {key}: another version wrote it. Add {key} there with the value that "
-            "the run was made with, or choose another run_dir."
-        )
-    return config
+    try:
+        if key := lacking_key(config):
+            raise ArtifactError(
+                f"{path} lacks {key}: another version wrote it. Add {key} there with the value "
+                "that the run was made with, or choose another run_dir."
+            )
+        return check_nodes(config)
+    except ConfigError as error:
+        raise ArtifactError(f"{path}: {error}") from None
 
 
 def continued(
@@ -69,8 +78,13 @@ def continued(
         ArtifactError: If the saved configuration cannot be used, or names a wheel that neither
             conf/ nor the cache has: the folder may be somebody else's.
     """
-    saved = saved_config(run_dir)
+    saved, changed = saved_config(run_dir), config.get("resume_with")
     if saved is None:
+        if changed is not None:
+            raise ConfigError(
+                f"resume_with={changed} has no effect: {run_dir} holds no run. Give the run_dir of "
+                "a run, or set these keys themselves."
+            )
         return config
     if given is None:
         # short overrides first: a conflict is best shown by the name that people give
@@ -85,9 +99,13 @@ def continued(
         shorts = {name: config[name] for name in SHORT}
         reject_unused(saved | shorts, given, readers)
     merged = copy.deepcopy(saved) | {name: config[name] for name in ("run_dir", "sweep_dir")}
+    resumed = dict(saved.get("resume_with") or {})
+    keys.pop("resume_with", None)
     for key, word in keys.items():
         for name, old, new in _leaves(key, _at(saved, key), _at(config, key)):
             if name in RESOLVED and new == "auto":
+                continue
+            if name in resumed:  # the command that began the run says what was then
                 continue
             if any(f"{name}.".startswith(f"{free}.") for free in CHANGEABLE):
                 _put(merged, name, new)
@@ -96,15 +114,37 @@ def continued(
                     f"{run_dir} holds a run with {name}={shown(old)}, but {name}={shown(new)} was "
                     "given. Only its length (epochs), loggers and hardware (trainer.accelerator, "
                     "trainer.devices, trainer.num_nodes, trainer.precision) may change. "
-                    f"Drop {word}, or choose another folder."
+                    f"Drop {word}, or choose another folder. Settings of the optimizer may change "
+                    "by resume_with='{optimizer.lr: …}'."
                 )
     _check_named(merged, config, run_dir)
+    if changed is not None:
+        new = _resumable(changed)
+        merged["resume_with"] = resumed | new
+        for name, value in new.items():
+            _put(merged, name, value)
     if merged["epochs"] < saved["epochs"]:
         raise ConfigError(
             f"epochs={merged['epochs']} is shorter than the run in {run_dir}, which has "
             f"epochs={saved['epochs']}. A run can be continued for longer, not for less."
         )
     return merged
+
+
+def _resumable(changed: Any) -> dict[str, Any]:
+    """What `resume_with` sets, checked.
+
+    Raises:
+        ConfigError: If it is not a mapping, names another key, or a value is out of range.
+    """
+    wrong = [key for key in changed if key not in RESUMABLE] if isinstance(changed, dict) else []
+    if not isinstance(changed, dict) or not changed or wrong:
+        raise ConfigError(
+            f"resume_with={wrong[0] if wrong else shown(changed)} cannot change in a run. "
+            f"Write resume_with='{{optimizer.lr: 1e-4}}' with keys from {', '.join(RESUMABLE)}."
+        )
+    node = {key.removeprefix("optimizer."): value for key, value in changed.items()}
+    return {f"optimizer.{k}": v for k, v in checked(node, OptimizerConfig, "optimizer.").items()}
 
 
 def _check_named(merged: Mapping[str, Any], config: Mapping[str, Any], run_dir: Path) -> None:

@@ -128,6 +128,20 @@ def check(config: DictConfig, given: Sequence[str] = ()) -> dict[str, Any]:
     plain: Any = OmegaConf.to_container(config, resolve=True)
     if key := lacking_key(plain, schema):
         raise ConfigError(_no_value(key))
+    return check_nodes(plain, given)
+
+
+def check_nodes(plain: dict[str, Any], given: Sequence[str] = ()) -> dict[str, Any]:
+    """Check types and ranges in a resolved configuration that has all keys; changed in place.
+
+    Args:
+        plain: The configuration, as `check` returns it or config.yaml holds it.
+        given: Names set on the command line.
+
+    Raises:
+        ConfigError: At the first value of a wrong type, out of range, or unknown.
+    """
+    plain |= checked(plain, TrainConfig if "run_dir" in plain else EvaluateConfig)
     for prefix, node, node_type in _typed_nodes(plain):
         node |= checked(node, node_type, prefix)
         known = [f"{prefix}{item.name}" for item in dataclasses.fields(node_type)]
@@ -225,7 +239,7 @@ def _typed_nodes(plain: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]
     types = dict(NODES)
     if "activations" in plain:
         kind = _at(plain, "activations", "kind")
-        if kind not in ACTIVATIONS:
+        if not isinstance(kind, str) or kind not in ACTIVATIONS:
             raise ConfigError(
                 f"activations.kind={shown(kind)} must be one of {', '.join(ACTIVATIONS)}."
             )

@@ -6,6 +6,7 @@ gigabytes a second; against people who change a file on purpose it is no help, n
 """
 
 import json
+import os
 import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Mapping
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sae.errors import ArtifactError
 from sae.intact import follow_umask
 from sae.provenance import content_key, write_json
+from sae.reading import read_object
 
 if TYPE_CHECKING:  # programs that end early need not wait for it
     from torch import Tensor
@@ -93,10 +95,10 @@ def check_folder(folder: Path, only: Collection[str] | None = None) -> None:
         ArtifactError: If a file is missing or differs.
     """
     note = folder / FOLDER_FILE
-    if not note.is_file():
+    if not os.path.lexists(note):
         return
     try:
-        files = unseal(json.loads(note.read_text()), note)["files"]
+        files = unseal(read_object(note), note)["files"]
         for name, (size, crc) in files.items():
             if only is not None and name not in only:
                 continue

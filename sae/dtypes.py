@@ -4,7 +4,6 @@ Measured, because no flag of a vendor tells: a CPU may have bfloat16 instruction
 with them, and one without them emulates it up to 100 times slower.
 """
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from sae.provenance import content_key, cpu_features, cpu_model, write_json
+from sae.reading import read_object
 
 Kind = Literal["lm", "sae"]
 Clock = Callable[[Tensor, Tensor, str], float]
@@ -149,6 +149,6 @@ def _folder() -> Path | None:
 
 def _read(file: Path) -> float | None:
     try:
-        return float(json.loads(file.read_text())["speedup"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return float(read_object(file)["speedup"])
+    except (ValueError, KeyError, TypeError, OverflowError):  # measured again
         return None

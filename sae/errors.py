@@ -8,7 +8,7 @@ SAEError                    every error that a user can cause; the message says 
 ├── StoreError              cached activations that are damaged, missing or of another kind
 ├── ArtifactError           a saved SAE or run folder that cannot be read
 ├── DegenerateInputError    numbers for which a metric is undefined
-└── NonFiniteLossError      training diverged
+└── DivergedError           training went wrong: numbers that are not finite, an error that grows
 """
 
 
@@ -40,5 +40,5 @@ class DegenerateInputError(SAEError):
     """A metric is undefined for the numbers given, for example the FVU of equal rows."""
 
 
-class NonFiniteLossError(SAEError):
-    """The training loss became NaN or infinite."""
+class DivergedError(SAEError):
+    """Training went wrong: numbers are NaN or infinite, the error is huge, or nothing fires."""

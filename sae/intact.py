@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -51,15 +52,21 @@ def require_content(file: Path, error: type[SAEError]) -> None:
         error: What to raise.
 
     Raises:
-        SAEError: Of the class `error`, if the file is a dangling link, a folder, or a git-lfs
-            pointer instead of the file that git-lfs was to fetch.
+        SAEError: Of the class `error`, if the file is a dangling link, a loop of links, a folder,
+            a pipe, cannot be opened, or is a git-lfs pointer instead of the file that git-lfs was
+            to fetch.
     """
     if file.is_symlink() and not file.exists():
         raise error(f"{file} is a link to {file.readlink()}, which is not there. Repair the link.")
     if file.is_dir():
         raise error(f"{file} is a folder, not a file. Rename it, or give the file that is meant.")
-    with file.open("rb") as stream:
-        start = stream.read(512)
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):  # opening a pipe would wait for its writer
+            raise error(f"{file} is not a regular file. Remove it, or give the file that is meant.")
+        with file.open("rb") as stream:
+            start = stream.read(512)
+    except OSError as reason:
+        raise error(f"{file} cannot be read ({reason.strerror}).") from None
     if start.startswith(_POINTER):
         size = re.search(rb"^size (\d+)", start, re.MULTILINE)
         bytes_ = f" of {int(size[1]):,} bytes" if size else ""

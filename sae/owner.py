@@ -1,6 +1,5 @@
 """One process at a time writes into a folder; the lock dies with it."""
 
-import json
 import logging
 import os
 import shutil
@@ -14,6 +13,8 @@ from filelock import FileLock, Timeout
 
 from sae.errors import ArtifactError
 from sae.provenance import write_json
+from sae.reading import read_object
+from sae.writing import sweep
 
 log = logging.getLogger(__name__)
 
@@ -42,17 +43,20 @@ def owned(folder: Path) -> Iterator[None]:
     try:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "since_utc": now}
+        for place in (folder, folder / "checkpoints"):
+            sweep(place)
         write_json(folder / OWNER, owner)
         yield
     finally:
-        (folder / OWNER).unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that became read-only
+            (folder / OWNER).unlink(missing_ok=True)
         lock.release()
         if new and [path.name for path in folder.iterdir()] in ([], [LOCK]):
             shutil.rmtree(folder, ignore_errors=True)  # nothing was written
 
 
 def _who(folder: Path) -> str:
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        owner = json.loads((folder / OWNER).read_text())
+    with suppress(ArtifactError, KeyError):
+        owner = read_object(folder / OWNER)
         return f" (pid {owner['pid']} on {owner['host']}, since {owner['since_utc']})"
     return ""

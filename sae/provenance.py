@@ -14,6 +14,7 @@ from pathlib import Path
 import platformdirs
 
 from sae.errors import ConfigError
+from sae.writing import DAY_SECONDS, replacing, sweep
 
 _PACKAGES = (
     "lightning-sae", "torch", "lightning", "transformers", "torchmetrics", "zarr", "hydra-core",
@@ -53,6 +54,7 @@ def make_cache_dir(folder: Path) -> None:
             f"The cache cannot be written: {folder} ({error.strerror}). Set SAE_CACHE to a folder "
             "that you can write to."
         ) from error
+    sweep(folder, older_than_seconds=DAY_SECONDS)  # younger: another process may be at it
 
 
 def content_key(identity: Mapping[str, object]) -> str:
@@ -115,9 +117,8 @@ def _cpuinfo() -> dict[str, str]:
 def write_json(path: Path, content: object) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def _version(name: str) -> str | None:

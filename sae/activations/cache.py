@@ -1,8 +1,6 @@
 """The folder of stores: what names them, who may change them, and what is said when it fails."""
 
-import json
 import logging
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,7 +13,9 @@ from filelock import FileLock, Timeout
 from sae.activations.rows import ROWS_PER_CHUNK
 from sae.errors import ConfigError, StoreError
 from sae.provenance import cache_dir, content_key, write_json
+from sae.reading import read_object
 from sae.types import SPLITS, Point, Split
+from sae.writing import free_space
 
 log = logging.getLogger(__name__)
 
@@ -169,12 +169,11 @@ def store_lock(folder: Path, *, wait: bool = True) -> Iterator[None]:
 
 def refuse_write(path: Path, error: OSError, bytes_needed: int | None) -> NoReturn:
     """Turn a failed write into an error that names the path and the space."""
-    existing = next(parent for parent in (path, *path.parents) if parent.exists())
-    space = f"{shutil.disk_usage(existing).free / 1e9:.2f} GB are free there"
+    space = free_space(path)
     if bytes_needed is not None:
         space += f", {bytes_needed / 1e9:.2f} GB are still needed"
     raise StoreError(
-        f"Cannot write {path} ({error.strerror or error}); {space}. Free space, check the "
+        f"Cannot write {path} ({error.strerror or error}){space}. Free space, check the "
         "permissions, or set SAE_CACHE to a folder on another disk."
     ) from error
 
@@ -198,7 +197,7 @@ def write_sealed(path: Path, content: dict) -> None:
 def read_sealed(path: Path, advice: str) -> dict:
     """Read JSON and check its checksum; `advice` ends the error if it is missing or damaged."""
     try:
-        content = json.loads(path.read_text())
+        content = read_object(path, StoreError)
         if content.pop("checksum") != content_key(content):
             raise ValueError("the checksum differs")
     except DAMAGE as error:

@@ -18,6 +18,7 @@ from sae.intact import require_content, visible
 
 _SUFFIXES = (".npy", ".pt", ".safetensors", ".zarr")
 _KINDS = ", ".join(_SUFFIXES)
+_ZARR = ("zarr.json", ".zarray")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def find_files(path: Path) -> list[Path]:
 
 
 def _is_zarr(path: Path) -> bool:
-    return (path / "zarr.json").exists() or (path / ".zarray").exists()
+    return any((path / name).exists() for name in _ZARR)
 
 
 def open_part(path: Path) -> Part:
@@ -59,8 +60,9 @@ def open_part(path: Path) -> Part:
     Raises:
         StoreError: If it is damaged, or of another kind, shape or dtype than [rows d_in] floats.
     """
-    if not _is_zarr(path):
-        require_content(path, StoreError)
+    described = [path / name for name in _ZARR if (path / name).exists()]
+    for file in described or [path]:
+        require_content(file, StoreError)
     opener = _open_zarr if path.is_dir() else _OPENERS.get(path.suffix)
     if opener is None:
         refuse_file(path, f"is of no known kind ({_KINDS})")

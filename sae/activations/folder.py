@@ -14,15 +14,12 @@ from sae.activations.cache import DAMAGE, read_sealed, refuse_write, write_seale
 from sae.activations.counted import Counted, RowRule
 from sae.activations.counted_rows import count_rows, counted_of
 from sae.activations.files import Part, find_files, open_part, refuse_file
+from sae.activations.ranges import LARGEST, check_norms
 from sae.activations.rows import ROWS_PER_CHUNK, Rows, RunningStats, Stats, all_finite
 from sae.errors import ConfigError, StoreError
 from sae.progress import progress
 from sae.provenance import cache_dir, content_key
 from sae.types import Split
-
-_LARGEST = math.sqrt(torch.finfo(torch.float32).max)
-_SMALLEST = 1e-15
-"""Lengths of rows whose squares float32 holds, the smaller with digits to spare."""
 
 
 class OwnRows:
@@ -57,17 +54,13 @@ class OwnRows:
                 if not all_finite(rows):
                     self._refuse_row(i, ~torch.isfinite(rows), "holds NaN or infinite values")
                 sizes = rows.abs()
-                if float(largest := sizes.max()) > _LARGEST / math.sqrt(self.d_in):
+                if float(largest := sizes.max()) > LARGEST / math.sqrt(self.d_in):
                     what = f"holds {float(largest):.3g}, whose square float32 cannot hold,"
                     self._refuse_row(i, sizes == largest, what)
                 running.update(rows)
                 advance(len(rows))
         stats = running.result()
-        if self.num_rows and 0 < stats.norm_quantiles["max"] < _SMALLEST:
-            raise StoreError(
-                f"No row of your activations is longer than {stats.norm_quantiles['max']:.3g}: "
-                "squares of such numbers vanish in float32. Multiply the activations by a constant."
-            )
+        check_norms("your activations", stats)
         return stats
 
     def chunk_bounds(self, i: int) -> tuple[int, int]:
@@ -77,7 +70,11 @@ class OwnRows:
         return i * ROWS_PER_CHUNK, min((i + 1) * ROWS_PER_CHUNK, self.num_rows)
 
     def read(self, i: int) -> Float[Tensor, "rows d_in"]:
-        """Chunk `i`, in the dtype of its file."""
+        """Chunk `i`, in the dtype of its file.
+
+        Raises:
+            StoreError: If it cannot be read, or a value is not finite; names the file.
+        """
         start, stop = (self._start + bound for bound in self.chunk_bounds(i))
         found, first = [], 0
         for part in self._parts:
@@ -88,7 +85,10 @@ class OwnRows:
                 except DAMAGE as error:
                     refuse_file(part.path, f"cannot be read ({error})", error)
             first += part.num_rows
-        return torch.cat(found)
+        rows = torch.cat(found)
+        if self._stats is not None and not all_finite(rows):  # changed since they were measured
+            self._refuse_row(i, ~torch.isfinite(rows), "holds NaN or infinite values")
+        return rows
 
     def documents(self, i: int) -> None:
         """Nothing is known about documents."""

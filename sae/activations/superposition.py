@@ -12,7 +12,7 @@ from torch import Tensor
 from sae.activations.cache import read_sealed, refuse_write, write_sealed
 from sae.activations.counted import Counted, RowRule
 from sae.activations.counted_rows import count_rows, counted_of
-from sae.activations.rows import ROWS_PER_CHUNK, Rows, RunningStats, Stats
+from sae.activations.rows import ROWS_PER_CHUNK, Rows, RunningStats, Stats, all_finite
 from sae.errors import ConfigError, StoreError
 from sae.progress import progress
 from sae.provenance import cache_dir, content_key
@@ -53,6 +53,11 @@ class SuperpositionRows:
         with progress(f"measure {self.split_name} vectors", self.num_rows, "rows") as advance:
             for i in range(self.num_chunks):
                 rows = self.read(i)
+                if not all_finite(rows):
+                    raise ConfigError(
+                        f"activations.noise={self.world.noise:g} gives values that float32 cannot "
+                        "hold. Use less."
+                    )
                 running.update(rows)
                 advance(len(rows))
         stats, file = running.result(), self._statistics_file()

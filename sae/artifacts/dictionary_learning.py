@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from sae.artifacts.files import (
-    read_json,
     read_torch,
     reject_others,
     state_of,
@@ -26,6 +25,7 @@ from sae.artifacts.places import Place, described, hook_of, place_of
 from sae.dictionaries.sae import SAE
 from sae.errors import ArtifactError
 from sae.provenance import write_json
+from sae.reading import read_object
 from sae.types import Point
 
 WEIGHTS, CONFIG = "ae.pt", "config.json"
@@ -65,7 +65,7 @@ def load(path: Path) -> SAE:
     file = path / WEIGHTS if path.is_dir() else path
     state = state_of(read_torch(file), file)
     beside = file.with_name(CONFIG)
-    config = read_json(beside) if beside.is_file() else {}
+    config = read_object(beside) if beside.is_file() else {}
     trainer = config.get("trainer") or {}
     warn_of_flags(trainer, _SETTINGS.split(), beside)
     weights = _weights(state, trainer, file)

@@ -1,6 +1,5 @@
 """Read other libraries' files with clear errors and no foreign code; write a folder at once."""
 
-import json
 import logging
 import os
 import shutil
@@ -18,17 +17,6 @@ from sae.errors import ArtifactError
 from sae.intact import follow_umask, require_content
 
 log = logging.getLogger(__name__)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
-    try:
-        content = json.loads(existing(file).read_text("utf-8-sig"))  # Windows writes a mark
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{file} is damaged (no JSON: {error}). Copy it again.") from error
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{file} holds no JSON object. Is it the file of another program?")
-    return content
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from sae.artifacts.files import new_folder
 from sae.artifacts.format import Format
 from sae.artifacts.hub import fetch, is_hub_id
 from sae.dictionaries.sae import SAE
-from sae.errors import ArtifactError, ConfigError
+from sae.errors import ArtifactError, ConfigError, SAEError
 
 FORMATS: dict[str, Format] = {
     format.word: format
@@ -56,12 +56,17 @@ def load(path: str | Path, format: str | None = None, device: str | torch.device
     else:
         found = (known for known in FORMATS.values() if known.looks_like(where))
         chosen = next(found, native.FORMAT)  # whose error lists what is there
-    if chosen.many:
-        sae = chosen.load(where, member)
-    elif member is not None:
+    if not chosen.many and member is not None:
         raise ArtifactError(f"{where} ({chosen.word}) holds one SAE. Drop :{member}.")
-    else:
-        sae = chosen.load(where)
+    try:
+        sae = chosen.load(where, member) if chosen.many else chosen.load(where)
+    except SAEError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        # values of a wrong type may stand anywhere in a file of another library
+        raise ArtifactError(
+            f"{where} ({chosen.word}) is damaged, or another version wrote it: {error!r:.200}"
+        ) from error
     return sae.to(device)
 
 

@@ -1,6 +1,5 @@
 """Write and read the house's own format of a saved SAE."""
 
-import json
 import os
 import shutil
 from dataclasses import asdict, fields
@@ -18,6 +17,7 @@ from sae.dictionaries.sae import SAE, WITH_THRESHOLD, SAEConfig
 from sae.errors import ArtifactError, ConfigError
 from sae.intact import require_content
 from sae.provenance import write_json
+from sae.reading import read_object
 
 NAME = "lightning-sae"
 FORMAT_VERSION = 2
@@ -117,12 +117,8 @@ def _find(path: Path) -> Path:
 
 
 def _read_config(file: Path) -> dict:
-    require_content(file, ArtifactError)
-    try:
-        content = json.loads(file.read_text("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{file} is damaged (no JSON: {error}). Save the SAE again.") from error
-    if not isinstance(content, dict) or content.get("format") != NAME:
+    content = read_object(file)
+    if content.get("format") != NAME:
         raise ArtifactError(f'{file} does not say "format": "{NAME}". Give {_ACCEPTED}.')
     version = content.get("format_version")
     if version == FORMAT_VERSION:

@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor
 
 from sae.artifacts.files import (
-    read_json,
     read_safetensors,
     reject_others,
     taken,
@@ -22,6 +21,7 @@ from sae.artifacts.saelens_settings import KNOWN
 from sae.dictionaries.sae import SAE, WITH_K
 from sae.errors import ArtifactError
 from sae.provenance import write_json
+from sae.reading import read_object
 
 CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
 FORMAT_OF = "6.54.12"
@@ -57,7 +57,7 @@ def load(path: Path) -> SAE:
             or normalises each input.
     """
     file = path / WEIGHTS
-    config, tensors = read_json(path / CONFIG), read_safetensors(file)
+    config, tensors = read_object(path / CONFIG), read_safetensors(file)
     # before version 6 all of it stood at the top level
     about = {**config, **(config.get("metadata") or {})}
     weights = _weights(config, tensors, file)
@@ -201,7 +201,7 @@ def _apply_normalisation(weights: Weights, config: Mapping[str, Any], path: Path
     """Fold the scale of `expected_average_only_in`; refuse what depends on each input."""
     word = config.get("normalize_activations") or "none"
     file = path / SCALER
-    scaler = read_json(file) if file.is_file() else {}
+    scaler = read_object(file) if file.is_file() else {}
     scales = scaler.get("scaling_factor") not in (None, 1)
     if scaler.get("has_whitening") or (scales and word == "none"):
         raise ArtifactError(

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from sae.artifacts.files import (
-    read_json,
     read_safetensors,
     reject_flags,
     reject_others,
@@ -17,6 +16,7 @@ from sae.artifacts.places import Place, described, point_of
 from sae.dictionaries.sae import SAE
 from sae.errors import ArtifactError
 from sae.provenance import write_json
+from sae.reading import read_object
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 _TENSORS = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
@@ -34,7 +34,7 @@ def load(path: Path) -> SAE:
             here, or is a transcoder whose decoder rows have
             several lengths, by which its TopK does not select (`fold`).
     """
-    config, file = read_json(path / CONFIG), path / WEIGHTS
+    config, file = read_object(path / CONFIG), path / WEIGHTS
     state = read_safetensors(file)
     word = config.get("activation", "topk")
     if word != "topk":

@@ -1,7 +1,7 @@
 """`downstream`: what is left of the LM's predictions when the SAE stands in its way."""
 
-import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -29,6 +29,7 @@ from sae.evals.splicing import Replacement, Replacements, Spared, replacements
 from sae.metrics.next_token import ABLATIONS, NextToken
 from sae.progress import progress
 from sae.provenance import content_key, write_json
+from sae.reading import read_object
 from sae.types import Ends, Point
 
 log = logging.getLogger(__name__)
@@ -287,13 +288,13 @@ def _both(first: Replacement, second: Replacement) -> Replacement:
 
 def _restore(metric: NextToken, file: Path) -> tuple[str, ...]:
     """Fill in the sums of the ablations from an earlier run; say which there were."""
-    if not file.is_file():
+    if not os.path.lexists(file):
         return ()
     try:
-        sums = json.loads(file.read_text())
+        sums = read_object(file)
         for name in ABLATIONS:
             metric.set_ablation(name, torch.tensor(sums[name], dtype=torch.float64))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
         log.warning("Measuring the ablations again: %s cannot be read (%s).", file, error)
         metric.reset()
         return ()

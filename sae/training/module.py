@@ -1,8 +1,8 @@
 """The LightningModule: one optimiser step of a dictionary, and what must happen around it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, ClassVar, TypedDict
 
 import lightning as L
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor
 from sae.dictionaries.base import Dictionary, Moment, StepOutput
 from sae.dictionaries.codes import Code
 from sae.dictionaries.untied import Untied
-from sae.errors import NonFiniteLossError
+from sae.errors import ConfigError
 from sae.functional import reconstruction_metrics, reconstruction_terms
-from sae.training.optimizers import OptimizerSettings
+from sae.training.divergence import FEWEST_ROWS, Watch, not_finite, state_of
+from sae.training.optimizers import OptimizerSettings, renew
 from sae.training.ranks import copy_from_first_rank, mean_over_ranks, sum_over_ranks
 from sae.training.resampling import ResampleSettings, dead_latents, resample
 from sae.training.schedules import linear_decay, span_tokens, warmup
@@ -69,10 +70,17 @@ class SAEModule(L.LightningModule):
         seed: Seed of the resampler's draws.
         resample_inputs: `(n, seed) -> [n d_in]` random scaled training vectors; default: the
             trainer's datamodule.
+        renewed: Fields of `optimizer` that replace what a checkpoint says.
+
+    Attributes:
+        look: Whether this step is looked at for divergence though it is not logged: set by who
+            is about to save it.
     """
 
     tokens_since_fired: Tensor
     revived: Tensor
+    reconstructs: ClassVar[bool] = True
+    """Whether reconstruction is trained, so that a large FVU is a failure."""
 
     def __init__(
         self,
@@ -87,6 +95,7 @@ class SAEModule(L.LightningModule):
         scale: float | Tensor = 1.0,
         seed: int = 0,
         resample_inputs: Callable[[int, int], Tensor] | None = None,
+        renewed: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.dictionary = dictionary
@@ -110,7 +119,10 @@ class SAEModule(L.LightningModule):
         self.target_l0 = (
             None if target_l0 is None else TargetL0(target_l0, dictionary, length.steps)
         )
-        self._resample_inputs = resample_inputs
+        self._resample_inputs, self._renewed = resample_inputs, renewed
+        self.look, self._fvu = False, torch.tensor(torch.nan)
+        self._norm: Tensor | None = None
+        self.watch = Watch(length.steps, self.dead_after_tokens, self._advice())
         self._counts: Tensor | None = None
         self._num_rows: Tensor | int = length.batch_size  # end to end, those that count
         self._loss: Tensor | None = None
@@ -138,13 +150,24 @@ class SAEModule(L.LightningModule):
         # over all ranks: whatever follows from the counts is equal on each of them
         self._counts = sum_over_ranks(output.code.firing_counts())
         self._loss = loss.detach()
-        rhythm = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
-        logged = (self.global_step + 1) % rhythm == 0
-        if logged or loss.device.type == "cpu":  # on an accelerator every look costs a wait
-            self._check_finite(mean_over_ranks(loss))  # so that all ranks stop, or none
-        if logged:
-            self._log_step(x, output, loss)
+        logged = (self.global_step + 1) % self._log_every == 0
+        self.look |= logged or self._last_step
+        if self.look or loss.device.type == "cpu":  # on an accelerator every look costs a wait
+            self._check_loss(output.terms)
+        if self.look:
+            sums = self._reconstruction_sums(x, output.x_hat.detach())
+            self._fvu = reconstruction_metrics(sums)["fvu"]
+            if logged:
+                self._log_step(output, sums["rows"])
         return loss
+
+    @property
+    def _log_every(self) -> int:
+        return self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def _last_step(self) -> bool:
+        return self.global_step + 1 >= self.length.steps
 
     def output(self, batch: Any) -> tuple[Float[Tensor, "batch width"], StepOutput]:
         """The activations of a batch, and what the dictionary makes of them."""
@@ -176,17 +199,20 @@ class SAEModule(L.LightningModule):
             scale = self.dictionary.split(scale)[1]
         return target / scale, x_hat / scale
 
-    def _log_step(self, x: Tensor, output: StepOutput, loss: Tensor) -> None:
+    def _reconstruction_sums(self, x: Tensor, x_hat: Tensor) -> dict[str, Tensor]:
+        """`reconstruction_terms` of a batch over all ranks, in the LM's own units."""
+        terms = reconstruction_terms(*self._in_lm_units(x, x_hat))
+        return {name: sum_over_ranks(term.sum(0)) for name, term in terms.items()}
+
+    def _log_step(self, output: StepOutput, rows: Tensor) -> None:
         assert self._counts is not None
-        values = {"train/loss": mean_over_ranks(loss.detach())}
-        terms = reconstruction_terms(*self._in_lm_units(x, output.x_hat.detach()))
-        sums = {name: sum_over_ranks(term.sum(0)) for name, term in terms.items()}
-        fvu = reconstruction_metrics(sums)["fvu"]
-        if bool(torch.isfinite(fvu)):  # undefined for a batch of equal rows
-            values["train/fvu"] = fvu
+        assert self._loss is not None
+        values = {"train/loss": mean_over_ranks(self._loss)}
+        if bool(torch.isfinite(self._fvu)):  # undefined for a batch of equal rows
+            values["train/fvu"] = self._fvu
         for name, term in output.terms.items():
             values[f"train/loss_{name}"] = mean_over_ranks(term.detach())
-        values["train/l0"] = self._counts.sum() / sums["rows"]
+        values["train/l0"] = self._counts.sum() / rows
         values["train/revived"] = self.revived.float()
         values["train/lr"] = torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"])
         values["train/sparsity_factor"] = torch.tensor(self._sparsity_factor)
@@ -218,8 +244,9 @@ class SAEModule(L.LightningModule):
             for parameter in parameters:
                 assert parameter.grad is not None
                 parameter.grad.mul_(self.gradient_norm / (norm + 1e-12))
+            self._norm = norm
         elif gradient_clip_val:
-            torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+            self._norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then everything that must be part of the step (see the class)."""
@@ -227,6 +254,8 @@ class SAEModule(L.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.dictionary.constrain_parameters()
         self._count_firing()
+        if self.look:
+            self._judge()
         if self.resampling.due(seen, seen + self.length.batch_size):
             self._resample(seen)
 
@@ -240,7 +269,7 @@ class SAEModule(L.LightningModule):
 
     def _resample(self, seen: int) -> None:
         assert self._loss is not None
-        self._check_finite(mean_over_ranks(self._loss))  # rows are drawn by their losses
+        self._check_loss({"loss": self._loss})  # rows are drawn by their losses
         dead = dead_latents(self.tokens_since_fired, self.dead_after_tokens)
         draw = hash((self.seed, seen)) % 2**63
         inputs = self._resample_inputs or self.trainer.datamodule.sample_rows  # pyright: ignore
@@ -300,21 +329,77 @@ class SAEModule(L.LightningModule):
         loop.batch_progress.total.ready = self.global_step + 1
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to overwrite a good checkpoint with a diverged one."""
-        for name, parameter in self.dictionary.named_parameters():
-            if not bool(torch.isfinite(parameter).all()):
-                raise self._diverged(f"{name} holds NaN or infinite values")
+        """Refuse to overwrite a good checkpoint with a diverged one.
+
+        Raises:
+            DivergedError: If a number is not finite, or the run ends as it should not.
+        """
+        self._check_state()
+        if self.watch.suspect and self.global_step >= self.length.steps:
+            raise self.watch.diverged(self.global_step, self.watch.suspect)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put renewed settings of the optimiser in place of those that it was saved with.
+
+        Raises:
+            ConfigError: If `bias_rate` would need another optimiser.
+        """
+        if not self._renewed:
+            return
+        settings = self.optimizer_settings
+        groups = self.dictionary.parameter_groups(settings.lr, settings.bias_rate)
+        (state,) = checkpoint["optimizer_states"]
+        if len(groups) != len(state["param_groups"]):
+            raise ConfigError(
+                f"optimizer.bias_rate={settings.bias_rate} cannot change while a run goes on with "
+                f"sae={self.dictionary.architecture}: biases had the common rate. Drop it."
+            )
+        renew(state["param_groups"], groups, settings, self._renewed)
+        for schedule in checkpoint["lr_schedulers"]:
+            schedule["base_lrs"] = [group["initial_lr"] for group in state["param_groups"]]
+
+    def _judge(self) -> None:
+        """Look at the step that was done.
+
+        Raises:
+            DivergedError: If it went wrong.
+        """
+        step, self.look = self.global_step + 1, False
+        self._check_state()
+        if self._norm is not None and not bool(torch.isfinite(self._norm)):
+            raise self.watch.diverged(step, "the norm of the gradients is infinite")
+        last, rows = self._last_step, self.length.batch_size
+        steered = not self.reconstructs or (self.target_l0 is not None and not last)
+        warm = step > max(self._warmup_steps, self.sparsity_warmup_steps)
+        silent = int(self.tokens_since_fired.min())
+        self.watch.look(
+            step,
+            fvu=float(self._fvu) if self.reconstructs and rows >= FEWEST_ROWS else torch.nan,
+            silent_tokens=silent if last or not steered else 0,
+            silent_after=min(self._log_every, self.length.steps) * rows,
+            may_stop=(warm or last) and not steered,
+        )
+
+    def _check_state(self) -> None:
+        trainer = self._trainer  # None where a module is used without one
+        optimizer = trainer.optimizers[0] if trainer is not None and trainer.optimizers else None
+        if name := not_finite(dict(state_of(self.dictionary, optimizer))):
+            raise self.watch.diverged(self.global_step, f"{name} holds NaN or infinite values")
 
     def _steps(self, span: int | float | str, name: str) -> int:
         return round(span_tokens(span, self.length.tokens, name) / self.length.batch_size)
 
-    def _check_finite(self, loss: Tensor) -> None:
-        if not bool(torch.isfinite(loss)):
-            raise self._diverged(f"the loss is {loss.item()}")
+    def _check_loss(self, terms: Mapping[str, Tensor]) -> None:
+        loss = torch.stack(list(terms.values())).sum()
+        if bool(torch.isfinite(mean_over_ranks(loss))):  # so that all ranks stop, or none
+            return
+        what = ", ".join(f"{name} {term.item():g}" for name, term in terms.items())
+        raise self.watch.diverged(self.global_step, f"the loss is not finite ({what})")
 
-    def _diverged(self, what: str) -> NonFiniteLossError:
-        return NonFiniteLossError(
-            f"Training diverged at step {self.global_step}: {what}. The last checkpoint before is "
-            f"untouched. Try a smaller optimizer.lr (now {self.optimizer_settings.lr:g}), a longer "
-            "optimizer.warmup_tokens, or look for NaN in your own activations."
+    def _advice(self) -> str:
+        settings, name = self.optimizer_settings, self.dictionary.coefficient
+        lower = "" if name is None else f" or {name} (now {getattr(self.dictionary, name):g})"
+        return (
+            f"Try a smaller optimizer.lr (now {settings.lr:g}){lower}, a longer "
+            "optimizer.warmup_tokens, or look for wrong values in your own activations."
         )

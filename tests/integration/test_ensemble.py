@@ -134,7 +134,7 @@ def test_a_list_on_the_command_line(tmp_path):
     table = pd.read_csv(folder / "sweep.csv")
     assert table["status"].tolist() == ["finished", "failed"]
     assert table["l1"].tolist() == [1e-3, 1e38]
-    assert table["error"][1].startswith("NonFiniteLossError")
+    assert table["error"][1].startswith("DivergedError")
     assert (folder / "1" / "error.txt").exists()
     assert (folder / "sweep.png").exists()
     assert "#0 l1=0.001: train: step" in (folder / "train.log").read_text()

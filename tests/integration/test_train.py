@@ -230,7 +230,7 @@ class TestInProcess:
         assert "downstream" not in results
 
     def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(self, tmp_path):
-        from sae.errors import NonFiniteLossError
+        from sae.errors import DivergedError
         from train import compose, train
 
         self.train(tmp_path, "epochs=1")
@@ -239,7 +239,7 @@ class TestInProcess:
         checkpoint["state_dict"]["dictionary.b_enc"] += 1e30  # as if it had run away
         torch.save(checkpoint, file)
         good = file.read_bytes()
-        with pytest.raises(NonFiniteLossError, match=r"diverged at step \d+: .* smaller optimizer"):
+        with pytest.raises(DivergedError, match=r"diverged at step \d+: .* smaller optimizer"):
             train(compose(["epochs=8"]), tmp_path, ["epochs"])
         assert file.read_bytes() == good
         manifest = json.loads((tmp_path / "manifest.json").read_text())

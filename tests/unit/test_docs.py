@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from conf.commandline import check_command_line
-from conf.schema import register
+from conf.commandline import check_command_line, compose_job
+from conf.runs import save_config
+from conf.schema import check, register
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -74,10 +75,13 @@ def test_files_of_the_house_that_are_named_exist(path):
 
 
 @pytest.mark.parametrize("words", all_commands())
-def test_commands_are_accepted(words, monkeypatch):
+def test_commands_are_accepted(words, monkeypatch, tmp_path):
     program, *arguments = words
     if program != "-m":
         assert (ROOT / program).is_file()
+        if any(word.startswith("resume_with=") for word in arguments):  # of a run that is there
+            save_config(tmp_path / "outputs" / "mine", check(compose_job("train", [])))
+            monkeypatch.chdir(tmp_path)
         check_command_line(program.removesuffix(".py"), arguments)
         return
     module, *arguments = arguments

@@ -8,7 +8,7 @@ from sae.activations.datamodule import ActivationDataModule
 from sae.activations.folder import TensorActivations
 from sae.dictionaries import build_dictionary
 from sae.dictionaries.base import Moment
-from sae.errors import NonFiniteLossError
+from sae.errors import DivergedError
 from sae.training.module import RunLength, SAEModule
 from sae.training.optimizers import OptimizerSettings
 from sae.training.resampling import ResampleSettings
@@ -105,7 +105,7 @@ def test_sparsity_warms_up_linearly():
 def test_a_loss_that_is_not_finite_stops_training():
     module, _ = train()
     module.dictionary.b_enc.data[0] = float("nan")
-    with pytest.raises(NonFiniteLossError, match="b_enc holds NaN"):
+    with pytest.raises(DivergedError, match="b_enc holds NaN"):
         module.on_save_checkpoint({})
 
 

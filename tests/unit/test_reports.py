@@ -113,7 +113,7 @@ def test_unusable_folders_are_errors_that_name_the_file(tmp_path):
     with pytest.raises(ArtifactError, match="no run folder"):
         write_report(tmp_path)
     (tmp_path / "results.json").write_text("{")
-    with pytest.raises(ArtifactError, match=r"results\.json is no valid JSON"):
+    with pytest.raises(ArtifactError, match=r"results\.json is damaged"):
         write_report(tmp_path)
 
 
@@ -128,7 +128,7 @@ def sweep(tmp_path):
             overrides = [f"l1={l1}", f"layer={layer}", "seed=0", f"run_dir=x{job}"]
             (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(overrides))
             job += 1
-    (tmp_path / "2" / "error.txt").write_text("Traceback …\nNonFiniteLossError: loss is nan\n")
+    (tmp_path / "2" / "error.txt").write_text("Traceback …\nDivergedError: loss is nan\n")
     (tmp_path / "4").mkdir()
     (tmp_path / "not-a-job").mkdir()
     return tmp_path
@@ -146,12 +146,12 @@ def test_sweep_table_has_a_row_a_job(sweep):
     assert (table[1]["fvu"], table[1]["dead"], table[1]["ce_recovered_mean"]) == (
         "0.2", "0.0023", "",
     )  # fmt: skip
-    assert table[2]["error"] == "NonFiniteLossError: loss is nan"
+    assert table[2]["error"] == "DivergedError: loss is nan"
     assert rows[1]["l0"] == 45.0
     assert (sweep / "sweep.png").read_bytes().startswith(b"\x89PNG")
     page = (sweep / "report.html").read_text()
     assert "5 jobs: 2 finished, 1 failed, 1 running, 1 pending" in page
-    assert "NonFiniteLossError: loss is nan" in page
+    assert "DivergedError: loss is nan" in page
     assert plots(page)["FVU"]["traces"][0]["x"] == [45, 90]
 
 

@@ -1,0 +1,116 @@
+"""Small files that a user, a crash or somebody else may have damaged: JSON, YAML and text.
+
+All of them are read here, so that every damage is one error that names the file: a folder, a pipe
+(which would be waited for), a loop of links, bytes that are not UTF-8, nesting that no parser can
+follow, numbers of thousands of digits.
+"""
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sae.errors import ArtifactError, SAEError
+from sae.intact import require_content
+
+_SHOWN = 200
+
+
+def read_bytes(file: Path, error: type[SAEError] = ArtifactError) -> bytes:
+    """The bytes of a file.
+
+    Args:
+        file: The file.
+        error: What to raise.
+
+    Raises:
+        SAEError: Of the class `error`, if there is no such file or it cannot be read.
+    """
+    try:
+        if not os.path.lexists(file):
+            raise error(f"{file} is missing.")
+        require_content(file, error)
+        return file.read_bytes()
+    except error:
+        raise
+    except (OSError, ValueError) as reason:  # ValueError: a null byte in the name
+        raise error(f"{file} cannot be read ({_reason(reason)}).") from None
+
+
+def read_text(file: Path, error: type[SAEError] = ArtifactError) -> str:
+    """A text in UTF-8.
+
+    Raises:
+        SAEError: Of the class `error`, if it cannot be read or is not UTF-8.
+    """
+    try:
+        return read_bytes(file, error).decode("utf-8-sig")  # Windows writes a byte order mark
+    except UnicodeDecodeError as reason:
+        raise error(f"{file} is damaged (not UTF-8: {reason.reason}).") from None
+
+
+def read_json(file: Path, error: type[SAEError] = ArtifactError) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        SAEError: Of the class `error`, if it cannot be read or is not JSON.
+    """
+    return parse_json(read_text(file, error), str(file), error)
+
+
+def read_object(file: Path, error: type[SAEError] = ArtifactError) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        SAEError: Of the class `error`, if it cannot be read or holds anything else.
+    """
+    content = read_json(file, error)
+    if not isinstance(content, dict):
+        raise error(f"{file} holds no JSON object. Is it the file of another program?")
+    return content
+
+
+def parse_json(text: str, where: str, error: type[SAEError] = ArtifactError) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        text: The text.
+        where: Where it stands, for the error.
+        error: What to raise.
+
+    Raises:
+        SAEError: Of the class `error`, if it is not JSON, too deep, or has too long a number.
+
+    Example:
+        >>> parse_json('{"a": [1]}', "here")
+        {'a': [1]}
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as reason:
+        raise error(f"{where} is damaged (no JSON: {_reason(reason)}).") from None
+
+
+def read_yaml(file: Path, error: type[SAEError] = ArtifactError) -> Any:
+    """What a YAML file holds: plain values; tags build nothing and `${…}` is text.
+
+    Raises:
+        SAEError: Of the class `error`, if it cannot be read or is not YAML.
+    """
+    text = read_text(file, error)
+    try:
+        return yaml.safe_load(text)
+    except Exception as reason:  # its constructors raise what they like, AttributeError among it
+        raise error(f"{file} is damaged (no YAML: {_reason(reason)}).") from None
+
+
+def _reason(error: Exception) -> str:
+    """One line of an exception."""
+    if isinstance(error, OSError):
+        return error.strerror or os.strerror(error.errno or errno.EIO)
+    if isinstance(error, RecursionError):
+        return "nested too deep"
+    return " ".join(str(error).split())[:_SHOWN] or type(error).__name__
