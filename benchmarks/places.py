@@ -3,6 +3,7 @@
     python -m benchmarks.places --harvest                  activations of all places, in one LM pass
     python -m benchmarks.places --jobs 2                   defaults at every place
     python -m benchmarks.places --places resid.15 --recipes default lr/2 lr*2   a grid at a place
+    python -m benchmarks.places --report                   tables of what is recorded
     python -m benchmarks.places --lm gemma3-270m --places resid.3 resid.12      another LM
 
 Runs that are done are kept in the work folder and not repeated: an interrupted benchmark goes on.
@@ -94,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     """Harvest, or train what is not done yet and write the result; returns the page."""
     parser = arguments(__doc__)
     parser.add_argument("--harvest", action="store_true", help="only fill the cache")
+    parser.add_argument("--report", action="store_true", help="train nothing")
     parser.add_argument("--lm", default="smollm2-135m", help="option of conf/lm")
     parser.add_argument("--places", nargs="+", default=PLACES)
     parser.add_argument("--architectures", nargs="+", choices=[*WORDS, PEER], default=list(WORDS))
@@ -109,12 +111,17 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
         for word in given.architectures
         for recipe in (["default"] if word == PEER else given.recipes)
     ]
+    if given.report:
+        runs = [run for run in runs if _file(run, given.work)[0].exists()]
     if given.jobs == 1:
         found = {run: recorded(run, given.work) for run in runs}
     else:
         found = _side_by_side(runs, given.work, given.jobs)
-    result = Result("places", {"lm": given.lm, "l0": L0, "size": " ".join(SIZE), "lr": LR})
-    result.tables = [_table(found, place) for place in given.places]
+    result = Result(
+        given.name or "places", {"lm": given.lm, "l0": L0, "size": " ".join(SIZE), "lr": LR}
+    )
+    tables = [_table(found, place) for place in given.places]
+    result.tables = [table for table in tables if table.rows]
     result.raw = {f"{r.place}, {r.word}, {r.recipe}": value for r, value in found.items()}
     result.notes += [
         "FVU, its median over rows, L0, silent (never fires) and dense (fires on over 10 %) on "
@@ -149,16 +156,21 @@ def _side_by_side(runs: Sequence[Run], work: Path, jobs: int) -> dict[Run, dict[
 
 def recorded(run: Run, work: Path) -> dict[str, float]:
     """The record of a run, made now unless it is there."""
-    config = configuration(run.words(), run.quick)
-    key = {"run": str(run), **{node: config[node] for node in _DECIDE}}
-    name = f"{run.lm}-{run.place}-{run.word}-{run.recipe}".translate(str.maketrans(" ,/*", "____"))
-    file = work / "records" / f"{name}-{content_key(key)}.json"
+    file, key = _file(run, work)
     if not file.exists():
         values = _peer(run) if run.word == PEER else _ours(run, work)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, {"key": key, "values": values})
-        log.warning("%s %s", name, {k: round(v, 4) for k, v in values.items()})
+        log.warning("%s %s", file.stem, {k: round(v, 4) for k, v in values.items()})
     return json.loads(file.read_text())["values"]
+
+
+def _file(run: Run, work: Path) -> tuple[Path, dict[str, Any]]:
+    """Where the record of a run is, and what decides it."""
+    config = configuration(run.words(), run.quick)
+    key = {"run": str(run), **{node: config[node] for node in _DECIDE}}
+    name = f"{run.lm}-{run.place}-{run.word}-{run.recipe}".translate(str.maketrans(" ,/*", "____"))
+    return work / "records" / f"{name}-{content_key(key)}.json", key
 
 
 def _ours(run: Run, work: Path) -> dict[str, float]:
