@@ -11,7 +11,7 @@ from sae.kernels.ops import Pattern
 def jump_gradients_(
     of_f: Float[Tensor, "batch d_sae"],
     to_values: Float[Tensor, " pairs"],
-    at_zero: float,
+    at_zero: float | Float[Tensor, ""],
     pre: Float[Tensor, "batch d_sae"],
     theta: Float[Tensor, " d_sae"],
     bandwidth: float,

@@ -132,8 +132,8 @@ def project_off_rows(
 
 
 def jump_gradients(
-    of_f: np.ndarray, to_values: Tensor, at_zero: float, pre: np.ndarray, theta: np.ndarray,
-    bandwidth: float, fires: Pattern,
+    of_f: np.ndarray, to_values: Tensor, at_zero: float | Tensor, pre: np.ndarray,
+    theta: np.ndarray, bandwidth: float, fires: Pattern,
 ) -> np.ndarray:  # fmt: skip
     """See `sae.kernels.jumps`; both sums, one under the other."""
     number, pairs = of_f.dtype.type, (fires.offsets.numpy(), fires.latents.numpy())

@@ -56,7 +56,7 @@ def build_module(config: Mapping[str, Any], data: ActivationDataModule) -> SAEMo
         assert isinstance(dictionary, Untied)  # see `check_settings`
         dictionary.freeze_decoder()
     kind, more = _kind(config, data)
-    open_norm = config["trainer"]["gradient_clip"] is None and not long_run
+    open_norm = config["trainer"].get("gradient_clip") is None and not long_run
     return kind(
         dictionary,
         **more,
