@@ -228,7 +228,7 @@ def _peer(run: Run) -> dict[str, float]:
             fires = code != 0
             metric.update(x, fitted.decode(code).float() / fitted.factor, fires.sum(1))
             counts, seen = counts + fires.sum(0), seen + len(x)
-    values = metric.compute()
+    values: Any = metric.compute()
     return {
         "fvu": float(values["fvu"]), "l0": float(values["l0"]),
         "silent": (counts == 0).double().mean().item(),

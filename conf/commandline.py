@@ -399,7 +399,7 @@ def _chosen(job: Sequence[str], key: str) -> tuple[str, ...]:
     """The override that chooses the group whose setting `key` is, as a tuple; () if none does."""
     group = key.partition(".")[0]
     return tuple(
-        o.input_line
+        f"{group}={o.value()}"
         for o in parse(job)
         if o.key_or_group == group != key and o.value() in options(group)
     )
