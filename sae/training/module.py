@@ -371,7 +371,8 @@ class SAEModule(L.LightningModule):
         last, rows = self._last_step, self.length.batch_size
         steered = not self.reconstructs or (self.target_l0 is not None and not last)
         warm = step > max(self._warmup_steps, self.sparsity_warmup_steps)
-        silent = int(self.tokens_since_fired.min())
+        # rows that are all equal need no latent: their FVU is undefined
+        silent = int(self.tokens_since_fired.min()) if bool(torch.isfinite(self._fvu)) else 0
         self.watch.look(
             step,
             fvu=float(self._fvu) if self.reconstructs and rows >= FEWEST_ROWS else torch.nan,

@@ -122,6 +122,16 @@ def test_silence_is_told_after_a_log_interval(tmp_path, caplog):
     assert manifest["sessions"][-1]["status"] == "failed"
 
 
+@pytest.mark.parametrize("words", [["sae=topk", "k=2"], ["sae=l1", "l1=1"]])
+def test_rows_that_are_all_equal_need_no_latent(tmp_path, words):
+    """The decoder's bias is all of them; nothing is dead for a fault of training."""
+    world = [word for word in WORLD if "activations" not in word and "tokens" not in word]
+    np.save(tmp_path / "rows.npy", np.ones((2000, 8), np.float32))
+    rows = ["activations=folder", f"activations.path={tmp_path / 'rows.npy'}", "resample=none"]
+    results = train(tmp_path / "run", *words, *rows, world=world)
+    assert results["core"]["metrics"]["fvu"]["value"] is None
+
+
 def test_the_remedy_that_is_told_works(tmp_path, caplog):
     """Half a run, then a rate that is too high, then what the error says."""
     run = tmp_path / "my run"
