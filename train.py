@@ -43,9 +43,6 @@ if TYPE_CHECKING:  # importing these takes seconds, which --help and errors need
 SEALED = ("metrics.csv", "results.json")
 """Files of a finished run that a damaged byte would change without a word."""
 
-USUAL_RATE = 1e-3
-"""The default of optimizer.lr: what is advised instead of one that is far too high."""
-
 register()
 log = logging.getLogger(__name__)
 
@@ -200,7 +197,9 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
 
 def _mend(run_dir: Path, config: Mapping[str, Any]) -> str:
     """The command that goes on from the last good checkpoint at a tenth of the learning rate."""
-    rate = min(config["optimizer"]["lr"] / 10, USUAL_RATE)
+    from sae.training.optimizers import OptimizerSettings
+
+    rate = min(config["optimizer"]["lr"] / 10, OptimizerSettings.lr)
     change = shlex.quote(f"resume_with={{optimizer.lr: {rate:g}}}")
     return f"From the last good checkpoint: python train.py {typed('run_dir', run_dir)} {change}"
 

@@ -14,22 +14,21 @@ import logging
 import multiprocessing
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from benchmarks.common import Result, Table, arguments
 from benchmarks.quality.contender import Setting
+from benchmarks.quality.data import Data, Size
 from benchmarks.quality.from_sparsify import contenders
-from benchmarks.runs import configuration, prepared_data
+from benchmarks.quality.measure import measured
+from benchmarks.runs import QUICK, configuration
 from sae.activations.build import lm_activations
-from sae.metrics import Reconstruction
 from sae.provenance import content_key, write_json
+from sae.training.optimizers import OptimizerSettings
 from sae.types import Point
 from train import train
 
@@ -45,7 +44,7 @@ WORDS = {
     "topk": [f"k={L0}"], "jumprelu": [f"target_l0={L0}"], "l1": [f"target_l0={L0}"],
     "tied": [f"target_l0={L0}"], "tied, l1=1e-3": ["l1=1e-3"],
 }  # fmt: skip
-LR = 1e-3
+LR = OptimizerSettings.lr
 RECIPES = {
     "default": [],
     "lr/2": [f"optimizer.lr={LR / 2}"],
@@ -80,7 +79,7 @@ class Run:
     quick: bool
 
     def words(self) -> list[str]:
-        """What is added to the command line of train.py."""
+        """The overrides of train.py's command line."""
         site, layer = self.place.split(".")
         architecture = "topk" if self.word == PEER else self.word.partition(",")[0]
         chosen = WORDS["topk"] if self.word == PEER else WORDS[self.word]
@@ -182,58 +181,30 @@ def _ours(run: Run, work: Path) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class _Scaled:
-    """Our data module, as far as a contender of benchmarks.quality looks."""
+class _Harvested(Data):
+    """The rows of a place, as a contender of benchmarks.quality reads them.
 
-    module: Any
+    Attributes:
+        words: Command line of the run whose batches they are.
+    """
 
-    @property
-    def size(self) -> "_Scaled":
-        return self
+    words: tuple[str, ...] = ()
 
-    @property
-    def batch(self) -> int:
-        return self.module.batch_size
-
-    @property
-    def d_in(self) -> int:
-        return self.module.d_in
-
-    @property
-    def steps(self) -> int:
-        return self.module.steps
-
-    @property
-    def scale(self) -> float:
-        return self.module.scale
-
-    def batches(self) -> Iterator[Tensor]:
-        return iter(self.module.train_dataloader())
+    def overrides(self) -> list[str]:
+        """Those words."""
+        return list(self.words)
 
 
-@torch.no_grad()
 def _peer(run: Run) -> dict[str, float]:
-    """Sparsify's TopK with Adam by its own trainer, on the same batches, on the same test rows."""
-    data = prepared_data(configuration(run.words(), run.quick))
-    config = configuration(run.words(), run.quick)
+    """Sparsify's TopK with Adam by its own trainer, on the same batches and test rows."""
+    words = (*(QUICK if run.quick else ()), *run.words())
+    config = configuration(words, quick=False)
+    size = Size(vectors=0, val=0, test=0, batch=config["trainer"]["batch_size"])
+    data = _Harvested(Path(), run.place, size, words)
     peer = next(c for c in contenders() if c.name == "topk, adam")
-    d_sae = config["sae"]["dict_ratio"] * data.d_in
-    with torch.enable_grad():
-        fitted = peer.fit(_Scaled(data), d_sae, Setting(peer.lr(d_sae), config["sae"]["k"], 0))  # pyright: ignore[reportArgumentType]
-    metric, counts = Reconstruction(d_in=data.d_in), torch.zeros(d_sae)
-    rows, seen = data.rows("test"), 0
-    for i in range(rows.num_chunks):
-        for x in rows.read(i).float().split(2048):
-            code = fitted.encode(x * fitted.factor)
-            fires = code != 0
-            metric.update(x, fitted.decode(code).float() / fitted.factor, fires.sum(1))
-            counts, seen = counts + fires.sum(0), seen + len(x)
-    values: Any = metric.compute()
-    return {
-        "fvu": float(values["fvu"]), "l0": float(values["l0"]),
-        "silent": (counts == 0).double().mean().item(),
-        "dense": (counts > 0.1 * seen).double().mean().item(),
-    }  # fmt: skip
+    d_sae = round(config["sae"]["dict_ratio"] * data.d_in)
+    fitted = peer.fit(data, d_sae, Setting(peer.lr(d_sae), config["sae"]["k"], seed=0))
+    return measured(fitted, data, "test")
 
 
 def _table(found: dict[Run, dict[str, float]], place: str) -> Table:

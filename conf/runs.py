@@ -26,7 +26,7 @@ CHANGEABLE = (
 RESUMABLE = tuple(
     f"optimizer.{item.name}" for item in dataclasses.fields(OptimizerConfig) if item.name != "name"
 )
-"""What `resume_with` may change: what a saved optimiser can go on with."""
+"""Settings that `resume_with` may change: a saved optimiser can go on with others."""
 
 RESOLVED = ("lm.dtype", "trainer.precision")
 """Settings of which `auto` is resolved when a run begins; to continue one, it is as recorded."""
@@ -132,7 +132,7 @@ def continued(
 
 
 def _resumable(changed: Any) -> dict[str, Any]:
-    """What `resume_with` sets, checked.
+    """The checked settings of `resume_with`.
 
     Raises:
         ConfigError: If it is not a mapping, names another key, or a value is out of range.

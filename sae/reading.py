@@ -53,7 +53,7 @@ def read_text(file: Path, error: type[SAEError] = ArtifactError) -> str:
 
 
 def read_json(file: Path, error: type[SAEError] = ArtifactError) -> Any:
-    """What a JSON file holds.
+    """The value in a JSON file.
 
     Raises:
         SAEError: Of the class `error`, if it cannot be read or is not JSON.
@@ -95,7 +95,7 @@ def parse_json(text: str, where: str, error: type[SAEError] = ArtifactError) -> 
 
 
 def read_yaml(file: Path, error: type[SAEError] = ArtifactError) -> Any:
-    """What a YAML file holds: plain values; tags build nothing and `${…}` is text.
+    """The value in a YAML file: plain values; tags build nothing and `${…}` is text.
 
     Raises:
         SAEError: Of the class `error`, if it cannot be read or is not YAML.

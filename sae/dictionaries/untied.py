@@ -16,8 +16,8 @@ REVIVED_NORM = 0.2
 
 
 GRADIENT_NORM = 0.01
-"""Of penalised dictionaries. Adam divides by it, so that its size hardly matters: what matters is
-that it is the same in all steps."""
+"""Norm of all gradients together in every step of a penalised dictionary. Adam divides by it: its
+size hardly matters, as long as all steps have the same."""
 
 START_BIAS = -1.0
 """Encoder biases at the start where entries of the activations have about unit variance: a sixth of
