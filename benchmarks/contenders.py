@@ -16,6 +16,7 @@ from torch import Tensor
 from benchmarks.common import has_bf16
 from benchmarks.problem import L1, LR, Problem
 from sae.dictionaries import ARCHITECTURES, Dictionary
+from sae.dictionaries.shape import Init, Shape
 from sae.functional import firing
 from sae.training.optimizers import OptimizerSettings
 
@@ -49,15 +50,16 @@ def ours(problem: Problem, architecture: str, forms: Sequence[str], device: str)
     cls: Any = ARCHITECTURES[architecture]
     # AuxK costs what the dead share costs: nothing, in the steady state that is timed here
     given = {"k": round(problem.l0), "l1": L1, "l0_coefficient": L1}
-    settings = {name: value for name, value in given.items() if name in cls.options}
-    generator = torch.Generator(device).manual_seed(0)
+    known = cls.Config.model_fields
+    settings = cls.Config(**{name: value for name, value in given.items() if name in known})
+    init = Init(generator=torch.Generator(device).manual_seed(0))
     with torch.device(device):  # a large one is made on a GPU alone
-        dictionary: Dictionary = cls(problem.d_in, problem.d_sae, generator=generator, **settings)
+        dictionary: Dictionary = cls(settings, Shape(problem.d_in, problem.d_sae), init)
     with torch.no_grad():
         for name, parameter in dictionary.named_parameters():
             if name in ("W", "W_dec", "encoder_rows"):
                 parameter.copy_(problem.W)
-    if "k" in cls.options:
+    if "k" in known:
         _set_biases(dictionary, 0.0)
     else:
         _reach(problem, dictionary)

@@ -106,7 +106,7 @@ def spread(values: Sequence[float]) -> str:
 
 def words_of(architecture: str, recipe: str) -> list[str]:
     """Overrides of a run: the part of the recipe that the architecture has."""
-    options = ARCHITECTURES[architecture].options
+    options = ARCHITECTURES[architecture].Config.model_fields
     words = [
         word for word in RECIPES[recipe]
         if not word.startswith("sae.") or word[4:].partition("=")[0] in options

@@ -21,11 +21,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from conf.claims import claimed
-from conf.fields import shown
 from conf.quoting import how_to_quote
 from conf.runs import continued
 from conf.schema import check, options, reject_untrained, several
 from sae.errors import ArtifactError, ConfigError, SAEError
+from sae.settings import shown
 from sae.writing import refusal
 
 FOLDER = Path(__file__).parent

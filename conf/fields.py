@@ -1,7 +1,6 @@
 """Fields with ranges: what a value may be, and how to say so when it is something else."""
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
@@ -9,9 +8,7 @@ from typing import Any, TypeGuard
 from omegaconf import MISSING, OmegaConf
 
 from sae.errors import ConfigError
-
-SPAN = "span"
-"""A kind of value: a number of tokens, or a share of the run such as "5%"."""
+from sae.settings import shown
 
 
 @dataclass(frozen=True)
@@ -25,7 +22,6 @@ class Limits:
     below: float | None
     choices: Sequence[str]
     many: bool
-    always_many: bool
     null: bool
     because: str
 
@@ -43,8 +39,6 @@ class Limits:
                 if bound is not None
             ]  # fmt: skip
             text = " ".join([_WORDS[self.kind], " and ".join(bounds)]).strip()
-        if self.always_many:
-            return f"a list whose entries are {text}"
         return (
             text
             + (", or a list of such" if self.many else "")
@@ -55,19 +49,18 @@ class Limits:
 
 _WORDS = {
     int: "a whole number", float: "a number", str: "a text", bool: "true or false",
-    SPAN: "a number of tokens (200000, 2e6) or a share of the run (5%)",
 }  # fmt: skip
 
 
 def ranged(
     kind: Any, default: Any = MISSING, *, low: float | None = None, above: float | None = None,
     high: float | None = None, below: float | None = None, choices: Sequence[str] = (),
-    many: bool = False, always_many: bool = False, null: bool = False, because: str = "",
+    many: bool = False, null: bool = False, because: str = "",
 ) -> Any:  # fmt: skip
     """A field with the limits that `checked` enforces.
 
     Args:
-        kind: int, float, str, bool or SPAN. An integral float such as 2e6 counts as an int.
+        kind: int, float, str or bool. An integral float such as 2e6 counts as an int.
         default: Anything but MISSING: the field may be left out.
         low: Smallest allowed value.
         above: The value must be greater than this.
@@ -75,11 +68,10 @@ def ranged(
         below: The value must be smaller than this.
         choices: Allowed words.
         many: A list of such values is allowed too.
-        always_many: It must be a list; an empty one is allowed.
         null: null is allowed too.
         because: Why, where the range does not explain itself.
     """
-    limits = Limits(kind, low, above, high, below, choices, many, always_many, null, because)
+    limits = Limits(kind, low, above, high, below, choices, many, null, because)
     return field(default=default, metadata={"limits": limits})
 
 
@@ -107,28 +99,12 @@ def lacking(node: Mapping[Any, Any], schema: type) -> str | None:
     return next((name for name in names if name not in node), None)
 
 
-def shown(value: Any) -> str:
-    """A value as one writes it in a config.
-
-    Example:
-        >>> shown(None), shown([1, 2]), shown(1e-3)
-        ('null', '[1, 2]', '0.001')
-    """
-    return "null" if value is None else str(value)
-
-
 def _value(name: str, value: Any, limits: Limits) -> Any:
     if OmegaConf.is_list(value) or isinstance(value, list):
-        if not limits.always_many and (not limits.many or len(value) == 0):
+        if not limits.many or len(value) == 0:
             raise ConfigError(f"{name}={list(value)} must be {limits}.")
-        one = dataclasses.replace(limits, many=False, always_many=False)
+        one = dataclasses.replace(limits, many=False)
         return [_value(name, entry, one) for entry in value]
-    if limits.always_many:
-        example = shown(value) if _valid(value, limits) else "…"
-        raise ConfigError(
-            f"{name}={shown(value)} must be {limits}. Write it as a list, in quotes because of "
-            f"the shell: '{name}=[{example}]'. [] is the empty list."
-        )
     if value is None and limits.null:
         return None
     if not _valid(value, limits):
@@ -142,7 +118,6 @@ def _valid(value: Any, limits: Limits) -> bool:
         str: isinstance(value, str) or (_number(value) and not limits.choices),
         float: _number(value) and abs(value) < float("inf"),
         int: _number(value) and float(value).is_integer(),
-        SPAN: _span(value),
     }[limits.kind]
     return right and (not limits.choices or value in limits.choices) and _within(value, limits)
 
@@ -156,20 +131,13 @@ def _within(value: Any, limits: Limits) -> bool:
     )
 
 
-def _span(value: Any) -> bool:
-    if _number(value):
-        return value >= 0 and float(value).is_integer()
-    share = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*%", str(value))
-    return share is not None and float(share[1]) <= 100
-
-
 def _number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _kind(value: Any, limits: Limits) -> Any:
     """The value in the field's type, where it can be."""
-    if limits.kind in (int, SPAN) and _number(value) and float(value).is_integer():
+    if limits.kind is int and _number(value) and float(value).is_integer():
         return int(value)
     if limits.kind in (float, str) and _number(value):
         return limits.kind(value)

@@ -1,12 +1,16 @@
 """What the nodes of a configuration may hold: types and ranges. Yaml files hold the values."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
-from conf.fields import SPAN, ranged
+from conf.fields import ranged
 from sae.types import SITES
+
+if TYPE_CHECKING:
+    from sae.settings import Settings
 
 KERNELS = ("auto", "dense", "sparse")
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
@@ -76,41 +80,6 @@ class LMActivationsConfig(ActivationsConfig):
 
 
 @dataclass
-class SAEConfig:
-    """What conf/sae/*.yaml share; an architecture's own settings are checked by its class."""
-
-    architecture: Any = ranged(str)
-    dict_ratio: Any = ranged(float, above=0, many=True)
-    l1: Any = ranged(float, None, low=0, many=True)
-    k: Any = ranged(int, None, low=1, many=True)
-    target_l0: Any = ranged(float, None, above=0, many=True, null=True)
-    sparsity_warmup_tokens: Any = ranged(SPAN, None)
-    skip: Any = ranged(bool, False)
-    auxk: Any = ranged(float, None, low=0)
-    multi_k: Any = ranged(bool, None)
-    gate_trains_decoder: Any = ranged(bool, None, null=True)
-    start_bias: Any = ranged(float, None, null=True)
-    frozen_decoder: Any = ranged(bool, False)
-
-
-@dataclass
-class BaselineConfig:
-    """What conf/sae/*.yaml of `kind: baseline` may hold; which of it, their class says."""
-
-    kind: Any = ranged(str)
-    architecture: Any = ranged(str)
-    k: Any = ranged(int, None, low=1, many=True, null=True)
-    dict_ratio: Any = ranged(float, None, above=0, many=True)
-    components: Any = ranged(int, None, low=1, null=True)
-    split: Any = ranged(bool, None)
-    centre: Any = ranged(str, None, choices=("none", "mean"))
-    sample_vectors: Any = ranged(int, None, low=1)
-    max_iter: Any = ranged(int, None, low=1)
-    steps: Any = ranged(int, None, low=1, high=100)
-    seed: Any = ranged(int, None, low=0, many=True)
-
-
-@dataclass
 class TrainerConfig:
     """conf/trainer/*.yaml."""
 
@@ -138,40 +107,6 @@ class LoggerConfig:
 
 
 @dataclass
-class ResampleConfig:
-    """conf/resample/*.yaml."""
-
-    at_tokens: Any = ranged(SPAN, always_many=True)
-    dead_after_tokens: Any = ranged(SPAN)
-    sample_tokens: Any = ranged(SPAN)
-    strategy: Any = ranged(str, "drawn", choices=("drawn", "worst_example"))
-    toward: Any = ranged(str, None, choices=("input", "residual"), null=True)
-
-
-@dataclass
-class OptimizerConfig:
-    """conf/optimizer/*.yaml."""
-
-    name: Any = ranged(str, choices=("adam", "authors_adam"))
-    lr: Any = ranged(float, above=0)
-    beta1: Any = ranged(float, low=0, below=1, null=True)
-    beta2: Any = ranged(float, low=0, below=1, null=True)
-    eps: Any = ranged(float, above=0)
-    bias_rate: Any = ranged(float, None, above=0, null=True)
-    warmup_tokens: Any = ranged(SPAN)
-    decay_tokens: Any = ranged(SPAN)
-
-
-@dataclass
-class EndToEndConfig:
-    """The node `e2e`, which conf/experiment/e2e.yaml fills."""
-
-    loss: Any = ranged(str, "kl", choices=("kl", "ce"))
-    weight: Any = ranged(float, 1.0, above=0)
-    reconstruction: Any = ranged(float, 0.0, low=0)
-
-
-@dataclass
 class WordConfig:
     """What one word of conf/callbacks/*.yaml or conf/eval/*.yaml may hold."""
 
@@ -192,8 +127,8 @@ class TrainConfig:
     corpus: Any = MISSING
     activations: Any = MISSING
     sae: Any = MISSING
-    resample: ResampleConfig = MISSING
-    optimizer: OptimizerConfig = MISSING
+    resample: Any = MISSING
+    optimizer: Any = MISSING
     trainer: TrainerConfig = MISSING
     logger: LoggerConfig = MISSING
     callbacks: Any = MISSING
@@ -241,7 +176,28 @@ ACTIVATIONS: dict[str, type] = {
     "lm": LMActivationsConfig, "folder": FolderActivationsConfig,
     "superposition": SuperpositionActivationsConfig,
 }  # fmt: skip
-NODES: dict[str, type] = {
-    "sae": SAEConfig, "resample": ResampleConfig, "optimizer": OptimizerConfig,
-    "trainer": TrainerConfig, "logger": LoggerConfig, "e2e": EndToEndConfig,
-}  # fmt: skip
+NODES: dict[str, type] = {"trainer": TrainerConfig, "logger": LoggerConfig}
+
+
+def part_config(name: str, node: Mapping[str, Any]) -> "type[Settings]":
+    """The class of a node's settings, which is declared beside the part.
+
+    Raises:
+        ConfigError: If an SAE's architecture is not known.
+    """
+    # importing parts takes seconds, which --help and misspelt keys need not wait for
+    if name == "resample":
+        from sae.training.resampling import ResampleSettings as Found
+    elif name == "optimizer":
+        from sae.training.optimizers import OptimizerSettings as Found
+    elif name == "e2e":
+        from sae.training.end_to_end import EndToEndSettings as Found
+    elif name == "sae" and node.get("kind") is not None:
+        from sae.dictionaries.baselines import BASELINES
+
+        return BASELINES.find(node.get("architecture"))
+    else:
+        from sae.dictionaries import ARCHITECTURES
+
+        return ARCHITECTURES.find(node.get("architecture")).Config
+    return Found

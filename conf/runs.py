@@ -1,7 +1,6 @@
 """Continue a run or a sweep that is already on disk: the saved configuration decides."""
 
 import copy
-import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,11 +8,10 @@ from typing import Any
 
 import yaml
 
-from conf.fields import checked, shown
-from conf.nodes import OptimizerConfig
 from conf.schema import SHORT, check_nodes, known_wheels, lacking_key, reject_unused
 from sae.errors import ArtifactError, ConfigError
 from sae.reading import read_yaml
+from sae.settings import shown
 from sae.writing import replacing
 
 CHANGEABLE = (
@@ -22,11 +20,6 @@ CHANGEABLE = (
 )  # fmt: skip
 """What a continued run may set anew: its length, loggers and hardware."""
 
-
-RESUMABLE = tuple(
-    f"optimizer.{item.name}" for item in dataclasses.fields(OptimizerConfig) if item.name != "name"
-)
-"""Settings that `resume_with` may change: a saved optimiser can go on with others."""
 
 RESOLVED = ("lm.dtype", "trainer.precision")
 """Settings of which `auto` is resolved when a run begins; to continue one, it is as recorded."""
@@ -137,14 +130,18 @@ def _resumable(changed: Any) -> dict[str, Any]:
     Raises:
         ConfigError: If it is not a mapping, names another key, or a value is out of range.
     """
-    wrong = [key for key in changed if key not in RESUMABLE] if isinstance(changed, dict) else []
+    from sae.training.optimizers import OptimizerSettings
+
+    known = [f"optimizer.{name}" for name in OptimizerSettings.model_fields if name != "name"]
+    wrong = [key for key in changed if key not in known] if isinstance(changed, dict) else []
     if not isinstance(changed, dict) or not changed or wrong:
         raise ConfigError(
             f"resume_with={wrong[0] if wrong else shown(changed)} cannot change in a run. "
-            f"Write resume_with='{{optimizer.lr: 1e-4}}' with keys from {', '.join(RESUMABLE)}."
+            f"Write resume_with='{{optimizer.lr: 1e-4}}' with keys from {', '.join(known)}."
         )
     node = {key.removeprefix("optimizer."): value for key, value in changed.items()}
-    return {f"optimizer.{k}": v for k, v in checked(node, OptimizerConfig, "optimizer.").items()}
+    checked = OptimizerSettings(**node)
+    return {f"optimizer.{key}": getattr(checked, key) for key in node}
 
 
 def _check_named(merged: Mapping[str, Any], config: Mapping[str, Any], run_dir: Path) -> None:

@@ -10,9 +10,17 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
-from conf.fields import checked, lacking, shown
-from conf.nodes import ACTIVATIONS, NODES, BaselineConfig, EvaluateConfig, TrainConfig, WordConfig
+from conf.fields import checked, lacking
+from conf.nodes import (
+    ACTIVATIONS,
+    NODES,
+    EvaluateConfig,
+    TrainConfig,
+    WordConfig,
+    part_config,
+)
 from sae.errors import ConfigError
+from sae.settings import shown
 
 if TYPE_CHECKING:
     from sae.language.fetch import WheelFile
@@ -24,6 +32,10 @@ _WITHOUT_LM = {
     "folder": "the vectors are already there",
     "superposition": "the vectors are drawn, from features of their own",
 }
+PARTS = ("sae", "resample", "optimizer", "e2e")
+"""Nodes whose settings are declared beside the part (`sae.settings`)."""
+_NAMES = ("architecture", "kind")
+"""Keys of the node `sae` that name the part."""
 WORDS = ("callbacks", "eval")
 """Nodes that hold one node a word; each checks its own further settings."""
 SHORT = (
@@ -148,6 +160,9 @@ def check_nodes(plain: dict[str, Any], given: Sequence[str] = ()) -> dict[str, A
         for name in given if prefix == "activations." else ():  # of others, their class says it
             if name.startswith(prefix) and name not in known:
                 raise ConfigError(f"{name} is not known. There are: {', '.join(known)}.")
+    for name in PARTS:
+        if (node := plain.get(name)) is not None:
+            plain[name] = checked_part(name, node)
     pair = _at(plain, "activations", "target") is not None or plain.get("e2e") is not None
     if pair and _at(plain, "sae", "kind") == BASELINE:
         raise ConfigError(
@@ -157,16 +172,48 @@ def check_nodes(plain: dict[str, Any], given: Sequence[str] = ()) -> dict[str, A
     return plain
 
 
+def checked_part(name: str, node: Any) -> dict[str, Any]:
+    """The node of a part whose settings its own class checks: right types, defaults filled in.
+
+    Raises:
+        ConfigError: At the first value that is unknown, of a wrong type or out of range.
+    """
+    if not isinstance(node, dict):
+        raise ConfigError(_no_node(name, node))
+    if name == "sae" and node.get("kind") not in (None, BASELINE):
+        raise ConfigError(f"sae.kind={shown(node['kind'])} must be {BASELINE}.")
+    config: Any = part_config(name, node)
+    own = {key: value for key, value in node.items() if key not in _NAMES}
+    listed = {key: value for key, value in own.items() if key in LISTS and isinstance(value, list)}
+    if any(len(values) == 0 for values in listed.values()):
+        config(**own)
+    one = own | {key: values[0] for key, values in listed.items()}
+    checked = config(**one).model_dump()
+    several = {
+        key: [getattr(config(**one | {key: value}), key) for value in values]
+        for key, values in listed.items()
+    }
+    return node | checked | several
+
+
 def lacking_key(plain: Mapping[str, Any], schema: type = TrainConfig) -> str | None:
     """The first key that a resolved configuration must have and has not."""
     if name := lacking(plain, schema):
         return name
-    found = (
+    found = [
         prefix + name
         for prefix, node, node_type in _typed_nodes(plain)
         if (name := lacking(node, node_type))
-    )
-    return next(found, None)
+    ]
+    found += [
+        f"{name}.{key}"
+        for name in PARTS
+        if isinstance(node := plain.get(name), dict)
+        for key, field in part_config(name, node).model_fields.items()
+        # what is off (null, false) may be missing: the version that wrote it did not know it
+        if key not in node and field.get_default() not in (None, False)
+    ]
+    return next(iter(found), None)
 
 
 def _reject_references_to_nothing(config: DictConfig) -> None:
@@ -244,12 +291,6 @@ def _typed_nodes(plain: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]
                 f"activations.kind={shown(kind)} must be one of {', '.join(ACTIVATIONS)}."
             )
         types["activations"] = ACTIVATIONS[kind]
-    if plain.get("e2e") is None:
-        types.pop("e2e")
-    if _at(plain, "sae", "kind") is not None:
-        if plain["sae"]["kind"] != BASELINE:
-            raise ConfigError(f"sae.kind={shown(plain['sae']['kind'])} must be {BASELINE}.")
-        types["sae"] = BaselineConfig
     nodes = [(name, plain[name], types[name]) for name in types if name in plain]
     for group in WORDS:
         words = plain.get(group, {})
@@ -258,11 +299,12 @@ def _typed_nodes(plain: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]
         nodes += [(f"{group}.{word}", node, WordConfig) for word, node in words.items()]
     for name, node, node_type in nodes:
         if not isinstance(node, dict):
-            raise ConfigError(
-                f"{name}={shown(node)} must be a node of settings: {name}.key=value. "
-                f"~{name} removes it."
-            )
+            raise ConfigError(_no_node(name, node))
         yield f"{name}.", node, node_type
+
+
+def _no_node(name: str, node: Any) -> str:
+    return f"{name}={shown(node)} must be a node of settings: {name}.key=value. ~{name} removes it."
 
 
 def _no_value(key: str) -> str:

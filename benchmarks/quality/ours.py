@@ -36,7 +36,7 @@ def contenders() -> list[Contender]:
         if "target_l0" in compose([f"sae={word}"])["sae"]:
             more = RECIPES.get(word, ())
             found.append(_contender("ours", word, "target", "target_l0", more))
-        elif "k" in ARCHITECTURES[word].options:
+        elif "k" in ARCHITECTURES[word].Config.model_fields:
             found.append(_contender("ours", word, "k", "k"))
     return [*found, _contender("authors", "tied", "coefficient", "l1", AUTHORS)]
 

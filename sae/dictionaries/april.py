@@ -2,13 +2,14 @@
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear
 
-from sae.dictionaries.base import Tensors, check_coefficient, register
+from sae.dictionaries.base import Tensors, register
 from sae.dictionaries.codes import Code, SparseCode
-from sae.dictionaries.untied import GRADIENT_NORM, START_BIAS, Untied
-from sae.kernels import unit_rows
+from sae.dictionaries.penalty import L1Config, StartConfig
+from sae.dictionaries.shape import Init, Shape
+from sae.dictionaries.untied import GRADIENT_NORM, Untied
 
 START_NORM = 1.0
 """Length of the decoder rows at the start; the encoder is their transpose. The recipe leaves 0.05
@@ -28,36 +29,26 @@ class April(Untied):
 
     Source: Conerly et al., "Update on how we train SAEs", Circuits Updates, April 2024. Their
     lambda belongs to a squared error that is summed over d_in: l1 = lambda / d_in.
-
-    Args:
-        d_in: Width of the activations.
-        d_sae: Number of latents.
-        l1: Coefficient of the penalty, at least 0.
-        start_bias: Added to the encoder biases at the start; 0: half of the latents fire.
-        mean: Scaled mean of the training split: the start of b_dec.
-        generator: Source of the initial weights.
     """
 
-    options = frozenset({"l1", "start_bias"})
+    class Config(L1Config, StartConfig, Untied.Config):
+        """Settings."""
+
     coefficient = "l1"
     gradient_norm = GRADIENT_NORM
 
-    def __init__(
-        self,
-        d_in: int,
-        d_sae: int,
-        *,
-        l1: float,
-        start_bias: float = START_BIAS,
-        mean: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__(d_in, d_sae, mean=mean, generator=generator)
-        self.l1 = check_coefficient("l1", l1)
-        atoms = START_NORM * unit_rows(torch.randn(d_sae, d_in, generator=generator))
-        self.W_dec = nn.Parameter(atoms)
-        self.encoder_rows = nn.Parameter(atoms.clone())
-        self.b_enc = nn.Parameter(START_NORM * start_bias - atoms @ self.b_dec.detach())
+    def __init__(self, config: Config, shape: Shape, init: Init) -> None:
+        super().__init__(config, shape, init)
+        self.l1 = config.l1
+        bias = START_NORM * init.bias(config.start_bias)
+        mean = torch.zeros(shape.d_in) if init.mean is None else init.mean.float()
+        with torch.no_grad():
+            self.b_enc.copy_(bias - self.encoder_rows @ mean)
+
+    def start_rows(self, shape: Shape, init: Init) -> Float[Tensor, "d_sae d_in"]:
+        """The second draw, so that a seed keeps giving the SAE that it gave."""
+        super().start_rows(shape, init)
+        return START_NORM * super().start_rows(shape, init)
 
     def encoder_terms(self, x: Float[Tensor, "batch d_in"]) -> tuple[Tensor, Tensor, Tensor]:
         """The input, the encoder's rows and its bias."""

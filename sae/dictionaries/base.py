@@ -7,7 +7,7 @@ activations to the LM's own activations.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,9 +16,11 @@ from torch.nn.functional import linear, mse_loss
 
 from sae.dictionaries.codes import Code, DenseCode, SparseCode
 from sae.dictionaries.sae import SAE, SAEConfig
-from sae.errors import ConfigError
+from sae.dictionaries.shape import Shape
 from sae.functional import input_and_target
 from sae.kernels import Pattern, latent_values, select_above_up_to, select_positive_up_to
+from sae.registry import Registry
+from sae.settings import Settings, setting
 
 SPARSE_BELOW = 0.08
 """Share of positive pre-activations in a batch up to which the sparse kernels beat dense products.
@@ -66,17 +68,22 @@ class LatentParameter(NamedTuple):
 class Dictionary(nn.Module, ABC):
     """Base of all trainable dictionaries.
 
-    A new architecture implements `encode_code`, `decode_code`, `tensors`, `latent_parameters` and
-    `revive`, overrides `row_penalties` where it has any, and registers itself under a word.
+    A new architecture declares a `Config` and a constructor `(config, shape, init)`, implements
+    `encode_code`, `decode_code`, `tensors`, `latent_parameters` and `revive`, overrides
+    `row_penalties` where it has any, and registers itself under a name.
 
     Args:
-        d_in: Width of the activations.
-        d_sae: Number of latents.
+        config: Settings of the architecture.
+        shape: Sizes.
     """
 
+    class Config(Settings):
+        """Settings of every architecture; subclasses add theirs."""
+
+        where = "sae."
+        dict_ratio: float = setting(8.0, gt=0, help="latents per activation dimension")
+
     architecture: ClassVar[str]
-    options: ClassVar[frozenset[str]] = frozenset()
-    """Names of the settings that the constructor reads besides those of this base."""
     coefficient: ClassVar[str | None] = None
     """Name of the setting that multiplies the sparsity penalty: what `target_l0` steers."""
     gradient_norm: ClassVar[float | None] = None
@@ -96,13 +103,17 @@ class Dictionary(nn.Module, ABC):
     """Whether it can give something else than what it reads (`Untied.transcode`)."""
     joins: ClassVar[bool] = False
     """Whether it reads and writes several layers at once."""
+    untied: ClassVar[bool] = False
+    """Whether encoder and decoder are parameters of their own."""
+    e2e_settings: ClassVar[Mapping[str, Any]] = {}
+    """Defaults that differ where the LM's predictions train the dictionary."""
+    frozen_decoder = False
+    """Whether the decoder stays as it was drawn."""
 
-    def __init__(self, d_in: int, d_sae: int) -> None:
+    def __init__(self, config: Settings, shape: Shape) -> None:
         super().__init__()
-        if d_in < 1 or d_sae < 1:
-            raise ConfigError(f"d_in={d_in} and d_sae={d_sae} must both be at least 1.")
-        self.d_in, self.d_sae = d_in, d_sae
-        self.d_out: int | None = None  # width of the target of a transcoder
+        self.config = config
+        self.d_in, self.d_sae, self.d_out = shape.d_in, shape.d_sae, shape.d_out
         self.kernels = "auto"  # or dense, sparse: what `trainer.kernels` says
 
     @abstractmethod
@@ -345,19 +356,9 @@ class Tensors(NamedTuple):
     b_dec: Float[Tensor, " d_out"]
 
 
-D = TypeVar("D", bound=type[Dictionary])
-ARCHITECTURES: dict[str, type[Dictionary]] = {}
-
-
-def register(word: str) -> Callable[[D], D]:
-    """Make a dictionary class known as `sae.architecture=<word>`."""
-
-    def enter(cls: D) -> D:
-        cls.architecture = word
-        ARCHITECTURES[word] = cls
-        return cls
-
-    return enter
+ARCHITECTURES: Registry[type[Dictionary]] = Registry("sae.architecture", "architecture")
+register = ARCHITECTURES.register
+"""Make a dictionary class known as `sae.architecture=<name>`."""
 
 
 def matmul_dtype(tensor: Tensor) -> Tensor:
@@ -366,21 +367,3 @@ def matmul_dtype(tensor: Tensor) -> Tensor:
     if torch.is_autocast_enabled(device):
         return tensor.to(torch.get_autocast_dtype(device))
     return tensor
-
-
-def check_flag(name: str, value: object) -> bool:
-    """Return a switch; ConfigError if it is neither true nor false."""
-    if not isinstance(value, bool):
-        raise ConfigError(f"{name}={value!r} must be true or false.")
-    return value
-
-
-def check_coefficient(name: str, value: object) -> float:
-    """Return a loss coefficient as a float; ConfigError if it is no number >= 0."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not 0 <= value < float("inf")
-    ):
-        raise ConfigError(f"{name}={value!r} must be a number of at least 0, for example 1e-3.")
-    return float(value)

@@ -9,7 +9,8 @@ from torch import Tensor
 from sae.dictionaries.base import NOMINAL, Moment, StepOutput, register
 from sae.dictionaries.codes import Code, SparseCode
 from sae.dictionaries.sae import SAEConfig
-from sae.dictionaries.topk import TopK
+from sae.dictionaries.selected import Selected
+from sae.dictionaries.shape import Init, Shape
 from sae.kernels import Pattern, select_batch_topk, select_positive
 
 THRESHOLD_PACE = 1e-2
@@ -17,7 +18,7 @@ THRESHOLD_PACE = 1e-2
 
 
 @register("batch_topk")
-class BatchTopK(TopK):
+class BatchTopK(Selected):
     """Keeps the `k * batch` largest pre-activations of a training batch, then ReLU; no penalty.
 
     What fires must not depend on the other vectors of a batch once training is over: the mean over
@@ -25,33 +26,14 @@ class BatchTopK(TopK):
     and the saved SAE keep what exceeds it (JumpReLU). The mean is exact for the first 100 batches
     and then runs with weight 0.01: what fires changes as the dictionary learns, and a mean over a
     whole run would end far above the last batches' threshold.
-
-    Args:
-        d_in: Width of the activations.
-        d_sae: Number of latents.
-        k: How many latents fire per vector on average, 1 to d_sae.
-        auxk: Weight of the AuxK loss of the dead latents (`auxk_loss`); 0 for none.
-        mean: Scaled mean of the training split.
-        generator: Source of the initial weights.
     """
 
-    options = frozenset({"k", "auxk"})
-    encoder_start = 1.0  # short rows are better on the LM and worse on the synthetic world
     betas = (0.5, 0.99)  # FVU .0633; .0680 with 0.999, after 3 M vectors (docs/architectures.md)
     threshold: Tensor
     batches: Tensor
 
-    def __init__(
-        self,
-        d_in: int,
-        d_sae: int,
-        *,
-        k: int,
-        auxk: float = 0.0,
-        mean: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__(d_in, d_sae, k=k, auxk=auxk, mean=mean, generator=generator)
+    def __init__(self, config: Selected.Config, shape: Shape, init: Init) -> None:
+        super().__init__(config, shape, init)
         self.register_buffer("threshold", torch.zeros(()))
         self.register_buffer("batches", torch.zeros((), dtype=torch.long))
         self._smallest: Tensor | None = None
@@ -102,4 +84,4 @@ class BatchTopK(TopK):
 
     def inference_config(self) -> SAEConfig:
         """How the saved SAE encodes: JumpReLU."""
-        return replace(super().inference_config(), activation="jumprelu", k=None)
+        return replace(super().inference_config(), activation="jumprelu")

@@ -1,7 +1,5 @@
 """Crosscoder: one code that is read from several layers and written to all of them."""
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -9,8 +7,7 @@ from torch import Tensor
 from sae.dictionaries.april import April
 from sae.dictionaries.base import register
 from sae.dictionaries.codes import Code, SparseCode
-from sae.dictionaries.untied import START_BIAS
-from sae.errors import ConfigError
+from sae.dictionaries.shape import Init, Shape
 
 
 @register("crosscoder")
@@ -26,34 +23,13 @@ class Crosscoder(April):
 
     Source: Lindsey et al., "Sparse Crosscoders for Cross-Layer Features and Model Diffing",
     transformer-circuits.pub/2024/crosscoders.
-
-    Args:
-        d_in: Width of the joined vectors.
-        d_sae: Number of latents.
-        l1: Coefficient of the penalty, at least 0.
-        widths: Widths of the layers, in order; left out: one layer.
-        start_bias: Added to the encoder biases at the start, as in `april`.
-        mean: Scaled mean of the joined vectors: the start of b_dec.
-        generator: Source of the initial weights.
     """
 
     transcodes, joins = False, True
 
-    def __init__(
-        self,
-        d_in: int,
-        d_sae: int,
-        *,
-        l1: float,
-        widths: Sequence[int] = (),
-        start_bias: float = START_BIAS,
-        mean: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__(d_in, d_sae, l1=l1, start_bias=start_bias, mean=mean, generator=generator)
-        self.widths = list(widths) or [d_in]
-        if sum(self.widths) != d_in:
-            raise ConfigError(f"widths={self.widths} must add up to d_in={d_in}.")
+    def __init__(self, config: April.Config, shape: Shape, init: Init) -> None:
+        super().__init__(config, shape, init)
+        self.widths = list(shape.layers) or [shape.d_in]
 
     def row_penalties(self, code: Code) -> dict[str, Float[Tensor, " batch"]]:
         """`l1` times the sum of f times the summed norms of its decoder rows, one a layer."""

@@ -13,14 +13,15 @@ from sae.dictionaries.base import (
     Moment,
     StepOutput,
     Tensors,
-    check_coefficient,
-    check_flag,
     register,
 )
 from sae.dictionaries.codes import Code, DenseCode, SparseCode
+from sae.dictionaries.penalty import L1Config, StartConfig
 from sae.dictionaries.sae import SAEConfig
-from sae.dictionaries.untied import GRADIENT_NORM, START_BIAS, Untied
+from sae.dictionaries.shape import Init, Shape
+from sae.dictionaries.untied import GRADIENT_NORM, Untied
 from sae.kernels import latent_entries, latent_values
+from sae.settings import setting
 
 
 @register("gated")
@@ -36,39 +37,26 @@ class Gated(Untied):
 
     Source: Rajamanoharan et al. 2024 (arXiv 2404.16014), equations 6 to 8 (weights of the two
     paths shared up to a factor $e^{r}$ for each latent).
-
-    Args:
-        d_in: Width of the activations.
-        d_sae: Number of latents.
-        l1: Coefficient of the penalty, at least 0.
-        gate_trains_decoder: Whether the gate's reconstruction trains the decoder; the publication: no.
-        start_bias: Biases of the gates at the start; 0: half of the latents fire.
-        mean: Scaled mean of the training split.
-        generator: Source of the initial weights.
     """  # noqa: E501
 
-    options = frozenset({"l1", "gate_trains_decoder", "start_bias"})
+    class Config(L1Config, StartConfig, Untied.Config):
+        """Settings."""
+
+        gate_trains_decoder: bool | None = setting(
+            None, help="false: as published; null: true, but false under e2e"
+        )
+
+    e2e_settings = {"gate_trains_decoder": False}  # no squared error is to train the decoder
     coefficient = "l1"
     gradient_norm = GRADIENT_NORM
     biases = (*Untied.biases, "b_mag")
 
-    def __init__(
-        self,
-        d_in: int,
-        d_sae: int,
-        *,
-        l1: float,
-        gate_trains_decoder: bool = True,
-        start_bias: float = START_BIAS,
-        mean: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__(d_in, d_sae, mean=mean, generator=generator)
-        self.l1 = check_coefficient("l1", l1)
-        self.gate_trains_decoder = check_flag("sae.gate_trains_decoder", gate_trains_decoder)
-        self.b_enc.data.fill_(start_bias)
-        self.r_mag = nn.Parameter(torch.zeros(d_sae))
-        self.b_mag = nn.Parameter(torch.zeros(d_sae))
+    def __init__(self, config: Config, shape: Shape, init: Init) -> None:
+        super().__init__(config, shape, init)
+        self.l1, self.gate_trains_decoder = config.l1, config.gate_trains_decoder is not False
+        self.b_enc.data.fill_(init.bias(config.start_bias))
+        self.r_mag = nn.Parameter(torch.zeros(shape.d_sae))
+        self.b_mag = nn.Parameter(torch.zeros(shape.d_sae))
 
     def _gate_and_code(self, x: Tensor) -> tuple[Code, Code]:
         """relu(π), and f."""

@@ -14,13 +14,13 @@ from sae.dictionaries.base import (
     LatentParameter,
     Moment,
     StepOutput,
-    check_coefficient,
     register,
 )
 from sae.dictionaries.codes import Code, DenseCode, SparseCode
+from sae.dictionaries.penalty import PenaltyConfig
 from sae.dictionaries.sae import SAEConfig
+from sae.dictionaries.shape import Init, Shape
 from sae.dictionaries.untied import ENCODER_START, GRADIENT_NORM, Untied
-from sae.errors import ConfigError
 from sae.kernels import (
     Pattern,
     atoms_sum,
@@ -29,6 +29,7 @@ from sae.kernels import (
     latent_entries,
     latent_values,
 )
+from sae.settings import setting
 
 PACE = 4.0
 """How much faster than a weight a threshold's logarithm moves: theta = e^(PACE t), t is trained.
@@ -64,49 +65,32 @@ class JumpReLU(Untied):
     silent latents, the bandwidth for more of the true features, at the cost of some FVU
     (docs/architectures.md has the numbers). The first source has 0.001 for both where the mean of
     ||x||^2 is 1, so that `l0` has 0.001 sqrt(d_in) here.
-
-    Args:
-        d_in: Width of the activations.
-        d_sae: Number of latents.
-        l0_coefficient: Coefficient of the penalty, at least 0.
-        penalty: `l0` or `tanh`.
-        bandwidth: Width of the kernel, in the scaled space; None: what suits the penalty.
-        threshold: Thresholds at the start, in the scaled space; None: what suits the penalty.
-        mean: Scaled mean of the training split.
-        generator: Source of the initial weights.
     """
 
-    options = frozenset({"l0_coefficient", "penalty", "bandwidth", "threshold"})
+    class Config(PenaltyConfig, Untied.Config):
+        """Settings."""
+
+        l0_coefficient: float = setting(3e-4, ge=0, help="coefficient of the penalty")
+        penalty: Literal["l0", "tanh"] = setting("tanh", help="form of the count: l0 or tanh(4 f)")
+        bandwidth: float | None = setting(
+            None, gt=0, help="width of the kernel, in the scaled space; null: by the penalty"
+        )
+        threshold: float | None = setting(
+            None, gt=0, help="thresholds at the start, in the scaled space; null: by the penalty"
+        )
+
     coefficient = "l0_coefficient"
     gradient_norm = GRADIENT_NORM
     encoder_start = ENCODER_START
 
-    def __init__(
-        self,
-        d_in: int,
-        d_sae: int,
-        *,
-        l0_coefficient: float,
-        penalty: Literal["l0", "tanh"] = "tanh",
-        bandwidth: float | None = None,
-        threshold: float | None = None,
-        mean: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__(d_in, d_sae, mean=mean, generator=generator)
-        self.l0_coefficient = check_coefficient("sae.l0_coefficient", l0_coefficient)
-        if penalty not in ("l0", "tanh"):
-            raise ConfigError(f"sae.penalty={penalty!r} must be l0 or tanh.")
-        unit = sqrt(d_in) if penalty == "l0" else 1.0
-        given = {}
-        asked = {"threshold": threshold, "bandwidth": bandwidth}
-        for (name, value), suits in zip(asked.items(), STARTS[penalty], strict=True):
-            if value is not None and not check_coefficient(f"sae.{name}", value) > 0:
-                raise ConfigError(f"sae.{name}={value!r} must be above 0.")
-            given[name] = suits * unit if value is None else float(value)
-        self.penalty = penalty
-        self.bandwidth, self.start = given["bandwidth"], log(given["threshold"]) / PACE
-        self.t = nn.Parameter(torch.full((d_sae,), self.start))
+    def __init__(self, config: Config, shape: Shape, init: Init) -> None:
+        super().__init__(config, shape, init)
+        self.l0_coefficient, self.penalty = config.l0_coefficient, config.penalty
+        unit = sqrt(shape.d_in) if config.penalty == "l0" else 1.0
+        threshold, bandwidth = (suits * unit for suits in STARTS[config.penalty])
+        self.bandwidth = config.bandwidth or bandwidth
+        self.start = log(config.threshold or threshold) / PACE
+        self.t = nn.Parameter(torch.full((shape.d_sae,), self.start))
 
     def _pre(self, x: Tensor) -> tuple[Code, Tensor]:
         """Pre-activations of all that fires or is within reach of the kernel, and thresholds."""

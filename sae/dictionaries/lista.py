@@ -11,9 +11,9 @@ from sae.dictionaries.base import register
 from sae.dictionaries.codes import Code, DenseCode, SparseCode
 from sae.dictionaries.l1 import L1
 from sae.dictionaries.sae import SAEConfig
-from sae.dictionaries.untied import START_BIAS
-from sae.errors import ConfigError
+from sae.dictionaries.shape import Init, Shape
 from sae.kernels import Pattern, latent_values
+from sae.settings import setting
 
 
 @register("lista")
@@ -26,34 +26,18 @@ class Lista(L1):
     shrinkage and a momentum), so that the saved SAE is its four tensors and the number of steps.
 
     Source: Gregor & LeCun 2010; HoagyC/sparse_coding `FunctionalLISTADenoisingSAE` (3 steps).
-
-    Args:
-        d_in: Width of the activations.
-        d_sae: Number of latents.
-        l1: Coefficient of the penalty, at least 0.
-        steps: Refinements, 1 to 100.
-        mean: Scaled mean of the training split.
-        generator: Source of the initial weights.
     """  # noqa: E501
 
-    options = L1.options | {"steps"}
+    class Config(L1.Config):
+        """Settings."""
+
+        steps: int = setting(3, ge=1, le=100, help="refinements of the code")
+
     transcodes = False  # the code is refined by what the input lacks
 
-    def __init__(
-        self,
-        d_in: int,
-        d_sae: int,
-        *,
-        l1: float,
-        steps: int = 3,
-        start_bias: float = START_BIAS,
-        mean: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__(d_in, d_sae, l1=l1, start_bias=start_bias, mean=mean, generator=generator)
-        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= 100:
-            raise ConfigError(f"sae.steps={steps!r} must be a whole number from 1 to 100.")
-        self.steps = steps
+    def __init__(self, config: Config, shape: Shape, init: Init) -> None:
+        super().__init__(config, shape, init)
+        self.steps = config.steps
 
     def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
         """The refined code."""

@@ -1,16 +1,16 @@
 """Matryoshka dictionary: BatchTopK whose first latents must do without the later ones."""
 
-from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
 from jaxtyping import Float
+from pydantic import field_validator
 from torch import Tensor
 
 from sae.dictionaries.base import Moment, StepOutput, register
 from sae.dictionaries.batch_topk import BatchTopK
 from sae.dictionaries.codes import Code, SparseCode
-from sae.errors import ConfigError
+from sae.dictionaries.shape import Init, Shape
+from sae.settings import setting
 
 
 @register("matryoshka")
@@ -22,38 +22,27 @@ class Matryoshka(BatchTopK):
 
     Source: Bussmann et al. 2025 (arXiv 2503.17547), section 3; prefixes as there, each with twice
     as many new latents as the one before.
-
-    Args:
-        d_in: Width of the activations.
-        d_sae: Number of latents.
-        k: How many latents fire per vector on average, 1 to d_sae.
-        auxk: Weight of the AuxK loss of the dead latents (`auxk_loss`); 0 for none.
-        prefixes: Their sizes as rising shares of d_sae; the last is 1.
-        mean: Scaled mean of the training split.
-        generator: Source of the initial weights.
     """
 
-    options = frozenset({"k", "auxk", "prefixes"})
+    class Config(BatchTopK.Config):
+        """Settings."""
 
-    def __init__(
-        self,
-        d_in: int,
-        d_sae: int,
-        *,
-        k: int,
-        auxk: float = 0.0,
-        prefixes: Sequence[float] = (1 / 32, 3 / 32, 7 / 32, 15 / 32, 1.0),
-        mean: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__(d_in, d_sae, k=k, auxk=auxk, mean=mean, generator=generator)
-        rising = all(0 < a < b for a, b in pairwise([*prefixes, 2.0]))
-        if not prefixes or not rising or prefixes[-1] != 1:
-            raise ConfigError(
-                f"sae.prefixes={list(prefixes)} must be rising shares above 0 whose last is 1, for "
-                "example [0.25,0.5,1]."
-            )
-        self.ends = sorted({max(1, round(share * d_sae)) for share in prefixes})
+        prefixes: list[float] = setting(
+            [1 / 32, 3 / 32, 7 / 32, 15 / 32, 1.0],
+            help="sizes of the prefixes as rising shares of d_sae; the last is 1",
+        )
+
+        @field_validator("prefixes")
+        @classmethod
+        def _rising(cls, prefixes: list[float]) -> list[float]:
+            rising = all(0 < a < b for a, b in pairwise([*prefixes, 2.0]))
+            if not prefixes or not rising or prefixes[-1] != 1:
+                raise ValueError("rising shares above 0 whose last is 1, for example [0.25,0.5,1]")
+            return prefixes
+
+    def __init__(self, config: Config, shape: Shape, init: Init) -> None:
+        super().__init__(config, shape, init)
+        self.ends = sorted({max(1, round(share * shape.d_sae)) for share in config.prefixes})
 
     def _output(
         self, x: Tensor, target: Tensor, code: Code, x_hat: Tensor, moment: Moment

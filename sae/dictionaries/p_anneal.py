@@ -4,11 +4,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae.dictionaries.base import NOMINAL, Moment, StepOutput, check_coefficient, register
+from sae.dictionaries.base import NOMINAL, Moment, StepOutput, register
 from sae.dictionaries.codes import Code
 from sae.dictionaries.l1 import L1
-from sae.dictionaries.untied import START_BIAS
-from sae.errors import ConfigError
+from sae.dictionaries.shape import Init, Shape
+from sae.settings import setting
 
 STAGES = 10
 """How often p changes."""
@@ -25,40 +25,20 @@ class PAnneal(L1):
     chosen so that the penalty of the present batch stays what it was.
 
     Source: Karvonen et al. 2024 (arXiv 2408.00113), section 3.2.
-
-    Args:
-        d_in: Width of the activations.
-        d_sae: Number of latents.
-        l1: Coefficient of the penalty, at least 0.
-        p_end: Last p, above 0 and at most 1.
-        anneal_start: Share of the run after which p begins to fall, from 0 to below 1.
-        start_bias: Encoder biases at the start.
-        mean: Scaled mean of the training split.
-        generator: Source of the initial weights.
     """
 
-    options = L1.options | {"p_end", "anneal_start"}
+    class Config(L1.Config):
+        """Settings."""
+
+        p_end: float = setting(0.2, gt=0, le=1, help="last p")
+        anneal_start: float = setting(0.2, ge=0, lt=1, help="share of the run after which p falls")
+
     p: Tensor
     factor: Tensor
 
-    def __init__(
-        self,
-        d_in: int,
-        d_sae: int,
-        *,
-        l1: float,
-        p_end: float = 0.2,
-        anneal_start: float = 0.2,
-        start_bias: float = START_BIAS,
-        mean: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__(d_in, d_sae, l1=l1, start_bias=start_bias, mean=mean, generator=generator)
-        if not 0 < check_coefficient("sae.p_end", p_end) <= 1:
-            raise ConfigError(f"sae.p_end={p_end!r} must be above 0 and at most 1.")
-        if not check_coefficient("sae.anneal_start", anneal_start) < 1:
-            raise ConfigError(f"sae.anneal_start={anneal_start!r} must be from 0 to below 1.")
-        self.p_end, self.anneal_start = p_end, anneal_start
+    def __init__(self, config: Config, shape: Shape, init: Init) -> None:
+        super().__init__(config, shape, init)
+        self.p_end, self.anneal_start = config.p_end, config.anneal_start
         self.register_buffer("p", torch.ones((), dtype=torch.float64))
         self.register_buffer("factor", torch.ones((), dtype=torch.float64))
 

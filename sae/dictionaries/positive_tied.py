@@ -1,13 +1,13 @@
 """The authors' positive tied dictionary, for activations that are almost never negative."""
 
-from typing import Any
-
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from sae.dictionaries.base import check_coefficient, register
+from sae.dictionaries.base import Dictionary, register
+from sae.dictionaries.penalty import L1Config
+from sae.dictionaries.shape import Init, Shape
 from sae.dictionaries.tied import Tied
+from sae.settings import setting
 
 
 @register("positive_tied")
@@ -19,33 +19,21 @@ class PositiveTied(Tied):
     The shift is the centre of `Tied`, -shift in every dimension.
 
     Source: HoagyC/sparse_coding `mlp_tests.py`, `FunctionalPositiveTiedSAE`.
-
-    Args:
-        d_in: Width of the activations.
-        d_sae: Number of latents.
-        l1: Coefficient of the penalty, at least 0.
-        shift: Added to every input, in the scaled space (`activations.normalize=none`: in the LM's
-            own units, where the authors use 0.18).
-        mean: Not used.
-        generator: Source of the initial weights.
     """
 
-    options = frozenset({"l1", "shift"})
+    class Config(L1Config, Dictionary.Config):
+        """Settings."""
 
-    def __init__(
-        self,
-        d_in: int,
-        d_sae: int,
-        *,
-        l1: float,
-        shift: float = 0.18,
-        mean: Float[Tensor, " d_in"] | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        del mean
-        offset = torch.full((d_in,), -check_coefficient("sae.shift", shift))
-        settings: dict[str, Any] = {"l1": l1, "start_bias": -1.0, "generator": generator}
-        super().__init__(d_in, d_sae, centre="mean", mean=offset, **settings)
+        shift: float = setting(
+            0.18,
+            ge=0,
+            help="added to every input, in the scaled space; the authors' 0.18 is for "
+            "activations.normalize=none",
+        )
+
+    def __init__(self, config: Config, shape: Shape, init: Init) -> None:
+        Dictionary.__init__(self, config, shape)
+        self._start(config.l1, torch.full((shape.d_in,), -config.shift), -1.0, init.generator)
         with torch.no_grad():
             self.W.abs_()
 

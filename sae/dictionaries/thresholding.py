@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from math import log
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,8 +11,10 @@ from torch.nn.functional import linear
 from sae.dictionaries.base import Dictionary, LatentParameter, Tensors, register
 from sae.dictionaries.codes import Code, DenseCode, SparseCode
 from sae.dictionaries.sae import SAEConfig, smooth_jump
+from sae.dictionaries.shape import Init, Shape
 from sae.dictionaries.tied import Tied
 from sae.kernels import latent_entries, latent_values, unit_rows
+from sae.settings import setting
 
 START = 0.3
 """Thresholds at the start, in the scaled space, where a latent's input has about unit variance."""
@@ -32,10 +33,17 @@ class Thresholding(Tied):
     function is theirs, the start values are ours.
     """
 
-    def __init__(self, d_in: int, d_sae: int, **settings: Any) -> None:
-        super().__init__(d_in, d_sae, **settings)
-        self.log_threshold = nn.Parameter(torch.full((d_sae,), log(START)))
-        self.log_gain = nn.Parameter(torch.zeros(d_sae))
+    class Config(Tied.Config):
+        """Settings."""
+
+        start_bias: float | None = setting(
+            0.0, help="encoder biases at the start; the thresholds keep the start sparse"
+        )
+
+    def __init__(self, config: Config, shape: Shape, init: Init) -> None:
+        super().__init__(config, shape, init)
+        self.log_threshold = nn.Parameter(torch.full((shape.d_sae,), log(START)))
+        self.log_gain = nn.Parameter(torch.zeros(shape.d_sae))
 
     def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
         """Soft-thresholded code of the centred input."""

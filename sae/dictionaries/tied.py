@@ -11,14 +11,16 @@ from sae.dictionaries.base import (
     Dictionary,
     LatentParameter,
     Tensors,
-    check_coefficient,
     matmul_dtype,
     register,
 )
 from sae.dictionaries.codes import Code, DenseCode, SparseCode
-from sae.dictionaries.untied import GRADIENT_NORM, START_BIAS
+from sae.dictionaries.penalty import L1Config, StartConfig
+from sae.dictionaries.shape import Init, Shape
+from sae.dictionaries.untied import GRADIENT_NORM
 from sae.errors import ConfigError
 from sae.kernels import tied_code, unit_rows
+from sae.settings import setting
 
 REVIVED_RESPONSE = 0.2
 """Share of its projection with which a revived latent answers the input it was drawn for."""
@@ -33,44 +35,34 @@ class Tied(Dictionary):
     pass and the gradient flows through the normalisation; M starts Xavier-uniform, b at
     `start_bias` (theirs: 0), there is no decoder bias. `centre="mean"` subtracts the fixed mean c
     of the training split before and adds it after (their optional centring); `"none"` is the paper.
-
-    Args:
-        d_in: Width of the activations.
-        d_sae: Number of latents.
-        l1: Coefficient of the penalty, at least 0.
-        centre: `"none"` or `"mean"`.
-        start_bias: b at the start; the authors': 0.
-        mean: Scaled mean of the training split, needed for `centre="mean"`.
-        generator: Source of the initial weights.
     """
 
-    options = frozenset({"l1", "centre", "start_bias"})
+    class Config(L1Config, StartConfig, Dictionary.Config):
+        """Settings."""
+
+        centre: Literal["none", "mean"] = setting(
+            "none", help="mean subtracts the training mean before and adds it after"
+        )
+
     coefficient = "l1"
     gradient_norm = GRADIENT_NORM
 
-    def __init__(
-        self,
-        d_in: int,
-        d_sae: int,
-        *,
-        l1: float,
-        centre: Literal["none", "mean"] = "none",
-        start_bias: float = START_BIAS,
-        mean: Float[Tensor, " d_in"] | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__(d_in, d_sae)
-        self.l1 = check_coefficient("l1", l1)
-        if centre not in ("none", "mean"):
-            raise ConfigError(f"sae.centre={centre!r} must be 'none' or 'mean'.")
-        if centre == "mean" and mean is None:
+    def __init__(self, config: Config, shape: Shape, init: Init) -> None:
+        super().__init__(config, shape)
+        if config.centre == "mean" and init.mean is None:
             raise ConfigError("sae.centre=mean needs the mean of the training activations.")
-        self.centred = centre == "mean"
+        centre = init.mean if config.centre == "mean" else None
+        self._start(config.l1, centre, init.bias(config.start_bias), init.generator)
+
+    def _start(
+        self, l1: float, centre: Tensor | None, bias: float, generator: torch.Generator | None
+    ) -> None:
+        self.l1, self.centred = l1, centre is not None
         self.W = nn.Parameter(
-            nn.init.xavier_uniform_(torch.empty(d_sae, d_in), generator=generator)
+            nn.init.xavier_uniform_(torch.empty(self.d_sae, self.d_in), generator=generator)
         )
-        self.b_enc = nn.Parameter(torch.full((d_sae,), float(start_bias)))
-        start = mean if self.centred and mean is not None else torch.zeros(d_in)
+        self.b_enc = nn.Parameter(torch.full((self.d_sae,), float(bias)))
+        start = torch.zeros(self.d_in) if centre is None else centre
         self.register_buffer("centre", start.detach().clone().float())
         self.centre: Tensor
 

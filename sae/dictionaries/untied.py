@@ -9,7 +9,9 @@ from torch.nn.functional import linear
 
 from sae.dictionaries.base import Dictionary, LatentParameter, Tensors
 from sae.dictionaries.codes import Code
+from sae.dictionaries.shape import Init, Shape
 from sae.kernels import normalize_rows_, project_off_rows_, unit_rows
+from sae.settings import setting
 
 REVIVED_NORM = 0.2
 """Norm of a revived encoder column, as a share of the mean norm of the alive ones."""
@@ -19,15 +21,10 @@ GRADIENT_NORM = 0.01
 """Norm of all gradients together in every step of a penalised dictionary. Adam divides by it: its
 size hardly matters, as long as all steps have the same."""
 
-START_BIAS = -1.0
-"""Encoder biases at the start where entries of the activations have about unit variance: a sixth of
-the latents fires instead of half. What a dense start learns, the penalty must undo."""
-
-
 ENCODER_START = 0.2
 """Length of encoder rows at the start, where decoder rows have 1. A step moves every entry by about
 the learning rate: short rows turn sooner (docs/architectures.md). Over many steps they find fewer
-features: see `lengthen_encoder`."""
+features: in a long run they start at full length."""
 
 
 class Untied(Dictionary):
@@ -38,71 +35,59 @@ class Untied(Dictionary):
     is parallel to a row is removed before the optimiser step and the rows are brought back to
     length 1 right after it (Towards Monosemanticity, 2023, appendix; there b_dec starts at the
     geometric median).
-    With a target (`transcode`), see there.
+    A transcoder makes another activation of the one that it reads:
+    `pre = (x - centre) @ W_enc + b_enc`, `y_hat = f @ W_dec + (x - centre) @ W_skip + b_dec`. Its
+    decoder rows start in random directions of their own, since those of the encoder lie in another
+    space. The centre is the fixed mean of the input, b_dec starts at that of the target, the skip
+    connection at zero (arXiv 2406.11944; skip: arXiv 2501.18823).
 
     Args:
-        d_in: Width of the activations.
-        d_sae: Number of latents.
-        mean: Scaled mean of the training split; zeros when unknown.
-        generator: Source of the initial weights.
+        config: Settings of the architecture.
+        shape: Sizes; `d_out` makes it a transcoder.
+        init: Start values.
     """
 
+    class Config(Dictionary.Config):
+        """Settings of every untied dictionary."""
+
+        skip: bool = setting(
+            False, help="true adds a linear path from input to target (transcoders)"
+        )
+        frozen_decoder: bool = setting(
+            False, help="true keeps the decoder as it was drawn, a control (docs/controls.md)"
+        )
+
     transcodes = True
+    untied = True
     betas = (0.5, 0.99)
     bias_rate = 5.0  # a bias must travel several units, entries of unit rows some hundredths
     encoder_start: ClassVar[float] = 1.0
     centre: Tensor | None
     W_skip: nn.Parameter | None
 
-    def __init__(
-        self,
-        d_in: int,
-        d_sae: int,
-        *,
-        mean: Float[Tensor, " d_in"] | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__(d_in, d_sae)
-        atoms = unit_rows(torch.randn(d_sae, d_in, generator=generator))
-        self.frozen_decoder = False
-        self.W_dec = nn.Parameter(atoms)
+    def __init__(self, config: Config, shape: Shape, init: Init) -> None:
+        super().__init__(config, shape)
+        rows = atoms = self.start_rows(shape, init)
+        if shape.d_out is not None:
+            drawn = torch.randn(shape.d_sae, shape.d_out, generator=init.generator)
+            atoms = rows.norm(dim=1, keepdim=True) * unit_rows(drawn)
+        self.frozen_decoder = config.frozen_decoder
+        self.W_dec = nn.Parameter(atoms, requires_grad=not config.frozen_decoder)
         # a latent's weights lie together
-        self.encoder_rows = nn.Parameter(self.encoder_start * atoms)
-        self.b_enc = nn.Parameter(torch.zeros(d_sae))
-        self.b_dec = nn.Parameter(_or_zeros(mean, d_in))
-        self.register_buffer("centre", None)
-        self.register_parameter("W_skip", None)
+        self.encoder_rows = nn.Parameter((1.0 if init.long_run else self.encoder_start) * rows)
+        self.b_enc = nn.Parameter(torch.zeros(shape.d_sae))
+        mean = init.mean if shape.d_out is None else init.target_mean
+        self.b_dec = nn.Parameter(_or_zeros(mean, self.W_dec.shape[1]))
+        self.register_buffer(
+            "centre", None if shape.d_out is None else _or_zeros(init.mean, shape.d_in)
+        )
+        skip = config.skip and shape.d_out is not None
+        path = nn.Parameter(torch.zeros(shape.d_in, len(self.b_dec))) if skip else None
+        self.register_parameter("W_skip", path)
 
-    def transcode(
-        self,
-        d_out: int,
-        *,
-        centre: Float[Tensor, " d_in"] | None = None,
-        mean: Float[Tensor, " d_out"] | None = None,
-        skip: bool = False,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        """Before training: become a transcoder, which makes another activation of the one it reads.
-
-        `pre = (x - centre) @ W_enc + b_enc`, `y_hat = f @ W_dec + (x - centre) @ W_skip + b_dec`.
-        Decoder rows start in random directions of their own: those of the encoder lie in another
-        space. The centre is the fixed mean of the input, b_dec starts at that of the target, the
-        skip connection at zero (arXiv 2406.11944; skip: arXiv 2501.18823).
-
-        Args:
-            d_out: Width of the target.
-            centre: Scaled mean of the input; zeros when unknown.
-            mean: Scaled mean of the target; zeros when unknown.
-            skip: Whether there is a linear path beside the latents.
-            generator: Source of the initial weights.
-        """
-        self.d_out = d_out
-        lengths = self.W_dec.detach().norm(dim=1, keepdim=True)
-        atoms = unit_rows(torch.randn(self.d_sae, d_out, generator=generator))
-        self.W_dec = nn.Parameter(lengths * atoms)
-        self.b_dec = nn.Parameter(_or_zeros(mean, d_out))
-        self.centre = _or_zeros(centre, self.d_in)
-        self.W_skip = nn.Parameter(torch.zeros(self.d_in, d_out)) if skip else None
+    def start_rows(self, shape: Shape, init: Init) -> Float[Tensor, "d_sae d_in"]:
+        """Directions of the latents at the start: random, of length 1."""
+        return unit_rows(torch.randn(shape.d_sae, shape.d_in, generator=init.generator))
 
     @property
     def shift(self) -> Float[Tensor, " d_in"]:
@@ -161,16 +146,6 @@ class Untied(Dictionary):
             LatentParameter(self.b_enc, 0),
             LatentParameter(self.W_dec, 0),
         ]
-
-    @torch.no_grad()
-    def lengthen_encoder(self) -> None:
-        """Before a long training: let encoder rows start as long as the decoder's."""
-        self.encoder_rows /= self.encoder_start
-
-    def freeze_decoder(self) -> None:
-        """Keep the decoder as it is from now on: a control (arXiv 2602.14111, docs/controls.md)."""
-        self.W_dec.requires_grad_(False)
-        self.frozen_decoder = True
 
     @torch.no_grad()
     def constrain_gradients(self) -> None:

@@ -11,8 +11,7 @@ from sae.activations.datamodule import ActivationDataModule
 from sae.activations.ranges import check_range
 from sae.activations.sources import ActivationSource, LMActivations
 from sae.dictionaries import ARCHITECTURES, build_dictionary
-from sae.dictionaries.build import check_ends
-from sae.dictionaries.untied import Untied
+from sae.dictionaries.build import check_ends, settings_of
 from sae.dtypes import fast_dtype, resolve_lm
 from sae.errors import ConfigError
 from sae.training.end_to_end import EndToEndModule, EndToEndSettings
@@ -20,9 +19,6 @@ from sae.training.module import RunLength, SAEModule
 from sae.training.optimizers import LONG_RUN_STEPS, OptimizerSettings
 from sae.training.resampling import ResampleSettings
 from sae.types import Split
-
-START_SPREADS = -2.3
-"""Encoder biases at the start, in standard deviations of ordinary activations (`Stats.spread`)."""
 
 
 def build_module(config: Mapping[str, Any], data: ActivationDataModule) -> SAEModule:
@@ -33,28 +29,20 @@ def build_module(config: Mapping[str, Any], data: ActivationDataModule) -> SAEMo
         data: Prepared; gives width, mean, scale and the length of the run.
     """
     settings = dict(config["sae"])
-    warmup, target_l0 = settings.pop("sparsity_warmup_tokens", 0), settings.pop("target_l0", None)
+    cls = ARCHITECTURES.find(settings["architecture"])
+    if config.get("e2e") is not None:
+        settings |= {k: v for k, v in cls.e2e_settings.items() if settings.get(k) is None}
     ends, widths = getattr(data.source, "ends", None), data.widths
     pair = ends is not None and ends.pair
     d_in, d_out = widths if pair else (data.d_in, None)
-    frozen_decoder = settings.pop("frozen_decoder", False)
     long_run = data.steps >= LONG_RUN_STEPS
-    if "start_bias" in settings and settings["start_bias"] is None:
-        read = data.spreads[:1] if pair else data.spreads
-        spread = math.sqrt(sum(s**2 for s in read) / len(read))
-        settings["start_bias"] = 0.0 if long_run else START_SPREADS * spread
-    if settings.get("gate_trains_decoder", 0) is None and config.get("e2e") is not None:
-        settings["gate_trains_decoder"] = False  # no squared error is to train the decoder
+    read = data.spreads[:1] if pair else data.spreads
     dictionary = build_dictionary(
         settings, d_in=d_in, d_out=d_out, widths=() if pair or len(widths) == 1 else widths,
-        mean=data.mean * data.scale, seed=config["seed"],
+        mean=data.mean * data.scale, spread=math.sqrt(sum(s**2 for s in read) / len(read)),
+        long_run=long_run, seed=config["seed"],
     )  # fmt: skip
     dictionary.kernels = config["trainer"]["kernels"]
-    if long_run and isinstance(dictionary, Untied):
-        dictionary.lengthen_encoder()
-    if frozen_decoder:
-        assert isinstance(dictionary, Untied)  # see `check_settings`
-        dictionary.freeze_decoder()
     kind, more = _kind(config, data)
     open_norm = config["trainer"].get("gradient_clip") is None and not long_run
     return kind(
@@ -63,8 +51,8 @@ def build_module(config: Mapping[str, Any], data: ActivationDataModule) -> SAEMo
         length=RunLength(data.steps, data.batch_size),
         optimizer=OptimizerSettings(**config["optimizer"]).for_run(data.steps),
         resampling=ResampleSettings(**config["resample"]),
-        sparsity_warmup_tokens=warmup,
-        target_l0=target_l0,
+        sparsity_warmup_tokens=getattr(dictionary.config, "sparsity_warmup_tokens", 0),
+        target_l0=getattr(dictionary.config, "target_l0", None),
         gradient_norm=dictionary.gradient_norm if open_norm else None,
         scale=data.scale,
         seed=config["seed"],
@@ -98,22 +86,16 @@ def check_settings(config: Mapping[str, Any]) -> None:
     OptimizerSettings(**config["optimizer"])
     resampling = ResampleSettings(**config["resample"])
     sae, activations = config["sae"], config["activations"]
-    architecture = ARCHITECTURES.get(sae["architecture"])
-    if architecture is not None:  # an unknown word is `build_dictionary`'s to explain
+    if sae.get("kind") is None:
+        architecture, settings = settings_of(sae)
         layer = activations.get("layer")
         check_ends(
             sae["architecture"],
             transcoder=activations.get("target") is not None,
             num_layers=len(layer) if isinstance(layer, list) else 1,
-            skip=sae.get("skip", False),
+            skip=getattr(settings, "skip", False),
         )
-        frozen = sae.get("frozen_decoder", False)
-        if frozen and not issubclass(architecture, Untied):
-            raise ConfigError(
-                f"sae.frozen_decoder has no meaning with sae={architecture.architecture}: encoder "
-                "and decoder are one matrix. Use an untied SAE, such as sae=topk or sae=l1."
-            )
-        resampling.check(architecture, frozen)
+        resampling.check(architecture, getattr(settings, "frozen_decoder", False))
     if (e2e := config.get("e2e")) is not None:
         EndToEndSettings(**e2e)
         if activations["kind"] != "lm":

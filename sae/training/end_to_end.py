@@ -1,9 +1,8 @@
 """End-to-end training: the loss is what the SAE does to the LM's predictions (arXiv 2405.12241)."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,41 +11,29 @@ from torch import Tensor
 from sae import functional
 from sae.activations.contexts import ContextBatch
 from sae.activations.counted import Counted
-from sae.dictionaries.base import Dictionary, StepOutput, check_coefficient
-from sae.errors import ConfigError
+from sae.dictionaries.base import Dictionary, StepOutput
+from sae.settings import Settings, setting
 from sae.training.module import SAEModule
 from sae.training.ranks import sum_over_ranks
 from sae.types import Ends, Point
 
-LOSSES = ("kl", "ce")
 Replacement = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class EndToEndSettings:
-    """What is minimised: `weight` times the loss of the predictions, and the rest.
+class EndToEndSettings(Settings):
+    """Minimised: `weight` times the loss of the predictions, and the architecture's other terms."""
 
-    Attributes:
-        loss: `kl`: KL(clean || spliced) in nats, a mean over the predictions that count; `ce`:
-            cross entropy of the spliced LM.
-        weight: Of that loss.
-        reconstruction: Weight of the squared error that other training minimises; 0 for none.
-            The architecture's other terms (penalties, AuxK, …) stay as they are.
-    """
+    where = "e2e."
 
-    loss: str = "kl"
-    weight: float = 1.0
-    reconstruction: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise ConfigError(f"e2e.loss={self.loss!r} must be one of {', '.join(LOSSES)}.")
-        for name in ("weight", "reconstruction"):
-            check_coefficient(f"e2e.{name}", getattr(self, name))
-        if not self.weight:
-            raise ConfigError(
-                "e2e.weight=0 leaves the predictions out. Give a weight above 0, or drop e2e."
-            )
+    loss: Literal["kl", "ce"] = setting(
+        "kl",
+        help="kl: KL(clean || spliced) in nats, a mean over the predictions that count; ce: cross "
+        "entropy of the spliced LM",
+    )
+    weight: float = setting(1.0, gt=0, help="weight of that loss")
+    reconstruction: float = setting(
+        0.0, ge=0, help="weight of the squared error that other training minimises"
+    )
 
 
 @runtime_checkable

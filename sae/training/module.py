@@ -11,7 +11,6 @@ from torch import Tensor
 
 from sae.dictionaries.base import Dictionary, Moment, StepOutput
 from sae.dictionaries.codes import Code
-from sae.dictionaries.untied import Untied
 from sae.errors import ConfigError
 from sae.functional import reconstruction_metrics, reconstruction_terms
 from sae.training.divergence import FEWEST_ROWS, Watch, not_finite, state_of
@@ -106,9 +105,8 @@ class SAEModule(L.LightningModule):
         else:
             self.scale = scale
         self.optimizer_settings = optimizer or OptimizerSettings()
-        self.resampling = (resampling or ResampleSettings()).resolve(length.tokens)
-        frozen = isinstance(dictionary, Untied) and dictionary.frozen_decoder
-        self.resampling.check(type(dictionary), frozen)
+        self.resampling = (resampling or ResampleSettings(at_tokens=[])).resolve(length.tokens)
+        self.resampling.check(type(dictionary), dictionary.frozen_decoder)
         self.sparsity_warmup_steps = self._steps(sparsity_warmup_tokens, "sparsity_warmup_tokens")
         self._warmup_steps = self._steps(
             self.optimizer_settings.warmup_tokens, "optimizer.warmup_tokens"

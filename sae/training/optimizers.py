@@ -1,57 +1,42 @@
 """Optimisers by word: Adam, and Adam as the authors of the paper really ran it."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from sae.errors import ConfigError
+from sae.settings import Settings, Span, setting
 
-NAMES = ("adam", "authors_adam")
 LONG_RUN_STEPS = 10_000
 """From here on a run starts and steps as published: short moments, fast biases, a sparse start,
 clipped gradients and short encoder rows help a run of some hundred or thousand steps, and cost a
 longer one features (docs/adr/0019)."""
 
 
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """Settings of the optimiser and of the learning-rate schedule.
+class OptimizerSettings(Settings):
+    """Settings of the optimiser and of the learning-rate schedule."""
 
-    Attributes:
-        name: `adam` or `authors_adam`.
-        lr: Peak learning rate.
-        beta1: Decay of the first moment; None: what suits what is trained.
-        beta2: Decay of the second moment; None: likewise.
-        eps: Added to the root of the second moment.
-        bias_rate: Learning rate of encoder biases, as a multiple of lr; None: what suits what is
-            trained.
-        warmup_tokens: Linear rise of the learning rate; tokens or a share of the run ("1%").
-        decay_tokens: Linear fall to zero at the end; tokens or a share of the run ("20%").
-    """
+    where = "optimizer."
 
-    name: str = "adam"
-    lr: float = 1e-3
-    beta1: float | None = None
-    beta2: float | None = None
-    eps: float = 6.25e-10
-    bias_rate: float | None = None
-    warmup_tokens: int | float | str = 0
-    decay_tokens: int | float | str = 0
-
-    def __post_init__(self) -> None:
-        if self.name not in NAMES:
-            raise ConfigError(f"optimizer={self.name!r} must be one of {', '.join(NAMES)}.")
-        for name, high in (("lr", float("inf")), ("eps", 1), ("bias_rate", float("inf"))):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < high:
-                raise ConfigError(f"optimizer.{name}={value!r} must be above 0 and below {high}.")
-        for name in ("beta1", "beta2"):
-            beta = getattr(self, name)
-            if beta is not None and not 0 <= beta < 1:
-                raise ConfigError(f"optimizer.{name}={beta!r} must be in [0, 1).")
+    name: Literal["adam", "authors_adam"] = setting(
+        "adam", help="Adam, or Adam as the authors ran it"
+    )
+    lr: float = setting(1e-3, gt=0, help="peak learning rate")
+    beta1: float | None = setting(
+        None, ge=0, lt=1, help="decay of the first moment; null: what suits what is trained"
+    )
+    beta2: float | None = setting(
+        None, ge=0, lt=1, help="decay of the second moment; null: what suits what is trained"
+    )
+    eps: float = setting(6.25e-10, gt=0, lt=1, help="added to the root of the second moment")
+    bias_rate: float | None = setting(
+        None,
+        gt=0,
+        help="learning rate of encoder biases, times lr; null: what suits what is trained",
+    )
+    warmup_tokens: Span = setting("5%", help="linear rise of the learning rate")
+    decay_tokens: Span = setting("20%", help="linear fall to zero at the end")
 
     def for_run(self, steps: int) -> "OptimizerSettings":
         """What is left open: Adam as it is written in a long run, else what suits what is trained.
@@ -62,7 +47,7 @@ class OptimizerSettings:
         if steps < LONG_RUN_STEPS:
             return self
         usual = {"beta1": 0.9, "beta2": 0.999, "bias_rate": 1.0}
-        return replace(self, **{k: v for k, v in usual.items() if getattr(self, k) is None})
+        return self.model_copy(update={k: v for k, v in usual.items() if getattr(self, k) is None})
 
     def build(
         self,

@@ -22,49 +22,51 @@ at the input (`Untied.revive`).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
+from pydantic import model_validator
 from torch import Tensor
 
 from sae.dictionaries.base import Dictionary, LatentParameter
-from sae.dictionaries.untied import Untied
 from sae.errors import ConfigError
+from sae.settings import Settings, Span, setting
 from sae.training.schedules import span_tokens
 from sae.training.strategies import STRATEGIES, Drawn, Strategy
 
 
-@dataclass(frozen=True)
-class ResampleSettings:
-    """When to resample and what counts as dead; spans are tokens or shares of the run ("10%").
+class ResampleSettings(Settings):
+    """When to resample and what counts as dead; spans are tokens or shares of the run ("10%")."""
 
-    Attributes:
-        at_tokens: Times, counted in tokens seen; empty for never.
-        dead_after_tokens: A latent that did not fire for so long is dead. Used by the resampler
-            and by the logged dead share alike.
-        sample_tokens: Number of random training vectors whose loss is computed (rule 2).
-        toward: Of the strategy `drawn`: `input` as published (the default), or `residual`.
-        strategy: A word of `STRATEGIES`.
-    """
+    where = "resample."
 
-    at_tokens: Sequence[int | float | str] = ()
-    dead_after_tokens: int | float | str = "10%"
-    sample_tokens: int | float | str = 819_200
-    toward: str | None = None
-    strategy: str = "drawn"
+    at_tokens: list[Span] = setting(
+        ["20%", "40%", "60%"], help="times, counted in tokens seen; [] for never"
+    )
+    dead_after_tokens: Span = setting(
+        "10%",
+        help="a latent that did not fire for so long is dead, for the resampler and the logged "
+        "dead share alike",
+    )
+    sample_tokens: Span = setting(
+        65536, help="number of random training vectors whose loss is computed (rule 2)"
+    )
+    toward: Literal["input", "residual"] | None = setting(
+        None, help="of the strategy drawn: input as published (null), or residual"
+    )
+    strategy: Literal["drawn", "worst_example"] = setting(
+        "drawn", help="rules by which latents are revived"
+    )
 
-    def __post_init__(self) -> None:
-        if self.strategy not in STRATEGIES:
-            raise ConfigError(
-                f"resample.strategy={self.strategy!r} must be one of {', '.join(STRATEGIES)}."
-            )
+    @model_validator(mode="after")
+    def _toward_needs_drawn(self) -> "ResampleSettings":
         if self.toward is not None and self.strategy != "drawn":
             raise ConfigError(
                 f"resample.toward={self.toward} has no effect with resample.strategy="
                 f"{self.strategy}. Drop it, or use resample.strategy=drawn."
             )
-        self.build()
+        return self
 
     def build(self) -> Strategy:
         """The strategy that the settings name."""
@@ -78,7 +80,7 @@ class ResampleSettings:
         """
         if not self.at_tokens:
             return
-        if not self.build().sets_decoder and not issubclass(architecture, Untied):
+        if not self.build().sets_decoder and not architecture.untied:
             raise ConfigError(
                 f"resample.strategy={self.strategy} sets encoders and leaves decoders, and in "
                 f"sae={architecture.architecture} they are one matrix. Use sae=l1 or another "
@@ -114,7 +116,9 @@ class ResampleSettings:
                 f"resample.at_tokens={at[-1]:,} has no effect in a run of {total_tokens:,} tokens. "
                 "Train longer, or use resample=scaled."
             )
-        return replace(self, at_tokens=at, dead_after_tokens=window, sample_tokens=sample)
+        return self.model_copy(
+            update={"at_tokens": at, "dead_after_tokens": window, "sample_tokens": sample}
+        )
 
     def due(self, before: int, after: int) -> bool:
         """Whether a resolved time lies in the tokens `(before, after]`."""

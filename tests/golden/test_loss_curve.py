@@ -8,7 +8,7 @@ SETTINGS = {
     "l1": {"l1": 1e-2},
     "gated": {"l1": 1e-2},
     "jumprelu": {"l0_coefficient": 1e-2},
-    "topk": {"k": 4},
+    "topk": {"k": 4, "auxk": 0},
     "matryoshka": {"k": 4, "auxk": 1 / 32},
 }
 
@@ -48,7 +48,7 @@ def losses(word):
         dictionary,
         length=RunLength(50, 80),
         optimizer=OptimizerSettings(lr=3e-3, warmup_tokens="5%", decay_tokens="20%"),
-        resampling=ResampleSettings(["40%"], "10%", 500),
+        resampling=ResampleSettings(at_tokens=["40%"], dead_after_tokens="10%", sample_tokens=500),
         scale=data.scale,
     )
     seen = []

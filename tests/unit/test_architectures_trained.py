@@ -27,7 +27,9 @@ def train(word, steps=STEPS, ckpt_path=None, folder=None, **settings):
     module = SAEModule(
         dictionary,
         length=RunLength(STEPS, BATCH),
-        resampling=ResampleSettings(["30%", "70%"], 3 * BATCH, 100),
+        resampling=ResampleSettings(
+            at_tokens=["30%", "70%"], dead_after_tokens=3 * BATCH, sample_tokens=100
+        ),
         scale=data.scale,
         **settings,
     )

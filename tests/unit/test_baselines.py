@@ -247,9 +247,9 @@ def test_kmeans_gives_the_nearest_centroid_itself(x):
             "5 vectors do not decide the 6",
         ),
         ("kmeans", {"sample_vectors": 17}, DegenerateInputError, "17 vectors do not decide the 18"),
-        ("kmeans", {"k": 3}, ConfigError, r"was given \['dict_ratio', 'k', .*it reads"),
-        ("pca", {"seed": 3}, ConfigError, "it reads"),
-        ("svd", {}, ConfigError, "'svd' is no baseline. Choose one of"),
+        ("kmeans", {"k": 3}, ConfigError, "sae.k=3 must be null"),
+        ("pca", {"seed": 3}, ConfigError, "sae.seed is not known.* components"),
+        ("svd", {}, ConfigError, "sae.architecture=svd is not known. Choose one of"),
     ],
 )
 def test_mistakes_are_explained(word, changes, error, message, x, monkeypatch):

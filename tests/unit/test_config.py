@@ -18,7 +18,8 @@ from conf.commandline import (
     parse,
     sweep_jobs,
 )
-from conf.schema import SHORT, check, register
+from conf.nodes import part_config
+from conf.schema import SHORT, check, options, register, values
 from sae.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -86,7 +87,7 @@ def test_a_list_stands_for_a_sweep_from_one_read(words, sweep):
         (["tokens=1.5"], "tokens=1.5 must be a whole number"),
         (["tokens=[1,2]"], "tokens=.* must be a whole number of at least 1"),
         (["site=residual"], "site=residual must be one of resid, mlp"),
-        (["optimizer.lr=0"], "optimizer.lr=0.0 must be a number above 0"),
+        (["optimizer.lr=0"], "optimizer.lr=0 must be a number above 0"),
         (["optimizer.name=sgd"], "must be one of adam, authors_adam"),
         (["trainer.precision=fp8"], "must be one of auto"),
         (["logger.wandb=on"], "must be one of auto, online"),
@@ -306,3 +307,13 @@ def test_errors_come_as_one_line_without_traceback():
     assert result.returncode == 1
     assert result.stderr.startswith("ConfigError: layr is not known. Did you mean layer?")
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", options("sae"))
+def test_a_yaml_of_an_sae_repeats_the_defaults_of_its_class(name):
+    """Both tell a reader the same; keys that interpolate a short override are left out."""
+    node = values("sae", name)
+    config = part_config("sae", node)
+    own = {key: value for key, value in node.items() if key not in ("architecture", "kind")}
+    defaults = {key: config.model_fields[key].get_default() for key in own}
+    assert own == defaults

@@ -275,10 +275,13 @@ def test_sparse_code_gradient_equals_the_dense_one():
         ({"architecture": "tied", "dict_ratio": 0, "l1": 1, "centre": "none"}, "above 0"),
         ({"architecture": "tied", "dict_ratio": 2, "l1": -1.0, "centre": "none"}, "at least 0"),
         ({"architecture": "tied", "dict_ratio": 2, "l1": 1.0, "centre": "mean"}, "needs the mean"),
-        ({"architecture": "tied", "dict_ratio": 2}, "it reads"),
-        ({"architecture": "topk", "dict_ratio": 2, "k": 0}, "from 1 to d_sae=24"),
-        ({"architecture": "topk", "dict_ratio": 2, "k": 25}, "from 1 to d_sae=24"),
-        ({"architecture": "topk", "dict_ratio": 2, "k": 2, "l1": 1}, "it reads"),
+        ({"architecture": "topk", "dict_ratio": 2, "k": 0}, "k=0 must be .* at least 1"),
+        ({"architecture": "topk", "dict_ratio": 2, "k": 25}, "at most d_sae=24"),
+        ({"architecture": "topk", "dict_ratio": 2, "k": True}, "k=True must be a whole number"),
+        ({"architecture": "topk", "dict_ratio": 2, "k": "2"}, "k=2 must be a whole number"),
+        ({"architecture": "tied", "dict_ratio": 2, "l1": float("nan")}, "l1=nan must be"),
+        ({"architecture": "topk", "dict_ratio": 2, "k": 2, "l1": 1}, "l1 is not known.* auxk"),
+        ({"architecture": "matryoshka", "prefixes": [0.5]}, "rising shares"),
     ],
 )
 def test_bad_settings_name_what_is_allowed(config, message):

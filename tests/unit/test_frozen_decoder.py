@@ -19,10 +19,9 @@ RESAMPLE = {"at_tokens": [], "dead_after_tokens": "10%", "sample_tokens": 100}
 
 
 def config_of(word, frozen=True, **resample):
+    frozen = {} if frozen is None else {"frozen_decoder": frozen}
     return {
-        "sae": {
-            "architecture": word, "dict_ratio": 3, **SETTINGS[word], "frozen_decoder": frozen
-        },
+        "sae": {"architecture": word, "dict_ratio": 3, **SETTINGS[word], **frozen},
         "optimizer": {"lr": 1e-2},
         "resample": RESAMPLE | resample,
         "trainer": {"kernels": "auto", "batch_size": 32, "devices": 1, "accelerator": "cpu"},
@@ -96,13 +95,13 @@ def test_worst_example_leaves_a_frozen_decoder_alone():
 
 def test_what_cannot_be_frozen_is_refused_before_the_harvest():
     check_settings(config_of("topk"))
-    with pytest.raises(ConfigError, match="no meaning with sae=tied: encoder and decoder are one"):
+    with pytest.raises(ConfigError, match="sae.frozen_decoder is not known"):
         check_settings(config_of("tied"))
     with pytest.raises(ConfigError, match="Use resample=none"):
         check_settings(config_of("topk", at_tokens=["30%"]))
     worst = {"at_tokens": ["30%"], "strategy": "worst_example"}
     with pytest.raises(ConfigError, match="they are one matrix"):
-        check_settings(config_of("tied", frozen=False, **worst))
+        check_settings(config_of("tied", frozen=None, **worst))
     check_settings(config_of("l1", **worst))
 
 

@@ -44,7 +44,8 @@ def train(word="l1", rows=None, dead=(), resampling=None, **settings):
         dictionary,
         length=RunLength(STEPS, BATCH),
         optimizer=OptimizerSettings(lr=1e-2, warmup_tokens=5 * BATCH, decay_tokens="50%"),
-        resampling=resampling or ResampleSettings((), 10 * BATCH, 100),
+        resampling=resampling
+        or ResampleSettings(at_tokens=[], dead_after_tokens=10 * BATCH, sample_tokens=100),
         scale=data.scale,
         **settings,
     )
@@ -77,7 +78,9 @@ def test_counters_count_tokens_since_the_last_firing():
 
 @pytest.mark.parametrize("word", ["l1", "tied", "topk"])
 def test_dead_latents_are_revived_at_the_set_time_and_only_then(word):
-    settings = ResampleSettings([12 * BATCH], 10 * BATCH, 100, "residual")
+    settings = ResampleSettings(
+        at_tokens=[12 * BATCH], dead_after_tokens=10 * BATCH, sample_tokens=100, toward="residual"
+    )
     module, watch = train(word, dead=[3, 5], resampling=settings)
     assert watch.revived[10] == 0
     assert watch.revived[11] >= 2  # at the end of the twelfth step
@@ -88,7 +91,9 @@ def test_dead_latents_are_revived_at_the_set_time_and_only_then(word):
 
 
 def test_latents_that_are_silent_for_less_than_the_window_are_left_alone():
-    settings = ResampleSettings([9 * BATCH], 10 * BATCH, 100)
+    settings = ResampleSettings(
+        at_tokens=[9 * BATCH], dead_after_tokens=10 * BATCH, sample_tokens=100
+    )
     _, watch = train(dead=[3], resampling=settings)
     assert watch.revived[-1] == 0
 
@@ -139,7 +144,7 @@ def test_gradients_get_their_norm_with_a_fused_adam_under_autocast(clip, norm, f
     data.prepare_data()
     dictionary = build_dictionary({"architecture": "l1", "dict_ratio": 2, "l1": 1e-3}, d_in=8)
     module = SAEModule(
-        dictionary, length=RunLength(5, BATCH), resampling=ResampleSettings((), BATCH, 100),
+        dictionary, length=RunLength(5, BATCH), resampling=ResampleSettings(at_tokens=[], dead_after_tokens=BATCH, sample_tokens=100),
         gradient_norm=norm,
     )  # fmt: skip
     loss = module.training_step

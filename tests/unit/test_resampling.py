@@ -1,5 +1,7 @@
 """The published rules of neuron resampling, each by itself (sae/training/resampling.py)."""
 
+from typing import get_args
+
 import pytest
 import torch
 
@@ -158,15 +160,19 @@ def test_a_whole_resampling_draws_badly_reconstructed_inputs(word, toward):
 
 
 def test_settings_resolve_shares_and_say_what_is_wrong():
-    settings = ResampleSettings(["50%", 1e3], "10%", "1%").resolve(10_000)
-    assert settings == ResampleSettings([1000, 5000], 1000, 100)
+    settings = ResampleSettings(
+        at_tokens=["50%", 1e3], dead_after_tokens="10%", sample_tokens="1%"
+    ).resolve(10_000)
+    assert settings == ResampleSettings(
+        at_tokens=[1000, 5000], dead_after_tokens=1000, sample_tokens=100
+    )
     assert [settings.due(a, a + 400) for a in (600, 700, 1000, 4800)] == [True, True, False, True]
     with pytest.raises(ConfigError, match="dead_after_tokens"):
-        ResampleSettings((), "ten", 1).resolve(100)
-    with pytest.raises(ConfigError, match="input or residual"):
+        ResampleSettings(at_tokens=[], dead_after_tokens="ten", sample_tokens=1).resolve(100)
+    with pytest.raises(ConfigError, match="toward=error must be one of input, residual"):
         ResampleSettings(toward="error")
     with pytest.raises(ConfigError, match="at least one token"):
-        ResampleSettings((), 0, 1).resolve(100)
+        ResampleSettings(at_tokens=[], dead_after_tokens=0, sample_tokens=1).resolve(100)
 
 
 def test_worst_example_takes_the_worst_first_and_repeats_when_they_run_out():
@@ -204,24 +210,22 @@ def test_worst_example_sets_encoders_as_the_authors_and_nothing_else(word):
 def test_strategies_refuse_what_they_cannot_do():
     from sae.dictionaries import ARCHITECTURES
 
-    worst = ResampleSettings(["10%"], strategy="worst_example")
+    worst = ResampleSettings(at_tokens=["10%"], strategy="worst_example")
     with pytest.raises(ConfigError, match="sae=tied they are one matrix. Use sae=l1"):
         worst.check(ARCHITECTURES["tied"], frozen_decoder=False)
     worst.check(ARCHITECTURES["topk"], frozen_decoder=True)
     with pytest.raises(ConfigError, match="Use resample=none, or resample=worst_example"):
-        ResampleSettings(["10%"]).check(ARCHITECTURES["topk"], frozen_decoder=True)
-    ResampleSettings(()).check(ARCHITECTURES["topk"], frozen_decoder=True)
+        ResampleSettings(at_tokens=["10%"]).check(ARCHITECTURES["topk"], frozen_decoder=True)
+    ResampleSettings(at_tokens=[]).check(ARCHITECTURES["topk"], frozen_decoder=True)
     with pytest.raises(ConfigError, match="must be one of drawn, worst_example"):
         ResampleSettings(strategy="best")
     with pytest.raises(ConfigError, match="toward=input has no effect"):
         ResampleSettings(toward="input", strategy="worst_example")
 
 
-def test_the_words_of_the_configuration_are_those_of_the_code():
-    from conf.nodes import ResampleConfig
-
-    field = ResampleConfig.__dataclass_fields__["strategy"]
-    assert set(field.metadata["limits"].choices) == set(STRATEGIES)
+def test_the_names_of_the_settings_are_those_of_the_strategies():
+    annotation = ResampleSettings.model_fields["strategy"].annotation
+    assert set(get_args(annotation)) == set(STRATEGIES)
 
 
 @pytest.mark.parametrize("word", ["tied", "l1", "topk"])

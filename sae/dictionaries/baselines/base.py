@@ -5,9 +5,8 @@ so that every evaluation measures it as it measures any other dictionary.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -15,6 +14,8 @@ from torch import Tensor
 
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ConfigError, DegenerateInputError
+from sae.registry import Registry
+from sae.settings import Settings, setting
 
 Centre = Literal["none", "mean"]
 Form = Literal["signed", "relu", "split"]
@@ -55,21 +56,19 @@ class Learned(NamedTuple):
     facts: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Baseline(ABC):
-    """Base of all baselines; the fields of a subclass are its settings in conf/sae/<word>.yaml.
+class Baseline(Settings, ABC):
+    """Base of all baselines: a baseline is its settings and the way to fit them."""
 
-    Args:
-        k: Latents that may fire for each vector, those with the largest |f|; None: all.
-    """
-
+    where = "sae."
     word: ClassVar[str]
     free: ClassVar[frozenset[str]] = frozenset({"k", "split", "centre"})
     """Settings that `learn` does not look at: fits that differ only in them are made once."""
     costly: ClassVar[bool] = False
     """Whether a fit takes so long that it is worth keeping."""
 
-    k: int | None = None
+    k: int | None = setting(
+        None, ge=1, help="latents that may fire for each vector, of the largest |f|; null: all"
+    )
 
     @abstractmethod
     def latents(self, d_in: int) -> int:
@@ -102,7 +101,9 @@ class Baseline(ABC):
 
     def decides(self) -> dict[str, Any]:
         """What decides the outcome of `learn`, beside the vectors."""
-        settings = {name: value for name, value in asdict(self).items() if name not in self.free}
+        settings = {
+            name: value for name, value in self.model_dump().items() if name not in self.free
+        }
         return {"baseline": self.word, **settings}
 
     def sae(self, rows: Tensor, encoder: Tensor, centre: Tensor, form: Form) -> SAE:
@@ -172,54 +173,32 @@ def unit_rows_and_norms(
     return unit, norms
 
 
-@dataclass(frozen=True)
 class Centred(Baseline):
-    """Baselines that may subtract the training mean before and add it after.
+    """Baselines that may subtract the training mean before and add it after."""
 
-    Args:
-        centre: `mean` or `none`.
-    """
-
-    centre: Centre = field(default="none", kw_only=True)
+    centre: Centre = setting(
+        "none", help="mean subtracts the training mean before and adds it after"
+    )
 
     def centre_of(self, mean: Float[Tensor, " d_in"]) -> Float[Tensor, " d_in"]:
         """What to subtract."""
         return mean if self.centre == "mean" else torch.zeros_like(mean)
 
 
-B = TypeVar("B", bound=type[Baseline])
-BASELINES: dict[str, type[Baseline]] = {}
-
-
-def register(word: str) -> Callable[[B], B]:
-    """Make a baseline known as `sae.architecture=<word>`."""
-
-    def enter(cls: B) -> B:
-        cls.word = word
-        BASELINES[word] = cls
-        return cls
-
-    return enter
+BASELINES: Registry[type[Baseline]] = Registry("sae.architecture", "word")
+register = BASELINES.register
+"""Make a baseline known as `sae.architecture=<name>`."""
 
 
 def build_baseline(config: Mapping[str, Any]) -> Baseline:
     """The baseline that a configuration names.
 
     Args:
-        config: `architecture` and its settings, as conf/sae/*.yaml has them.
+        config: `architecture` and its settings; those left out take their defaults.
 
     Raises:
-        ConfigError: If the word or a setting is unknown, or a setting is missing.
+        ConfigError: If the name or a setting is unknown, or a value is not allowed.
     """
     settings = {name: value for name, value in config.items() if name != "kind"}
-    word = settings.pop("architecture", None)
-    if word not in BASELINES:
-        raise ConfigError(
-            f"sae.architecture={word!r} is no baseline. Choose one of {sorted(BASELINES)}."
-        )
-    known = [item.name for item in fields(BASELINES[word]) if item.init]
-    if sorted(settings) != sorted(known):
-        raise ConfigError(
-            f"sae.architecture={word} was given {sorted(settings)}; it reads {sorted(known)}."
-        )
-    return BASELINES[word](**settings)
+    cls: Any = BASELINES.find(settings.pop("architecture", None))
+    return cls(**settings)

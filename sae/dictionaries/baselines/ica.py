@@ -2,19 +2,18 @@
 
 import logging
 import warnings
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from sae.dictionaries.baselines.base import Baseline, Learned, Vectors, check_sample, register
 from sae.dictionaries.sae import SAE
+from sae.settings import setting
 
 log = logging.getLogger(__name__)
 
 
 @register("ica")
-@dataclass(frozen=True)
 class ICA(Baseline):
     r"""FastICA (scikit-learn's defaults) on standardised coordinates of a sample.
 
@@ -22,20 +21,14 @@ class ICA(Baseline):
     A: sources $u = W((x - m) / s - a)$ and $\hat x = s (A u + a) + m$. Both are folded, with k as
     without (the authors' top-k form leaves the scaler out). The k largest are chosen by what they
     write, |u_j| times the length of column j of diag(s) A.
-
-    Args:
-        split: Each source twice, with both signs, and a ReLU; else signed.
-        sample_vectors: Training vectors that it is fitted to.
-        max_iter: Most iterations.
-        seed: Of sample and start.
     """
 
     costly: ClassVar[bool] = True
 
-    split: bool = False
-    sample_vectors: int = 32_768
-    max_iter: int = 200
-    seed: int = 0
+    split: bool = setting(False, help="true: both signs as latents of their own, and a ReLU")
+    sample_vectors: int = setting(32_768, ge=1, help="training vectors that it is fitted to")
+    max_iter: int = setting(200, ge=1, help="most iterations")
+    seed: int = setting(0, ge=0, help="seed of the sample and of the start")
 
     def latents(self, d_in: int) -> int:
         """One for each coordinate; two if split."""

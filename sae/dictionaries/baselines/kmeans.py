@@ -1,7 +1,6 @@
 """Centroids, by scikit-learn's MiniBatchKMeans."""
 
 import logging
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -15,33 +14,27 @@ from sae.dictionaries.baselines.base import (
     unit_rows_and_norms,
 )
 from sae.dictionaries.sae import SAE, SAEConfig
+from sae.settings import setting
 
 log = logging.getLogger(__name__)
 
 
 @register("kmeans")
-@dataclass(frozen=True)
 class KMeans(Baseline):
     r"""Every vector becomes its nearest centroid: one latent fires, L0 is 1.
 
     With c the centroids less the mean m of the sample: $\arg\min_j \|x - m - c_j\|^2 = \arg\max_j
     \langle x - m, c_j\rangle - \|c_j\|^2 / 2$, which is a linear encoder; the one that wins fires
     with $\|c_j\|$ (activation `nearest`), so that $\hat x$ is the centroid itself.
-
-    Args:
-        dict_ratio: Centroids per coordinate.
-        sample_vectors: Training vectors that they are fitted to.
-        max_iter: Most passes over the sample.
-        seed: Of sample and start.
     """
 
     costly: ClassVar[bool] = True
 
-    k: int | None = field(default=None, init=False)  # not a setting
-    dict_ratio: int | float = 8
-    sample_vectors: int = 131_072
-    max_iter: int = 100
-    seed: int = 0
+    k: None = setting(None, help="one centroid fires; there is no other k")
+    dict_ratio: float = setting(8.0, gt=0, help="centroids per coordinate")
+    sample_vectors: int = setting(131_072, ge=1, help="training vectors that they are fitted to")
+    max_iter: int = setting(100, ge=1, help="most passes over the sample")
+    seed: int = setting(0, ge=0, help="seed of the sample and of the start")
 
     def latents(self, d_in: int) -> int:
         """`dict_ratio` for each coordinate."""

@@ -1,7 +1,5 @@
 """The axes that the LM itself computes in: every coordinate of the activation is a latent."""
 
-from dataclasses import dataclass
-
 import torch
 
 from sae.dictionaries.baselines.base import Centred, Learned, Vectors, register
@@ -9,7 +7,6 @@ from sae.dictionaries.sae import SAE
 
 
 @register("neurons")
-@dataclass(frozen=True)
 class Neurons(Centred):
     """Coordinates after a ReLU: the paper's "default basis" (the authors' `IdentityReLU`)."""
 
@@ -28,7 +25,6 @@ class Neurons(Centred):
 
 
 @register("identity")
-@dataclass(frozen=True)
 class Identity(Neurons):
     """Coordinates with their signs; with k the k of largest size."""
 

@@ -2,7 +2,6 @@
 
 import logging
 import warnings
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -17,12 +16,12 @@ from sae.dictionaries.baselines.base import (
 )
 from sae.dictionaries.baselines.pca import check_components
 from sae.dictionaries.sae import SAE, SAEConfig
+from sae.settings import setting
 
 log = logging.getLogger(__name__)
 
 
 @register("nmf")
-@dataclass(frozen=True)
 class NMF(Baseline):
     r"""$x - m \approx f H$ with f and H at least 0, where m is the smallest value of a coordinate.
 
@@ -32,23 +31,16 @@ class NMF(Baseline):
     stay. Without, `steps` steps of projected gradient solve the problem to that extent (activation
     `lista`): $f \leftarrow relu(f + \eta (x - m - f H) H^T)$, $1/\eta$ the largest eigenvalue of
     $H H^T$, rows of H of length 1.
-
-    Args:
-        components: Rows of H; None: as many as coordinates.
-        steps: Of projected gradient, 1 to 100; with k=null only.
-        sample_vectors: Training vectors that it is fitted to.
-        max_iter: Most iterations of the fit.
-        seed: Of sample and start.
     """
 
     free: ClassVar[frozenset[str]] = frozenset({"k", "steps"})
     costly: ClassVar[bool] = True
 
-    components: int | None = None
-    steps: int = 20
-    sample_vectors: int = 16_384
-    max_iter: int = 200
-    seed: int = 0
+    components: int | None = setting(None, ge=1, help="rows of H; null: as many as coordinates")
+    steps: int = setting(20, ge=1, le=100, help="steps of projected gradient, with k=null only")
+    sample_vectors: int = setting(16_384, ge=1, help="training vectors that it is fitted to")
+    max_iter: int = setting(200, ge=1, help="most iterations of the fit")
+    seed: int = setting(0, ge=0, help="seed of the sample and of the start")
 
     def latents(self, d_in: int) -> int:
         """One for each row of H."""

@@ -1,6 +1,5 @@
 """Principal components."""
 
-from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -11,28 +10,25 @@ from sae.dictionaries.baselines.base import Centre, Centred, Learned, Vectors, r
 from sae.dictionaries.sae import SAE
 from sae.errors import ConfigError
 from sae.progress import progress
+from sae.settings import setting
 
 
 @register("pca")
-@dataclass(frozen=True)
 class PCA(Centred):
     """Eigenvectors of the covariance of all training vectors, by falling variance.
 
     `k` keeps, for every vector, the components with the largest |score| (the authors' dynamic PCA);
     `components` keeps the first ones for all vectors (their static PCA). Both go together.
-
-    Args:
-        components: First components to use; None: all.
-        split: Each component twice, with both signs, and a ReLU ("non-negative PCA"); else signed.
-        centre: `mean`, or `none`: scores of x itself, as the authors' encoder takes them.
     """
 
     free: ClassVar[frozenset[str]] = Centred.free | {"components"}
     costly: ClassVar[bool] = True
 
-    components: int | None = None
-    split: bool = False
-    centre: Centre = field(default="mean", kw_only=True)
+    components: int | None = setting(None, ge=1, help="first components to use; null: all")
+    split: bool = setting(False, help="true: both signs as latents of their own, and a ReLU")
+    centre: Centre = setting(
+        "mean", help="mean, or none: scores of x itself, as the authors' encoder takes them"
+    )
 
     def latents(self, d_in: int) -> int:
         """One for each component; two if split."""

@@ -1,6 +1,5 @@
 """Directions that know nothing of the data."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -9,30 +8,27 @@ from torch import Tensor
 
 from sae.dictionaries.baselines.base import Centred, Learned, Vectors, register, unit_rows_and_norms
 from sae.dictionaries.sae import SAE
+from sae.settings import setting
 
 _ROWS_AT_ONCE = 2048
 
 
 @register("random")
-@dataclass(frozen=True)
 class Random(Centred):
     r"""Gaussian directions of length 1, ReLU of the projections (the authors' `RandomDict`).
 
     Directions overlap, so that $\sum_j f_j d_j$ has the wrong size. One number, the gain g, is
     fitted to the data: $g = \sum \langle x, y\rangle / \sum \|y\|^2$ with
     $y = \sum_j relu(\langle x, d_j\rangle)_k d_j$, over a sample and with x less the centre.
-
-    Args:
-        dict_ratio: Directions per coordinate.
-        sample_vectors: Training vectors that the gain is fitted to.
-        seed: Of directions and sample.
     """
 
     free: ClassVar[frozenset[str]] = frozenset()  # the gain depends on all
 
-    dict_ratio: int | float = 8
-    sample_vectors: int = 16_384
-    seed: int = 0
+    dict_ratio: float = setting(8.0, gt=0, help="directions per coordinate")
+    sample_vectors: int = setting(
+        16_384, ge=1, help="training vectors that the size of the code is fitted to"
+    )
+    seed: int = setting(0, ge=0, help="seed of the directions and of the sample")
 
     def latents(self, d_in: int) -> int:
         """`dict_ratio` for each coordinate."""
@@ -66,17 +62,11 @@ def least_squares_gain(sae: SAE, x: Float[Tensor, "batch d_in"]) -> float:
 
 
 @register("rotation")
-@dataclass(frozen=True)
 class Rotation(Centred):
-    """A random orthogonal basis, uniform over all of them, signed.
+    """A random orthogonal basis, uniform over all of them, signed."""
 
-    Args:
-        split: Each direction twice, with both signs, and a ReLU; else signed.
-        seed: Of the basis.
-    """
-
-    split: bool = False
-    seed: int = 0
+    split: bool = setting(False, help="true: both signs as latents of their own, and a ReLU")
+    seed: int = setting(0, ge=0, help="seed of the basis")
 
     def latents(self, d_in: int) -> int:
         """One for each coordinate; two if split."""

@@ -1,0 +1,44 @@
+"""What dictionaries share whose latents are selected by rank: k, and the loss of dead latents."""
+
+from torch import Tensor
+
+from sae.dictionaries.auxk import auxk_loss
+from sae.dictionaries.base import Moment, StepOutput
+from sae.dictionaries.codes import Code
+from sae.dictionaries.shape import Init, Shape
+from sae.dictionaries.untied import Untied
+from sae.errors import ConfigError
+from sae.settings import setting
+
+
+class Selected(Untied):
+    """Keeps the largest pre-activations; no penalty.
+
+    Raises:
+        ConfigError: If k exceeds the number of latents.
+    """
+
+    class Config(Untied.Config):
+        """Settings."""
+
+        k: int = setting(64, ge=1, help="latents that fire per vector")
+        auxk: float = setting(
+            1.0, ge=0, help="weight of the loss that revives dead latents; 0 turns it off"
+        )
+
+    def __init__(self, config: Config, shape: Shape, init: Init) -> None:
+        super().__init__(config, shape, init)
+        if config.k > shape.d_sae:
+            raise ConfigError(f"k={config.k} must be at most d_sae={shape.d_sae}.")
+        self.k, self.auxk = config.k, config.auxk
+
+    def _output(
+        self, x: Tensor, target: Tensor, code: Code, x_hat: Tensor, moment: Moment
+    ) -> StepOutput:
+        output = super()._output(x, target, code, x_hat, moment)
+        if not self.auxk or moment.dead is None:
+            return output
+        loss = auxk_loss(self, x, output.x_hat, target, moment.dead)
+        # 0, not nothing: Lightning would log the last value that there was
+        auxk = output.x_hat.new_zeros(()) if loss is None else self.auxk * loss
+        return output._replace(terms=output.terms | {"auxk": auxk})

@@ -1,0 +1,82 @@
+"""Parts by name: one table for each kind of part."""
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from sae.errors import ConfigError
+
+T = TypeVar("T", bound=type)
+C = TypeVar("C", bound=type)
+
+
+class Registry(Mapping[str, T]):
+    """The classes of one kind of part, by name.
+
+    Args:
+        key: Key of the configuration that names a part, for error messages.
+        attribute: Attribute of a registered class that holds its name.
+
+    Example:
+        >>> COLOURS: Registry[type] = Registry("paint.colour", "name")
+        >>> @COLOURS.register("red")
+        ... class Red: ...
+        >>> COLOURS["red"] is Red, Red.name, "blue" in COLOURS
+        (True, 'red', False)
+    """
+
+    def __init__(self, key: str, attribute: str) -> None:
+        self._key, self._attribute = key, attribute
+        self._parts: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[C], C]:
+        """Decorate a class: it becomes known under `name`.
+
+        A notebook cell that is run again replaces its own class.
+
+        Raises:
+            ValueError: If another class has the name.
+        """
+
+        def enter(part: Any) -> Any:
+            there: Any = self._parts.get(name)
+            if there is not None and _where(there) != _where(part):
+                raise ValueError(
+                    f"{self._key}={name} is {_where(there)} already, and {_where(part)} asks for "
+                    "the same name. Choose another."
+                )
+            setattr(part, self._attribute, name)
+            self._parts[name] = part
+            return part
+
+        return enter
+
+    def find(self, name: object) -> T:
+        """The class of this name.
+
+        Raises:
+            ConfigError: If there is none, with the names that there are.
+        """
+        if isinstance(name, str) and name in self._parts:
+            return self._parts[name]
+        close = difflib.get_close_matches(str(name), self._parts, 1)
+        meant = f" Did you mean {close[0]}?" if close else ""
+        raise ConfigError(
+            f"{self._key}={name} is not known.{meant} Choose one of {', '.join(sorted(self))}."
+        )
+
+    def __getitem__(self, name: str) -> T:
+        """The class of this name; KeyError if there is none."""
+        return self._parts[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """The names, in the order in which they were registered."""
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        """How many parts there are."""
+        return len(self._parts)
+
+
+def _where(part: type) -> str:
+    return f"{part.__module__}.{part.__qualname__}"

@@ -1,0 +1,192 @@
+"""Settings of a part as a typed class: types, ranges, defaults and help, declared once.
+
+A part declares `class Config(Settings)` with fields by `setting(...)`. Pydantic checks the values,
+and its errors become ours here.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+
+from sae.errors import ConfigError
+
+
+class Settings(BaseModel):
+    """Base of every part's settings: immutable, no unknown keys, only finite numbers.
+
+    A whole number may be written as a float (2e6), and a number stands for itself where a text is
+    due (run_dir=7). true and false are not numbers, and numbers in quotes are texts.
+
+    Raises:
+        ConfigError: At the first value that is missing, unknown, of a wrong type or out of range.
+
+    Example:
+        >>> class Config(Settings):
+        ...     where = "sae."
+        ...     k: int = setting(64, ge=1, help="latents that fire per vector")
+        >>> Config().k, Config(k=2e1).k
+        (64, 20)
+        >>> Config(k=0)
+        Traceback (most recent call last):
+        sae.errors.ConfigError: sae.k=0 must be a whole number of at least 1.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    where: ClassVar[str] = ""
+    """Location of the node in a configuration, with a dot at the end, for error messages."""
+
+    def __init__(self, /, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(_explained(type(self), values, error.errors()[0])) from None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_written(cls, value: Any, info: Any) -> Any:
+        kinds = set(_kinds(cls.model_fields[info.field_name].annotation))
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return value
+        if isinstance(value, float) and int in kinds and value.is_integer():
+            return int(value)
+        return str(value) if str in kinds and not kinds & {int, float} else value
+
+
+class Allowed:
+    """In words, the values that a field of a type of its own takes (an entry of `Annotated`)."""
+
+    def __init__(self, words: str) -> None:
+        self.words = words
+
+
+def _span(value: int | float | str) -> int | str:
+    share = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*%", str(value))
+    if isinstance(value, str) and share is not None and float(share[1]) <= 100:
+        return value
+    if isinstance(value, str) or value < 0 or not float(value).is_integer():
+        raise ValueError
+    return int(value)
+
+
+Span = Annotated[
+    int | float | str,
+    AfterValidator(_span),
+    Allowed("a number of tokens (200000, 2e6) or a share of the run (5%)"),
+]
+"""A number of tokens, or a share of the run such as "5%"."""
+
+
+def setting(
+    default: Any = ...,
+    *,
+    help: str,
+    ge: int | float | None = None,
+    gt: int | float | None = None,
+    le: int | float | None = None,
+    lt: int | float | None = None,
+) -> Any:
+    """A field of `Settings`.
+
+    Args:
+        default: Its default; without one, a value must be given.
+        help: Its meaning and unit, in a line.
+        ge: Smallest allowed value.
+        gt: The value must be greater than this.
+        le: Largest allowed value.
+        lt: The value must be smaller than this.
+    """
+    return Field(default, description=help, ge=ge, gt=gt, le=le, lt=lt)
+
+
+def shown(value: Any) -> str:
+    """A value as one writes it in a configuration.
+
+    Example:
+        >>> shown(None), shown([1, 2]), shown(1e-3)
+        ('null', '[1, 2]', '0.001')
+    """
+    return "null" if value is None else str(value)
+
+
+def allowed(field: FieldInfo) -> str:
+    """The values that a field takes, in words.
+
+    Example:
+        >>> class Config(Settings):
+        ...     share: float | None = setting(None, gt=0, le=1, help="")
+        >>> allowed(Config.model_fields["share"])
+        'a number above 0 and at most 1, or null'
+    """
+    own = [item.words for item in field.metadata if isinstance(item, Allowed)]
+    kinds = list(_kinds(field.annotation))
+    words = own or [_WORDS[kind] for kind in kinds if kind in _WORDS]
+    choices = [str(kind) for kind in kinds if not isinstance(kind, type)]
+    if choices:
+        words = ["one of " + ", ".join(choices)]
+    bounds = [
+        f"{word} {getattr(item, name):g}"
+        for kind, word, name in _BOUNDS
+        for item in field.metadata
+        if isinstance(item, kind)
+    ]
+    text = " ".join([words[-1], " and ".join(bounds)]).strip() if words else ""
+    return ", or ".join([*([text] if text else []), *(["null"] if NoneType in kinds else [])])
+
+
+_WORDS = {
+    int: "a whole number", float: "a number", str: "a text", bool: "true or false",
+    list: "a list",
+}  # fmt: skip
+_BOUNDS = (
+    (Ge, "of at least", "ge"), (Gt, "above", "gt"), (Le, "at most", "le"), (Lt, "below", "lt"),
+)  # fmt: skip
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """The types that a value may have; the choices of a `Literal` themselves."""
+    origin = get_origin(annotation)
+    if origin in (Union, UnionType):
+        for one in get_args(annotation):
+            yield from _kinds(one)
+    elif origin is Literal:
+        yield from get_args(annotation)
+    elif origin is Annotated:
+        yield from _kinds(get_args(annotation)[0])
+    elif annotation is None:
+        yield NoneType
+    else:
+        yield origin or annotation
+
+
+def _explained(config: type[Settings], values: Mapping[str, Any], error: Mapping[str, Any]) -> str:
+    if not error["loc"]:  # several values that do not go together
+        return str(error["ctx"]["error"])
+    name, prefix = str(error["loc"][0]), config.where
+    if error["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(name, config.model_fields, 1)
+        meant = f" Did you mean {prefix}{close[0]}?" if close else ""
+        return f"{prefix}{name} is not known.{meant} There are: {', '.join(config.model_fields)}."
+    if error["type"] == "missing":
+        return f"{prefix}{name} has no value. Give one: {prefix}{name}=…"
+    words = str(error.get("ctx", {}).get("error", "")) or allowed(config.model_fields[name])
+    if error["type"] == "list_type":
+        words += (
+            ". Write it as a list, in quotes because of the shell: "
+            f"'{prefix}{name}=[{shown(values[name])}]'. [] is the empty list"
+        )
+    elif len(error["loc"]) > 1 and isinstance(values[name], list):  # one entry of it
+        index = error["loc"][1]
+        return f"{prefix}{name}={shown(values[name][index])} must be {_entry(config, name)}."
+    return f"{prefix}{name}={shown(values[name])} must be {words}."
+
+
+def _entry(config: type[Settings], name: str) -> str:
+    """The values that an entry of a list takes, in words."""
+    (of,) = get_args(config.model_fields[name].annotation)
+    return allowed(FieldInfo.from_annotation(of))
