@@ -144,7 +144,9 @@ def test_gradients_get_their_norm_with_a_fused_adam_under_autocast(clip, norm, f
     data.prepare_data()
     dictionary = build_dictionary({"architecture": "l1", "dict_ratio": 2, "l1": 1e-3}, d_in=8)
     module = SAEModule(
-        dictionary, length=RunLength(5, BATCH), resampling=ResampleSettings(at_tokens=[], dead_after_tokens=BATCH, sample_tokens=100),
+        dictionary,
+        length=RunLength(5, BATCH),
+        resampling=ResampleSettings(at_tokens=[], dead_after_tokens=BATCH, sample_tokens=100),
         gradient_norm=norm,
     )  # fmt: skip
     loss = module.training_step
