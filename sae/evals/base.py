@@ -19,6 +19,7 @@ from sae.errors import ArtifactError, ConfigError
 from sae.language.lm import LanguageModel
 from sae.metrics.bootstrap import Interval
 from sae.provenance import provenance, write_json
+from sae.registry import Registry
 from sae.synthetic import World
 from sae.types import Ends, Point
 
@@ -161,7 +162,6 @@ class Evaluation(Protocol):
         needs: What must stand behind the activations, of `tokens` (the text that they come from,
             and so an LM) and `truth` (known features, `EvalContext.world`); sources that offer
             less leave the evaluation out.
-            and so an LM); sources that offer less leave the evaluation out.
 
     An evaluation with `joined = True` also measures transcoders and crosscoders, by
     `EvalContext.ends`; the others are left out for them.
@@ -175,8 +175,8 @@ class Evaluation(Protocol):
         ...
 
 
-EVALS: dict[str, type[Evaluation]] = {}
-"""Evaluations by the word that `eval=` takes."""
+EVALS: Registry[type[Evaluation]] = Registry("eval", "name")
+"""Evaluations by the name that `eval=` takes."""
 
 E = TypeVar("E")
 
@@ -184,8 +184,7 @@ E = TypeVar("E")
 def register(cls: E) -> E:
     """Make an evaluation known by its `name`; its settings are the fields of the dataclass."""
     kind: Any = cls
-    EVALS[kind.name] = kind
-    return cls
+    return EVALS.register(kind.name)(kind)
 
 
 @dataclass(frozen=True)
