@@ -29,7 +29,7 @@ def build_watchers(
     """
     makers = {
         "dead_features": lambda: DeadFeatures(),
-        "reconstruction": lambda: Reconstruction(),
+        "reconstruction": lambda: Reconstruction(lambda: data.mean_of("val")),
         "downstream": lambda **given: _downstream(data, **given),
     }
     if unknown := sorted(set(settings) - set(makers)):

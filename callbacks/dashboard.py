@@ -32,6 +32,7 @@ _TEARDOWN_TIMEOUT_SECONDS = 5.0  # it takes milliseconds where it ends at all
 # A run's best value where more training can make it worse; everything else: the last value.
 _SUMMARIES = {
     "val/fvu": "min,last",
+    "val/fvu_median": "min,last",
     "val/mse": "min,last",
     "val/kl": "min,last",
     "val/ce_sae": "min,last",

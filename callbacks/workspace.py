@@ -16,7 +16,7 @@ from sae.errors import ConfigError
 # Section, then its curves: title -> (metrics, logarithmic values?)
 _CURVES: dict[str, dict[str, tuple[list[str], bool]]] = {
     "Quality": {
-        "FVU": (["val/fvu", "train/fvu"], True),
+        "FVU": (["val/fvu", "val/fvu_median", "train/fvu"], True),
         "L0": (["val/l0", "train/l0"], True),
         "CE recovered": (["val/ce_recovered_zero", "val/ce_recovered_mean"], False),
         "Dead, silent, dense": (["train/dead", "val/silent", "val/dense"], False),

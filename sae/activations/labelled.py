@@ -10,6 +10,7 @@ from filelock import FileLock
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae.activations.counted import Counted
 from sae.checksums import load_tensors, save_tensors
 from sae.errors import ArtifactError, ConfigError
 from sae.language.lm import LanguageModel
@@ -42,6 +43,7 @@ def text_activations(
     name: str,
     which: Literal["last", "all"],
     max_tokens: int,
+    counted: Counted | None = None,
 ) -> TextActivations:
     """Activations of each text, read by itself behind the document separator.
 
@@ -54,6 +56,8 @@ def text_activations(
         name: For people.
         which: The row of the last token alone, or the rows of all tokens.
         max_tokens: Longer texts lose their beginning (`last`) or their end (`all`).
+        counted: Which rows count; `last` is then the last row that does, and zeros where none of a
+            text does. `all` has all rows.
 
     Raises:
         ConfigError: If `max_tokens` leaves no room for a token.
@@ -66,11 +70,15 @@ def text_activations(
         "lm": dict(lm.identity), "dtype": str(lm.dtype), "point": str(point), "which": which,
         "room": room, "texts": list(texts),
     }  # fmt: skip
+    if counted is not None and which == "last":
+        identity["limits"] = counted.to_json()["limits"]  # no text has a special token
+    else:
+        counted = None
 
     def make() -> dict[str, Tensor]:
         ids = tokenise(lm.tokenizer, list(texts))
         cut = [one[-room:] if which == "last" else one[:room] for one in ids]
-        rows = _rows(lm, point, cut, which, f"read {name}")
+        rows = _rows(lm, point, cut, which, counted, f"read {name}")
         lengths = torch.tensor([len(one) for one in rows])
         return {"x": torch.cat(rows), "lengths": lengths}
 
@@ -102,7 +110,12 @@ def kept(
 
 
 def _rows(
-    lm: LanguageModel, point: Point, ids: Sequence[Sequence[int]], which: str, title: str
+    lm: LanguageModel,
+    point: Point,
+    ids: Sequence[Sequence[int]],
+    which: str,
+    counted: Counted | None,
+    title: str,
 ) -> list[Tensor]:
     rows: dict[int, Tensor] = {}
     with progress(title, sum(map(len, ids))) as advance:
@@ -114,10 +127,17 @@ def _rows(
                 tokens[row, 1 : 1 + len(ids[i])] = torch.tensor(ids[i], dtype=torch.long)
             x = lm.capture(tokens.to(lm.device), [point])[point].cpu()
             for row, i in enumerate(batch):
-                end = 1 + len(ids[i])
-                rows[i] = x[row, end - 1 if which == "last" else 1 : end].clone()
+                of_text = x[row, 1 : 1 + len(ids[i])]
+                rows[i] = of_text.clone() if which == "all" else _last(of_text, counted)
             advance(sum(len(ids[i]) for i in batch))
     return [rows[i] for i in range(len(ids))]
+
+
+def _last(x: Float[Tensor, "rows d_in"], counted: Counted | None) -> Float[Tensor, "1 d_in"]:
+    if counted is None:
+        return x[-1:].clone()
+    found = counted.mask([x], None).nonzero()
+    return x[found[-1]].clone() if len(found) else torch.zeros_like(x[-1:])
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -29,10 +29,11 @@ class AbsorptionEval:
     """Absorption of first-letter features, SAEBench's protocol and names (`absorbed.py`).
 
     A linear probe for each letter reads the first letter of a word out of the activation at its
-    token. Of the test words that the probe gets right: `mean_full_absorption_score` is the share
-    on which all latents of the letter are silent and one other latent carries the probe's
-    direction in their place, `mean_absorption_fraction_score` how much of that direction others
-    carry; means over letters. `mean_num_split_features` is the number of latents a letter has.
+    token; words whose activation does not count are left out. Of the test words that the probe gets
+    right: `mean_full_absorption_score` is the share on which all latents of the letter are silent
+    and one other latent carries the probe's direction in their place,
+    `mean_absorption_fraction_score` how much of that direction others carry; means over letters.
+    `mean_num_split_features` is the number of latents a letter has.
 
     Args:
         num_words: Words, drawn from the LM's vocabulary; four fifths train. SAEBench takes all.
@@ -90,6 +91,9 @@ class AbsorptionEval:
             max_tokens=context.lm.max_ctx,
         ).x.float()  # fmt: skip
         labels = torch.tensor([LETTERS.index(first_letter(word)) for word in words])
+        if context.counted is not None:
+            counts = context.counted.mask([x], None)  # no word is a special token
+            x, labels, num_train = x[counts], labels[counts], int(counts[:num_train].sum())
         f = encode(sae, x)
         letters, right = measure(
             sae.W_dec.detach(), (x[:num_train], f[:num_train], labels[:num_train]),
@@ -110,9 +114,10 @@ class AbsorptionEval:
         return EvalResult(
             eval=self.name,
             metrics=self._scores(counted) | self._of_probes(letters, right),
-            tokens={"words": len(words), "test words": len(words) - num_train},
+            tokens={"words": len(x), "test words": len(x) - num_train},
             details={
                 "caveat": caveat,
+                "words_left_out": len(words) - len(x),
                 "letters_counted": [one.letter for one in counted],
                 "letters": {one.letter: one.details() for one in letters},
             },

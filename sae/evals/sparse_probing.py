@@ -40,8 +40,9 @@ class SparseProbingEval:
     """AUC, F1 and accuracy of logistic regression on the k best latents, and on what rivals them.
 
     The protocol of sae-probes (Kantamneni et al. 2025, arXiv 2502.16681) in its `normal` setting
-    with an L2 penalty: the activation of each text's last token; 1,024 balanced texts to train,
-    the others to test; latents ranked by their normalised mean difference on the training texts.
+    with an L2 penalty: the activation of each text's last token that counts (of its last token
+    there); 1,024 balanced texts to train, the others to test; latents ranked by their normalised
+    mean difference on the training texts.
     Beside the SAE's latents stand the whole activation (`llm`), its single dimensions
     (`neurons`), its principal components (`pca`) and a random dictionary of as many latents of
     which as many fire (`random`), the last three ranked in the same way.
@@ -115,7 +116,7 @@ class SparseProbingEval:
         y, y_test = one.labels[train], one.labels[test]
         x = text_activations(
             context.lm, context.point, one.texts, name=one.name, which="last",
-            max_tokens=self.max_tokens,
+            max_tokens=self.max_tokens, counted=context.counted,
         ).x.float()  # fmt: skip
         x_train, x_test = x[train], x[test]
         f = encode(context.sae, x_train)
@@ -157,6 +158,8 @@ class SparseProbingEval:
             "point": str(context.point), "set": one.key, "seed": self.seed, "ks": ks,
             "max_tokens": self.max_tokens,
         }  # fmt: skip
+        if context.counted is not None:
+            identity["limits"] = context.counted.to_json()["limits"]
 
         def make() -> dict[str, Tensor]:
             found = {"llm": top_probes(x, y, x_test, [x.shape[1]], self.seed)[x.shape[1]]}

@@ -15,7 +15,12 @@ from sae.reports.page import Cell, Plot, Section, Table, format_number, interval
 # Title, what it means, curves (label -> key of metrics.csv), scale of the values
 _PANELS: tuple[tuple[str, str, dict[str, str], Scale], ...] = (
     ("Loss", "all terms together", {"train": "train/loss"}, "log"),
-    ("FVU", "variance left unexplained", {"train": "train/fvu", "val": "val/fvu"}, "log"),
+    (
+        "FVU",
+        "variance left unexplained",
+        {"train": "train/fvu", "val": "val/fvu", "val, median row": "val/fvu_median"},
+        "log",
+    ),
     ("L0", "latents that fire per token", {"train": "train/l0", "val": "val/l0"}, "log"),
     (
         "Dead",

@@ -14,7 +14,7 @@ from sae.errors import ConfigError, SourceError
 from sae.evals import Bootstrap, EvalContext, EvalResult
 from sae.evals.absorbed import absorbed, f1, measure, num_split, sparse_scores, train_probes
 from sae.evals.absorption import AbsorptionEval
-from sae.evals.spelling import first_letter, prompt, prompts, vocabulary_words
+from sae.evals.spelling import LETTERS, first_letter, prompt, prompts, vocabulary_words
 from sae.language.text import tokenise
 from sae.types import Point
 
@@ -180,6 +180,38 @@ def test_a_run_and_the_next_sae_without_the_lm(lm, monkeypatch):
     assert evaluation.run(context_of(sae, lm)).metrics == result.metrics
     other = planted(torch.eye(32)[:2], torch.zeros(2), noise=20)
     assert evaluation.run(context_of(other, lm)).metrics != result.metrics
+
+
+def test_words_whose_activation_does_not_count_are_left_out(lm, monkeypatch):
+    """A tenth of the words have massive activations."""
+    capture, measured = lm.capture, []
+
+    def heavy(tokens, points):
+        massive = 1 + 1e4 * (tokens % 10 == 0)
+        return {p: x * massive[..., None] for p, x in capture(tokens, points).items()}
+
+    def spy(W_dec, train, test, **settings):
+        measured.extend([train, test])
+        return measure(W_dec, train, test, **settings)
+
+    monkeypatch.setattr(lm, "capture", heavy)
+    monkeypatch.setattr("sae.evals.absorption.measure", spy)
+    sae = planted(torch.eye(32)[:3], torch.zeros(3), noise=20)
+    context = context_of(sae, lm, limit=1000.0)
+    evaluation = AbsorptionEval(**SMALL, bootstrap=FEW)
+    result = evaluation.run(context)
+    words, num_train = evaluation._words(context)
+    vocab = lm.tokenizer.get_vocab()
+    counts = [vocab[word.replace(" ", "Ġ")] % 10 != 0 for word in words]
+    parts = (words[:num_train], counts[:num_train]), (words[num_train:], counts[num_train:])
+    for (x, f, labels), (part, kept) in zip(measured, parts, strict=True):
+        expected = [first_letter(word) for word, one in zip(part, kept, strict=True) if one]
+        assert [LETTERS[i] for i in labels.tolist()] == expected
+        assert x.norm(dim=1).max() <= 1000
+        torch.testing.assert_close(f, sae.encode(x), atol=1e-5, rtol=1e-4)
+    assert 0 < result.details["words_left_out"] == len(words) - sum(counts)
+    assert result.tokens == {"words": sum(counts), "test words": sum(counts[num_train:])}
+    assert result.metrics["probe_accuracy"].value > 0.6
 
 
 def test_too_few_letters_leave_the_scores_undefined(lm, caplog):

@@ -107,6 +107,27 @@ def test_reconstruction_is_that_of_the_whole_split():
     assert recorder.logged[step, "tokens"] == 6 * 8
 
 
+def test_the_median_row_of_the_split_stands_beside_its_fvu():
+    recorder = Recorder()
+    fit([Reconstruction(lambda: X.mean(0))], [recorder])
+    error, square = (0.1 * X).square().sum(1), (X - X.mean(0)).square().sum(1)
+    medians = [v for (_, key), v in recorder.logged.items() if key == "val/fvu_median"]
+    ratios = (error / square).sort().values  # of 48 rows, over batches of 7
+    assert len(medians) == 2
+    for found in medians:
+        assert 0.994 * ratios[23] <= found <= 1.006 * ratios[24]
+    assert medians[0] != pytest.approx(functional.fvu(X, 0.9 * X).item(), rel=0.02)
+
+
+def test_the_median_is_of_what_the_sae_writes():
+    recorder = Recorder()
+    read = torch.full((4,), 99.0)
+    fit([Reconstruction(lambda: torch.cat([read, X.mean(0)]))], [recorder])
+    alone = Recorder()
+    fit([Reconstruction(lambda: X.mean(0))], [alone])
+    assert recorder.logged[5, "val/fvu_median"] == alone.logged[5, "val/fvu_median"]
+
+
 def test_dead_silent_dense_and_the_histogram():
     recorder, callback = Recorder(), DeadFeatures()
     fit([callback], [recorder])

@@ -7,6 +7,7 @@ import torch
 from _labelled import POINT
 
 from sae.activations import labelled as activations
+from sae.activations.counted import Counted, RowRule
 from sae.activations.labelled import text_activations
 from sae.errors import ConfigError, SourceError
 from sae.language import labelled
@@ -98,6 +99,38 @@ def test_long_texts_are_cut_where_they_may_be(tiny_lm):
     torch.testing.assert_close(every.x, one_by_one(lm, "abc")[1:], atol=1e-5, rtol=1e-4)
     with pytest.raises(ConfigError, match="max_tokens=1 must be at least 2"):
         text_activations(lm, POINT, ["a"], name="t", which="last", max_tokens=1)
+
+
+def test_the_last_row_is_the_last_that_counts(tiny_lm, monkeypatch):
+    monkeypatch.setattr(activations, "_BATCH_TOKENS", 24)
+    lm = tiny_lm("llama")
+    texts = ["some words", "other words that are longer", "a", "bcd"]
+    alone = [one_by_one(lm, text)[1:] for text in texts]
+    limit = alone[0][-1].norm().item() - 1e-3
+    expected, moved = [], 0
+    for x in alone:
+        counts = [i for i in range(len(x)) if x[i].norm() <= limit]
+        expected.append(x[counts[-1]] if counts else torch.zeros(x.shape[1]))
+        moved += counts[-1:] != [len(x) - 1]
+    assert moved > 0
+    counted = Counted(RowRule(), (), {str(POINT): limit})
+    given = {"name": "t", "max_tokens": 512, "counted": counted}
+    last = text_activations(lm, POINT, texts, which="last", **given)
+    torch.testing.assert_close(last.x, torch.stack(expected), atol=1e-5, rtol=1e-4)
+    assert last.lengths.tolist() == [1, 1, 1, 1]
+    every = text_activations(lm, POINT, texts, which="all", **given)
+    assert every.lengths.tolist() == [len(text) for text in texts]
+    plain = text_activations(lm, POINT, texts, which="last", name="t", max_tokens=512)
+    torch.testing.assert_close(plain.x[0], alone[0][-1], atol=1e-5, rtol=1e-4)
+
+
+def test_a_text_none_of_whose_rows_count_is_zeros(tiny_lm):
+    counted = Counted(RowRule(), (), {str(POINT): 1e-6})
+    found = text_activations(
+        tiny_lm("llama"), POINT, ["ab"], name="t", which="last", max_tokens=9, counted=counted
+    )
+    assert found.x.shape == (1, 32)
+    assert not found.x.any()
 
 
 def test_second_time_needs_no_pass_and_survives_damage(tiny_lm, cache, monkeypatch):

@@ -24,7 +24,7 @@ def lm(tiny_lm):
 def planted_lm(lm, monkeypatch):
     """Reads every text as noise, and 4 along the first axis where its last letter is a y."""
 
-    def read(lm, point, texts, *, name, which, max_tokens):
+    def read(lm, point, texts, *, name, which, max_tokens, counted):
         assert which == "last"
         x = 0.5 * torch.randn(len(texts), 32, generator=torch.Generator().manual_seed(3))
         x[:, 0] += torch.tensor([4.0 * (text[-1] == "y") for text in texts])
@@ -39,10 +39,10 @@ def concept_sae():
     return planted(torch.eye(32)[:1], torch.tensor([2.0]))
 
 
-def run(monkeypatch, lm, sae, texts, **settings) -> EvalResult:
+def run(monkeypatch, lm, sae, texts, limit=None, **settings) -> EvalResult:
     monkeypatch.setattr(sparse_probing, "probe_sets", lambda names: [texts])
     defaults = {"sets": ("words",), "ks": (1, 5), "max_tokens": 99}
-    return SparseProbingEval(**defaults | settings).run(context_of(sae, lm))
+    return SparseProbingEval(**defaults | settings).run(context_of(sae, lm, limit))
 
 
 def test_planted_concept_is_found(monkeypatch, planted_lm):
@@ -65,6 +65,21 @@ def test_shuffled_labels_are_not_found(monkeypatch, planted_lm):
         found = result.metrics[name]
         assert found.value == pytest.approx(0.5, abs=0.15), name
         assert found.low < found.value < found.high
+
+
+def test_a_massive_last_token_gives_way_to_the_one_before_it(monkeypatch, lm):
+    """Every text ends in a stop that tells nothing; the letter before it tells the class."""
+    texts = words(120)
+    texts = type(texts)("stops", [f"{text}." for text in texts.texts], texts.labels, texts.classes)
+    table = torch.randn(len(lm.tokenizer), 32, generator=torch.Generator().manual_seed(0))
+    (stop, yes) = lm.tokenizer(".y")["input_ids"]
+    table[stop], table[yes] = 1000 * torch.eye(32)[1], 4 * torch.eye(32)[0]
+    monkeypatch.setattr(lm, "capture", lambda tokens, points: {POINT: table[tokens]})
+    fooled = run(monkeypatch, lm, concept_sae(), texts, ks=(1,))
+    assert fooled.metrics["llm_auc"].value == 0.5
+    result = run(monkeypatch, lm, concept_sae(), texts, ks=(1,), limit=100.0)
+    for name in ("sae_top_1_auc", "llm_auc", "pca_top_1_auc"):
+        assert result.metrics[name].value == 1, name
 
 
 def test_second_sae_costs_no_pass_and_no_baseline(monkeypatch, lm):
