@@ -231,13 +231,13 @@ def compare(
         SAEError: If there is no SAE, or only one.
     """
     from sae.artifacts import load
-    from sae.evals.build import find_device, from_settings
+    from sae.evals.build import find_device
     from sae.evals.compare import Compare, rows_of_test_split
     from sae.evals.names import name_runs
     from sae.provenance import content_key
     from sae.reports import write_comparison
 
-    comparison: Compare = from_settings(Compare, "compare", settings or {})
+    comparison: Compare = Compare(**(settings or {}))
     common, named = name_runs(runs)
     saes = {name: load(run, format) for name, run in named.items()}
     rows_of = partial(rows_of_test_split, known=known_wheels())

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
@@ -51,6 +51,10 @@ class Settings(BaseModel):
     @classmethod
     def _as_written(cls, value: Any, info: Any) -> Any:
         kinds = set(_kinds(cls.model_fields[info.field_name].annotation))
+        if tuple in kinds and isinstance(value, list):
+            return tuple(value)
+        if tuple in kinds and isinstance(value, str):  # one name stands for a list of it
+            return (value,)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return value
         if isinstance(value, float) and int in kinds and value.is_integer():
@@ -80,6 +84,8 @@ Span = Annotated[
     Allowed("a number of tokens (200000, 2e6) or a share of the run (5%)"),
 ]
 """A number of tokens, or a share of the run such as "5%"."""
+Count = Annotated[int, Ge(1)]
+"""A whole number of at least 1, as an entry of a list."""
 
 
 def setting(
@@ -90,6 +96,7 @@ def setting(
     gt: int | float | None = None,
     le: int | float | None = None,
     lt: int | float | None = None,
+    min_length: int | None = None,
 ) -> Any:
     """A field of `Settings`.
 
@@ -100,8 +107,10 @@ def setting(
         gt: The value must be greater than this.
         le: Largest allowed value.
         lt: The value must be smaller than this.
+        min_length: Entries that a list must have at least.
     """
-    return Field(default, description=help, ge=ge, gt=gt, le=le, lt=lt)
+    bounds: Any = {"ge": ge, "gt": gt, "le": le, "lt": lt, "min_length": min_length}
+    return Field(default, description=help, **bounds)
 
 
 def shown(value: Any) -> str:
@@ -141,10 +150,11 @@ def allowed(field: FieldInfo) -> str:
 
 _WORDS = {
     int: "a whole number", float: "a number", str: "a text", bool: "true or false",
-    list: "a list",
+    list: "a list", tuple: "a list",
 }  # fmt: skip
 _BOUNDS = (
     (Ge, "of at least", "ge"), (Gt, "above", "gt"), (Le, "at most", "le"), (Lt, "below", "lt"),
+    (MinLen, "of a length of at least", "min_length"),
 )  # fmt: skip
 
 
@@ -175,12 +185,12 @@ def _explained(config: type[Settings], values: Mapping[str, Any], error: Mapping
     if error["type"] == "missing":
         return f"{prefix}{name} has no value. Give one: {prefix}{name}=…"
     words = str(error.get("ctx", {}).get("error", "")) or allowed(config.model_fields[name])
-    if error["type"] == "list_type":
+    if error["type"] in ("list_type", "tuple_type"):
         words += (
             ". Write it as a list, in quotes because of the shell: "
             f"'{prefix}{name}=[{shown(values[name])}]'. [] is the empty list"
         )
-    elif len(error["loc"]) > 1 and isinstance(values[name], list):  # one entry of it
+    elif len(error["loc"]) > 1 and isinstance(values[name], list | tuple):
         index = error["loc"][1]
         return f"{prefix}{name}={shown(values[name][index])} must be {_entry(config, name)}."
     return f"{prefix}{name}={shown(values[name])} must be {words}."
@@ -188,5 +198,5 @@ def _explained(config: type[Settings], values: Mapping[str, Any], error: Mapping
 
 def _entry(config: type[Settings], name: str) -> str:
     """The values that an entry of a list takes, in words."""
-    (of,) = get_args(config.model_fields[name].annotation)
+    of = get_args(config.model_fields[name].annotation)[0]
     return allowed(FieldInfo.from_annotation(of))

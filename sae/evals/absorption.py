@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,11 +11,12 @@ from torch import Tensor
 from sae.activations.labelled import text_activations
 from sae.errors import ConfigError, SourceError
 from sae.evals.absorbed import Letter, measure
-from sae.evals.base import Bootstrap, Estimate, EvalContext, EvalResult, describe, register
+from sae.evals.base import Estimate, EvalContext, EvalResult, Resampled, describe, register
 from sae.evals.perturbation import check
 from sae.evals.probes import encode
 from sae.evals.spelling import LETTERS, first_letter, prompts, vocabulary_words
 from sae.metrics.classification import draws, interval
+from sae.settings import setting
 
 log = logging.getLogger(__name__)
 _TRAIN_FRACTION = 0.8
@@ -24,8 +24,7 @@ _LEAST_PARAMETERS, _LEAST_LATENTS = 1_000_000_000, 16_000
 
 
 @register
-@dataclass(frozen=True)
-class AbsorptionEval:
+class AbsorptionEval(Resampled):
     """Absorption of first-letter features, SAEBench's protocol and names (`absorbed.py`).
 
     A linear probe for each letter reads the first letter of a word out of the activation at its
@@ -34,40 +33,25 @@ class AbsorptionEval:
     and one other latent carries the probe's direction in their place,
     `mean_absorption_fraction_score` how much of that direction others carry; means over letters.
     `mean_num_split_features` is the number of latents a letter has.
-
-    Args:
-        num_words: Words, drawn from the LM's vocabulary; four fifths train. SAEBench takes all.
-        num_examples: Words with their letters before each word.
-        max_k: Latents that a letter may have.
-        f1_jump: F1 that each further one must add.
-        min_probe_f1: Letters whose probe does worse do not count.
-        min_letters: With fewer letters that count, the scores are undefined.
-        seed: Of the draws and the probes.
-        bootstrap: How intervals are made: of each letter's words; letters, probes and latents stay.
     """
 
     name: ClassVar[str] = "absorption"
     needs: ClassVar[frozenset[str]] = frozenset({"tokens"})
-    num_words: int = 8000
-    num_examples: int = 10
-    max_k: int = 10
-    f1_jump: float = 0.03
-    min_probe_f1: float = 0.6
-    min_letters: int = 20
-    seed: int = 42
-    bootstrap: Bootstrap = Bootstrap()
-
-    def __post_init__(self) -> None:
-        if min(self.num_words, self.num_examples, self.max_k, self.min_letters) < 1:
-            raise ConfigError(
-                f"num_words={self.num_words}, num_examples={self.num_examples}, "
-                f"max_k={self.max_k} and min_letters={self.min_letters} must be at least 1."
-            )
-        if not (0 <= self.f1_jump < 1 and 0 <= self.min_probe_f1 < 1):
-            raise ConfigError(
-                f"f1_jump={self.f1_jump} and min_probe_f1={self.min_probe_f1} must be at least 0 "
-                "and below 1."
-            )
+    num_words: int = setting(
+        8000,
+        ge=1,
+        help="words drawn from the LM's vocabulary; four fifths train; SAEBench takes all",
+    )
+    num_examples: int = setting(10, ge=1, help="words with their letters before each word")
+    max_k: int = setting(10, ge=1, help="latents that a letter may have")
+    f1_jump: float = setting(0.03, ge=0, lt=1, help="F1 that each further latent must add")
+    min_probe_f1: float = setting(
+        0.6, ge=0, lt=1, help="letters whose probe does worse do not count"
+    )
+    min_letters: int = setting(
+        20, ge=1, help="with fewer letters that count, the scores are undefined"
+    )
+    seed: int = setting(42, ge=0, help="seed of the draws and the probes")
 
     def run(self, context: EvalContext) -> EvalResult:
         """Measure."""
@@ -121,7 +105,7 @@ class AbsorptionEval:
                 "letters_counted": [one.letter for one in counted],
                 "letters": {one.letter: one.details() for one in letters},
             },
-            settings=asdict(self),
+            settings=self.model_dump(),
             provenance=describe(context),
         )
 

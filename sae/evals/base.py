@@ -1,6 +1,7 @@
 """What evaluations get and give: a context in, a typed result out."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -9,6 +10,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from sae.activations.counted import Counted
@@ -20,6 +22,7 @@ from sae.language.lm import LanguageModel
 from sae.metrics.bootstrap import Interval
 from sae.provenance import provenance, write_json
 from sae.registry import Registry
+from sae.settings import Settings, setting
 from sae.synthetic import World
 from sae.types import Ends, Point
 
@@ -153,26 +156,47 @@ class EvalResult:
         write_json(path, self.to_json())
 
 
-@runtime_checkable
-class Evaluation(Protocol):
-    """What `EVALS` holds: a dataclass of settings with a `run`.
+class Bootstrap(Settings):
+    """How intervals are made."""
 
-    Attributes:
-        name: Its word.
-        needs: What must stand behind the activations, of `tokens` (the text that they come from,
-            and so an LM) and `truth` (known features, `EvalContext.world`); sources that offer
-            less leave the evaluation out.
+    where = "bootstrap."
 
-    An evaluation with `joined = True` also measures transcoders and crosscoders, by
-    `EvalContext.ends`; the others are left out for them.
-    """
+    num_resamples: int = setting(1000, ge=1, help="resamples of the documents")
+    seed: int = setting(0, ge=0, help="decides the resamples")
+    level: float = setting(0.95, gt=0, lt=1, help="share of the resamples that an interval holds")
+
+
+class Evaluation(Settings, ABC):
+    """Base of all evaluations: an evaluation is its settings and the way to measure."""
 
     name: ClassVar[str]
-    needs: ClassVar[frozenset[str]]
+    """Its name in `eval=`."""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """What must stand behind the activations, of `tokens` (the text that they come from, and so an
+    LM) and `truth` (known features, `EvalContext.world`); sources that offer less leave it out."""
+    joined: ClassVar[bool] = False
+    """Whether it also measures transcoders and crosscoders, by `EvalContext.ends`; the others are
+    left out for them."""
 
+    @abstractmethod
     def run(self, context: EvalContext) -> EvalResult:
         """Measure."""
-        ...
+
+
+class Resampled(Evaluation):
+    """Base of the evaluations that give intervals."""
+
+    resamples: int | None = Field(
+        None, ge=1, exclude=True, description="short for bootstrap.num_resamples"
+    )
+    bootstrap: Bootstrap = setting(Bootstrap(), help="how intervals are made")
+
+    @model_validator(mode="after")
+    def _short(self) -> "Resampled":
+        if self.resamples is not None:
+            changed = self.bootstrap.model_copy(update={"num_resamples": self.resamples})
+            object.__setattr__(self, "bootstrap", changed)
+        return self
 
 
 EVALS: Registry[type[Evaluation]] = Registry("eval", "name")
@@ -182,31 +206,10 @@ E = TypeVar("E")
 
 
 def register(cls: E) -> E:
-    """Make an evaluation known by its `name`; its settings are the fields of the dataclass."""
+    """Make an evaluation known by its `name`."""
     kind: Any = cls
+    kind.where = f"eval.{kind.name}."
     return EVALS.register(kind.name)(kind)
-
-
-@dataclass(frozen=True)
-class Bootstrap:
-    """How intervals are made; evaluations take it as their setting `bootstrap`.
-
-    Args:
-        num_resamples: Resamples of the documents.
-        seed: Decides the resamples.
-        level: Share of the resamples that an interval holds.
-    """
-
-    num_resamples: int = 1000
-    seed: int = 0
-    level: float = 0.95
-
-    def __post_init__(self) -> None:
-        if self.num_resamples < 1 or not 0 < self.level < 1:
-            raise ConfigError(
-                f"num_resamples={self.num_resamples} (eval.<name>.resamples) must be at least 1, "
-                f"and level={self.level} between 0 and 1."
-            )
 
 
 def estimates(

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields
 from functools import cache
 from typing import Any
 
@@ -16,7 +15,7 @@ from sae.activations.superposition import SuperpositionActivations
 from sae.dictionaries.sae import SAE
 from sae.dtypes import resolve_lm
 from sae.errors import ArtifactError, ConfigError, SAEError
-from sae.evals.base import EVALS, Bootstrap, EvalContext, EvalResult, Evaluation
+from sae.evals.base import EVALS, EvalContext, EvalResult, Evaluation
 from sae.language import LMSource
 from sae.language.fetch import WheelFile
 from sae.language.trust import check_named
@@ -100,7 +99,10 @@ def make_evals(
     """The evaluations of `check_evals`, ready to run, less those that are not possible here."""
     if unknown := sorted(set(evals) - set(EVALS)):
         raise ConfigError(f"eval={unknown} is not known. Choose of {sorted(EVALS)}.")
-    made = {word: _make(word, settings) for word, settings in evals.items()}
+    made: dict[str, Evaluation] = {}
+    for word, settings in evals.items():
+        kind: Any = EVALS[word]
+        made[word] = kind(**settings)
     offered = {*offers, *(["tokens"] if ctx is not None else [])}
     possible = {word: made[word] for word in made if made[word].needs <= offered}
     for word, evaluation in possible.items():
@@ -266,62 +268,6 @@ def find_device(device: str) -> str:
             f"device={device} is not there. This machine has: auto, {', '.join(there)}."
         )
     return device
-
-
-def _make(word: str, settings: Mapping[str, Any]) -> Evaluation:
-    return from_settings(EVALS[word], word, settings)
-
-
-def from_settings(kind: Any, word: str, settings: Mapping[str, Any]) -> Any:
-    """A dataclass of settings from those of conf/eval/<word>.yaml.
-
-    Raises:
-        ConfigError: If one is unknown or not of the kind of its default.
-    """
-    defaults: dict[str, Any] = {field.name: field.default for field in fields(kind)}
-    resampled = defaults.pop("bootstrap", None) is not None
-    own = [*defaults, *(["resamples"] if resampled else [])]
-    if unknown := sorted(set(settings) - set(own)):
-        raise ConfigError(
-            f"eval.{word}.{unknown[0]} is not known. eval.{word} has: {', '.join(own)}."
-        )
-    defaults["resamples"] = Bootstrap.num_resamples
-    values = {
-        name: _like(f"eval.{word}.{name}", value, defaults[name])
-        for name, value in settings.items()
-    }
-    if "resamples" in values:
-        values["bootstrap"] = Bootstrap(num_resamples=values.pop("resamples"))
-    return kind(**values)
-
-
-def _like(name: str, value: Any, default: Any) -> Any:
-    """A setting in the kind of its default; the class itself checks the range."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if isinstance(default, bool | str):
-        if not isinstance(value, type(default)):
-            kind = "true or false" if isinstance(default, bool) else "a word"
-            raise ConfigError(f"{name}={value} must be {kind}, for example {str(default).lower()}.")
-    elif isinstance(default, int):
-        if not number or not float(value).is_integer() or value < 0:
-            raise ConfigError(f"{name}={value} must be a whole number of at least 0.")
-        return int(value)
-    elif isinstance(default, float):
-        if not number:
-            raise ConfigError(f"{name}={value} must be a number, for example {default}.")
-        return float(value)
-    elif isinstance(default, tuple):
-        entry_like = default[0] if default else "name"
-        if isinstance(value, str) and isinstance(entry_like, str):
-            value = [value]
-        elif value is False and not default:  # runs saved when it was a switch
-            value = []
-        if not isinstance(value, list | tuple) or (default and not value):
-            raise ConfigError(
-                f"{name}={value} must be a list, for example {list(default or ['name'])}."
-            )
-        return tuple(_like(name, entry, entry_like) for entry in value)
-    return value
 
 
 def _settings(made_of: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from sae.metrics.similarity import (
 )
 from sae.progress import progress
 from sae.provenance import provenance
+from sae.settings import Settings, setting
 
 SIGNED = ("identity", "abs_topk")
 """Activations whose latents have no sign of their own: of them only |cosine| means something."""
@@ -63,32 +64,26 @@ class Compared:
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Compare:
-    """Settings of a comparison.
+class Compare(Settings):
+    """Settings of a comparison."""
 
-    Args:
-        correlations: Whether to look for latents that fire alike, too.
-        num_tokens: Test vectors that correlations are computed on, the first ones.
-        matched_above: Cosine above which two atoms count as the same.
-        match_latents: Latents up to which the one-to-one matching is made; it grows with the cube.
-        batch_rows: Vectors encoded at once; decides memory, not results.
-    """
+    where = "eval.compare."
 
-    correlations: bool = True
-    num_tokens: int = 16_384
-    matched_above: float = 0.9
-    match_latents: int = 16_384
-    batch_rows: int = 1024
-
-    def __post_init__(self) -> None:
-        for name in ("num_tokens", "match_latents", "batch_rows"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"eval.compare.{name}={getattr(self, name)} is below 1.")
-        if not 0 < self.matched_above < 1:
-            raise ConfigError(
-                f"eval.compare.matched_above={self.matched_above} must be between 0 and 1."
-            )
+    correlations: bool = setting(True, help="also of firing, between SAEs that read the same point")
+    num_tokens: int = setting(
+        16_384, ge=1, help="test vectors that correlations are computed on, the first ones"
+    )
+    matched_above: float = setting(
+        0.9, gt=0, lt=1, help="cosine above which two atoms count as the same"
+    )
+    match_latents: int = setting(
+        16_384,
+        ge=1,
+        help="latents up to which the one-to-one matching is made; it grows with the cube",
+    )
+    batch_rows: int = setting(
+        1024, ge=1, help="vectors encoded at once; decides memory, not results"
+    )
 
     def run(
         self,
@@ -124,7 +119,7 @@ class Compare:
         sources = {
             name: {**asdict(sae.config), "metadata": sae.metadata} for name, sae in saes.items()
         }
-        return Compared(names, pairs, asdict(self), provenance() | {"saes": sources})
+        return Compared(names, pairs, self.model_dump(), provenance() | {"saes": sources})
 
     def _both_ways(
         self,

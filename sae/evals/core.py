@@ -2,18 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from pydantic import field_validator
 
 from sae import functional
 from sae.activations.counted import within
 from sae.activations.counted_rows import CountedRows, all_rows
 from sae.activations.rows import Rows, Stats, parts_of
 from sae.dictionaries.sae import SAE
-from sae.errors import ConfigError
-from sae.evals.base import Bootstrap, EvalContext, EvalResult, describe, estimates, register
+from sae.evals.base import EvalContext, EvalResult, Resampled, describe, estimates, register
 from sae.metrics import (
     LIGHT_MEDIANS,
     OTHER_DEFINITIONS,
@@ -24,6 +24,7 @@ from sae.metrics import (
     RobustReconstruction,
 )
 from sae.progress import progress
+from sae.settings import setting
 from sae.types import Ends
 
 PER_LATENT_LIMIT = 1024
@@ -32,35 +33,33 @@ _DIRECTION_ROWS, _DIRECTION_ENTRIES = 65_536, 2**28  # of the first principal di
 
 
 @register
-@dataclass(frozen=True)
-class CoreEval:
+class CoreEval(Resampled):
     """FVU, MSE, cosine, L2 ratio, relative bias, L0, L1, how latents fire, how atoms overlap.
 
     Streams the split chunk by chunk; all numbers are in the LM's own units and over the rows that
     count (`sae.activations.counted`), but for `fvu_all_rows` and `left_out`.
-
-    Args:
-        batch_rows: Vectors encoded at once; decides memory and, with `legacy`, what a batch is.
-        legacy: Definitions of other libraries that are given, too: names of
-            `metrics.OTHER_DEFINITIONS`, or `all`.
-        bootstrap: How intervals over documents are made. What counts latents has none.
     """
 
     name: ClassVar[str] = "core"
-    needs: ClassVar[frozenset[str]] = frozenset()
     joined: ClassVar[bool] = True
-    batch_rows: int = 4096
-    legacy: tuple[str, ...] = ()
-    bootstrap: Bootstrap = Bootstrap()
+    batch_rows: int = setting(
+        4096, ge=1, help="vectors encoded at once; decides memory and, with legacy, a batch"
+    )
+    legacy: tuple[str, ...] = setting(
+        (), help="also the definitions of other libraries: names of them, or all"
+    )
 
-    def __post_init__(self) -> None:
-        if self.batch_rows < 1:
-            raise ConfigError(f"batch_rows={self.batch_rows} must be at least 1.")
-        if unknown := [name for name in self.legacy if name not in ("all", *OTHER_DEFINITIONS)]:
-            raise ConfigError(
-                f"eval.core.legacy={unknown[0]} is not known. Choose of "
-                f"{', '.join(OTHER_DEFINITIONS)}; or all."
-            )
+    @field_validator("legacy", mode="before")
+    @classmethod
+    def _switch(cls, legacy: Any) -> Any:
+        return () if legacy is False else legacy  # runs saved when it was a switch
+
+    @field_validator("legacy")
+    @classmethod
+    def _known(cls, legacy: tuple[str, ...]) -> tuple[str, ...]:
+        if any(name not in ("all", *OTHER_DEFINITIONS) for name in legacy):
+            raise ValueError(f"names from {', '.join(OTHER_DEFINITIONS)}; or all")
+        return legacy
 
     def run(self, context: EvalContext) -> EvalResult:
         """Measure the whole split."""
@@ -69,8 +68,8 @@ class CoreEval:
         seen = measure(sae, context.rows, self.batch_rows, _rows_per_context(context),
                        OTHER_DEFINITIONS if "all" in self.legacy else self.legacy,
                        layers)  # fmt: skip
-        intervals = seen.reconstruction.intervals(**asdict(self.bootstrap))
-        robust = seen.robust.intervals(**asdict(self.bootstrap))
+        intervals = seen.reconstruction.intervals(**self.bootstrap.model_dump())
+        robust = seen.robust.intervals(**self.bootstrap.model_dump())
         return EvalResult(
             eval=self.name,
             metrics=estimates(
@@ -89,7 +88,7 @@ class CoreEval:
                 **_per_latent(seen),
                 **({} if layers is None or ends is None else layers.details(ends)),
             },
-            settings=asdict(self) | {"legacy": list(self.legacy)},
+            settings=self.model_dump() | {"legacy": list(self.legacy)},
             provenance=describe(context),
         )
 

@@ -4,7 +4,6 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,9 +16,9 @@ from sae.activations.counted import Counted
 from sae.activations.store import ActivationStore
 from sae.errors import ConfigError, SourceError
 from sae.evals.base import (
-    Bootstrap,
     EvalContext,
     EvalResult,
+    Resampled,
     SplicedLM,
     describe,
     estimates,
@@ -30,39 +29,30 @@ from sae.metrics.next_token import ABLATIONS, NextToken
 from sae.progress import progress
 from sae.provenance import content_key, write_json
 from sae.reading import read_object
+from sae.settings import setting
 from sae.types import Ends, Point
 
 log = logging.getLogger(__name__)
 
 
 @register
-@dataclass(frozen=True)
-class DownstreamEval:
+class DownstreamEval(Resampled):
     """Cross entropy clean, spliced, zero- and mean-ablated; CE recovered, KL, perplexity, top 1.
 
     Reads the first contexts of the split. Under no condition replaced are the activations of
     position 0, unless the store was made with `keep_first`, and those of rows that do not count;
     predictions made there do not count either.
-
-    Args:
-        num_tokens: Upper limit to the tokens read, whole contexts.
-        batch_contexts: Contexts in one forward pass; decides memory and speed.
-        bootstrap: How intervals over documents are made.
     """
 
     name: ClassVar[str] = "downstream"
     needs: ClassVar[frozenset[str]] = frozenset({"tokens"})
     joined: ClassVar[bool] = True
-    num_tokens: int = 32_768
-    batch_contexts: int = 8
-    bootstrap: Bootstrap = Bootstrap()
-
-    def __post_init__(self) -> None:
-        if self.num_tokens < 1 or self.batch_contexts < 1:
-            raise ConfigError(
-                f"num_tokens={self.num_tokens} and batch_contexts={self.batch_contexts} must be "
-                "at least 1."
-            )
+    num_tokens: int = setting(
+        16_384, ge=1, help="upper limit to the tokens read; each costs up to four LM passes"
+    )
+    batch_contexts: int = setting(
+        16, ge=1, help="contexts in one forward pass; decides memory and speed"
+    )
 
     def check_ctx(self, ctx: int) -> None:
         """Refuse settings that contexts of `ctx` tokens cannot serve."""
@@ -106,7 +96,7 @@ class DownstreamEval:
         together = {"together": [{key: one[key] for key in ("point", "sae")} for one in spliced]}
         return EvalResult(
             eval=self.name,
-            metrics=estimates(metric.compute(), metric.intervals(**asdict(self.bootstrap))),
+            metrics=estimates(metric.compute(), metric.intervals(**self.bootstrap.model_dump())),
             tokens={"tokens": tokens, "predictions": made, "documents": documents},
             details={
                 "resampled_units": metric.num_units(),
@@ -117,7 +107,7 @@ class DownstreamEval:
                     "not_counted": eligible - made,
                 },
             },
-            settings=asdict(self),
+            settings=self.model_dump(),
             provenance=spliced[0] | (together if len(contexts) > 1 else {}),
         )
 

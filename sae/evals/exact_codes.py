@@ -1,6 +1,5 @@
 """`exact_codes`: what the encoder loses against exact sparse inference on the same dictionary."""
 
-from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 import torch
@@ -10,41 +9,29 @@ from torch import Tensor
 from sae.activations.rows import Rows
 from sae.activations.superposition import SuperpositionRows
 from sae.errors import ConfigError
-from sae.evals.base import Bootstrap, EvalContext, EvalResult, describe, estimates, register
+from sae.evals.base import EvalContext, EvalResult, Resampled, describe, estimates, register
 from sae.evals.recovery import SIGNED, partners
 from sae.functional import firing
 from sae.inference import codes_at_l0, duality_gap, fista
 from sae.metrics import Reconstruction
+from sae.settings import setting
 
 
 @register
-@dataclass(frozen=True)
-class ExactCodesEval:
+class ExactCodesEval(Resampled):
     """FVU of the encoder's codes, and of exact codes on the same atoms at the same mean L0.
 
     The exact codes solve the L1 problem by FISTA (`sae.inference`), with the coefficient at which
     as many fire (where fewer explain all, fewer do: see `l0_exact`); `refit` takes their support
     and solves again without the penalty, which shrinks.
     In a synthetic world also the error of the codes themselves.
-
-    Args:
-        num_tokens: Vectors, the first of the split; each costs some thousand times an encode.
-        max_steps: Steps of FISTA at most.
-        bootstrap: Of the intervals, over documents.
     """
 
     name: ClassVar[str] = "exact_codes"
-    needs: ClassVar[frozenset[str]] = frozenset()
-    num_tokens: int = 1024
-    max_steps: int = 300
-    bootstrap: Bootstrap = Bootstrap()
-
-    def __post_init__(self) -> None:
-        if self.num_tokens < 2 or self.max_steps < 1:
-            raise ConfigError(
-                f"num_tokens={self.num_tokens} must be at least 2, max_steps={self.max_steps} "
-                "at least 1."
-            )
+    num_tokens: int = setting(
+        1024, ge=2, help="vectors, the first of the split; each costs some thousand encodes"
+    )
+    max_steps: int = setting(300, ge=1, help="steps of FISTA at most")
 
     @torch.no_grad()
     def run(self, context: EvalContext) -> EvalResult:
@@ -69,7 +56,7 @@ class ExactCodesEval:
         for word, f in codes.items():
             measured = Reconstruction(sae.d_in).to(sae.device)
             measured.update(x, sae.decode(f), firing(f)[0], documents)
-            found = estimates(measured.compute(), measured.intervals(**asdict(self.bootstrap)))
+            found = estimates(measured.compute(), measured.intervals(**self.bootstrap.model_dump()))
             metrics |= {f"{name}_{word}": found[name] for name in ("fvu", "l0")}
         if true is not None and context.world is not None:
             atom = partners(context.world, sae)
@@ -81,7 +68,7 @@ class ExactCodesEval:
             metrics=metrics,
             tokens={"vectors": len(x)},
             details={"l1": l1, "largest_relative_duality_gap": 2 * gap.max().item()},
-            settings=asdict(self),
+            settings=self.model_dump(),
             provenance=describe(context),
         )
 

@@ -1,7 +1,6 @@
 """`recovery`: how many of the known features of a synthetic world a dictionary has found."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -12,10 +11,11 @@ from sae.activations.counted_rows import all_rows
 from sae.activations.superposition import SuperpositionRows
 from sae.dictionaries.sae import SAE
 from sae.errors import ConfigError
-from sae.evals.base import Bootstrap, EvalContext, EvalResult, describe, estimates, register
+from sae.evals.base import EvalContext, EvalResult, Resampled, describe, estimates, register
 from sae.evals.core import measure
 from sae.metrics.bootstrap import Interval, bootstrap_intervals
 from sae.metrics.similarity import match
+from sae.settings import setting
 from sae.synthetic import World
 
 SIGNED = ("identity", "abs_topk")
@@ -23,31 +23,21 @@ SIGNED = ("identity", "abs_topk")
 
 
 @register
-@dataclass(frozen=True)
-class RecoveryEval:
+class RecoveryEval(Resampled):
     """Cosines between true features and atoms, both ways and one to one; FVU and L0 beside them.
 
     An SAE can explain most of the variance with few of the features (arXiv 2602.14111): read these
     numbers together.
-
-    Args:
-        threshold: Cosine above which a feature counts as recovered, and an atom as true.
-        batch_rows: Vectors encoded at once; decides memory, not results.
-        bootstrap: Of the intervals, over features (`mmcs_atoms`, `false_atoms`: over atoms;
-            `absorption`: over pairs of parent and child).
     """
 
     name: ClassVar[str] = "recovery"
     needs: ClassVar[frozenset[str]] = frozenset({"truth"})
-    threshold: float = 0.9
-    batch_rows: int = 4096
-    bootstrap: Bootstrap = Bootstrap()
-
-    def __post_init__(self) -> None:
-        if not 0 < self.threshold < 1:
-            raise ConfigError(f"threshold={self.threshold} must be between 0 and 1.")
-        if self.batch_rows < 1:
-            raise ConfigError(f"batch_rows={self.batch_rows} must be at least 1.")
+    threshold: float = setting(
+        0.9, gt=0, lt=1, help="cosine above which a feature counts as recovered, an atom as true"
+    )
+    batch_rows: int = setting(
+        4096, ge=1, help="vectors encoded at once; decides memory, not results"
+    )
 
     def run(self, context: EvalContext) -> EvalResult:
         """Measure the dictionary against the truth, and the whole split."""
@@ -71,7 +61,7 @@ class RecoveryEval:
         found.append(self._ratio("absorption", pairs["failed"], pairs["events"]))
         measured = reconstruction.compute()
         beside = {"fvu": measured["fvu"], "l0": measured["l0"], "silent": 1 - _mean(live)}
-        intervals = reconstruction.intervals(**asdict(self.bootstrap))
+        intervals = reconstruction.intervals(**self.bootstrap.model_dump())
         values = {name: value for group, _ in found for name, value in group.items()}
         for _, group in found:
             intervals |= group
@@ -85,7 +75,7 @@ class RecoveryEval:
                 "atoms_of_a_recovered_feature": _atoms_each(cosines, self.threshold),
                 "mean_active": float(counted.sum()) / rows.num_rows,
             },
-            settings=asdict(self),
+            settings=self.model_dump(),
             provenance=describe(context),
         )
 
@@ -103,7 +93,7 @@ class RecoveryEval:
         def means(drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {name: drawn[name] / drawn["count"] for name in values}
 
-        return found, bootstrap_intervals(means, sums, **asdict(self.bootstrap))
+        return found, bootstrap_intervals(means, sums, **self.bootstrap.model_dump())
 
     def _ratio(
         self, name: str, part: Tensor, whole: Tensor
@@ -115,7 +105,9 @@ class RecoveryEval:
         sums = {"part": part[some].double(), "whole": whole[some].double()}
         share = float(sums["part"].sum() / sums["whole"].sum())
         found = bootstrap_intervals(
-            lambda drawn: {name: drawn["part"] / drawn["whole"]}, sums, **asdict(self.bootstrap)
+            lambda drawn: {name: drawn["part"] / drawn["whole"]},
+            sums,
+            **self.bootstrap.model_dump(),
         )
         return {name: share}, found
 

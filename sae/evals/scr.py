@@ -1,16 +1,23 @@
 """`scr`: can a spurious correlation be taken out of a probe by its latents?"""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from pydantic import field_validator
 from torch import Tensor
 
 from sae.activations.labelled import text_activations
-from sae.errors import ConfigError
-from sae.evals.base import Bootstrap, Estimate, EvalContext, EvalResult, describe, register
+from sae.evals.base import (
+    Bootstrap,
+    Estimate,
+    EvalContext,
+    EvalResult,
+    Resampled,
+    describe,
+    register,
+)
 from sae.evals.perturbation import (
     THRESHOLDS,
     Pooled,
@@ -24,13 +31,13 @@ from sae.evals.perturbation import (
 from sae.evals.templates import PROFESSIONS, biographies
 from sae.metrics.classification import draws, interval
 from sae.progress import progress
+from sae.settings import Count, setting
 
 _LEAST_GAP = 0.001
 
 
 @register
-@dataclass(frozen=True)
-class SCREval:
+class SCREval(Resampled):
     """Spurious correlation removal on made-up biographies (`templates.py`), SAEBench's formula.
 
     A probe learns from texts in which profession and gender agree (male professors, female
@@ -39,33 +46,32 @@ class SCREval:
     (A_ablated - A_biased) / (A_oracle - A_biased), A_oracle a profession probe trained without the
     correlation. Direction 2 swaps the attributes; `scr_metric` is the direction with the lower
     A_biased. A direction that cost less than 0.001 scores 0.
-
-    Args:
-        pairs: Pairs of professions of `templates.py`, `first/second`.
-        thresholds: Numbers of latents; those above the SAE's width are left out.
-        seed: Of the probes.
-        bootstrap: How intervals are made: of each pair's test texts; probes and latents stay.
     """
 
     name: ClassVar[str] = "scr"
     needs: ClassVar[frozenset[str]] = frozenset({"tokens"})
-    pairs: tuple[str, ...] = (
-        "professor/nurse", "architect/journalist", "surgeon/psychologist", "attorney/teacher"
-    )  # fmt: skip
-    thresholds: tuple[int, ...] = THRESHOLDS
-    seed: int = 42
-    bootstrap: Bootstrap = Bootstrap()
+    pairs: tuple[str, ...] = setting(
+        ("professor/nurse", "architect/journalist", "surgeon/psychologist", "attorney/teacher"),
+        min_length=1,
+        help="pairs of professions of the templates, first/second",
+    )
+    thresholds: tuple[Count, ...] = setting(
+        THRESHOLDS,
+        min_length=1,
+        help="numbers of latents; those above the SAE's width are left out",
+    )
+    seed: int = setting(42, ge=0, help="seed of the probes")
 
-    def __post_init__(self) -> None:
-        for pair in self.pairs:
+    @field_validator("pairs")
+    @classmethod
+    def _different(cls, pairs: tuple[str, ...]) -> tuple[str, ...]:
+        for pair in pairs:
             words = pair.split("/")
             if len(words) != 2 or words[0] == words[1] or not set(words) <= set(PROFESSIONS):
-                raise ConfigError(
-                    f"pairs: {pair} must be two different of {', '.join(PROFESSIONS)}, with a / "
-                    "between them."
+                raise ValueError(
+                    f"pairs of two different of {', '.join(PROFESSIONS)}, with a / between them"
                 )
-        if min(self.thresholds) < 1:
-            raise ConfigError(f"thresholds={list(self.thresholds)} must be at least 1.")
+        return pairs
 
     def run(self, context: EvalContext) -> EvalResult:
         """Measure every pair."""
@@ -95,7 +101,7 @@ class SCREval:
             },
             tokens={"pairs": len(self.pairs), "test texts": num_tests},
             details={"pairs": details},
-            settings=asdict(self),
+            settings=self.model_dump(),
             provenance=describe(context),
         )
 

@@ -1,17 +1,18 @@
 """`sparse_probing`: how much of a labelled concept one, two or a few latents hold."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from pydantic import field_validator
 from torch import Tensor
 
 from sae.activations.labelled import kept, text_activations
 from sae.dictionaries.sae import SAE
 from sae.errors import ConfigError, SourceError
-from sae.evals.base import Bootstrap, Estimate, EvalContext, EvalResult, describe, register
+from sae.evals.base import Estimate, EvalContext, EvalResult, Resampled, describe, register
 from sae.evals.probes import (
     Predictions,
     encode,
@@ -24,6 +25,7 @@ from sae.evals.probes import (
 from sae.language.labelled import LabelledTexts, probe_sets, read_csv
 from sae.metrics.classification import binary_scores, draws, interval
 from sae.progress import progress
+from sae.settings import Count, setting
 
 TEN_SETS = (
     "5_hist_fig_ismale", "24_headline_isiran", "66_living-room", "87_glue_cola", "92_glue_sst2",
@@ -35,8 +37,7 @@ _SHOWN_LATENTS = 16
 
 
 @register
-@dataclass(frozen=True)
-class SparseProbingEval:
+class SparseProbingEval(Resampled):
     """AUC, F1 and accuracy of logistic regression on the k best latents, and on what rivals them.
 
     The protocol of sae-probes (Kantamneni et al. 2025, arXiv 2502.16681) in its `normal` setting
@@ -46,35 +47,29 @@ class SparseProbingEval:
     Beside the SAE's latents stand the whole activation (`llm`), its single dimensions
     (`neurons`), its principal components (`pca`) and a random dictionary of as many latents of
     which as many fire (`random`), the last three ranked in the same way.
-
-    Args:
-        sets: Names of binary sets in the wheel sae-probes, or `all` for all 113.
-        csv: A CSV file with the columns text,label (two classes), which then is the only set.
-        ks: Numbers of latents.
-        max_examples: Texts of a set, the first of both classes; no set has more than 5,000.
-        max_tokens: Longer texts lose their beginning.
-        seed: Of the split, the probes and the random dictionary.
-        bootstrap: How intervals are made: of each set's test texts. Means keep the sets.
     """
 
     name: ClassVar[str] = "sparse_probing"
     needs: ClassVar[frozenset[str]] = frozenset({"tokens"})
-    sets: tuple[str, ...] = TEN_SETS
-    csv: str = ""
-    ks: tuple[int, ...] = (1, 2, 5, 16)
-    max_examples: int = 5000
-    max_tokens: int = 1024
-    seed: int = 42
-    bootstrap: Bootstrap = Bootstrap()
+    sets: tuple[str, ...] = setting(
+        TEN_SETS, min_length=1, help="binary sets in the wheel sae-probes; all: all 113"
+    )
+    csv: str = setting(
+        "", help="a CSV file with the columns text,label (two classes), which then is the only set"
+    )
+    ks: tuple[Count, ...] = setting((1, 2, 5, 16), min_length=1, help="numbers of latents")
+    max_examples: int = setting(
+        5000, ge=2, help="texts of a set, the first of both classes; no set has more than 5,000"
+    )
+    max_tokens: int = setting(1024, ge=2, help="longer texts lose their beginning")
+    seed: int = setting(42, ge=0, help="seed of the split, the probes and the random dictionary")
 
-    def __post_init__(self) -> None:
-        if "all" in self.sets and len(self.sets) > 1:
-            raise ConfigError(f"sets={list(self.sets)}: all stands alone, sets=[all].")
-        if min(self.ks) < 1 or self.max_examples < 2 or self.max_tokens < 2:
-            raise ConfigError(
-                f"ks={list(self.ks)} must be at least 1, max_examples={self.max_examples} and "
-                f"max_tokens={self.max_tokens} at least 2."
-            )
+    @field_validator("sets")
+    @classmethod
+    def _all_alone(cls, sets: tuple[str, ...]) -> tuple[str, ...]:
+        if "all" in sets and len(sets) > 1:
+            raise ValueError("names of sets, or all alone: sets=[all]")
+        return sets
 
     def run(self, context: EvalContext) -> EvalResult:
         """Measure every set."""
@@ -103,7 +98,7 @@ class SparseProbingEval:
             metrics=self._estimates(means),
             tokens={"sets": len(sets), "test texts": num_tests},
             details={"sets": details},
-            settings=asdict(self),
+            settings=self.model_dump(),
             provenance=describe(context),
         )
 

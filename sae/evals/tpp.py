@@ -1,15 +1,23 @@
 """`tpp`: do a class's latents hurt that class's probe, and only it?"""
 
 from collections import defaultdict
-from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from pydantic import model_validator
 
 from sae.activations.labelled import text_activations
 from sae.errors import ConfigError, SourceError
-from sae.evals.base import Bootstrap, Estimate, EvalContext, EvalResult, describe, register
+from sae.evals.base import (
+    Bootstrap,
+    Estimate,
+    EvalContext,
+    EvalResult,
+    Resampled,
+    describe,
+    register,
+)
 from sae.evals.perturbation import (
     THRESHOLDS,
     Pooled,
@@ -24,51 +32,48 @@ from sae.evals.perturbation import (
 from sae.language.labelled import LabelledTexts, probe_sets, read_csv
 from sae.metrics.classification import draws, interval
 from sae.progress import progress
+from sae.settings import Count, setting
 
 NEWS = ("139_news_class_Politics", "140_news_class_Technology", "141_news_class_Entertainment")
 
 
 @register
-@dataclass(frozen=True)
-class TPPEval:
+class TPPEval(Resampled):
     """Targeted probe perturbation: accuracies lost when the n strongest latents of a class go.
 
     For each class i a linear probe tells it from the others. Zeroing the n latents of largest
     max(0, mean f on i - mean f on the others) * (w_i . d_j) changes the accuracy of probe k by
     -D_ik. `intended_diff_only` is the mean of D_ii, `unintended_diff_only` that of D_ik, k != i,
     `total_metric` their difference. Names are SAEBench's.
-
-    Args:
-        sets: Binary sets of the wheel sae-probes; the texts of which a label is true are a class.
-        csv: A CSV file with the columns text,label, which then takes the place of the sets.
-        num_train: Texts of each class for training.
-        num_test: Texts of each class for testing.
-        thresholds: Numbers of latents; those above the SAE's width are left out.
-        max_tokens: Longer texts lose their end.
-        seed: Of the draws and the probes.
-        bootstrap: How intervals are made: of the test texts; probes and latents stay.
     """
 
     name: ClassVar[str] = "tpp"
     needs: ClassVar[frozenset[str]] = frozenset({"tokens"})
-    sets: tuple[str, ...] = NEWS
-    csv: str = ""
-    num_train: int = 500
-    num_test: int = 250
-    thresholds: tuple[int, ...] = THRESHOLDS
-    max_tokens: int = 128
-    seed: int = 42
-    bootstrap: Bootstrap = Bootstrap()
+    sets: tuple[str, ...] = setting(
+        NEWS,
+        min_length=1,
+        help="binary sets of the wheel sae-probes; texts labelled true are a class",
+    )
+    csv: str = setting(
+        "", help="a CSV file with the columns text,label, which takes the place of the sets"
+    )
+    num_train: int = setting(500, ge=1, help="texts of each class for training")
+    num_test: int = setting(250, ge=1, help="texts of each class for testing")
+    thresholds: tuple[Count, ...] = setting(
+        THRESHOLDS,
+        min_length=1,
+        help="numbers of latents; those above the SAE's width are left out",
+    )
+    max_tokens: int = setting(128, ge=2, help="longer texts lose their end")
+    seed: int = setting(42, ge=0, help="seed of the draws and the probes")
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _classes(self) -> "TPPEval":
         if not self.csv and len(self.sets) < 2:
-            raise ConfigError(f"sets={list(self.sets)}: tpp needs two classes or more.")
-        if min(*self.thresholds, self.num_train, self.num_test) < 1 or self.max_tokens < 2:
             raise ConfigError(
-                f"thresholds={list(self.thresholds)}, num_train={self.num_train} and "
-                f"num_test={self.num_test} must be at least 1, max_tokens={self.max_tokens} at "
-                "least 2."
+                f"eval.tpp.sets={list(self.sets)} must name at least two sets: each is a class."
             )
+        return self
 
     def run(self, context: EvalContext) -> EvalResult:
         """Measure."""
@@ -106,7 +111,7 @@ class TPPEval:
                     for i, one in per_class.items()
                 },
             },
-            settings=asdict(self),
+            settings=self.model_dump(),
             provenance=describe(context),
         )
 

@@ -133,7 +133,8 @@ class Member:
 
     def setting(self, word: str, name: str) -> int:
         """A setting of an evaluation, or its default."""
-        return self.config["eval"][word].get(name, getattr(_EVALS[word], name))
+        default = _EVALS[word].model_fields[name].get_default()
+        return self.config["eval"][word].get(name, default)
 
     def lm_memory(self, batch_contexts: int) -> dict[str, int]:
         """LM and logits of next-token metrics."""
