@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +112,7 @@ def _of_source(sae: SAE, source: ActivationSource) -> list[str]:
 def _of_settings(result: EvalResult, sae: SAE, source: ActivationSource) -> list[str]:
     own = own_settings(sae).get(result.eval, {})
     made: Any = make_evals({result.eval: own}, ctx_of(source), offers_of(source))[result.eval]
-    expected = _deciding(asdict(made))
+    expected = _deciding(made.model_dump())
     got = _deciding(result.settings)
     return [_short(name, value) for name, value in got.items() if value != expected[name]]
 
