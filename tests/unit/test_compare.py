@@ -190,8 +190,8 @@ def test_tables_and_picture(compared, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_tokens": 0}, "num_tokens=0 is below 1"),
-        ({"matched_above": 1.5}, "matched_above=1.5 must be between 0 and 1"),
+        ({"num_tokens": 0}, "num_tokens=0 must be .* at least 1"),
+        ({"matched_above": 1.5}, "matched_above=1.5 must be .* above 0 and below 1"),
         ({}, "was given 1 SAE, and takes at least 2"),
     ],
 )

@@ -158,17 +158,17 @@ def test_an_sae_without_its_origin_says_so():
         ({"cor": {}}, r"\['cor'\] is not known. Choose of \['absorption', 'core'"),
         (
             {"core": {"resample": 1}},
-            "eval.core.resample is not known.* batch_rows, legacy, resamples",
+            "eval.core.resample is not known. Did you mean eval.core.resamples.* batch_rows, legacy",
         ),
         (
             {"core": {"legacy": ["ev_sae"]}},
-            "eval.core.legacy=ev_sae is not known. Choose of ev_saebench_legacy, .*; or all",
+            r"eval.core.legacy=\['ev_sae'\] must be names from ev_saebench_legacy, .*; or all",
         ),
         ({"core": {"legacy": True}}, "eval.core.legacy=True must be a list"),
-        ({"core": {"legacy": [1]}}, "eval.core.legacy=1 must be a word"),
+        ({"core": {"legacy": [1]}}, "eval.core.legacy=1 must be a text"),
         (
             {"core": {"resamples": 0}},
-            r"num_resamples=0 \(eval.<name>.resamples\) must be at least 1",
+            "eval.core.resamples=0 must be a whole number of at least 1",
         ),
         ({"core": {"resamples": True}}, "eval.core.resamples=True must be"),
         ({"downstream": {"num_tokens": "many"}}, "eval.downstream.num_tokens=many must be"),
@@ -183,7 +183,10 @@ def test_mistakes_are_found_before_anything_runs(evals, message):
 
 def test_settings_become_evaluations():
     made = make_evals({"core": {"batch_rows": 1e3}, "downstream": {"num_tokens": 2e4}}, ctx=32)
-    assert made == {"core": CoreEval(batch_rows=1000), "downstream": DownstreamEval(20_000)}
+    assert made == {
+        "core": CoreEval(batch_rows=1000),
+        "downstream": DownstreamEval(num_tokens=20_000),
+    }
     for legacy, names in (("all", ("all",)), (["l0_positive"], ("l0_positive",)), ([], ()),
                           (False, ())):  # fmt: skip
         assert make_evals({"core": {"legacy": legacy}}, ctx=32) == {"core": CoreEval(legacy=names)}

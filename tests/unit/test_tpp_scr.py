@@ -188,7 +188,7 @@ def test_biographies_hold_names_and_sentences_back():
 
 
 def test_mistakes(tiny_lm):
-    with pytest.raises(ConfigError, match="needs two classes"):
+    with pytest.raises(ConfigError, match="must name at least two sets"):
         TPPEval(sets=("a",))
     with pytest.raises(ConfigError, match="must be two different of professor"):
         SCREval(pairs=("professor/king",))
