@@ -199,7 +199,7 @@ def _mend(run_dir: Path, config: Mapping[str, Any]) -> str:
     """The command that goes on from the last good checkpoint at a tenth of the learning rate."""
     from sae.training.optimizers import OptimizerSettings
 
-    rate = min(config["optimizer"]["lr"] / 10, OptimizerSettings.lr)
+    rate = min(config["optimizer"]["lr"] / 10, OptimizerSettings().lr)
     change = shlex.quote(f"resume_with={{optimizer.lr: {rate:g}}}")
     return f"From the last good checkpoint: python train.py {typed('run_dir', run_dir)} {change}"
 

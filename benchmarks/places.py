@@ -44,7 +44,7 @@ WORDS = {
     "topk": [f"k={L0}"], "jumprelu": [f"target_l0={L0}"], "l1": [f"target_l0={L0}"],
     "tied": [f"target_l0={L0}"], "tied, l1=1e-3": ["l1=1e-3"],
 }  # fmt: skip
-LR = OptimizerSettings.lr
+LR = OptimizerSettings().lr
 RECIPES = {
     "default": [],
     "lr/2": [f"optimizer.lr={LR / 2}"],

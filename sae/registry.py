@@ -65,7 +65,7 @@ class Registry(Mapping[str, T]):
             f"{self._key}={name} is not known.{meant} Choose one of {', '.join(sorted(self))}."
         )
 
-    def __getitem__(self, name: str) -> T:
+    def __getitem__(self, name: Any) -> T:
         """The class of this name; KeyError if there is none."""
         return self._parts[name]
 

@@ -19,7 +19,7 @@ SETTINGS = {
     "p_anneal": {"l1": 1e-2, "p_end": 0.2, "anneal_start": 0.2},
     "jumprelu": {"l0_coefficient": 1e-2, "penalty": "l0", "bandwidth": 0.1, "threshold": 0.1},
     "lista": {"l1": 1e-2, "steps": 2},
-    "thresholding": {"l1": 1e-2, "centre": "none"},
+    "thresholding": {"l1": 1e-2, "centre": "none", "start_bias": -1.0},
     "positive_tied": {"l1": 1e-2, "shift": 0.18},
 }
 

@@ -190,9 +190,9 @@ def test_biographies_hold_names_and_sentences_back():
 def test_mistakes(tiny_lm):
     with pytest.raises(ConfigError, match="must name at least two sets"):
         TPPEval(sets=("a",))
-    with pytest.raises(ConfigError, match="must be two different of professor"):
+    with pytest.raises(ConfigError, match="pairs of two different of professor"):
         SCREval(pairs=("professor/king",))
-    with pytest.raises(ConfigError, match="must be at least 1"):
+    with pytest.raises(ConfigError, match="thresholds=0 must be .* at least 1"):
         SCREval(thresholds=(0,))
     eye = torch.eye(32)
     config = SAEConfig("l1", "relu", 32, 32)
