@@ -11,7 +11,10 @@ import torch
 
 from benchmarks.speed import OURS
 
-SPEED = ["--l0", "8", "--no-peers", "--no-memory"]
+FEWER = {
+    "speed": ["--l0", "8", "--no-peers", "--no-memory"],
+    "dead": ["--worlds", "resid", "synthetic", "--architectures", "tied", "topk"],
+}
 
 
 @pytest.mark.parametrize("name", ["speed", "loader", "harvest", "scaling", "dead"])
@@ -20,7 +23,7 @@ def test_a_quick_run_writes_page_numbers_and_picture(name, tmp_path, cache):
 
     benchmark = import_module(f"benchmarks.{name}")
     options = ["--quick", "--rounds=1", f"--out={tmp_path}"]
-    page = benchmark.main(options + (SPEED if name == "speed" else []))
+    page = benchmark.main(options + FEWER.get(name, []))
 
     text = page.read_text()
     written = json.loads(page.with_suffix(".json").read_text())

@@ -158,7 +158,7 @@ def test_an_sae_without_its_origin_says_so():
         ({"cor": {}}, r"\['cor'\] is not known. Choose of \['absorption', 'core'"),
         (
             {"core": {"resample": 1}},
-            "eval.core.resample is not known. Did you mean eval.core.resamples.* batch_rows, legacy",
+            "eval.core.resample is not known. Did you mean eval.core.resamples.* legacy",
         ),
         (
             {"core": {"legacy": ["ev_sae"]}},
