@@ -111,6 +111,7 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     from callbacks.checkpoint import (
         check_unchanged,
         checkpoint_file,
+        checksum_of_curves,
         forget_previous,
         read_checkpoint,
     )
@@ -155,7 +156,7 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         (run_dir / FOLDER_FILE).unlink(missing_ok=True)  # what it notes will change
         save_config(run_dir, config)
 
-    loggers = build_loggers(config, run_dir, start)
+    loggers = build_loggers(config, run_dir, start, checksum_of_curves(checkpoint))
     try:
         for logger in loggers:
             logger.log_hyperparams({"l1_equivalents": l1_equivalents(config, data)})
