@@ -1,4 +1,4 @@
-"""The soak: everything that may happen to a run, by seed. `python tests/chaos --seeds 0 --share .1`.
+"""The soak: whatever may happen to a run, by seed: `python tests/chaos --seeds 0 --share .1`.
 
 Prints, for each attack and kind, how many times it was tried and survived, and the first failure;
 exit status 1 if anything did not survive.

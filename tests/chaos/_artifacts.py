@@ -24,7 +24,7 @@ SLIPS = (
 CODECS = (
     {"name": "numcodecs.pickle", "configuration": {"protocol": 5}},
     {"name": "pickle"}, {"name": "evil.Evil", "configuration": {"id": "evil"}},
-    {"name": "numcodecs.json2", "configuration": {}}, {"name": "../evil"}, {"name": None}, {"name": ["os"]},
+    {"name": "numcodecs.json2", "configuration": {}}, {"name": "../evil"}, {"name": None},
     {"name": "bytes", "configuration": {"endian": "__import__('os').system('touch CANARY')"}},
     {"name": "sharding_indexed", "configuration": {"codecs": [{"name": "pickle"}]}},
 )  # fmt: skip
@@ -113,7 +113,8 @@ def _yaml(rng, place, canary, lm) -> Callable[[], object]:
     good, text = yaml.safe_dump(hostile._composed()), rng.choice(hostile.TAGS).format(canary)
     content = rng.choice([
         text, f"{good}\nx: {text}\n", good.replace("kind: random\n", f"kind: {text}\n"),
-        good.replace("seed: 0", f"seed: {text}"), good.replace("architecture: tied", f"architecture: {text}"),
+        good.replace("seed: 0", f"seed: {text}"),
+        good.replace("architecture: tied", f"architecture: {text}"),
     ])  # fmt: skip
     (place / "config.yaml").write_text(content)
     if rng.random() < 0.5:
@@ -146,8 +147,9 @@ def _lm_folder(rng, place, canary, lm) -> Callable[[], object]:
         entries = rng.choice([
             {"auto_map": {key: "evil.Evil" for key in classes}}, {"model_type": "evil"},
             {"auto_map": {key: f"evil/repo--evil.Evil{i}" for i, key in enumerate(classes)}},
-            {"_attn_implementation": "evil/kernel"}, {"quantization_config": {"quant_method": "evil"}},
-            {"custom_generate": "evil"}, {"architectures": ["evil.Evil"]}, {"tokenizer_class": "evil.Evil"},
+            {"_attn_implementation": "evil/kernel"},
+            {"quantization_config": {"quant_method": "evil"}}, {"custom_generate": "evil"},
+            {"architectures": ["evil.Evil"]}, {"tokenizer_class": "evil.Evil"},
             {"trust_remote_code": True, "auto_map": {key: ["evil.Evil", None] for key in classes}},
         ])  # fmt: skip
         content = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
@@ -206,8 +208,9 @@ def _zarr(rng, place, canary, lm) -> Callable[[], object]:
         content["chunk_grid"] = {"name": "evil.Evil", "configuration": {}}
     else:
         old = {
-            "zarr_format": 2, "shape": [64, 4], "chunks": [64, 4], "dtype": "|O", "order": "C", "fill_value": None,
-            "compressor": None, "filters": [{"id": rng.choice(["pickle", "evil", "msgpack2", "json2"])}],
+            "zarr_format": 2, "shape": [64, 4], "chunks": [64, 4], "dtype": "|O", "order": "C",
+            "fill_value": None, "compressor": None,
+            "filters": [{"id": rng.choice(["pickle", "evil", "msgpack2", "json2"])}],
         }  # fmt: skip
         (place / "rows.zarr" / ".zarray").write_text(json.dumps(old))
         file.unlink()

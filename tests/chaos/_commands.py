@@ -1,4 +1,4 @@
-"""Odd command lines and files, by the strategies of the property tests: one line, nothing written."""
+"""Odd command lines and files, by the property tests' strategies: one line, nothing written."""
 
 import os
 import random

@@ -19,16 +19,18 @@ import psutil
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1",
-    "SAE_AUTO": "lm=float32 sae=float32", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "PYTHONPATH": str(ROOT),
+    "SAE_AUTO": "lm=float32 sae=float32", "CUDA_VISIBLE_DEVICES": "",
+    "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled",
+    "PYTHONPATH": str(ROOT),
 }  # fmt: skip
 MODULES = (
     "train", "evaluate", "lightning", "transformers", "zarr", "numba", "matplotlib.figure",
-    "plotly.graph_objects", "jinja2", "sklearn.decomposition", "scipy.optimize", "pandas", "rich.table",
-    "callbacks.build", "callbacks.trainer", "callbacks.checkpoint", "callbacks.manifest", "conf.hooks",
-    "sae.activations.build", "sae.activations.datamodule", "sae.artifacts", "sae.evals.build",
-    "sae.planning", "sae.reports", "sae.training.build", "sae.training.baselines",
-    "hydra._internal.core_plugins.basic_launcher", "hydra._internal.core_plugins.bash_completion",
+    "plotly.graph_objects", "jinja2", "sklearn.decomposition", "scipy.optimize", "pandas",
+    "rich.table", "callbacks.build", "callbacks.trainer", "callbacks.checkpoint",
+    "callbacks.manifest", "conf.hooks", "sae.activations.build", "sae.activations.datamodule",
+    "sae.artifacts", "sae.evals.build", "sae.planning", "sae.reports", "sae.training.build",
+    "sae.training.baselines", "hydra._internal.core_plugins.basic_launcher",
+    "hydra._internal.core_plugins.bash_completion",
 )  # fmt: skip
 SECONDS = 240
 
@@ -115,6 +117,17 @@ class Child:
             with suppress(psutil.Error):
                 process.kill()
         self.wait()
+
+    def kill_alone(self, seconds: float = 20) -> list[int]:
+        """SIGKILL for it alone; processes that it started and that run on after so long."""
+        started = psutil.Process(self.pid).children(recursive=True)
+        os.kill(self.pid, signal.SIGKILL)
+        self.wait()
+        _, alive = psutil.wait_procs(started, timeout=seconds)
+        for process in alive:
+            with suppress(psutil.Error):
+                process.kill()
+        return [process.pid for process in alive]
 
     def send(self, number: int) -> None:
         if self.status is None:

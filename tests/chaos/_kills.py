@@ -25,7 +25,6 @@ def attack(rng: random.Random, share: float, tally: Tally, folder: Path) -> None
         number += 1
         if kind.weight < rng.random():
             continue
-        kinds_folder = folder / kind.name.replace(" ", "_").replace(",", "")
         if kind.name not in done:
             try:
                 done[kind.name] = undisturbed(kind, folder.parent)
@@ -80,8 +79,13 @@ def _one(
             latest = max(0.5 * latest, 0.05)
             _forget(run, cache if kind.own_cache else None)
             continue
-        victim.kill()
         times.append(round(at, 2))
+        if "joblib" in kind.name:
+            if alive := victim.kill_alone():
+                tally.count(kind.name, f"workers outlive their launcher: {alive}", len(times))
+                return len(times)
+        else:
+            victim.kill()
         for other in children:  # ranks: the others see that one is gone
             if other.wait(SECONDS) is None:
                 other.kill()

@@ -67,9 +67,11 @@ def _drawn(rng: random.Random, place: Path) -> tuple[str, tuple[str, ...]]:
     elif kind == "settings":
         words.append(
             rng.choice([
-                "optimizer.eps=1e30", "optimizer.beta2=0.9999999", f"dict_ratio={rng.choice([1, 200])}",
-                "trainer.gradient_clip=1e-30", "trainer.gradient_clip=1e30", "optimizer.bias_rate=1e20",
-                "optimizer.warmup_tokens=1e12", "activations.noise=1e10", "trainer.batch_size=1",
+                "optimizer.eps=1e30", "optimizer.beta2=0.9999999", "dict_ratio=1", "dict_ratio=200",
+                "trainer.gradient_clip=1e-30", "trainer.gradient_clip=1e30",
+                "optimizer.bias_rate=1e20", "optimizer.warmup_tokens=1e12",
+                "activations.noise=1e10",
+                "trainer.batch_size=1",
             ])
         )  # fmt: skip
         words.append(f"optimizer.lr={10 ** rng.uniform(-6, 3):.3g}")

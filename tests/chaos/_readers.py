@@ -10,11 +10,14 @@ from pathlib import Path
 
 from _flips import UNFINISHED, Target, digest
 
+SIDES, SELF = ("tokens", "document"), ("zarr.json", "metadata.json")
+
 
 def targets(folder: Path, finished: Path, stopped: Path) -> list[Target]:
     """The kinds of files of a finished run, of one that was stopped, and of the cache."""
     return [
-        *_of_a_finished_run(finished), *_of_a_stopped_run(stopped), *_of_activations(folder / "cache"),
+        *_of_a_finished_run(finished), *_of_a_stopped_run(stopped),
+        *_of_activations(folder / "cache"),
         *_of_wheels(folder), *_kept(folder / "cache"),
     ]  # fmt: skip
 
@@ -108,8 +111,6 @@ def _content(checkpoint: dict | None) -> object:
 
 def _of_activations(cache: Path) -> list[Target]:
     """The store and what is known about its rows, read as a training does."""
-    import torch
-
     from sae.activations.build import build_source
     from sae.training.build import build_data
     from train import compose
@@ -121,31 +122,21 @@ def _of_activations(cache: Path) -> list[Target]:
         source.prepare()
         data = build_data(config, source)
         loaders = data.train_dataloader(), data.val_dataloader(), data.test_dataloader()
-        total = digest(
-            *(
-                batch if torch.is_tensor(batch) else torch.as_tensor(0)
-                for loader in loaders
-                for batch in loader
-            )
-        )
-        return (
-            total,
-            data.scales,
-            digest(data.mean),
-            json.dumps(data.counted.to_json() if data.counted else None),
-        )
+        total = digest(*(batch for loader in loaders for batch in loader))
+        counted = json.dumps(data.counted.to_json()) if data.counted else None
+        return total, data.scales, digest(data.mean), counted
 
     rows()
     store = cache / "activations"
     kinds = {
         "activations: rows": [p for p in store.glob("*/activations/*/c/*/*")],
-        "activations: tokens": [p for p in store.glob("*/*/c/*/*") if "activations" not in p.parts[-4:]],
+        "activations: tokens": [p for p in store.glob("*/*/c/*/*") if p.parts[-4] in SIDES],
         "activations: zarr.json": sorted(store.rglob("zarr.json")),
         "activations: metadata.json": sorted(store.rglob("metadata.json")),
         "activations: known rows": sorted(
-            p for p in store.rglob("*.json") if p.name not in ("zarr.json", "metadata.json") and "ablations" not in p.parts
+            p for p in store.rglob("*.json") if p.name not in SELF and "ablations" not in p.parts
         ),
-    }  # fmt: skip
+    }
     return [Target(name, sorted(files), rows, store) for name, files in kinds.items() if files]
 
 

@@ -10,19 +10,20 @@ from _forks import Child, program
 
 WORLD = (
     "activations=superposition", "activations.d_in=8", "activations.num_features=16",
-    "activations.active=2", "tokens=2048", "activations.val_tokens=512", "activations.test_tokens=512",
+    "activations.active=2", "tokens=2048", "activations.val_tokens=512",
+    "activations.test_tokens=512",
     "trainer.batch_size=32", "epochs=2", "eval=[core]", "logger=none", "trainer.precision=32-true",
     "trainer.log_every_steps=5", "trainer.checkpoint_every_steps=9", "trainer.validations=2",
-    "resample.at_tokens=[15%,30%,45%]", "resample.dead_after_tokens=256", "resample.sample_tokens=256",
-    "trainer.accelerator=cpu",
+    "trainer.accelerator=cpu", "resample.at_tokens=[15%,30%,45%]",
+    "resample.dead_after_tokens=256", "resample.sample_tokens=256",
 )  # fmt: skip
 FITTED = tuple(
     word for word in WORLD if not word.startswith(("trainer.", "resample.", "epochs="))
 )  # fmt: skip
 LM = (
-    "debug=tiny", "epochs=2", "eval=[core]", "trainer.checkpoint_every_steps=9", "trainer.validations=2",
-    "resample.at_tokens=[15%,30%,45%]", "resample.dead_after_tokens=256", "resample.sample_tokens=256",
-    "callbacks.downstream.num_tokens=64", "trainer.accelerator=cpu",
+    "debug=tiny", "epochs=2", "eval=[core]", "trainer.checkpoint_every_steps=9",
+    "trainer.validations=2", "resample.at_tokens=[15%,30%,45%]", "resample.dead_after_tokens=256",
+    "resample.sample_tokens=256", "callbacks.downstream.num_tokens=64", "trainer.accelerator=cpu",
 )  # fmt: skip
 
 
@@ -104,7 +105,7 @@ def _ranked(call: Callable[[], object], rank: int) -> Callable[[], None]:
 KINDS = (
     Kind("topk, resampling", (*WORLD, "sae=topk", "k=2")),
     Kind("l1", (*WORLD, "sae=l1", "l1=1e-2")),
-    Kind("l1, worst example", (*WORLD[:-4], "sae=l1", "l1=1e-2", "resample=worst_example", *WORLD[-4:])),
+    Kind("l1, worst example", (*WORLD, "sae=l1", "l1=1e-2", "resample=worst_example")),
     Kind("jumprelu, target_l0", (*WORLD, "sae=jumprelu", "target_l0=2")),
     Kind("tied", (*WORLD, "sae=tied", "l1=1e-2")),
     Kind("batch_topk", (*WORLD, "sae=batch_topk", "k=2")),
@@ -121,13 +122,18 @@ KINDS = (
     Kind("ddp, 2 ranks, l1", (*WORLD, "sae=l1", "l1=1e-2", "trainer=ddp"), ranks=2),
     Kind(
         "optuna",
-        (*WORLD, "sae=l1", "sweeper=optuna", "l1=tag(log,interval(1e-3,1e-1))", "hydra.sweeper.n_trials=3"),
+        (*WORLD, "sae=l1", "sweeper=optuna", "l1=tag(log,interval(1e-3,1e-1))",
+         "hydra.sweeper.n_trials=3"),
         sweep=True,
     ),
     Kind(
-        "joblib, 2 workers", (*WORLD, "sae=l1", "l1=1e-3,1e-2", "launcher=joblib"), sweep=True, weight=0.4
+        "joblib, 2 workers", (*WORLD, "sae=l1", "l1=1e-3,1e-2", "launcher=joblib"),
+        sweep=True, weight=0.4,
     ),
-    Kind("submitit", (*WORLD, "sae=l1", "l1=1e-3,1e-2", "launcher=submitit_local"), sweep=True, weight=0.3),
+    Kind(
+        "submitit", (*WORLD, "sae=l1", "l1=1e-3,1e-2", "launcher=submitit_local"),
+        sweep=True, weight=0.3,
+    ),
 )  # fmt: skip
 
 

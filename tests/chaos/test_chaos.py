@@ -1,4 +1,4 @@
-"""A seeded share of the soak; `python tests/chaos` runs more of it (docs/guides/damaged-files.md)."""
+"""A seeded share of the soak; `python tests/chaos` runs more of it."""
 
 import json
 import random
@@ -18,7 +18,7 @@ ATTACKS = ("flips", "commands", "artifacts", "nonsense", "disks", "neighbours", 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    """What one seed gave: the attacks run side by side, in a process that imports everything once."""
+    """What one seed gave: the attacks run in a process that imports everything once."""
     out = tmp_path_factory.mktemp("chaos") / "rows.json"
     command = [sys.executable, str(HERE), "--share", str(SHARE), "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
