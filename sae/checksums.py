@@ -7,6 +7,7 @@ gigabytes a second; against people who change a file on purpose it is no help, n
 
 import json
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Mapping
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from sae.errors import ArtifactError
 from sae.intact import follow_umask
 from sae.provenance import content_key, write_json
-from sae.reading import read_object
+from sae.reading import read_object, read_text
 
 if TYPE_CHECKING:  # programs that end early need not wait for it
     from torch import Tensor
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # programs that end early need not wait for it
 FOLDER_FILE = "checksums.json"
 _BLOCK_BYTES = 1 << 22
 _CRC, _FACTS = "crc32", "facts"
+_SEAL = re.compile("# crc32 ([0-9a-f]{8}) of the lines below")
 
 
 def crc32_of(file: Path) -> int:
@@ -76,6 +78,36 @@ def unseal(content: dict[str, Any], file: Path) -> dict[str, Any]:
             "where it came, or make it again."
         )
     return plain
+
+
+def read_unsealed(file: Path) -> dict[str, Any]:
+    """The object in a JSON file without its checksum; one that has none passes.
+
+    Raises:
+        ArtifactError: If it cannot be read, or differs from its checksum.
+    """
+    content = read_object(file)
+    return unseal(content, file) if "checksum" in content else content
+
+
+def seal_text(text: str) -> str:
+    """A YAML text with its checksum as a comment in its first line."""
+    return f"# crc32 {zlib.crc32(text.encode()):08x} of the lines below\n{text}"
+
+
+def check_text(file: Path) -> None:
+    """Compare a text with what `seal_text` noted; one without such a line passes.
+
+    Raises:
+        ArtifactError: If it cannot be read, or differs.
+    """
+    first, _, text = read_text(file).partition("\n")
+    noted = _SEAL.fullmatch(first)
+    if noted and int(noted[1], 16) != zlib.crc32(text.encode()):
+        raise ArtifactError(
+            f"{file} is damaged: its checksum differs from the one in its first line. Restore it "
+            "from a copy. If you changed it yourself, remove that line."
+        )
 
 
 def seal_files(folder: Path, files: Iterable[Path]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from sae.activations.counted import Counted
 from sae.activations.rows import Rows
 from sae.activations.store import ActivationStore
+from sae.checksums import seal
 from sae.dictionaries.sae import SAE
 from sae.errors import ArtifactError, ConfigError
 from sae.language.lm import LanguageModel
@@ -148,8 +149,8 @@ class EvalResult:
             raise ArtifactError(f"This is no evaluation result ({error!r}).") from error
 
     def save(self, path: Path) -> None:
-        """Write as JSON; a reader sees the old file or the new one."""
-        write_json(path, self.to_json())
+        """Write as JSON with a checksum; a reader sees the old file or the new one."""
+        write_json(path, seal(self.to_json()))
 
 
 @runtime_checkable

@@ -120,7 +120,7 @@ def _programs(rng: random.Random, tries: int, tally: Tally, folder: Path) -> Non
         child = Child(there, folder / f"program{i}.log", {"SAE_CACHE": str(place / "cache")})
         status, output = child.end(), child.output()
         failure = None
-        if status != 1 or "Traceback" in output or len(output.strip().splitlines()) != 1:
+        if status != 1 or "Traceback" in output or len(output.strip().split("\n")) != 1:
             failure = f"exit {status}, {len(output.splitlines())} lines: {child.last_line()}"
         elif any(place.iterdir()):
             failure = "something was written"

@@ -32,7 +32,8 @@ def attack(rng: random.Random, share: float, tally: Tally, folder: Path) -> None
     _own_namespace()
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(max(1, round(TRIES * share))):
-        kind = next(k for k in KINDS if k.name == rng.choice(_KINDS))
+        name = rng.choice(_KINDS)
+        kind = next(k for k in KINDS if k.name == name)
         what = rng.choice(["size", "size", "nr_inodes", "read-only"])
         where = rng.choice(["cache", "run"])
         try:
