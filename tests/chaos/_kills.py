@@ -54,6 +54,8 @@ def undisturbed(kind: Kind, folder: Path) -> tuple[dict[str, object], float]:
                 raise RuntimeError(f"undisturbed: {failure}")
             (place / "seconds").write_text(str(time.monotonic() - start))
         found = facts(place / "run", place / "cache")
+        if not found:
+            raise RuntimeError(f"undisturbed: {kind.name} left nothing to compare")
         return found, float((place / "seconds").read_text())
 
 
