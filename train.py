@@ -389,7 +389,10 @@ def main(composed: DictConfig) -> Any:
         error = explained(error) or error
         text = str(error) if isinstance(error, SAEError) else traceback.format_exc()
         told = f"{type(error).__name__}: {text}\n"
-        (run_dir / "error.txt").write_text(told, encoding="utf-8")
+        try:
+            (run_dir / "error.txt").write_text(told, encoding="utf-8")
+        except OSError:  # a disk that refuses even this: the sweep must not end as if it were well
+            fail(error)
         log.error("Job %s failed: %s: %s", job.job.num, type(error).__name__, text)
         return None
 

@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import Logger
 
 from sae.errors import ArtifactError
 from sae.reading import read_text
-from sae.writing import replacing
+from sae.writing import naming, replacing
 
 _FIRST: tuple[str, ...] = ("step", "tokens")
 _DROPPED = ("step", "epoch")  # Lightning adds `epoch` to everything; training is one epoch here
@@ -141,7 +141,7 @@ class MetricsCSV(Logger):
 
     def _write_newest_line(self, *, appended: bool) -> None:
         line = self._row_line(self._rows[next(reversed(self._rows))])
-        with self.path.open("r+b") as file:
+        with naming(self.path), self.path.open("r+b") as file:
             if appended:
                 self._tail = file.seek(0, os.SEEK_END)
             file.seek(self._tail)

@@ -18,6 +18,7 @@ from sae.errors import ArtifactError
 from sae.intact import follow_umask
 from sae.provenance import content_key, write_json
 from sae.reading import read_object, read_text
+from sae.writing import naming
 
 if TYPE_CHECKING:  # programs that end early need not wait for it
     from torch import Tensor
@@ -152,7 +153,8 @@ def save_tensors(file: Path, tensors: "Mapping[str, Tensor]", facts: object = No
 
     made = {name: tensor.contiguous() for name, tensor in tensors.items()}
     text = json.dumps(facts)
-    save_file(made, file, metadata={_FACTS: text, _CRC: _crc_of(made, text)})
+    with naming(file):
+        save_file(made, file, metadata={_FACTS: text, _CRC: _crc_of(made, text)})
     follow_umask(file)
 
 

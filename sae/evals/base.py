@@ -137,14 +137,15 @@ class EvalResult:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "EvalResult":
-        """Undo `to_json`.
+        """Undo `to_json`; a checksum, which `save` adds, is left to who reads the file.
 
         Raises:
             ArtifactError: If `content` is no evaluation result.
         """
         try:
             estimates = {name: Estimate(**entry) for name, entry in content["metrics"].items()}
-            return cls(**{**content, "metrics": estimates})
+            known = {name: value for name, value in content.items() if name != "checksum"}
+            return cls(**{**known, "metrics": estimates})
         except (TypeError, KeyError, AttributeError) as error:
             raise ArtifactError(f"This is no evaluation result ({error!r}).") from error
 
