@@ -3,6 +3,7 @@
 A child is the leader of a session of its own, so that it can be killed with all that it started.
 """
 
+import ctypes
 import importlib
 import os
 import runpy
@@ -45,22 +46,21 @@ def prepare() -> None:
     torch.set_num_threads(1)
     for name in MODULES:
         importlib.import_module(name)
-    _compile()
+    _warm()
 
 
-def _compile() -> None:
-    """Numba's functions are loaded by their first call."""
-    import torch
+def _warm() -> None:
+    """What the first call of a process does.
 
-    from sae.dictionaries.build import build_dictionary
-    from train import compose
+    Nothing with gradients and no parallel kernel: their threads do not survive a fork.
+    """
+    import numba
 
-    for words in (["sae=topk", "k=2"], ["sae=l1"], ["sae=tied"]):
-        config = compose(["debug=tiny", "dict_ratio=2", *words])["sae"]
-        with suppress(Exception):
-            module = build_dictionary(config, 8)
-            x = torch.randn(16, 8)
-            module(x)
+    from sae.reports import page
+
+    numba.njit(lambda x: x + 1)(1)
+    page._packed_plotly()
+    page._template()
 
 
 class Child:
@@ -141,9 +141,16 @@ class Child:
         return lines[-1] if lines else ""
 
 
+def _end_with_parent() -> None:
+    """On Linux: SIGKILL when the process that forked this one has ended."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
 def _run(function: Callable[[], int | None], log: Path, environment: dict[str, str]) -> int:
     with suppress(OSError):
         os.setpgid(0, 0)
+    _end_with_parent()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(ROOT)
     os.environ.update(environment)

@@ -12,7 +12,7 @@ WORLD = (
     "activations=superposition", "activations.d_in=8", "activations.num_features=16",
     "activations.active=2", "tokens=2048", "activations.val_tokens=512",
     "activations.test_tokens=512",
-    "trainer.batch_size=32", "epochs=2", "eval=[core]", "logger=none", "trainer.precision=32-true",
+    "trainer.batch_size=32", "epochs=1", "eval=[core]", "logger=none", "trainer.precision=32-true",
     "trainer.log_every_steps=5", "trainer.checkpoint_every_steps=9", "trainer.validations=2",
     "trainer.accelerator=cpu", "resample.at_tokens=[15%,30%,45%]",
     "resample.dead_after_tokens=256", "resample.sample_tokens=256",
@@ -116,23 +116,23 @@ KINDS = (
     Kind("fitted: pca", (*FITTED, "sae=pca", "k=2"), own_cache=True),
     Kind("fitted: kmeans", (*FITTED, "sae=kmeans"), own_cache=True),
     Kind("harvest", ("debug=tiny", "layer=[0,1,2]", "harvest_only=true"), own_cache=True),
-    Kind("ensemble", (*WORLD, "sae=topk", "k=1,2,3", "launcher=ensemble"), sweep=True),
+    Kind("ensemble", (*WORLD, "sae=topk", "k=1,2", "launcher=ensemble"), sweep=True),
     Kind("sweep", (*WORLD, "sae=l1", "l1=1e-3,1e-2"), sweep=True),
     Kind("ddp, 2 ranks", (*WORLD, "sae=topk", "k=2", "trainer=ddp"), ranks=2),
     Kind("ddp, 2 ranks, l1", (*WORLD, "sae=l1", "l1=1e-2", "trainer=ddp"), ranks=2),
     Kind(
         "optuna",
         (*WORLD, "sae=l1", "sweeper=optuna", "l1=tag(log,interval(1e-3,1e-1))",
-         "hydra.sweeper.n_trials=3"),
+         "hydra.sweeper.n_trials=2"),
         sweep=True,
     ),
     Kind(
         "joblib, 2 workers", (*WORLD, "sae=l1", "l1=1e-3,1e-2", "launcher=joblib"),
-        sweep=True, weight=0.4,
+        sweep=True, weight=0.2,
     ),
     Kind(
         "submitit", (*WORLD, "sae=l1", "l1=1e-3,1e-2", "launcher=submitit_local"),
-        sweep=True, weight=0.3,
+        sweep=True, weight=0.15,
     ),
 )  # fmt: skip
 

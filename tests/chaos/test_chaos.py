@@ -1,6 +1,7 @@
 """A seeded share of the soak; `python tests/chaos` runs more of it."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -20,7 +21,8 @@ ATTACKS = ("flips", "commands", "artifacts", "nonsense", "disks", "neighbours", 
 def rows(tmp_path_factory):
     """What one seed gave: the attacks run in a process that imports everything once."""
     out = tmp_path_factory.mktemp("chaos") / "rows.json"
-    command = [sys.executable, str(HERE), "--share", str(SHARE), "--out", str(out)]
+    only = [attack for attack in ATTACKS if attack != "disks" or os.geteuid() == 0]
+    command = [sys.executable, str(HERE), "--share", str(SHARE), "--out", str(out), "--only", *only]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     print(done.stdout + done.stderr)
     return json.loads(out.read_text())
@@ -29,6 +31,8 @@ def rows(tmp_path_factory):
 @pytest.mark.chaos
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_everything_survives(rows, attack):
+    if attack == "disks" and os.geteuid() != 0:
+        pytest.skip("full and read-only disks are made by root only")
     own = [row for row in rows if row["attack"] == attack]
     assert sum(row["tried"] for row in own) > 0
     assert [row for row in own if row["survived"] < row["tried"]] == []
