@@ -20,7 +20,7 @@ from _forks import Child, program
 from _runs import LM, differences, facts
 from _tally import Tally
 
-FLIPS, PROGRAMS = 8, 12
+FLIPS, PROGRAMS = 8, 6
 """A seed's: for each kind of file, and in all."""
 UNFINISHED = ("topk", (*LM, "sae=topk", "k=4", "eval=[core,downstream]"))
 LOG = logging.getLogger()
