@@ -111,6 +111,7 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     from callbacks.checkpoint import (
         check_unchanged,
         checkpoint_file,
+        checksum_of_curves,
         forget_previous,
         read_checkpoint,
     )
@@ -155,7 +156,7 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         (run_dir / FOLDER_FILE).unlink(missing_ok=True)  # what it notes will change
         save_config(run_dir, config)
 
-    loggers = build_loggers(config, run_dir, start)
+    loggers = build_loggers(config, run_dir, start, checksum_of_curves(checkpoint))
     try:
         for logger in loggers:
             logger.log_hyperparams({"l1_equivalents": l1_equivalents(config, data)})
@@ -268,13 +269,17 @@ def _finished(run_dir: Path, config: Mapping[str, Any]) -> dict[str, Any] | None
             f"{file} is damaged ({error}). Delete it: the run is then finished from its "
             "checkpoint, or choose another run_dir."
         ) from None
-    if finished:
+    from callbacks.checkpoint import checkpoint_file, forget_previous
+
+    if finished:  # and what a kill after the results, or a full disk, left undone
+        if not (run_dir / FOLDER_FILE).exists():
+            _seal(run_dir)
         if not (run_dir / "report.html").exists():
             from sae.reports import write_report
 
             write_report(run_dir)
+        forget_previous(run_dir)
         return results
-    from callbacks.checkpoint import checkpoint_file
 
     if not (file := checkpoint_file(run_dir)).exists():
         raise ArtifactError(
@@ -341,9 +346,13 @@ def _publish(results: dict[str, Any], run_dir: Path, loggers: list[Any], step: i
     if fvu is not None and fvu > WORST_FVU:
         log.warning("FVU is %.3g on the test split, where 1 is as good as the mean.", fvu)
     write_json(run_dir / "results.json", results)
-    seal_files(run_dir, [file for name in SEALED if (file := run_dir / name).exists()])
+    _seal(run_dir)
     write_report(run_dir)
     print_summary(results, str(run_dir))
+
+
+def _seal(run_dir: Path) -> None:
+    seal_files(run_dir, [file for name in SEALED if (file := run_dir / name).exists()])
 
 
 def objectives(results: Mapping[str, Any]) -> tuple[float, float] | None:
@@ -380,7 +389,10 @@ def main(composed: DictConfig) -> Any:
         error = explained(error) or error
         text = str(error) if isinstance(error, SAEError) else traceback.format_exc()
         told = f"{type(error).__name__}: {text}\n"
-        (run_dir / "error.txt").write_text(told, encoding="utf-8")
+        try:
+            (run_dir / "error.txt").write_text(told, encoding="utf-8")
+        except OSError:  # a disk that refuses even this: the sweep must not end as if it were well
+            fail(error)
         log.error("Job %s failed: %s: %s", job.job.num, type(error).__name__, text)
         return None
 

@@ -52,18 +52,21 @@ def _downstream(data: ActivationDataModule, **settings: Any) -> DownstreamPerple
     )
 
 
-def build_loggers(config: Mapping[str, Any], run_dir: Path, start_step: int) -> list[Logger]:
+def build_loggers(
+    config: Mapping[str, Any], run_dir: Path, start_step: int, checksum: int | None = None
+) -> list[Logger]:
     """`metrics.csv`, and W&B unless it is off.
 
     Args:
         config: The whole configuration.
         run_dir: The run folder.
         start_step: Optimiser steps done by the checkpoint that training starts from.
+        checksum: That of `metrics.csv` when it was made.
     """
     wanted = config["logger"]
     sweep = run_dir.parent.name if (run_dir.parent / "multirun.yaml").exists() else None
     # Lightning numbers steps from 0: the row of the last finished step is one below their count
-    loggers: list[Logger] = [MetricsCSV(run_dir / "metrics.csv", resume_step=start_step - 1)]
+    loggers: list[Logger] = [MetricsCSV(run_dir / "metrics.csv", start_step - 1, checksum)]
     dashboard = make_wandb_logger(
         wanted["wandb"],
         folder=run_dir,

@@ -19,6 +19,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks.interruption import Interrupted, handling, stop
+from callbacks.metrics_csv import MetricsCSV
 from sae.activations.contexts import ContextDataModule
 from sae.activations.datamodule import ActivationDataModule, check_same_data
 from sae.activations.sources import ActivationSource
@@ -30,6 +31,8 @@ from sae.training.ranks import any_rank
 from sae.writing import refusal
 
 log = logging.getLogger(__name__)
+
+_CURVES = "metrics.csv"
 
 
 def checkpoint_file(run_dir: Path) -> Path:
@@ -68,6 +71,11 @@ def read_checkpoint(run_dir: Path) -> dict[str, Any] | None:
             f"{damage} Delete it to train from the start, or choose another run_dir."
         ) from damage
     return None
+
+
+def checksum_of_curves(checkpoint: Mapping[str, Any] | None) -> int | None:
+    """That of `metrics.csv` when the checkpoint was made; None in one of an earlier version."""
+    return None if checkpoint is None else checkpoint.get(_CURVES)
 
 
 def forget_previous(run_dir: Path) -> None:
@@ -152,6 +160,14 @@ class LastCheckpoint(Checkpoint):
         self._handlers.close()
         if any_rank(self._received is not None, pl_module.device):  # heard in the last step
             self._stop(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note the checksum of the curves so far."""
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCSV):
+                checkpoint[_CURVES] = logger.checksum
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException

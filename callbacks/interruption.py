@@ -1,12 +1,14 @@
-"""Signals that end a run so that it can go on later: Ctrl-C, SIGTERM, SIGUSR1.
+"""What ends a run so that it can go on later: Ctrl-C, SIGTERM, SIGUSR1, a launcher that is gone.
 
 SIGTERM is what a pre-empted or cancelled job gets, SIGUSR1 what `sbatch --signal=USR1@120` sends
 ahead of the time limit.
 """
 
+import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -39,6 +41,28 @@ class Interrupted(SystemExit):
     def __str__(self) -> str:
         """Name of the signal."""
         return self.signal.name
+
+
+_WATCH_SECONDS = 1.0
+_watching = threading.Lock()
+
+
+def end_with_parent() -> None:
+    """In a worker process: end it, killed or not, when the process that started it has ended.
+
+    A launcher that is killed cannot tell its workers, which would train on while the sweep is
+    started anew. Elsewhere this does nothing: a program may outlive the shell that started it.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None or not _watching.acquire(blocking=False):
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent.pid:
+            time.sleep(_WATCH_SECONDS)
+        os._exit(1)  # as if it had been killed, which a run survives
+
+    threading.Thread(target=watch, name="watches the launcher", daemon=True).start()
 
 
 def stop(number: int, frame: Any = None) -> None:

@@ -13,10 +13,10 @@ import lightning as L
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from callbacks.interruption import Interrupted
+from sae.checksums import read_unsealed, seal
 from sae.errors import ArtifactError
 from sae.lockstep import Stopped
 from sae.provenance import provenance, write_json
-from sae.reading import read_object
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,8 @@ class Manifest(L.Callback):
     def _write(self) -> None:
         assert self._session is not None
         session = self._session | {"stage_seconds": self._stages, "training": self.training}
-        write_json(self.path, {**self._given, "sessions": [*self._earlier(), session]})
+        content = {**self._given, "sessions": [*self._earlier(), session]}
+        write_json(self.path, seal(content))
 
     def _earlier(self) -> list[dict[str, Any]]:
         """Sessions of other processes; one that still says `running` was killed."""
@@ -166,7 +167,7 @@ class Manifest(L.Callback):
         if not os.path.lexists(self.path):
             return []
         try:
-            sessions = read_object(self.path)["sessions"]
+            sessions = read_unsealed(self.path)["sessions"]
             own = self._session["started_utc"], self._session["from_step"]
             earlier = [s for s in sessions if (s["started_utc"], s["from_step"]) != own]
             return [s | {"status": "killed"} if s["status"] == "running" else s for s in earlier]

@@ -9,6 +9,7 @@ import csv
 import io
 import math
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lightning.pytorch.loggers import Logger
 
 from sae.errors import ArtifactError
 from sae.reading import read_text
+from sae.writing import naming, replacing
 
 _FIRST: tuple[str, ...] = ("step", "tokens")
 _DROPPED = ("step", "epoch")  # Lightning adds `epoch` to everything; training is one epoch here
@@ -35,9 +37,11 @@ class MetricsCSV(Logger):
         resume_step: None for a new run. When a run continues from a checkpoint: the checkpoint's
             `global_step`; rows with a later step are dropped, and so are columns that hold
             nothing without them. 0 starts a run over that had no checkpoint yet.
+        checksum: What `checksum` was when the checkpoint was made; None where it says none.
 
     Raises:
-        ArtifactError: If the file exists and `resume_step` is None, or if it is no such table.
+        ArtifactError: If the file exists and `resume_step` is None, if it is no such table, or if
+            it differs from the one that `checksum` is of.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -48,13 +52,15 @@ class MetricsCSV(Logger):
         ['step,tokens,train/loss,val/fvu', '1,1024,0.5,0.25']
     """
 
-    def __init__(self, path: str | Path, resume_step: int | None = None):
+    def __init__(
+        self, path: str | Path, resume_step: int | None = None, checksum: int | None = None
+    ):
         super().__init__()
         self.path = Path(path)
         self._columns = list(_FIRST)
         self._rows: dict[int, dict[str, str]] = {}
         self._tail = 0  # byte at which the newest row's line starts
-        self._start(resume_step)
+        self._start(resume_step, checksum)
 
     @property
     def name(self) -> str:
@@ -96,7 +102,7 @@ class MetricsCSV(Logger):
             self._write_newest_line(appended=step > newest)
 
     @rank_zero_only
-    def _start(self, resume_step: int | None) -> None:
+    def _start(self, resume_step: int | None, checksum: int | None) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if not self.path.exists():
             return
@@ -109,19 +115,33 @@ class MetricsCSV(Logger):
         self._rows = {step: row for step, row in rows.items() if step <= resume_step}
         used = set(_FIRST).union(*(row.keys() for row in self._rows.values()))
         self._columns = [name for name in columns if name in used]
+        self._rows = dict(sorted(self._rows.items()))
+        if checksum is not None and checksum != self.checksum:
+            raise ArtifactError(
+                f"{self.path} is damaged, or was changed by hand: up to step {resume_step} it is "
+                "not what the checkpoint was made beside. Restore it from a copy, or remove it: "
+                "the curves then begin where training goes on."
+            )
         self._rewrite()
+
+    @property
+    def checksum(self) -> int:
+        """CRC-32 of the table: a checkpoint keeps it, for the run that continues from there."""
+        return zlib.crc32(b"".join(self._lines()))
+
+    def _lines(self) -> list[bytes]:
+        return [_line(self._columns), *(self._row_line(row) for row in self._rows.values())]
 
     def _rewrite(self) -> None:
         self._rows = dict(sorted(self._rows.items()))
-        lines = [_line(self._columns), *(self._row_line(row) for row in self._rows.values())]
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        temporary.write_bytes(b"".join(lines))
-        os.replace(temporary, self.path)
+        lines = self._lines()
+        with replacing(self.path) as temporary:
+            temporary.write_bytes(b"".join(lines))
         self._tail = sum(map(len, lines)) - (len(lines[-1]) if self._rows else 0)
 
     def _write_newest_line(self, *, appended: bool) -> None:
         line = self._row_line(self._rows[next(reversed(self._rows))])
-        with self.path.open("r+b") as file:
+        with naming(self.path), self.path.open("r+b") as file:
             if appended:
                 self._tail = file.seek(0, os.SEEK_END)
             file.seek(self._tail)

@@ -70,7 +70,11 @@ def jobs(overrides: Sequence[Override]) -> list[list[str]]:
         batches = BasicSweeper.split_arguments(listed, max_batch_size=None)
     except HydraException as error:
         raise ConfigError(f"{error}. List the values: key=a,b,c or key=range(0,3).") from None
-    return [list(job) for batch in batches for job in batch]
+    found = [list(job) for batch in batches for job in batch]
+    if not found:
+        swept = " ".join(o.input_line or "" for o in overrides if o.is_sweep_override())
+        raise ConfigError(f"{swept} has no values. List them: key=a,b,c or key=range(0,3).")
+    return found
 
 
 def searches(sweeper: Mapping[str, Any]) -> bool:

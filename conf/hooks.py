@@ -10,6 +10,7 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from callbacks.interruption import end_with_parent
 from conf.commandline import compose_job, fail, names_of, parse, resolve, searches, sweep_jobs
 from conf.runs import continued
 from conf.schema import check
@@ -27,7 +28,7 @@ class SweepCallback(Callback):
     """Harvests all points of a sweep in one LM pass, and keeps `sweep.csv` and `sweep.png` fresh.
 
     Hydra calls `on_multirun_end` only when no job raised; train.py therefore notes a job's failure
-    in its folder and returns, and the table is written after every job.
+    in its folder and returns, and the table is written while jobs end.
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -52,18 +53,26 @@ class SweepCallback(Callback):
             OmegaConf.save(config, folder / "multirun.yaml")
         _harvest_all(configs)
 
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Let a worker of launcher=joblib end with its launcher."""
+        end_with_parent()
+
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Rewrite the table and the plot. A sweep that only harvests has none."""
+        """Keep the table and the plot fresh. A sweep that only harvests has none."""
         mode = config.hydra.mode
         if mode is not None and mode.name == "MULTIRUN" and not config.harvest_only:
-            from sae.reports import write_sweep
+            from sae.reports import job_ended
 
-            write_sweep(Path(config.hydra.sweep.dir))
+            job_ended(Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Say where the table is, and leave with status 1 if a job failed."""
-        _held.close()
         folder = Path(config.hydra.sweep.dir)
+        if not config.harvest_only:
+            from sae.reports import finish_sweep
+
+            finish_sweep(folder)
+        _held.close()
         failed = sorted(folder.glob("*/error.txt"), key=lambda file: file.parent.name)
         if (folder / "sweep.csv").exists():
             log.info("Table and plot of the sweep: %s", folder / "sweep.csv")

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from conf.schema import SHORT, check_nodes, known_wheels, lacking_key, reject_unused
+from sae.checksums import check_text, seal_text
 from sae.errors import ArtifactError, ConfigError
 from sae.reading import read_yaml
 from sae.settings import shown
@@ -26,21 +27,24 @@ RESOLVED = ("lm.dtype", "trainer.precision")
 
 
 def save_config(run_dir: Path, config: Mapping[str, Any]) -> None:
-    """Write `config.yaml`, resolved."""
+    """Write `config.yaml`, resolved, with its checksum in the first line."""
     run_dir.mkdir(parents=True, exist_ok=True)
     with replacing(run_dir / "config.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False), "utf-8")
+        text = yaml.safe_dump(dict(config), sort_keys=False)
+        temporary.write_text(seal_text(text), "utf-8")
 
 
 def saved_config(run_dir: Path) -> dict[str, Any] | None:
     """The configuration of the run in this folder, or None where there is none.
 
     Raises:
-        ArtifactError: If the file is there but is not a whole configuration of this version.
+        ArtifactError: If the file is there but is damaged, or is not a whole configuration of this
+            version.
     """
     path = run_dir / "config.yaml"
     if not os.path.lexists(path):
         return None
+    check_text(path)
     config = read_yaml(path)
     if not isinstance(config, dict) or "sae" not in config:
         raise ArtifactError(f"{path} is not the configuration of a run. Choose another run_dir.")

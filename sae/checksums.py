@@ -7,6 +7,7 @@ gigabytes a second; against people who change a file on purpose it is no help, n
 
 import json
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Mapping
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from sae.errors import ArtifactError
 from sae.intact import follow_umask
 from sae.provenance import content_key, write_json
-from sae.reading import read_object
+from sae.reading import read_object, read_text
+from sae.writing import naming
 
 if TYPE_CHECKING:  # programs that end early need not wait for it
     from torch import Tensor
@@ -24,6 +26,7 @@ if TYPE_CHECKING:  # programs that end early need not wait for it
 FOLDER_FILE = "checksums.json"
 _BLOCK_BYTES = 1 << 22
 _CRC, _FACTS = "crc32", "facts"
+_SEAL = re.compile("# crc32 ([0-9a-f]{8}) of the lines below")
 
 
 def crc32_of(file: Path) -> int:
@@ -78,6 +81,41 @@ def unseal(content: dict[str, Any], file: Path) -> dict[str, Any]:
     return plain
 
 
+def read_unsealed(file: Path) -> dict[str, Any]:
+    """The object in a JSON file without its checksum; one that has none passes.
+
+    Raises:
+        ArtifactError: If it cannot be read, or differs from its checksum.
+    """
+    content = read_object(file)
+    last = next(reversed(content), None)
+    # where the name of the entry is what was damaged, its value tells
+    rest = {name: value for name, value in content.items() if name != last}
+    if "checksum" in content or (last is not None and content[last] == content_key(rest)):
+        return unseal(content, file)
+    return content
+
+
+def seal_text(text: str) -> str:
+    """A YAML text with its checksum as a comment in its first line."""
+    return f"# crc32 {zlib.crc32(text.encode()):08x} of the lines below\n{text}"
+
+
+def check_text(file: Path) -> None:
+    """Compare a text with what `seal_text` noted; one without such a line passes.
+
+    Raises:
+        ArtifactError: If it cannot be read, or differs.
+    """
+    first, _, text = read_text(file).partition("\n")
+    noted = _SEAL.fullmatch(first)
+    if noted and int(noted[1], 16) != zlib.crc32(text.encode()):
+        raise ArtifactError(
+            f"{file} is damaged: its checksum differs from the one in its first line. Restore it "
+            "from a copy. If you changed it yourself, remove that line."
+        )
+
+
 def seal_files(folder: Path, files: Iterable[Path]) -> None:
     """Note size and CRC-32 of files of a folder, in `checksums.json` there."""
     noted = {path.name: [path.stat().st_size, crc32_of(path)] for path in files}
@@ -120,7 +158,8 @@ def save_tensors(file: Path, tensors: "Mapping[str, Tensor]", facts: object = No
 
     made = {name: tensor.contiguous() for name, tensor in tensors.items()}
     text = json.dumps(facts)
-    save_file(made, file, metadata={_FACTS: text, _CRC: _crc_of(made, text)})
+    with naming(file):
+        save_file(made, file, metadata={_FACTS: text, _CRC: _crc_of(made, text)})
     follow_umask(file)
 
 

@@ -17,8 +17,8 @@ from filelock import FileLock
 from torch import Tensor
 from torch.nn.functional import linear
 
+from sae.checksums import read_unsealed, seal
 from sae.provenance import content_key, cpu_features, cpu_model, write_json
-from sae.reading import read_object
 
 Kind = Literal["lm", "sae"]
 Clock = Callable[[Tensor, Tensor, str], float]
@@ -93,7 +93,7 @@ def speedup(kind: Kind, dtype: str) -> float:
             known = _read(file)
             if known is None:
                 known = measure(kind, dtype)
-                write_json(file, {**identity, "speedup": known})
+                write_json(file, seal({**identity, "speedup": known}))
             return known
     except OSError:
         return measure(kind, dtype)
@@ -149,6 +149,6 @@ def _folder() -> Path | None:
 
 def _read(file: Path) -> float | None:
     try:
-        return float(read_object(file)["speedup"])
+        return float(read_unsealed(file)["speedup"])
     except (ValueError, KeyError, TypeError, OverflowError):  # measured again
         return None

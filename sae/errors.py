@@ -11,9 +11,24 @@ SAEError                    every error that a user can cause; the message says 
 └── DivergedError           training went wrong: numbers that are not finite, an error that grows
 """
 
+import re
+
 
 class SAEError(ValueError):
-    """Base of all errors that tell the user what to change."""
+    r"""Base of all errors that tell the user what to change, in one line.
+
+    What a message repeats, a word of the command line or the name of a file, may hold line breaks
+    or what a terminal obeys: the former become spaces, the latter are spelt out.
+
+    Example:
+        >>> str(SAEError("no file a\nb\x1b[2J"))
+        'no file a b\\x1b[2J'
+    """
+
+    def __str__(self) -> str:
+        """The line."""
+        line = re.sub(r"[^\S ]+", " ", super().__str__())
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 class ConfigError(SAEError):

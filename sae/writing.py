@@ -1,6 +1,7 @@
 """Files that appear at once, and what is said and left behind when a disk refuses them."""
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -28,6 +29,28 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of the disk name the file that is written: a full one names nothing.
+
+    Libraries in Rust, such as safetensors, raise errors of their own, with the number in the text.
+
+    Raises:
+        OSError: If the disk refuses it; names a file.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            number = int(found[1])
+            raise OSError(number, os.strerror(number), str(path)) from error
+        raise
 
 
 def refusal(error: OSError, needed_bytes: int | None = None) -> str | None:

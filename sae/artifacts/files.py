@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sae.errors import ArtifactError
 from sae.intact import follow_umask, require_content
+from sae.writing import naming
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,8 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
 
 def write_safetensors(tensors: Mapping[str, Tensor], file: Path) -> None:
     """Write tensors, readable for whom the umask allows; the library writes mode 0600."""
-    save_file(dict(tensors), file)
+    with naming(file):
+        save_file(dict(tensors), file)
     follow_umask(file)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from sae.activations.counted import Counted
 from sae.activations.rows import Rows
 from sae.activations.store import ActivationStore
+from sae.checksums import seal
 from sae.dictionaries.sae import SAE
 from sae.errors import ArtifactError, ConfigError
 from sae.language.lm import LanguageModel
@@ -140,20 +141,21 @@ class EvalResult:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "EvalResult":
-        """Undo `to_json`.
+        """Undo `to_json`; a checksum, which `save` adds, is left to who reads the file.
 
         Raises:
             ArtifactError: If `content` is no evaluation result.
         """
         try:
             estimates = {name: Estimate(**entry) for name, entry in content["metrics"].items()}
-            return cls(**{**content, "metrics": estimates})
+            known = {name: value for name, value in content.items() if name != "checksum"}
+            return cls(**{**known, "metrics": estimates})
         except (TypeError, KeyError, AttributeError) as error:
             raise ArtifactError(f"This is no evaluation result ({error!r}).") from error
 
     def save(self, path: Path) -> None:
-        """Write as JSON; a reader sees the old file or the new one."""
-        write_json(path, self.to_json())
+        """Write as JSON with a checksum; a reader sees the old file or the new one."""
+        write_json(path, seal(self.to_json()))
 
 
 class Bootstrap(Settings):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sae.activations.counted import Counted
 from sae.activations.store import ActivationStore
+from sae.checksums import read_unsealed, seal
 from sae.errors import ConfigError, SourceError
 from sae.evals.base import (
     EvalContext,
@@ -28,7 +29,6 @@ from sae.evals.splicing import Replacement, Replacements, Spared, replacements
 from sae.metrics.next_token import ABLATIONS, NextToken
 from sae.progress import progress
 from sae.provenance import content_key, write_json
-from sae.reading import read_object
 from sae.settings import setting
 from sae.types import Ends, Point
 
@@ -281,7 +281,7 @@ def _restore(metric: NextToken, file: Path) -> tuple[str, ...]:
     if not os.path.lexists(file):
         return ()
     try:
-        sums = read_object(file)
+        sums = read_unsealed(file)
         for name in ABLATIONS:
             metric.set_ablation(name, torch.tensor(sums[name], dtype=torch.float64))
     except (ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
@@ -296,6 +296,6 @@ def _keep(metric: NextToken, file: Path) -> None:
     if not all(bool(values.isfinite().all()) for values in sums.values()):
         return  # float16 may overflow under an ablation alone, which is then null
     try:
-        write_json(file, {name: values.tolist() for name, values in sums.items()})
+        write_json(file, seal({name: values.tolist() for name, values in sums.items()}))
     except OSError as error:  # a cache that others own may be read-only
         log.warning("The sums of the ablations were not kept for the next SAE: %s.", error)

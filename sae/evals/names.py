@@ -11,13 +11,13 @@ from sae.activations.superposition import SuperpositionActivations
 from sae.artifacts import authors
 from sae.artifacts.formats import locate
 from sae.artifacts.hub import is_hub_id
+from sae.checksums import read_unsealed
 from sae.dictionaries.sae import SAE
 from sae.errors import ArtifactError, ConfigError
 from sae.evals.base import EvalResult
 from sae.evals.build import ctx_of, make_evals, offers_of, own_settings
 from sae.evals.changes import changed, key_of
 from sae.provenance import content_key
-from sae.reading import read_object
 
 
 def results_folder(run: str, out: str | None = None) -> Path:
@@ -144,7 +144,7 @@ def _key(result: EvalResult) -> str:
 def _made_by(file: Path) -> str | None:
     """Key of the result in a file; None if it holds none."""
     try:
-        return _key(EvalResult.from_json(read_object(file)))
+        return _key(EvalResult.from_json(read_unsealed(file)))
     except (ValueError, KeyError, TypeError, AttributeError, ArtifactError):
         return None
 

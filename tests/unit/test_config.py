@@ -174,6 +174,16 @@ def test_every_job_of_a_sweep_is_checked_before_it_starts():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [("train", ["layer=range(3,0)"]), ("train", ["-m", "layer=range(3,0)", "l1=1,2"]),
+     ("evaluate", ["~eval=[1,2]", "lm=range(3,0)"])],
+)  # fmt: skip
+def test_a_range_without_values_is_named(program, words):
+    with pytest.raises(ConfigError, match=r"range\(3,0\).* has no values"):
+        check_command_line(program, words)
+
+
 def test_swept_values_of_an_option_are_checked_too():
     overrides = parse(["layer=2", "l1=7"])
     assert sweep_jobs(overrides, {"l1": "1,2", "k": "3"}) == [["l1=7", "k=3", "layer=2"]]

@@ -2,15 +2,21 @@
 
 import os
 import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
 
 from callbacks.checkpoint import LastCheckpoint
-from callbacks.interruption import Interrupted, handling
+from callbacks.interruption import Interrupted, end_with_parent, handling
 from callbacks.manifest import Manifest
 
+ROOT = Path(__file__).parents[2]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 pytestmark = [pytest.mark.filterwarnings("ignore:.*does not have many workers")]
 
@@ -88,3 +94,47 @@ def test_an_ignored_signal_stays_ignored():
 
 def test_other_ranks_leave_the_status_to_the_first():
     assert Interrupted(signal.SIGTERM, first=False).code == 0
+
+
+WORKER = (
+    "import os, sys, time\nfrom callbacks.interruption import end_with_parent\n"
+    "def work(_):\n    end_with_parent()\n    end_with_parent()\n"
+    "    print(os.getpid(), flush=True)\n    time.sleep(60)\n"
+    "from joblib import Parallel, delayed\n"
+    "Parallel(n_jobs=2, backend='loky')(delayed(work)(i) for i in range(2))\n"
+)
+
+
+def test_workers_end_with_a_launcher_that_is_killed():
+    command = [sys.executable, "-c", WORKER]
+    launcher = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert launcher.stdout is not None
+    workers = [int(launcher.stdout.readline()) for _ in range(2)]
+    assert len(set(workers)) == 2
+    assert all(Path(f"/proc/{pid}").exists() for pid in workers) or sys.platform != "linux"
+    launcher.kill()
+    launcher.wait()
+    end = time.monotonic() + 20
+    while alive := [pid for pid in workers if _alive(pid)]:
+        assert time.monotonic() < end, alive
+        time.sleep(0.1)
+    launcher.stdout.close()
+
+
+def _alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")  # a zombie whose new parent has not looked yet is not
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return sys.platform != "linux"
+
+
+def test_a_program_may_outlive_the_shell_that_started_it():
+    """Only a worker of multiprocessing watches."""
+    before = threading.active_count()
+    end_with_parent()
+    assert threading.active_count() == before

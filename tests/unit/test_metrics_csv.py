@@ -37,16 +37,18 @@ def test_a_killed_and_resumed_table_is_byte_identical(events, data, tmp_path_fac
     def logged_by(step):
         return sum(event[0] <= step for event in events)
 
-    path, checkpoint = folder / "killed.csv", -1
+    path, checkpoint, checksum = folder / "killed.csv", -1, None
     for _ in range(3):
-        table = MetricsCSV(path, resume_step=checkpoint if path.exists() else None)
+        table = MetricsCSV(path, checkpoint if path.exists() else None, checksum)
         done = logged_by(checkpoint)
         checkpoint = data.draw(st.integers(checkpoint, 12))  # then the run goes on, and is killed
         killed = data.draw(st.integers(logged_by(checkpoint), len(events)))
-        log_all(table, events[done:killed])
+        log_all(table, events[done : logged_by(checkpoint)])
+        checksum = table.checksum
+        log_all(table, events[logged_by(checkpoint) : killed])
         if data.draw(st.booleans()) and max(table._rows, default=-1) > checkpoint:
             path.write_bytes(path.read_bytes()[:-1])  # in the middle of writing a line
-    table = MetricsCSV(path, resume_step=checkpoint if path.exists() else None)
+    table = MetricsCSV(path, checkpoint if path.exists() else None, checksum)
     log_all(table, events[logged_by(checkpoint) :])
     assert (path.read_bytes() if path.exists() else b"step,tokens\n") == (
         whole.path.read_bytes() if whole.path.exists() else b"step,tokens\n"
@@ -105,3 +107,29 @@ def test_a_new_run_never_destroys_an_old_table(tmp_path):
     (tmp_path / "empty.csv").write_text("")
     MetricsCSV(tmp_path / "empty.csv", resume_step=3).log_metrics({"x": 1}, step=4)
     assert (tmp_path / "empty.csv").read_text() == "step,tokens,x\n4,,1.0\n"
+
+
+def test_damaged_curves_are_told_when_the_run_goes_on(tmp_path):
+    """Each flip or cut is an error that names the file, or is in what is dropped anyway."""
+    file, generator = tmp_path / "metrics.csv", random.Random(0)
+    table = MetricsCSV(file)
+    for step in range(1, 20):
+        table.log_metrics({"train/loss": 1 / step, "tokens": 64 * step}, step)
+    checksum, kept = table.checksum, file.read_bytes()
+    table.log_metrics({"val/fvu": 0.5}, step=20)
+    whole, told = file.read_bytes(), 0
+    for _ in range(300):
+        harmed = bytearray(whole)
+        harmed[generator.randrange(len(whole))] ^= 1 << generator.randrange(8)
+        file.write_bytes(harmed[: generator.choice([None, generator.randrange(len(whole))])])
+        try:
+            MetricsCSV(file, 19, checksum)
+        except ArtifactError as error:
+            assert "metrics.csv" in str(error)  # noqa: PT017
+            told += 1
+        else:
+            assert file.read_bytes() == kept
+    assert told > 250
+    file.unlink()  # the remedy
+    MetricsCSV(file, 19, checksum).log_metrics({"train/loss": 0.1}, step=20)
+    assert file.read_text() == "step,tokens,train/loss\n20,,0.1\n"

@@ -184,6 +184,43 @@ def test_jobs_that_end_together_leave_whole_files(sweep):
     assert not [p.name for p in sweep.iterdir() if p.name.endswith(".tmp")]
 
 
+@pytest.mark.parametrize("jobs", [500, 1000])
+def test_a_long_sweep_reads_a_bounded_number_of_jobs_for_each(tmp_path, monkeypatch, jobs):
+    """Writing the table reads every job there is; that happens more and more seldom."""
+    from sae.reports import sweep as module
+
+    read, written = [], []
+
+    def write(folder):
+        written.append(len(ended))
+        read.extend(ended)
+
+    ended: list[int] = []
+    monkeypatch.setattr(module, "_write", write)
+    for job in range(jobs):
+        ended.append(job)
+        module.job_ended(tmp_path)
+        assert len(ended) - written[-1] <= 0.05 * len(ended)  # what a reader may miss
+    assert written[:20] == list(range(1, 21))
+    assert len(read) <= 25 * jobs  # and not jobs / 2 for each
+    module.finish_sweep(tmp_path)
+    assert written[-1] == jobs
+    before = len(written)
+    module.finish_sweep(tmp_path)
+    assert len(written) == before
+    assert not (tmp_path / module._COUNTS).exists()
+
+
+def test_counts_of_a_sweep_that_are_damaged_are_those_of_a_new_one(sweep):
+    from sae.reports import sweep as module
+
+    for content in ("{", "[]", '{"ended": "x"}', '{"ended": null}'):
+        (sweep / module._COUNTS).write_text(content)
+        (sweep / "sweep.csv").unlink(missing_ok=True)
+        module.job_ended(sweep)
+        assert (sweep / "sweep.csv").exists()
+
+
 def test_a_sweep_without_results_or_hydra_records_is_drawn_too(tmp_path):
     assert write_sweep(tmp_path) == []
     for job, seed in enumerate((1, 2)):

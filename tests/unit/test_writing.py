@@ -73,6 +73,35 @@ def test_a_disk_that_is_really_full(tmp_path):
         assert "3.00 GB are needed" in told
 
 
+def test_a_line_of_curves_that_does_not_fit(tmp_path, monkeypatch):
+    """Lines are appended in place, without a temporary file."""
+    from callbacks.metrics_csv import MetricsCSV
+
+    table = MetricsCSV(tmp_path / "metrics.csv")
+    table.log_metrics({"train/loss": 1.0}, step=1)
+    (tmp_path / "metrics.csv").unlink()
+    (tmp_path / "metrics.csv").symlink_to("/dev/full")
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        table.log_metrics({"train/loss": 0.5}, step=2)
+    told = str(explained(caught.value))
+    assert "metrics.csv" in told
+    assert "No space left" in told
+
+
+@pytest.mark.parametrize("number", REFUSALS)
+def test_a_disk_that_a_library_in_rust_writes_to(tmp_path, number):
+    """safetensors has its own error, which is neither an OSError nor names a file."""
+    from sae.writing import naming
+
+    code = getattr(errno, number)
+    with pytest.raises(OSError) as caught, naming(tmp_path / "x.safetensors"):  # noqa: PT011
+        raise RuntimeError(f"Error while serializing: I/O error: refused (os error {code})")
+    assert caught.value.errno == code
+    assert str(tmp_path / "x.safetensors") in str(explained(caught.value))
+    with pytest.raises(RuntimeError, match="shape"), naming(tmp_path / "x"):
+        raise RuntimeError("shape")
+
+
 def refused_trainer(error):
     """Saves half a checkpoint."""
 
