@@ -8,7 +8,7 @@ from omegaconf import MISSING
 from conf.fields import SPAN, ranged
 from sae.types import SITES
 
-KERNELS = ("auto", "dense", "sparse")
+KERNELS = ("auto", "int8", "dense", "sparse")
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 

@@ -28,7 +28,7 @@ RESUMABLE = tuple(
 )
 """Settings that `resume_with` may change: a saved optimiser can go on with others."""
 
-RESOLVED = ("lm.dtype", "trainer.precision")
+RESOLVED = ("lm.dtype", "trainer.precision", "trainer.kernels")
 """Settings of which `auto` is resolved when a run begins; to continue one, it is as recorded."""
 
 

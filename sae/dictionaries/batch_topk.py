@@ -9,7 +9,7 @@ from torch import Tensor
 from sae.dictionaries.base import NOMINAL, Moment, StepOutput, register
 from sae.dictionaries.codes import Code, SparseCode
 from sae.dictionaries.sae import SAEConfig
-from sae.dictionaries.topk import TopK
+from sae.dictionaries.topk import TopK, wider
 from sae.kernels import Pattern, select_batch_topk, select_positive
 
 THRESHOLD_PACE = 1e-2
@@ -71,7 +71,11 @@ class BatchTopK(TopK):
     ) -> StepOutput:
         """Selects over the batch, and notes the smallest pre-activation that fired."""
         x, target = self.split(batch)
-        code = self.selected_code(*self.encoder_terms(x), select=self._select)
+        code = self.selected_code(
+            *self.encoder_terms(x),
+            select=self._select,
+            candidates=lambda pre: select_batch_topk(pre, min(wider(self.k), self.d_sae)),
+        )
         return self._output(x, target, code, self.reconstruct(code, x), moment)
 
     def _select(self, pre: Float[Tensor, "batch d_sae"]) -> Pattern:

@@ -26,6 +26,14 @@ MULTI_K_FACTOR, MULTI_K_WEIGHT = 4, 1 / 8
 """Multi-TopK: the loss at 4 k counts an eighth (arXiv 2406.04093, A.3)."""
 
 
+def wider(k: int) -> int:
+    """How many candidates hold the k largest, where pre-activations are near and not exact.
+
+    All but 1 in 10,000 of 32 are among 40 (docs/adr/0023).
+    """
+    return k + max(1, k // 4)
+
+
 @register("topk")
 class TopK(Untied):
     """Keeps the k largest pre-activations of every vector, then ReLU; no penalty.
@@ -65,7 +73,9 @@ class TopK(Untied):
     def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
         """Indices and values of the k largest pre-activations."""
         return self.selected_code(
-            *self.encoder_terms(x), select=lambda pre: select_topk(pre, self.k)
+            *self.encoder_terms(x),
+            select=lambda pre: select_topk(pre, min(self.k, pre.shape[1])),
+            candidates=lambda pre: select_topk(pre, min(wider(self.k), self.d_sae)),
         )
 
     def training_output(
