@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 TINY = ["debug=tiny", "epochs=1", "tokens=4096", "sae=topk", "k=4", "eval=[core]", "logger=none",
         "~callbacks.downstream", "trainer.accelerator=cpu"]  # fmt: skip
 # No machine finds this: the LM's products faster in bfloat16, the SAE's not, its selection
-# in int8. Who measures writes down its process; a look at the verdict for the warning of a slow dtype is no resolution.
+# in int8. Who measures writes down its process; a look at the verdict for the warning of a slow
+# dtype is no resolution.
 DRIVER = f"""
 import os, sys, traceback
 sys.path.insert(0, {str(ROOT)!r})
