@@ -12,7 +12,7 @@ from sae.types import SITES
 if TYPE_CHECKING:
     from sae.settings import Settings
 
-KERNELS = ("auto", "dense", "sparse")
+KERNELS = ("auto", "int8", "dense", "sparse")
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 

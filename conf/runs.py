@@ -22,7 +22,7 @@ CHANGEABLE = (
 """What a continued run may set anew: its length, loggers and hardware."""
 
 
-RESOLVED = ("lm.dtype", "trainer.precision")
+RESOLVED = ("lm.dtype", "trainer.precision", "trainer.kernels")
 """Settings of which `auto` is resolved when a run begins; to continue one, it is as recorded."""
 
 

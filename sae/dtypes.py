@@ -1,7 +1,8 @@
 """Which dtype a machine multiplies fast: what `lm.dtype=auto` and `trainer.precision=auto` become.
 
 Measured, because no flag of a vendor tells: a CPU may have bfloat16 instructions and be no faster
-with them, and one without them emulates it up to 100 times slower.
+with them, and one without them emulates it up to 100 times slower. An int8 product that selects
+(`trainer.kernels=auto`) pays for rounding x and W in every step: that it wins is measured as well.
 """
 
 import os
@@ -18,43 +19,54 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from sae.checksums import read_unsealed, seal
+from sae.kernels import int8
 from sae.provenance import content_key, cpu_features, cpu_model, write_json
 
-Kind = Literal["lm", "sae"]
+Kind = Literal["lm", "sae", "selection"]
 Clock = Callable[[Tensor, Tensor, str], float]
-SHAPES: dict[Kind, tuple[int, int, int]] = {"lm": (256, 576, 1536), "sae": (256, 576, 4608)}
-"""Rows, inputs and outputs of the largest products of a small LM, and of an SAE's encoder."""
+SHAPES: dict[Kind, tuple[int, int, int]] = {
+    "lm": (256, 576, 1536), "sae": (256, 576, 4608), "selection": (4096, 576, 4608),
+}  # fmt: skip
+"""Rows, inputs and outputs of the largest products of a small LM, and of an SAE's encoder; of a
+selection at most so many rows."""
 FASTER = 1.3
-"""Factor by which bfloat16 must be faster: nearer to a tie the verdict would be chance."""
+"""Factor by which the other dtype must be faster: nearer to a tie the verdict would be chance."""
 INHERITED = "SAE_AUTO"
 """Environment variable with the first process's verdicts, for the jobs and ranks it starts."""
 
 _ISA = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
 _SMALL = (32, 768)
 """Rows and outputs of the first try."""
-_HOPELESS = 4
+_HOPELESS: dict[Kind, int] = {"lm": 4, "sae": 4, "selection": 50}
+"""How much slower the first try may be; a selection has a dozen calls around its product."""
 _ROUNDS = 5
-_made: dict[Kind, str] = {}
+_made: dict[str, str] = {}
 
 
-def fast_dtype(kind: Kind, device: str) -> str:
-    """`"bfloat16"` where it is at least `FASTER` times as fast as float32, else `"float32"`.
+def fast_dtype(kind: Kind, device: str, rows: int | None = None) -> str:
+    """The other dtype where it is at least `FASTER` times as fast as float32, else `"float32"`.
 
-    A process that another one started answers what that one found (`hand_down`).
+    The other one is bfloat16, of selections int8 (`sae.kernels.int8`). A process that another one
+    started answers what that one found (`hand_down`).
 
     Args:
         kind: Whose products: an LM's weights are stored in the dtype, an SAE's are cast to it.
         device: `"cpu"`, where it is measured once and remembered, or `"cuda"`, which is asked.
+        rows: Of a selection: vectors in a step, over which the rounding of the weights is shared.
     """
+    if rows is not None:
+        rows = min(rows, SHAPES[kind][0])
+    word = kind if rows is None else f"{kind}/{rows}"
     inherited = dict(word.split("=") for word in os.environ.get(INHERITED, "").split())
-    if kind in inherited:
-        return inherited[kind]
+    if word in inherited:
+        return inherited[word]
+    other = "int8" if kind == "selection" else "bfloat16"
     if device == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        fast = other == "bfloat16" and torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        fast = speedup(kind, "bfloat16") >= FASTER
-    _made[kind] = "bfloat16" if fast else "float32"
-    return _made[kind]
+        fast = speedup(kind, other, rows) >= FASTER
+    _made[word] = other if fast else "float32"
+    return _made[word]
 
 
 def hand_down() -> None:
@@ -70,36 +82,37 @@ def resolve_lm(lm: Mapping[str, Any], device: str) -> dict[str, Any]:
 
 
 @cache
-def speedup(kind: Kind, dtype: str) -> float:
+def speedup(kind: Kind, dtype: str, rows: int | None = None) -> float:
     """Time of this CPU's float32 products over that of the same products in `dtype`.
 
-    Measured in less than a second, once for a CPU, number of threads and torch: the result is kept
+    Measured in a second or two, once for a CPU, number of threads and torch: the result is kept
     in the user's own cache folder, since several machines may share `$SAE_CACHE`. A file that
     cannot be read is measured anew, one that cannot be written is done without.
     """
+    shape = _shape(kind, rows)
     identity = {
         "cpu": cpu_model(), "features": cpu_features(),
         "threads": torch.get_num_threads(), "torch": torch.__version__,
         "isa": {name: os.environ.get(name) for name in _ISA},
-        "dtype": dtype, "kind": kind, "shape": list(SHAPES[kind]),
+        "dtype": dtype, "kind": kind, "shape": list(shape),
     }  # fmt: skip
     folder = _folder()
     if folder is None:
-        return measure(kind, dtype)
+        return measure(kind, dtype, rows)
     file = folder / f"{content_key(identity)}.json"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.lock"):  # ranks that start together agree, and measure undisturbed
             known = _read(file)
             if known is None:
-                known = measure(kind, dtype)
+                known = measure(kind, dtype, rows)
                 write_json(file, seal({**identity, "speedup": known}))
             return known
     except OSError:
-        return measure(kind, dtype)
+        return measure(kind, dtype, rows)
 
 
-def measure(kind: Kind, dtype: str, seconds: Clock | None = None) -> float:
+def measure(kind: Kind, dtype: str, rows: int | None = None, seconds: Clock | None = None) -> float:
     """Measure `speedup`: the fastest of several rounds, both dtypes in turn.
 
     A dtype that is hopeless in a small product is not tried in the large one: emulated, that would
@@ -107,15 +120,23 @@ def measure(kind: Kind, dtype: str, seconds: Clock | None = None) -> float:
 
     Args:
         kind: Whose products.
-        dtype: `"bfloat16"` or `"float16"`.
+        dtype: `"bfloat16"` or `"float16"`, of a selection `"int8"`.
+        rows: Fewer than are in `SHAPES`, where that is another number in every run.
         seconds: Stands for the clock: time of `x @ W.T` in a dtype; an SAE's cast is included.
     """
-    seconds = seconds or (_seconds_with_cast if kind == "sae" else _seconds)
-    rows, inner, outputs = SHAPES[kind]
+    if dtype == "int8" and not int8.available():
+        return 0.0
+    seconds = seconds or _CLOCKS[kind]
+    num_rows, inner, outputs = _shape(kind, rows)
     with torch.random.fork_rng(devices=[]):
-        x, W = torch.randn(rows, inner), torch.randn(outputs, inner)
+        x, W = torch.randn(num_rows, inner), torch.randn(outputs, inner)
     ratio = _ratio(x[: _SMALL[0]], W[: _SMALL[1]], dtype, 2, seconds)
-    return ratio if ratio < 1 / _HOPELESS else _ratio(x, W, dtype, _ROUNDS, seconds)
+    return ratio if ratio < 1 / _HOPELESS[kind] else _ratio(x, W, dtype, _ROUNDS, seconds)
+
+
+def _shape(kind: Kind, rows: int | None) -> tuple[int, int, int]:
+    most, inner, outputs = SHAPES[kind]
+    return (most if rows is None else min(rows, most)), inner, outputs
 
 
 def _ratio(x: Tensor, W: Tensor, dtype: str, rounds: int, seconds: Clock) -> float:
@@ -138,6 +159,20 @@ def _seconds_with_cast(x: Tensor, W: Tensor, dtype: str) -> float:
     start = time.perf_counter()
     linear(x.to(getattr(torch, dtype)), W.to(getattr(torch, dtype)))
     return time.perf_counter() - start
+
+
+@torch.no_grad()
+def _seconds_of_selection(x: Tensor, W: Tensor, dtype: str) -> float:
+    bias = x.new_zeros(len(W))
+    product = linear if dtype == "float32" else int8.upper_bounds
+    start = time.perf_counter()
+    product(x, W, bias)
+    return time.perf_counter() - start
+
+
+_CLOCKS: dict[Kind, Clock] = {
+    "lm": _seconds, "sae": _seconds_with_cast, "selection": _seconds_of_selection,
+}  # fmt: skip
 
 
 def _folder() -> Path | None:

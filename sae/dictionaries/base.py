@@ -18,7 +18,7 @@ from sae.dictionaries.codes import Code, DenseCode, SparseCode
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.dictionaries.shape import Shape
 from sae.functional import input_and_target
-from sae.kernels import Pattern, latent_values, select_above_up_to, select_positive_up_to
+from sae.kernels import Pattern, int8, latent_values, select_above_up_to, select_positive_up_to
 from sae.registry import Registry
 from sae.settings import Settings, setting
 
@@ -114,7 +114,7 @@ class Dictionary(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.d_in, self.d_sae, self.d_out = shape.d_in, shape.d_sae, shape.d_out
-        self.kernels = "auto"  # or dense, sparse: what `trainer.kernels` says
+        self.kernels = "auto"  # or int8, dense, sparse: what `trainer.kernels` says
 
     @abstractmethod
     def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
@@ -200,34 +200,65 @@ class Dictionary(nn.Module, ABC):
         density of each batch costs one count.
         """
         # on a GPU the count would have to be waited for, and dense products are hard to beat
-        if self.kernels == "dense" or (self.kernels == "auto" and pre.device.type != "cpu"):
+        forced = self.kernels == "sparse"
+        if self.kernels == "dense" or (not forced and pre.device.type != "cpu"):
             return None
-        share = SPARSE_BELOW if self.kernels == "auto" else 1.0
+        share = 1.0 if forced else SPARSE_BELOW
         most = int(share * pre.numel())
         if thresholds is None:
             return select_positive_up_to(pre, most)
         return select_above_up_to(pre, thresholds, most)
 
-    def _relu_code(self, x: Tensor, W: Tensor, bias: Tensor) -> Code:
-        """`relu(x @ W.T + bias)`, dense or sparse."""
+    def _few_or_dense(self, x: Tensor, W: Tensor, bias: Tensor) -> Pattern | Tensor:
+        """Where `x @ W.T + bias` is (nearly) positive, if few are; else these pre-activations."""
+        if self._by_int8(x):
+            pattern = self._sparse_enough(int8.upper_bounds(x, W, bias).pre)
+            if pattern is not None:
+                return pattern
         pre = linear(x, W, bias)
         pattern = self._sparse_enough(pre)
-        if pattern is None:
-            return DenseCode(torch.relu(pre))
-        return SparseCode(pattern, torch.relu(latent_values(x, W, bias, pattern)))
+        return pre if pattern is None else pattern
+
+    def _by_int8(self, x: Tensor) -> bool:
+        there = x.device.type == "cpu" and x.dtype == torch.float32 and int8.available()
+        return there and self.kernels == "int8"
+
+    def _relu_code(self, x: Tensor, W: Tensor, bias: Tensor) -> Code:
+        """`relu(x @ W.T + bias)`, dense or sparse."""
+        found = self._few_or_dense(x, W, bias)
+        if isinstance(found, Tensor):
+            return DenseCode(torch.relu(found))
+        return SparseCode(found, torch.relu(latent_values(x, W, bias, found)))
 
     def selected_code(
-        self, x: Tensor, W: Tensor, bias: Tensor, select: Callable[[Tensor], Pattern]
+        self,
+        x: Tensor,
+        W: Tensor,
+        bias: Tensor,
+        select: Callable[[Tensor], Pattern],
+        candidates: Callable[[Tensor], Pattern] | None = None,
     ) -> Code:
-        """ReLU code of the latents that `select` picks from the pre-activations."""
+        """ReLU code of the latents that `select` picks from the pre-activations.
+
+        With `candidates`, which picks some more, an int8 product may come first: `select` then
+        picks among the candidates by their values in float32.
+        """
         if self.kernels == "dense":
             pre = linear(x, W, bias)
             pattern = select(pre)
             values = torch.relu(pre[pattern.rows, pattern.latents])
             return DenseCode(SparseCode(pattern, values).dense())
+        known = None
         with torch.no_grad():
-            pattern = select(linear(x, W, bias))
-        return SparseCode(pattern, torch.relu(latent_values(x, W, bias, pattern)))
+            if candidates is not None and self._by_int8(x):
+                bounds = int8.upper_bounds(x, W, bias)
+                some = candidates(bounds.pre.mul_(bounds.units))
+                values = latent_values(x, W, bias, some)
+                kept = int8.select_among(some, values, select)
+                pattern, known = some.only(kept), values[kept]
+            else:
+                pattern = select(linear(x, W, bias))
+        return SparseCode(pattern, torch.relu(latent_values(x, W, bias, pattern, known)))
 
     def row_penalties(self, code: Code) -> dict[str, Float[Tensor, " batch"]]:
         """Loss terms beside the reconstruction, one value per vector, with their coefficients."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from sae.dictionaries.base import NOMINAL, Moment, StepOutput, register
 from sae.dictionaries.codes import Code, SparseCode
 from sae.dictionaries.sae import SAEConfig
-from sae.dictionaries.selected import Selected
+from sae.dictionaries.selected import Selected, wider
 from sae.dictionaries.shape import Init, Shape
 from sae.kernels import Pattern, select_batch_topk, select_positive
 
@@ -53,7 +53,11 @@ class BatchTopK(Selected):
     ) -> StepOutput:
         """Selects over the batch, and notes the smallest pre-activation that fired."""
         x, target = self.split(batch)
-        code = self.selected_code(*self.encoder_terms(x), select=self._select)
+        code = self.selected_code(
+            *self.encoder_terms(x),
+            select=self._select,
+            candidates=lambda pre: select_batch_topk(pre, min(wider(self.k), self.d_sae)),
+        )
         return self._output(x, target, code, self.reconstruct(code, x), moment)
 
     def _select(self, pre: Float[Tensor, "batch d_sae"]) -> Pattern:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import linear, mse_loss
+from torch.nn.functional import mse_loss
 
 from sae.dictionaries.base import (
     NOMINAL,
@@ -61,9 +61,9 @@ class Gated(Untied):
     def _gate_and_code(self, x: Tensor) -> tuple[Code, Code]:
         """relu(π), and f."""
         terms = self.encoder_terms(x)
-        pi = linear(*terms)
-        pattern = self._sparse_enough(pi)
-        if pattern is None:
+        pattern = self._few_or_dense(*terms)
+        if isinstance(pattern, Tensor):
+            pi = pattern
             f = (self.r_mag.exp() * (pi - self.b_enc) + self.b_mag).relu() * (pi > 0)
             return DenseCode(pi.relu()), DenseCode(f)
         gate = torch.relu(latent_values(*terms, pattern))

@@ -50,8 +50,8 @@ class Thresholding(Tied):
         x, W = self._centred(x), unit_rows(self.W)
         t, gain = self.log_threshold.exp(), self.log_gain.exp()
         with torch.no_grad():
-            pattern = self._sparse_enough(linear(x, W, self.b_enc - 0.9 * t))
-        if pattern is None:
+            pattern = self._few_or_dense(x, W, self.b_enc - 0.9 * t)
+        if isinstance(pattern, Tensor):
             pre = linear(x, W, self.b_enc)
             return DenseCode(gain * smooth_jump(pre, t))
         pre, t = latent_values(x, W, self.b_enc, pattern), latent_entries(t, pattern)

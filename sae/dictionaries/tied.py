@@ -5,7 +5,6 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from sae.dictionaries.base import (
     Dictionary,
@@ -77,13 +76,12 @@ class Tied(Dictionary):
     def _encode_decode(self, x: Tensor) -> tuple[Code, Tensor]:
         x, W = self._centred(x), unit_rows(self.W)
         W_fast = matmul_dtype(W)
-        pre = linear(x, W_fast, self.b_enc)
-        pattern = self._sparse_enough(pre)
-        if pattern is None:
-            code: Code = DenseCode(torch.relu(pre))
+        found = self._few_or_dense(x, W_fast, self.b_enc)
+        if isinstance(found, Tensor):
+            code: Code = DenseCode(torch.relu(found))
             return code, self._uncentred(code.atoms_sum(W_fast))
-        values, x_hat = tied_code(x, W, self.b_enc, pattern)
-        return SparseCode(pattern, values), self._uncentred(x_hat)
+        values, x_hat = tied_code(x, W, self.b_enc, found)
+        return SparseCode(found, values), self._uncentred(x_hat)
 
     def _centred(self, x: Tensor) -> Tensor:
         return x - self.centre if self.centred else x

@@ -10,7 +10,7 @@ from torch.nn.functional import mse_loss
 from sae.dictionaries.base import NOMINAL, Moment, StepOutput, register
 from sae.dictionaries.codes import Code, SparseCode
 from sae.dictionaries.sae import SAEConfig
-from sae.dictionaries.selected import Selected
+from sae.dictionaries.selected import Selected, wider
 from sae.dictionaries.shape import Init, Shape
 from sae.dictionaries.untied import ENCODER_START
 from sae.kernels import Pattern, latent_values, select_topk
@@ -41,7 +41,9 @@ class TopK(Selected):
     def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
         """Indices and values of the k largest pre-activations."""
         return self.selected_code(
-            *self.encoder_terms(x), select=lambda pre: select_topk(pre, self.k)
+            *self.encoder_terms(x),
+            select=lambda pre: select_topk(pre, min(self.k, pre.shape[1])),
+            candidates=lambda pre: select_topk(pre, min(wider(self.k), self.d_sae)),
         )
 
     def training_output(

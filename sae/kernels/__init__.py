@@ -1,7 +1,7 @@
 """Products of sparse codes: select latents, compute only their values, write only their atoms.
 
-`ops` is what architectures call; `numba_cpu`, `triton_gpu` and `stock` compute it. `rows` keeps the
-rows of a matrix at length 1.
+`ops` is what architectures call; `numba_cpu`, `triton_gpu` and `stock` compute it. `int8` finds
+what may fire with a product of bytes. `rows` keeps the rows of a matrix at length 1.
 """
 
 from sae.kernels.jumps import jump_gradients_

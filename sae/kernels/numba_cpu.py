@@ -28,6 +28,7 @@ __all__ = [
     "normalize_rows",
     "pair_dots",
     "project_off_rows",
+    "quantize_rows",
     "rows_sum",
     "select_above",
     "select_batch_topk",
@@ -38,6 +39,7 @@ __all__ = [
 
 _PARTS_PER_THREAD = 8  # latents differ in how often they fire: smaller shares even that out
 _ROWS_SUMMED = 64
+_SMALLEST_STEP = 1e-20  # of rows of zeros
 
 
 def transpose(
@@ -129,6 +131,27 @@ def project_off_rows(
     """`(grad - (grad . unit) unit) / norm` of each row; `out` may be `grad`."""
     set_threads()
     _project_off_rows(grad, unit, norms, out)
+
+
+def quantize_rows(
+    matrix: Float[Tensor, "rows width"],
+    counted: Float[Tensor, " width"],
+    levels: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Float[Tensor, "rows 1"], Float[Tensor, "rows 1"]]:
+    """Whole numbers -levels to levels, and the steps and norms of rows.
+
+    Unsigned ones are 128 more. Columns whose `counted` is 0 and not 1 are taken as 0.
+    """
+    out = torch.empty(matrix.shape, dtype=dtype)
+    steps, norms = matrix.new_empty(2, len(matrix), 1)
+    minus = 0 if dtype == torch.uint8 else 128
+    set_threads()
+    _quantize_rows(
+        _array(matrix), _array(counted), levels, minus, out.numpy(),
+        steps.view(-1).numpy(), norms.view(-1).numpy(),
+    )  # fmt: skip
+    return out, steps, norms
 
 
 def jump_gradients(
@@ -244,6 +267,22 @@ def _project_off_rows(grad, unit, norms, out):
         factor = grad.dtype.type(1) / norms[r]
         for c in range(row.shape[0]):
             target[c] = (row[c] - dot * along[c]) * factor
+
+
+@jit
+@no_type_check
+def _quantize_rows(matrix, counted, levels, minus, out, steps, norms):
+    half, shortest = matrix.dtype.type(128.5), matrix.dtype.type(_SMALLEST_STEP)
+    for r in prange(matrix.shape[0]):
+        row, target, largest, square = matrix[r], out[r], shortest, matrix.dtype.type(0)
+        for c in range(row.shape[0]):
+            value = row[c] * counted[c]
+            largest = max(largest, abs(value))
+            square += value * value
+        factor = matrix.dtype.type(levels) / largest
+        steps[r], norms[r] = matrix.dtype.type(1) / factor, np.sqrt(square)
+        for c in range(row.shape[0]):  # positive, so that cutting off rounds
+            target[c] = np.int32(row[c] * counted[c] * factor + half) - minus
 
 
 @jit

@@ -175,9 +175,13 @@ def latent_values(
     W: Float[Tensor, "d_sae d_in"],
     bias: Float[Tensor, " d_sae"],
     pattern: Pattern,
+    known: Float[Tensor, " pairs"] | None = None,
 ) -> Float[Tensor, " pairs"]:
-    """Pre-activations `x[r] . W[j] + bias[j]` of the selected pairs, with gradients."""
-    return _LatentValues.apply(x.to(W.dtype), W, bias, pattern)  # pyright: ignore[reportReturnType]
+    """Pre-activations `x[r] . W[j] + bias[j]` of the selected pairs, with gradients.
+
+    `known` are the same, where they were computed before, without.
+    """
+    return _LatentValues.apply(x.to(W.dtype), W, bias, pattern, known)  # pyright: ignore[reportReturnType]
 
 
 def atoms_sum(
@@ -232,19 +236,24 @@ def _bias_grad(ctx: Any, grad: Tensor) -> Tensor:
 
 class _LatentValues(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, W: Tensor, bias: Tensor, pattern: Pattern) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, W: Tensor, bias: Tensor, pattern: Pattern, known: Tensor | None
+    ) -> Tensor:
         ctx.save_for_backward(x, W)
         ctx.pattern, ctx.backend = pattern, backend_for(x.device)
+        if known is not None:
+            return known.view_as(known)
         return ctx.backend.pair_dots(x, W, pattern) + bias.index_select(0, pattern.latents)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (x, W), grad = ctx.saved_tensors, grads[0].contiguous()
-        wants_x, wants_W, wants_bias, _ = ctx.needs_input_grad
+        wants_x, wants_W, wants_bias, *_ = ctx.needs_input_grad
         return (
             ctx.backend.rows_sum(grad, W, ctx.pattern) if wants_x else None,
             ctx.backend.latents_sum(grad, x, ctx.pattern) if wants_W else None,
             _bias_grad(ctx, grad) if wants_bias else None,
+            None,
             None,
         )
 

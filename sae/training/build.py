@@ -201,9 +201,19 @@ def resolve_device(accelerator: str) -> str:
 
 
 def resolve_dtypes(config: dict[str, Any]) -> None:
-    """Put into a configuration what `lm.dtype=auto` and `trainer.precision=auto` mean here."""
-    device = resolve_device(config["trainer"]["accelerator"])
+    """Put into a configuration what `auto` as a dtype means here.
+
+    `trainer.kernels=auto` becomes int8 where that selects fast and `trainer.precision` is `auto`,
+    too: who names float32 gets it in every product.
+    """
+    trainer = config["trainer"]
+    device = resolve_device(trainer["accelerator"])
     config["lm"] = resolve_lm(config["lm"], device)
-    if config["trainer"]["precision"] == "auto":
-        fast = fast_dtype("sae", device) == "bfloat16"
-        config["trainer"]["precision"] = "bf16-mixed" if fast else "32-true"
+    if trainer["precision"] != "auto":
+        return
+    fast = fast_dtype("sae", device) == "bfloat16"
+    trainer["precision"] = "bf16-mixed" if fast else "32-true"
+    if trainer["kernels"] == "auto" and not fast:
+        rows = trainer["batch_size"] // num_processes(trainer)
+        if fast_dtype("selection", device, rows) == "int8":
+            trainer["kernels"] = "int8"

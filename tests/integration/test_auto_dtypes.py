@@ -13,18 +13,19 @@ import yaml
 ROOT = Path(__file__).parents[2]
 TINY = ["debug=tiny", "epochs=1", "tokens=4096", "sae=topk", "k=4", "eval=[core]", "logger=none",
         "~callbacks.downstream", "trainer.accelerator=cpu"]  # fmt: skip
-# No machine finds this: the LM's products faster in bfloat16 and the SAE's not. Who measures writes
-# down its process; a look at the verdict for the warning of a slow dtype is no resolution.
+# No machine finds this: the LM's products faster in bfloat16, the SAE's not, its selection
+# in int8. Who measures writes down its process; a look at the verdict for the warning of a slow
+# dtype is no resolution.
 DRIVER = f"""
 import os, sys, traceback
 sys.path.insert(0, {str(ROOT)!r})
 from sae import dtypes
 
-def measure(kind, dtype, seconds=None):
+def measure(kind, dtype, rows=None):
     if any(frame.name == "fast_dtype" for frame in traceback.extract_stack()):
         with open(os.environ["MEASURED"], "a") as file:
             file.write(f"{{os.getpid()}} {{kind}}\\n")
-    return {{"lm": 2.0, "sae": 0.1}}[kind]
+    return {{"lm": 2.0, "sae": 0.1, "selection": 2.0}}[kind]
 
 dtypes.measure = measure
 if __name__ == "__main__":
@@ -38,7 +39,7 @@ if __name__ == "__main__":
 
 
 def start(folder, *words):
-    """Train with both dtypes `auto`; gives who measured what."""
+    """Train with what is `auto` by default; gives who measured what."""
     driver, measured = folder / "drive.py", folder / "measured"
     driver.write_text(DRIVER)
     environment = os.environ | {
@@ -56,6 +57,7 @@ def start(folder, *words):
 def assert_resolved(run):
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert (config["lm"]["dtype"], config["trainer"]["precision"]) == ("bfloat16", "32-true")
+    assert config["trainer"]["kernels"] == "int8"
     saved = json.loads((run / "sae" / "config.json").read_text())
     assert saved["metadata"]["activations"]["lm"]["dtype"] == "bfloat16"
 
@@ -64,14 +66,14 @@ def assert_resolved(run):
 def test_jobs_of_a_sweep_take_over_what_was_resolved(launcher, tmp_path):
     words = [] if launcher == "basic" else [f"launcher={launcher}"]
     measured = start(tmp_path, "-m", "seed=0,1", *words, f"sweep_dir={tmp_path / 'sweep'}")
-    assert sorted(kind for _, kind in measured) == ["lm", "sae"]
+    assert sorted(kind for _, kind in measured) == ["lm", "sae", "selection"]
     for job in ("0", "1"):
         assert_resolved(tmp_path / "sweep" / job)
 
 
 def test_ranks_take_over_what_was_resolved(tmp_path):
     measured = start(tmp_path, "trainer=ddp", f"run_dir={tmp_path / 'run'}")
-    assert sorted(kind for _, kind in measured) == ["lm", "sae"]  # of one process
+    assert sorted(kind for _, kind in measured) == ["lm", "sae", "selection"]  # of one process
     assert_resolved(tmp_path / "run")
 
 
@@ -87,10 +89,10 @@ def test_another_dtype_is_another_lm_and_a_slow_one_is_warned_of_once(
     for kept in (dtypes.speedup, sources._warn_if_slow):
         kept.cache_clear()
     with monkeypatch.context() as once:  # a machine on which bfloat16 takes 3 times as long
-        once.setattr(dtypes, "measure", lambda kind, dtype: 1 / 3)
+        once.setattr(dtypes, "measure", lambda *given: 1 / 3)
         dtypes.speedup("lm", "bfloat16")
     dtypes.speedup.cache_clear()
-    monkeypatch.setattr(dtypes, "measure", lambda kind, dtype: pytest.fail("it is known"))
+    monkeypatch.setattr(dtypes, "measure", lambda *given: pytest.fail("it is known"))
     words = [*TINY, "lm.dtype=bfloat16", "trainer.precision=32-true"]
     try:
         train(compose(words), tmp_path / "run")

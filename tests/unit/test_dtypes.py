@@ -36,17 +36,47 @@ def clock(calls, **seconds):
 def test_bfloat16_must_be_1_3_times_as_fast(dtypes, monkeypatch, kind, times, expected):
     measure = dtypes.measure
     fake = clock([], float32=1e-9, bfloat16=1e-9 / times)
-    monkeypatch.setattr(dtypes, "measure", lambda *given: measure(*given, fake))
+    monkeypatch.setattr(dtypes, "measure", lambda *given: measure(*given, seconds=fake))
     assert dtypes.fast_dtype(kind, "cpu") == expected
+
+
+@pytest.mark.parametrize(("times", "expected"), [(1.29, "auto"), (1.31, "int8")])
+def test_an_int8_selection_must_be_1_3_times_as_fast(dtypes, monkeypatch, times, expected):
+    from sae.training.build import resolve_dtypes
+
+    calls, measure = [], dtypes.measure
+    fake = clock(calls, float32=1e-9, int8=1e-9 / times, bfloat16=1e-9)
+    monkeypatch.setattr(dtypes, "measure", lambda *given: measure(*given, seconds=fake))
+
+    def resolved(**trainer):
+        given = {"precision": "auto", "kernels": "auto", "devices": 2, "batch_size": 1024}
+        config = {"lm": {}, "trainer": given | {"accelerator": "cpu"} | trainer}
+        resolve_dtypes(config)
+        return config["trainer"]["kernels"]
+
+    assert resolved() == expected
+    assert calls[-1] == ("int8", 512, 4608)  # rows of one process
+    assert resolved(batch_size=2**20) == expected
+    assert calls[-1] == ("int8", 4096, 4608)
+    # what is named is kept, and float32 by name is float32 everywhere
+    assert resolved(kernels="sparse") == "sparse"
+    assert resolved(precision="32-true") == resolved(precision="bf16-mixed") == "auto"
+
+
+def test_without_the_int8_product_nothing_is_timed(dtypes, monkeypatch):
+    monkeypatch.setattr(dtypes.int8, "available", lambda: False)
+    never = lambda *given: pytest.fail("timed")  # noqa: E731
+    assert dtypes.measure("selection", "int8", 512, never) == 0
+    assert dtypes.fast_dtype("selection", "cpu", 512) == "float32"
 
 
 def test_the_verdict_is_of_the_large_product_unless_the_small_one_is_hopeless(dtypes):
     calls = []
-    assert dtypes.measure("lm", "bfloat16", clock(calls, float32=1, bfloat16=0.5)) == 2
+    assert dtypes.measure("lm", "bfloat16", seconds=clock(calls, float32=1, bfloat16=0.5)) == 2
     assert (calls[-1][1], calls[-1][2]) == (256, 1536)
     assert calls[0][0] == "float32"
     calls.clear()
-    assert dtypes.measure("lm", "bfloat16", clock(calls, float32=1, bfloat16=100)) == 0.01
+    assert dtypes.measure("lm", "bfloat16", seconds=clock(calls, float32=1, bfloat16=100)) == 0.01
     assert {(rows, outputs) for _, rows, outputs in calls} == {dtypes._SMALL}
     assert len(calls) == 4
 
@@ -59,7 +89,7 @@ def test_a_neighbour_that_slows_one_round_decides_nothing(dtypes):
         noise = 10 if rounds.count(dtype) == 2 else 1
         return (2 if dtype == "float32" else 1) * noise * len(x)
 
-    assert dtypes.measure("sae", "bfloat16", clock) == 2
+    assert dtypes.measure("sae", "bfloat16", seconds=clock) == 2
 
 
 def test_the_real_clock_takes_less_than_a_second_and_no_random_numbers(dtypes):
@@ -107,7 +137,7 @@ def test_another_machine_is_measured_for_itself(dtypes, monkeypatch, change):
     change(monkeypatch, dtypes)
     dtypes.speedup.cache_clear()
     dtypes.speedup("lm", "bfloat16")
-    assert measured == [(k, "bfloat16") for k in ("lm", "sae", "lm")]
+    assert measured == [(k, "bfloat16", None) for k in ("lm", "sae", "lm")]
 
 
 def test_a_folder_that_cannot_be_written_is_done_without(dtypes, monkeypatch, tmp_path):
@@ -126,7 +156,7 @@ def test_a_gpu_is_asked_and_no_product_is_timed(dtypes, monkeypatch, there):
 
 
 def test_a_process_that_this_one_starts_inherits_the_verdict(dtypes, monkeypatch):
-    monkeypatch.setattr(dtypes, "measure", lambda kind, dtype: 2.0 if kind == "lm" else 0.1)
+    monkeypatch.setattr(dtypes, "measure", lambda kind, dtype, rows: 2.0 if kind == "lm" else 0.1)
     assert [dtypes.fast_dtype(kind, "cpu") for kind in ("lm", "sae")] == ["bfloat16", "float32"]
     dtypes.hand_down()
     code = (

@@ -184,7 +184,7 @@ def test_without_a_home_a_dtype_is_measured_each_time(monkeypatch):
         raise KeyError(f"getpwuid(): uid not found: {uid}")
 
     monkeypatch.setattr(pwd, "getpwuid", unknown)
-    monkeypatch.setattr(dtypes, "measure", lambda kind, dtype: 0.01)
+    monkeypatch.setattr(dtypes, "measure", lambda *given: 0.01)
     dtypes.speedup.cache_clear()
     try:
         assert dtypes.speedup("lm", "bfloat16") == 0.01
