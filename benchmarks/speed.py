@@ -33,6 +33,7 @@ from benchmarks.contenders import Contender, Maker, dense_steps, ours
 from benchmarks.memory import memory_table
 from benchmarks.peers import LIBRARIES, peers
 from benchmarks.problem import Problem, make_problem
+from sae.kernels import int8
 from sae.memory import keep_freed_memory
 from sae.planning.costs import parameters
 
@@ -41,6 +42,10 @@ OURS = {
     "topk": ("topk",),
     "batch_topk": ("batch_topk", "matryoshka"),
 }
+INT8 = (
+    "tied", "l1", "april", "gated", "p_anneal", "thresholding", "topk", "batch_topk", "matryoshka",
+)  # fmt: skip
+"""Architectures whose selection can be an int8 product (docs/adr/0023)."""
 PRODUCTS_FLOAT32, PRODUCTS_BF16 = "products float32", "products bf16"
 COLUMNS = [
     "step", "L0", "vectors/s", "÷ dense bf16 by hand", "÷ fastest peer", "÷ fastest peer, bf16",
@@ -116,9 +121,14 @@ def _compare(
 ) -> tuple[Table, list[tuple[str, str, Spread]]]:
     device = given.device
     problem = make_problem(given.batch, given.d_in, given.d_sae, l0, device=device)
-    forms = ("auto", "dense") if device == "cpu" else ("sparse", "dense")
+    forms = ["auto", "dense"] if device == "cpu" else ["sparse", "dense"]
+    if device == "cpu" and int8.available():
+        forms.insert(1, "int8")
     words = [word for word in OURS[architecture] if not given.only or word in given.only]
-    makers: dict[str, Maker] = {w: partial(ours, problem, w, forms, device) for w in words}
+    makers: dict[str, Maker] = {
+        w: partial(ours, problem, w, [f for f in forms if f != "int8" or w in INT8], device)
+        for w in words
+    }
     makers |= dense_steps(problem, device)
     if not given.no_peers:
         makers |= peers(problem, architecture, device)
