@@ -30,8 +30,8 @@ from sae.training.build import build_module
 
 TRAINING = (
     "activations=superposition", "activations.d_in=64", "activations.num_features=256",
-    "tokens=65536", "activations.val_tokens=4096", "activations.test_tokens=4096", "sae=topk",
-    "k=8", "trainer.batch_size=256", "trainer.checkpoint_every_steps=50", "trainer.validations=0",
+    "tokens=16384", "activations.val_tokens=1024", "activations.test_tokens=1024", "sae=topk",
+    "k=8", "trainer.batch_size=256", "trainer.checkpoint_every_steps=10", "trainer.validations=0",
     "trainer.log_every_steps=10",
 )  # fmt: skip
 
@@ -120,9 +120,9 @@ def _in_memory(file: Path) -> Callable[[], object]:
 
 
 def _training(folder: Path, rounds: int, quick: bool) -> Table:
-    """Whole trainings of 512 steps with 10 checkpoints."""
+    """Whole trainings with a checkpoint every 10 steps."""
     words = [word for word in TRAINING if not (quick and word.startswith("tokens"))]
-    config = configuration([*words, *(["tokens=4096"] if quick else []), "epochs=2"], False)
+    config = configuration([*words, *(["tokens=4096"] if quick else []), "epochs=1"], False)
     data = prepared_data(config)
     number = iter(range(10**6))
 
@@ -134,7 +134,7 @@ def _training(folder: Path, rounds: int, quick: bool) -> Table:
         return turn
 
     turns = {"with checksums": train(True), "without": train(False), "without again": train(False)}
-    title = f"Training, {data.steps} steps, a checkpoint every 50"
+    title = f"Training, {data.steps} steps, a checkpoint every 10"
     return _compared(title, interleaved(turns, rounds, warmup=1), "without")
 
 

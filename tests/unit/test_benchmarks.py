@@ -42,7 +42,7 @@ def test_what_checksums_cost_is_measured(tmp_path):
     page = checks.main(["--quick", "--rounds=1", f"--out={tmp_path}"])
     tables = json.loads(page.with_suffix(".json").read_text())["tables"]
     assert [len(table["rows"]) for table in tables] == [3, 4, 3]
-    assert "steps, a checkpoint every 50" in tables[2]["title"]
+    assert "steps, a checkpoint every 10" in tables[2]["title"]
 
 
 @pytest.mark.parametrize("architecture", [word for words in OURS.values() for word in words])
