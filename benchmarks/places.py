@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,7 @@ def recorded(run: Run, work: Path) -> dict[str, float]:
     return json.loads(file.read_text())["values"]
 
 
+@cache  # composing a configuration takes a third of a second
 def _file(run: Run, work: Path) -> tuple[Path, dict[str, Any]]:
     """Where the record of a run is, and what decides it."""
     config = configuration(run.words(), run.quick)
