@@ -326,11 +326,11 @@ def test_core_and_downstream_say_what_else_is_left_out():
     source = lm_activations(LM, TEXT, LAYERS, COUNTS)
     assert CoreEval.joined
     assert DownstreamEval.joined
+    from sae.evals.base import Evaluation
     from sae.evals.build import _joined
 
-    class Other:
+    class Other(Evaluation):
         name = "other"
-        needs: frozenset = frozenset()
 
         def run(self, context):
             raise AssertionError
