@@ -1,4 +1,4 @@
-"""What checksums cost: loading an SAE, resuming a run, training.
+"""Cost of checksums: loading an SAE, resuming a run, training.
 
     python -m benchmarks.checks
 

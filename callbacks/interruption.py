@@ -1,4 +1,4 @@
-"""What ends a run so that it can go on later: Ctrl-C, SIGTERM, SIGUSR1, a launcher that is gone.
+"""End a run so that it can go on later: Ctrl-C, SIGTERM, SIGUSR1, a launcher that is gone.
 
 SIGTERM is what a pre-empted or cancelled job gets, SIGUSR1 what `sbatch --signal=USR1@120` sends
 ahead of the time limit.

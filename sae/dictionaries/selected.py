@@ -1,4 +1,4 @@
-"""What dictionaries share whose latents are selected by rank: k, and the loss of dead latents."""
+"""Base of dictionaries that select latents by rank: k, and the loss of dead latents."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""What a dictionary is built from beside its settings: its sizes, and how it starts."""
+"""Sizes and start values of a dictionary: everything it is built from but its settings."""
 
 from dataclasses import dataclass
 

@@ -174,8 +174,8 @@ class Evaluation(Settings, ABC):
     name: ClassVar[str]
     """Its name in `eval=`."""
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What must stand behind the activations, of `tokens` (the text that they come from, and so an
-    LM) and `truth` (known features, `EvalContext.world`); sources that offer less leave it out."""
+    """Requirements: `tokens` (the text behind the activations, and so an LM), `truth` (known
+    features, `EvalContext.world`). Sources that offer less leave the evaluation out."""
     joined: ClassVar[bool] = False
     """Whether it also measures transcoders and crosscoders, by `EvalContext.ends`; the others are
     left out for them."""

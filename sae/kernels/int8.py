@@ -26,7 +26,7 @@ _MEASURED_ROWS = 256
 
 
 class Bounds(NamedTuple):
-    """What pre-activations do not exceed, but for rare rounding errors.
+    """Upper bounds of pre-activations, but for rare rounding errors.
 
     Attributes:
         pre: In a unit of each row, which changes neither signs nor the order in a row.
