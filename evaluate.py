@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 
 from conf.asked import OF_EVALUATION, check_asked, reject_for_several, set_by
 from conf.commandline import fail, names_of, parse, run_program
-from conf.schema import check, known_wheels, register, values
+from conf.schema import check, known_wheels, values
 from sae.errors import ConfigError, SAEError
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from sae.dictionaries.sae import SAE
     from sae.evals import EvalResult
 
-register()
 log = logging.getLogger(__name__)
 
 

@@ -1,4 +1,4 @@
-"""Writes and reads `last.ckpt`, so that a run killed at any moment resumes bit-identically.
+"""Writes `last.ckpt`, so that a run killed at any moment resumes bit-identically.
 
 While a run is under way the checkpoint before it is kept, as `previous.ckpt`: one that a disk
 damaged costs one interval, and by the same rule the run ends as if nothing had happened.
@@ -8,108 +8,23 @@ import errno
 import logging
 import os
 import signal
-from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
-import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks.interruption import Interrupted, handling, stop
 from callbacks.metrics_csv import MetricsCSV
-from sae.activations.contexts import ContextDataModule
-from sae.activations.datamodule import ActivationDataModule, check_same_data
-from sae.activations.sources import ActivationSource
-from sae.checksums import check_zip
 from sae.errors import ArtifactError
-from sae.intact import require_content
 from sae.lockstep import Stopped
+from sae.training.checkpoints import CURVES, previous_file, read_checkpoint
 from sae.training.ranks import any_rank
 from sae.writing import refusal
 
+__all__ = ["LastCheckpoint", "read_checkpoint"]
 log = logging.getLogger(__name__)
-
-_CURVES = "metrics.csv"
-
-
-def checkpoint_file(run_dir: Path) -> Path:
-    """Where the checkpoint of a run is."""
-    return run_dir / "checkpoints" / "last.ckpt"
-
-
-def read_checkpoint(run_dir: Path) -> dict[str, Any] | None:
-    """The checkpoint of a run, None where there is none yet.
-
-    One that is damaged gives way to the one before it, which then is `last.ckpt`.
-
-    Raises:
-        ArtifactError: If it is damaged, and no earlier one is whole.
-    """
-    last, previous = checkpoint_file(run_dir), _previous(checkpoint_file(run_dir))
-    damage: ArtifactError | None = None
-    # the last one once more: another rank may have put the previous one in its place meanwhile
-    for file in (last, previous, last):
-        if not file.exists():
-            continue
-        try:
-            content = _read(file)
-        except ArtifactError as error:
-            damage = damage or error
-            continue
-        if file == previous:
-            if damage is not None:
-                step = content["global_step"]
-                log.warning("%s The checkpoint before it, of step %d, is used.", damage, step)
-            if rank_zero_only.rank == 0:
-                os.replace(previous, last)
-        return content
-    if damage is not None:
-        raise ArtifactError(
-            f"{damage} Delete it to train from the start, or choose another run_dir."
-        ) from damage
-    return None
-
-
-def checksum_of_curves(checkpoint: Mapping[str, Any] | None) -> int | None:
-    """That of `metrics.csv` when the checkpoint was made; None in one of an earlier version."""
-    return None if checkpoint is None else checkpoint.get(_CURVES)
-
-
-def forget_previous(run_dir: Path) -> None:
-    """Remove the checkpoint before the last one: the run is finished."""
-    _previous(checkpoint_file(run_dir)).unlink(missing_ok=True)
-
-
-def _previous(last: Path) -> Path:
-    return last.with_name("previous.ckpt")
-
-
-def _read(file: Path) -> dict[str, Any]:
-    require_content(file, ArtifactError)
-    check_zip(file)
-    try:
-        content = torch.load(file, weights_only=True, mmap=True)
-    except Exception as error:  # bytes that are no pickle can raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ArtifactError(f"{file} is damaged ({reason}).") from error
-    if not isinstance(content, dict) or not isinstance(content.get("global_step"), int):
-        raise ArtifactError(f"{file} is no checkpoint of a run.")
-    return content
-
-
-def check_unchanged(checkpoint: Mapping[str, Any] | None, source: ActivationSource) -> None:
-    """Refuse to continue on other activations, before they are harvested.
-
-    Raises:
-        StoreError: If the LM, the text or the folder behind them changed since.
-    """
-    names = (kind.__qualname__ for kind in (ActivationDataModule, ContextDataModule))
-    state = next((checkpoint[name] for name in names if checkpoint and name in checkpoint), None)
-    if state is not None:
-        check_same_data(state["data"], source)
 
 
 class LastCheckpoint(Checkpoint):
@@ -167,7 +82,7 @@ class LastCheckpoint(Checkpoint):
         """Note the checksum of the curves so far."""
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCSV):
-                checkpoint[_CURVES] = logger.checksum
+                checkpoint[CURVES] = logger.checksum
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
@@ -199,7 +114,7 @@ class LastCheckpoint(Checkpoint):
             self._refuse(error, temporary)
         if trainer.is_global_zero:
             if self.path.exists():
-                os.replace(self.path, _previous(self.path))
+                os.replace(self.path, previous_file(self.path))
             os.replace(temporary, self.path)
 
     def _refuse(self, error: OSError | RuntimeError, temporary: Path) -> NoReturn:

@@ -47,18 +47,22 @@ _WATCH_SECONDS = 1.0
 _watching = threading.Lock()
 
 
-def end_with_parent() -> None:
+def end_with_parent(parent: int | None = None) -> None:
     """In a worker process: end it, killed or not, when the process that started it has ended.
 
     A launcher that is killed cannot tell its workers, which would train on while the sweep is
     started anew. Elsewhere this does nothing: a program may outlive the shell that started it.
+
+    Args:
+        parent: Id of that process; None: the one that started this worker of multiprocessing.
     """
-    parent = multiprocessing.parent_process()
+    if parent is None and (process := multiprocessing.parent_process()) is not None:
+        parent = process.pid
     if parent is None or not _watching.acquire(blocking=False):
         return
 
     def watch() -> None:
-        while os.getppid() == parent.pid:
+        while os.getppid() == parent:
             time.sleep(_WATCH_SECONDS)
         os._exit(1)  # as if it had been killed, which a run survives
 

@@ -3,7 +3,8 @@
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,36 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only  # sets levels of logging, too
 from lightning.pytorch.loggers import Logger
 
-from callbacks.build import build_watchers
-from callbacks.checkpoint import LastCheckpoint, checkpoint_file
+from callbacks.build import build_loggers, build_watchers
+from callbacks.checkpoint import LastCheckpoint
 from callbacks.manifest import Manifest
 from callbacks.progress import TrainingProgress
 from sae.activations.datamodule import ActivationDataModule
+from sae.recipes import Tools
 from sae.training.build import check_processes, num_processes
+from sae.training.checkpoints import checkpoint_file
 
 _INTERACTIVE = ("bash", "interactive")
 """Jobs whose variables Lightning does not read."""
+
+
+def build_tools(config: Mapping[str, Any], run_dir: Path, begin: Callable[[], None]) -> Tools:
+    """Loggers, callbacks and the manifest of a run.
+
+    Args:
+        config: The whole configuration, dtypes resolved.
+        run_dir: The run folder.
+        begin: Writes the configuration there.
+    """
+    quiet_lightning()
+    seeds = {"seed": config["seed"], "activations.seed": config["activations"]["seed"]}
+    manifest = Manifest(run_dir / "manifest.json", config, seeds)
+    return Tools(
+        begin=begin,
+        recorder=manifest,
+        loggers=partial(build_loggers, config, run_dir),
+        trainer=lambda data, loggers: build_trainer(config, run_dir, data, manifest, loggers),
+    )
 
 
 def build_trainer(

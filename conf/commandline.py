@@ -2,8 +2,10 @@
 
 import copy
 import difflib
+import logging
 import os
 import sys
+import traceback
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -28,6 +30,7 @@ from sae.errors import ArtifactError, ConfigError, SAEError
 from sae.settings import shown
 from sae.writing import refusal
 
+log = logging.getLogger(__name__)
 FOLDER = Path(__file__).parent
 OPTIONS = ("experiment", "sweep", "launcher", "sweeper", "debug")
 """Groups whose files set keys all over the configuration."""
@@ -252,6 +255,21 @@ def fail(error: Exception) -> NoReturn:
         raise error
     sys.stderr.write(f"{type(told).__name__}: {told}\n")
     raise SystemExit(1)
+
+
+def note_failure(run_dir: Path, error: Exception) -> None:
+    """Write a failed job of a sweep into its folder: the other jobs go on.
+
+    The exit status of the program tells in the end (`conf.hooks`).
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    told = explained(error) or error
+    text = str(told) if isinstance(told, SAEError) else "".join(traceback.format_exception(error))
+    try:
+        (run_dir / "error.txt").write_text(f"{type(told).__name__}: {text}\n", encoding="utf-8")
+    except OSError:  # a disk that refuses even this: the sweep must not end as if it were well
+        fail(told)
+    log.error("Job %s failed: %s: %s", run_dir.name, type(told).__name__, text)
 
 
 def explained(error: Exception) -> SAEError | None:

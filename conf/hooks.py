@@ -14,9 +14,8 @@ from callbacks.interruption import end_with_parent
 from conf.commandline import compose_job, fail, names_of, parse, resolve, searches, sweep_jobs
 from conf.runs import continued
 from conf.schema import check
-from sae.errors import ConfigError, SAEError, SiteError
+from sae.errors import ConfigError, SAEError
 from sae.owner import owned
-from sae.types import Ends, Point
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +50,9 @@ class SweepCallback(Callback):
         if searches(sweeper):  # Hydra's own sweeper writes this file, Optuna's does not
             folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(config, folder / "multirun.yaml")
-        _harvest_all(configs)
+        from sae.recipes import harvest_together
+
+        harvest_together(configs)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Let a worker of launcher=joblib end with its launcher."""
@@ -98,51 +99,3 @@ def _check_fits(configs: Sequence[dict[str, Any]], together: bool) -> None:
         check_fits(plan, Machine.here(plan.device))
     except ConfigError as error:
         fail(error)
-
-
-def _harvest_all(configs: Sequence[dict[str, Any]]) -> None:
-    """One LM pass for each text and LM, over all points that any job reads there.
-
-    What cannot be had is logged: the jobs that need it fail by themselves, the others run.
-    """
-    from sae.activations.build import points_of
-    from sae.provenance import content_key
-
-    wanted: dict[str, tuple[dict[str, Any], list[Point]]] = {}
-    for config in configs:
-        activations = config["activations"]
-        if activations["kind"] != "lm" or activations.get("stream"):  # nothing to harvest
-            continue
-        shared = {k: v for k, v in activations.items() if k not in ("layer", "site", "target")}
-        key = content_key({"lm": config["lm"], "corpus": config["corpus"], "activations": shared})
-        points = wanted.setdefault(key, (config, []))[1]
-        points += [point for point in points_of(activations) if point not in points]
-    for config, points in wanted.values():
-        try:
-            _harvest(config, points)
-        except SAEError as error:
-            log.error("%s: %s", type(error).__name__, error)
-
-
-def _harvest(config: dict[str, Any], points: Sequence[Point]) -> None:
-    """Harvest the points that the LM has, and log those that it has not."""
-    from sae.activations.build import lm_activations
-    from sae.training.build import resolve_device
-
-    device = resolve_device(config["trainer"]["accelerator"])
-    source = lm_activations(
-        config["lm"], config["corpus"], points[0], config["activations"], device
-    )
-    try:
-        source.prepare(also=points[1:])
-    except SiteError:
-        lm, there = source.source.load(), []
-        for point in points:
-            try:
-                lm.check(point)
-                there.append(point)
-            except SiteError as error:
-                log.error("SiteError: %s", error)
-        if there:
-            source.ends = Ends.at(there[0])
-            source.prepare(also=there[1:])

@@ -1,19 +1,24 @@
 """Continue a run or a sweep that is already on disk: the saved configuration decides."""
 
 import copy
+import logging
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from conf.quoting import typed
 from conf.schema import SHORT, check_nodes, known_wheels, lacking_key, reject_unused
 from sae.checksums import check_text, seal_text
 from sae.errors import ArtifactError, ConfigError
 from sae.reading import read_yaml
 from sae.settings import shown
 from sae.writing import replacing
+
+log = logging.getLogger(__name__)
 
 CHANGEABLE = (
     "epochs", "run_dir", "sweep_dir", "logger", "trainer.accelerator", "trainer.devices",
@@ -126,6 +131,30 @@ def continued(
             f"epochs={saved['epochs']}. A run can be continued for longer, not for less."
         )
     return merged
+
+
+def tell_finished(run_dir: Path, config: Mapping[str, Any]) -> None:
+    """Say that this folder holds a finished run, and how it is continued.
+
+    Raises:
+        ConfigError: If settings of the optimiser are given, which nothing would read.
+    """
+    if config.get("resume_with") != (saved_config(run_dir) or {}).get("resume_with"):
+        raise ConfigError(
+            f"resume_with has no effect: {run_dir} holds a finished run. Give more epochs, too."
+        )
+    fitted = config["sae"].get("kind") is not None
+    more = "" if fitted else f" epochs=… above {config['epochs']} continues it."
+    log.info("%s holds a finished run.%s", run_dir, more)
+
+
+def how_to_go_on(run_dir: Path, config: Mapping[str, Any]) -> str:
+    """The command that goes on from the last good checkpoint at a tenth of the learning rate."""
+    from sae.training.optimizers import OptimizerSettings
+
+    rate = min(config["optimizer"]["lr"] / 10, OptimizerSettings().lr)
+    change = shlex.quote(f"resume_with={{optimizer.lr: {rate:g}}}")
+    return f"From the last good checkpoint: python train.py {typed('run_dir', run_dir)} {change}"
 
 
 def _resumable(changed: Any) -> dict[str, Any]:

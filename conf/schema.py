@@ -1,26 +1,16 @@
-"""The whole configuration: its short overrides, and whether every value fits and has an effect."""
+"""The whole configuration: whether every value fits, and whether every override has an effect."""
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
-from conf.fields import checked, lacking
-from conf.nodes import (
-    ACTIVATIONS,
-    NODES,
-    EvaluateConfig,
-    TrainConfig,
-    WordConfig,
-    part_config,
-)
+from conf.settings import NAMES, EvaluateSettings, TrainSettings, settings_of
 from sae.errors import ConfigError
-from sae.settings import shown
+from sae.settings import Settings, shown
 
 if TYPE_CHECKING:
     from sae.language.fetch import WheelFile
@@ -32,12 +22,10 @@ _WITHOUT_LM = {
     "folder": "the vectors are already there",
     "superposition": "the vectors are drawn, from features of their own",
 }
-PARTS = ("sae", "resample", "optimizer", "e2e")
-"""Nodes whose settings are declared beside the part (`sae.settings`)."""
-_NAMES = ("architecture", "kind")
-"""Keys of the node `sae` that name the part."""
+PARTS = ("trainer", "logger", "activations", "sae", "resample", "optimizer", "e2e")
+"""Nodes of train.py that one class of settings checks."""
 WORDS = ("callbacks", "eval")
-"""Nodes that hold one node a word; each checks its own further settings."""
+"""Nodes that hold one node a word, each with a class of settings."""
 SHORT = (
     "layer", "site", "target", "l1", "k", "target_l0", "dict_ratio", "tokens", "epochs", "seed",
 )  # fmt: skip
@@ -47,13 +35,6 @@ JOINING = ("crosscoder",)
 """Architectures that read all listed layers at once."""
 USED_BY_PROGRAM = ("epochs", "seed")
 """Short overrides that train.py reads itself, so that no yaml node needs to mention them."""
-
-
-def register() -> None:
-    """Make the schemas known to Hydra under the names that the yaml files refer to."""
-    store = ConfigStore.instance()
-    store.store(name="schema", node=TrainConfig)
-    store.store(name="evaluate_schema", node=EvaluateConfig)
 
 
 def several(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,48 +102,50 @@ def check(config: DictConfig, given: Sequence[str] = ()) -> dict[str, Any]:
 
     Returns:
         The configuration as plain dicts and lists, interpolations resolved, integral floats where
-        whole numbers are due turned into ints.
+        whole numbers are due turned into ints, settings that a node lacks at their defaults.
 
     Raises:
         ConfigError: At the first value that is missing, of a wrong type, out of range or unused.
     """
-    schema = TrainConfig if "run_dir" in config else EvaluateConfig
     _reject_references_to_nothing(config)
     raw: Any = OmegaConf.to_container(config, resolve=False)
-    if schema is TrainConfig and not (Path(str(config.get("run_dir"))) / "config.yaml").exists():
+    if "run_dir" in raw and not (Path(str(config["run_dir"])) / "config.yaml").exists():
         nodes = str([node for node in raw.values() if isinstance(node, dict)])
         reject_unused(raw, given, [name for name in SHORT if f"${{{name}}}" in nodes])
     if missing := sorted(OmegaConf.missing_keys(config)):
         raise ConfigError(_no_value(missing[0]))
-    # first the short overrides, so that nodes which interpolate them see the checked value
-    for name, value in checked(config, schema).items():
-        config[name] = value
     plain: Any = OmegaConf.to_container(config, resolve=True)
-    if key := lacking_key(plain, schema):
-        raise ConfigError(_no_value(key))
-    return check_nodes(plain, given)
+    return check_nodes(plain)
 
 
-def check_nodes(plain: dict[str, Any], given: Sequence[str] = ()) -> dict[str, Any]:
-    """Check types and ranges in a resolved configuration that has all keys; changed in place.
+def check_nodes(plain: dict[str, Any]) -> dict[str, Any]:
+    """Check types and ranges in a resolved configuration.
 
     Args:
         plain: The configuration, as `check` returns it or config.yaml holds it.
-        given: Names set on the command line.
 
     Raises:
         ConfigError: At the first value of a wrong type, out of range, or unknown.
     """
-    plain |= checked(plain, TrainConfig if "run_dir" in plain else EvaluateConfig)
-    for prefix, node, node_type in _typed_nodes(plain):
-        node |= checked(node, node_type, prefix)
-        known = [f"{prefix}{item.name}" for item in dataclasses.fields(node_type)]
-        for name in given if prefix == "activations." else ():  # of others, their class says it
-            if name.startswith(prefix) and name not in known:
-                raise ConfigError(f"{name} is not known. There are: {', '.join(known)}.")
-    for name in PARTS:
-        if (node := plain.get(name)) is not None:
-            plain[name] = checked_part(name, node)
+    program = TrainSettings if "run_dir" in plain else EvaluateSettings
+    for name, field in program.model_fields.items():
+        if field.is_required() and name not in plain:
+            raise ConfigError(_no_value(name))
+    plain = plain | checked(program, plain)
+    for name, node in _nodes(plain):
+        settings = settings_of(name, node)
+        group, _, word = name.partition(".")
+        if word:  # what is not given may be as in another run
+            found = settings(**{key: value for key, value in node.items() if value is not None})
+            known = found.model_dump()
+            right = {key: known.get(key, getattr(found, key, None)) for key in node}
+            plain[group] = plain[group] | {word: _lists(right)}
+        else:
+            names = {key: node[key] for key in NAMES if key in node}
+            own = {key: value for key, value in node.items() if key not in names}
+            plain[name] = names | _lists(checked(settings, own))
+    if _at(plain, "sae", "kind") not in (None, BASELINE):
+        raise ConfigError(f"sae.kind={shown(plain['sae']['kind'])} must be {BASELINE}.")
     pair = _at(plain, "activations", "target") is not None or plain.get("e2e") is not None
     if pair and _at(plain, "sae", "kind") == BASELINE:
         raise ConfigError(
@@ -172,48 +155,63 @@ def check_nodes(plain: dict[str, Any], given: Sequence[str] = ()) -> dict[str, A
     return plain
 
 
-def checked_part(name: str, node: Any) -> dict[str, Any]:
-    """The node of a part whose settings its own class checks: right types, defaults filled in.
+def checked(settings: type[Settings], node: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a node in their right types, with the defaults of those that it lacks.
+
+    A list of a short override stands for several SAEs: each of its values is checked.
 
     Raises:
         ConfigError: At the first value that is unknown, of a wrong type or out of range.
     """
-    if not isinstance(node, dict):
-        raise ConfigError(_no_node(name, node))
-    if name == "sae" and node.get("kind") not in (None, BASELINE):
-        raise ConfigError(f"sae.kind={shown(node['kind'])} must be {BASELINE}.")
-    config: Any = part_config(name, node)
-    own = {key: value for key, value in node.items() if key not in _NAMES}
-    listed = {key: value for key, value in own.items() if key in LISTS and isinstance(value, list)}
-    if any(len(values) == 0 for values in listed.values()):
-        config(**own)
-    one = own | {key: values[0] for key, values in listed.items()}
-    checked = config(**one).model_dump()
+    make: Any = settings
+    listed = {k: v for k, v in node.items() if k in (*LISTS, "run") and isinstance(v, list) and v}
+    one = {**node, **{key: values[0] for key, values in listed.items()}}
+    found = make(**one).model_dump()
     several = {
-        key: [getattr(config(**one | {key: value}), key) for value in values]
+        key: [getattr(make(**{**one, key: value}), key) for value in values]
         for key, values in listed.items()
     }
-    return node | checked | several
+    return found | several
 
 
-def lacking_key(plain: Mapping[str, Any], schema: type = TrainConfig) -> str | None:
-    """The first key that a resolved configuration must have and has not."""
-    if name := lacking(plain, schema):
-        return name
+def _lists(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists for tuples, which yaml does not know."""
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in node.items()}
+
+
+def lacking_key(plain: Mapping[str, Any]) -> str | None:
+    """The first key that the configuration of a run should have and has not."""
+    nodes = [("", plain, TrainSettings)] + [
+        (f"{name}.", node, settings_of(name, node)) for name, node in _nodes(plain)
+        if name in PARTS
+    ]  # fmt: skip
     found = [
-        prefix + name
-        for prefix, node, node_type in _typed_nodes(plain)
-        if (name := lacking(node, node_type))
-    ]
-    found += [
-        f"{name}.{key}"
-        for name in PARTS
-        if name != "e2e" and isinstance(node := plain.get(name), dict)
-        for key, field in part_config(name, node).model_fields.items()
+        prefix + key
+        for prefix, node, settings in nodes
+        for key, field in settings.model_fields.items()
         # what is off (null, false) may be missing: the version that wrote it did not know it
-        if key not in node and field.get_default() not in (None, False)
+        if key not in node and (field.is_required() or field.get_default() not in (None, False))
     ]
     return next(iter(found), None)
+
+
+def _nodes(plain: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where each node with a class of settings is, and its content."""
+    for name in PARTS:
+        if plain.get(name) is not None:
+            yield name, _node(name, plain[name])
+    for group in WORDS:
+        for word, node in _node(group, plain.get(group, {})).items():
+            yield f"{group}.{word}", _node(f"{group}.{word}", node)
+
+
+def _node(name: str, node: Any) -> dict[str, Any]:
+    if not isinstance(node, dict):
+        raise ConfigError(
+            f"{name}={shown(node)} must be a node of settings: {name}.key=value. ~{name} removes "
+            "it."
+        )
+    return node
 
 
 def _reject_references_to_nothing(config: DictConfig) -> None:
@@ -279,32 +277,6 @@ def reject_untrained(config: Mapping[str, Any], given: Sequence[str]) -> None:
                 f"{name} has no effect with sae={sae['architecture']}, which is fitted, not "
                 f"trained. Drop {name}."
             )
-
-
-def _typed_nodes(plain: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], type]]:
-    """Every node whose fields are known: where it is (with a dot), its content, its fields."""
-    types = dict(NODES)
-    if "activations" in plain:
-        kind = _at(plain, "activations", "kind")
-        if not isinstance(kind, str) or kind not in ACTIVATIONS:
-            raise ConfigError(
-                f"activations.kind={shown(kind)} must be one of {', '.join(ACTIVATIONS)}."
-            )
-        types["activations"] = ACTIVATIONS[kind]
-    nodes = [(name, plain[name], types[name]) for name in types if name in plain]
-    for group in WORDS:
-        words = plain.get(group, {})
-        if not isinstance(words, dict):
-            raise ConfigError(_no_value(group))
-        nodes += [(f"{group}.{word}", node, WordConfig) for word, node in words.items()]
-    for name, node, node_type in nodes:
-        if not isinstance(node, dict):
-            raise ConfigError(_no_node(name, node))
-        yield f"{name}.", node, node_type
-
-
-def _no_node(name: str, node: Any) -> str:
-    return f"{name}={shown(node)} must be a node of settings: {name}.key=value. ~{name} removes it."
 
 
 def _no_value(key: str) -> str:

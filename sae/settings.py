@@ -150,7 +150,7 @@ def allowed(field: FieldInfo) -> str:
 
 _WORDS = {
     int: "a whole number", float: "a number", str: "a text", bool: "true or false",
-    list: "a list", tuple: "a list",
+    list: "a list", tuple: "a list", dict: "a node of settings",
 }  # fmt: skip
 _BOUNDS = (
     (Ge, "of at least", "ge"), (Gt, "above", "gt"), (Le, "at most", "le"), (Lt, "below", "lt"),

@@ -7,21 +7,18 @@ Source: Sharkey, Braun & Millidge, interim report on superposition; the two bran
 code of Cunningham et al. 2023 (arXiv 2309.08600), `sc_datasets/random_dataset.py`.
 """
 
-from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
+from pydantic import model_validator
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from sae.errors import ConfigError
 from sae.provenance import content_key
-
-Branch = Literal["uncorrelated", "correlated"]
-CorrelationPer = Literal["sample", "batch"]
-Coefficients = Literal["uniform", "product"]
+from sae.settings import Settings, setting
 
 
 class Sample(NamedTuple):
@@ -38,8 +35,7 @@ class Sample(NamedTuple):
     x: Float[Tensor, "batch d_in"]
 
 
-@dataclass(frozen=True)
-class World:
+class World(Settings):
     r"""Settings of a world; everything else follows from them and the seed.
 
     Features that are nobody's child are *roots*: they come first, and with `hierarchy=0` all are.
@@ -55,24 +51,6 @@ class World:
       knows only some of the features (`correlation_per=batch`); the default draws one for each
       vector, which is what correlated features mean.
 
-    Args:
-        d_in: Dimensions of a vector.
-        num_features: Number of true features, roots and children.
-        active: Number of roots that hold in a vector, before the profile takes its part (above).
-        decay: Ratio of the profiles of neighbouring roots; 1: no decay.
-        zipf: Exponent of the heavy tail of the profile; 0: none.
-        rescale: Scale the probabilities so that `active` roots hold in the mean.
-        branch: Whether features hold independently of each other.
-        correlation_per: What shares a draw of g; only `correlated` reads it.
-        coefficients: Distribution of a coefficient: uniform in (0, 1), or a product of two such.
-        hierarchy: Share of the features that are children: each has one parent, the roots in turn,
-            and holds only where its parent does.
-        child_probability: Probability that a child holds where its parent does.
-        absorption: Probability that a child that holds keeps its parent's direction out of `x`;
-            `codes` still say that the parent holds.
-        noise: Standard deviation of Gaussian noise on each coordinate of `x`.
-        seed: Decides features and covariance.
-
     Raises:
         ConfigError: If a setting is out of range or has no effect.
 
@@ -82,55 +60,60 @@ class World:
         (torch.Size([100, 8]), torch.Size([100, 4]))
     """
 
-    d_in: int = 256
-    num_features: int = 512
-    active: float = 5.0
-    decay: float = 0.99
-    zipf: float = 0.0
-    rescale: bool = False
-    branch: Branch = "uncorrelated"
-    correlation_per: CorrelationPer = "sample"
-    coefficients: Coefficients = "uniform"
-    hierarchy: float = 0.0
-    child_probability: float = 0.3
-    absorption: float = 0.0
-    noise: float = 0.0
-    seed: int = 0
+    where = "activations."
 
-    def __post_init__(self) -> None:
-        for name, kind in (
-            ("branch", Branch), ("correlation_per", CorrelationPer), ("coefficients", Coefficients)
-        ):  # fmt: skip
-            if (value := getattr(self, name)) not in get_args(kind):
-                raise ConfigError(f"{name}={value!r} must be one of {', '.join(get_args(kind))}.")
-        if self.d_in < 1 or self.num_features < 1 or self.seed < 0:
-            raise ConfigError(
-                f"d_in={self.d_in} and num_features={self.num_features} must be at least 1, "
-                f"seed={self.seed} at least 0."
-            )
-        if not 0 < self.decay <= 1 or self.zipf < 0 or self.noise < 0:
-            raise ConfigError(
-                f"decay={self.decay} must be above 0 and at most 1, zipf={self.zipf} and "
-                f"noise={self.noise} at least 0."
-            )
-        if not (0 <= self.hierarchy < 1 and 0 <= self.absorption <= 1):
-            raise ConfigError(
-                f"hierarchy={self.hierarchy} must be at least 0 and below 1, "
-                f"absorption={self.absorption} between 0 and 1."
-            )
-        if not 0 < self.child_probability <= 1:
-            raise ConfigError(
-                f"child_probability={self.child_probability} must be above 0 and at most 1."
-            )
+    d_in: int = setting(256, ge=1, help="dimensions of a vector")
+    num_features: int = setting(512, ge=1, help="true features, roots and children")
+    active: float = setting(
+        5.0, gt=0, help="roots that hold in a vector, before the profile takes its part"
+    )
+    decay: float = setting(
+        0.99, gt=0, le=1, help="ratio of the profiles of neighbouring roots; 1: no decay"
+    )
+    zipf: float = setting(0.0, ge=0, help="exponent of the profile's heavy tail; 0: none")
+    rescale: bool = setting(
+        False, help="`active` roots hold in the mean; false is the authors' code"
+    )
+    branch: Literal["uncorrelated", "correlated"] = setting(
+        "uncorrelated", help="whether features hold independently of each other"
+    )
+    correlation_per: Literal["sample", "batch"] = setting(
+        "sample", help="what shares a draw of g (correlated only); batch is the authors' code"
+    )
+    coefficients: Literal["uniform", "product"] = setting(
+        "uniform", help="coefficients are uniform in (0, 1), or products of two such"
+    )
+    hierarchy: float = setting(
+        0.0,
+        ge=0,
+        lt=1,
+        help="share of the features that are children: each has one parent, the roots in turn, "
+        "and holds only where its parent does",
+    )
+    child_probability: float = setting(
+        0.3, gt=0, le=1, help="how often a child holds where its parent does"
+    )
+    absorption: float = setting(
+        0.0,
+        ge=0,
+        le=1,
+        help="how often a child that holds keeps its parent's direction out of x; the codes still "
+        "say that the parent holds",
+    )
+    noise: float = setting(0.0, ge=0, help="standard deviation of noise on each coordinate")
+    seed: int = setting(0, ge=0, help="decides features and covariance")
+
+    @model_validator(mode="after")
+    def _go_together(self) -> "World":
         if self.absorption and not self.num_children:
             raise ConfigError(
                 f"absorption={self.absorption} has no effect without children. Give hierarchy, "
                 "the share of the features that are children, for example 0.5."
             )
-        if not 0 < self.active <= self.num_roots:
+        if self.active > self.num_roots:
             raise ConfigError(
-                f"active={self.active} must be above 0 and at most {self.num_roots}, the number of "
-                "features that are no children."
+                f"active={self.active} must be at most {self.num_roots}, the number of features "
+                "that are no children."
             )
         highest = float(self._root_probabilities().max())
         if self.branch == "uncorrelated" and highest > 1:
@@ -139,6 +122,7 @@ class World:
                 f"probability {highest:.3g}. Use a smaller active, or a flatter profile (decay, "
                 "zipf)."
             )
+        return self
 
     @property
     def num_children(self) -> int:
@@ -218,7 +202,7 @@ class World:
 
     def to_config(self) -> dict[str, object]:
         """Plain values that build this world again: `World(**config)`."""
-        return asdict(self)
+        return self.model_dump()
 
     def _roots_that_hold(self, n: int, generator: torch.Generator) -> Bool[Tensor, "batch roots"]:
         if self.branch == "uncorrelated":

@@ -1,16 +1,15 @@
 """From plain configuration to a source of activations."""
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from sae.activations.folder import FolderActivations
+from sae.activations.settings import KINDS, FolderSettings, SuperpositionSettings
 from sae.activations.sources import LMActivations
 from sae.activations.stream import StreamedActivations
 from sae.activations.superposition import SuperpositionActivations
 from sae.errors import ConfigError
 from sae.language import LMSource, corpus_from_config
-from sae.synthetic import World
 from sae.types import Ends, Point
 
 _COMPUTED = ("attn_z", "attn_out", "mlp_in", "mlp", "mlp_out", "resid")
@@ -85,30 +84,12 @@ def build_source(
         ConfigError: If its kind is unknown.
     """
     kind = activations.get("kind")
-    # a run saved before there was a rule continues as it began
-    activations = {"special": "keep", "max_norm": None, **activations}
     if kind == "lm":
         return lm_activations(lm, corpus, ends_of(activations), activations, device)
-    if kind == "folder":
-        return FolderActivations(
-            activations["path"],
-            val_fraction=activations["val_fraction"],
-            test_fraction=activations["test_fraction"],
-            max_norm=activations["max_norm"],
-        )
-    if kind == "superposition":
-        return superposition_activations(activations)
-    raise ConfigError(
-        f"activations.kind={kind!r} is not known. Choose lm, folder or superposition."
-    )
-
-
-def superposition_activations(settings: Mapping[str, Any]) -> SuperpositionActivations:
-    """Vectors of the synthetic world that conf/activations/superposition.yaml describes.
-
-    Raises:
-        ConfigError: If a setting is out of range or has no effect.
-    """
-    world = World(**{item.name: settings[item.name] for item in fields(World)})
-    counts = {name: settings[name] for name in ("tokens", "val_tokens", "test_tokens")}
-    return SuperpositionActivations(world, **counts, max_norm=settings["max_norm"])
+    own = KINDS.find(kind)(**{k: v for k, v in activations.items() if k != "kind"})
+    if isinstance(own, SuperpositionSettings):
+        counts = {name: getattr(own, name) for name in ("tokens", "val_tokens", "test_tokens")}
+        return SuperpositionActivations(own.world, **counts, max_norm=own.max_norm)
+    assert isinstance(own, FolderSettings)
+    fractions = {"val_fraction": own.val_fraction, "test_fraction": own.test_fraction}
+    return FolderActivations(own.path, **fractions, max_norm=own.max_norm)

@@ -73,7 +73,7 @@ def _sessions(file: Path) -> object:
 
 def _of_a_stopped_run(run: Path) -> list[Target]:
     from callbacks.build import build_loggers
-    from callbacks.checkpoint import checksum_of_curves, read_checkpoint
+    from sae.training.checkpoints import checksum_of_curves, read_checkpoint
     from train import compose
 
     last, previous = (run / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous"))
@@ -101,7 +101,7 @@ def _of_a_stopped_run(run: Path) -> list[Target]:
 
 
 def read_checkpoint_of(file: Path) -> dict:
-    from callbacks.checkpoint import _read
+    from sae.training.checkpoints import _read
 
     return _read(file)
 

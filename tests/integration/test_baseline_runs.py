@@ -10,12 +10,10 @@ import pandas as pd
 import pytest
 
 from conf.commandline import check_command_line
-from conf.schema import register
 from sae.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 FAST = ["debug=tiny", "eval=[core]"]
-register()
 
 
 @pytest.fixture

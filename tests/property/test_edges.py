@@ -21,9 +21,8 @@ from hypothesis import strategies as st
 
 from conf.commandline import check_command_line, compose_job, explained
 from conf.runs import continued, save_config, saved_config
-from conf.schema import check, register
+from conf.schema import check
 
-register()
 SECONDS = 60
 quick = settings(
     max_examples=12, deadline=None, derandomize=True, database=None,
@@ -166,11 +165,11 @@ def config_yaml(folder):
 
 
 def results_json(folder):
-    from train import _finished
+    from sae.recipes import finished
 
     (folder / "results.json").write_text('{"training": {"epochs": 4}, "core": {"metrics": {}}}')
     (folder / "report.html").write_text("")
-    return folder / "results.json", lambda: _finished(folder, {"sae": {}, "epochs": 4})
+    return folder / "results.json", lambda: finished(folder, {"sae": {}, "epochs": 4})
 
 
 def reported_json(folder):

@@ -184,8 +184,8 @@ def test_a_folder_of_activations_that_changed(tmp_path, kind, caplog):
 
 
 def test_a_torn_checkpoint_is_one_clear_error(tmp_path):
-    from callbacks.checkpoint import read_checkpoint
     from sae.errors import ArtifactError
+    from sae.training.checkpoints import read_checkpoint
 
     file = tmp_path / "checkpoints" / "last.ckpt"
     file.parent.mkdir()

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from conf import claims, commandline
 from conf.commandline import check_command_line, parse, run_program
 from conf.quoting import how_to_quote, quoted
-from conf.schema import register
 from sae.errors import ConfigError
 
 WORLD = ["activations=superposition", "logger=none"]
@@ -21,7 +20,6 @@ WORLD = ["activations=superposition", "logger=none"]
 @pytest.fixture
 def started(tmp_path, monkeypatch):
     """`started("l1=1e-3")` is the command line that Hydra gets, at one and the same second."""
-    register()
     monkeypatch.chdir(tmp_path)
     commandline._compose.cache_clear()
     for name in ("WORLD_SIZE", "SLURM_NTASKS"):

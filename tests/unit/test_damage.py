@@ -159,7 +159,7 @@ def run_dir(tmp_path):
 
 
 def test_a_damaged_checkpoint_costs_one_interval(run_dir, caplog):
-    from callbacks.checkpoint import read_checkpoint
+    from sae.training.checkpoints import read_checkpoint
 
     folder = run_dir / "checkpoints"
     one, two = (torch.load(folder / f"{n}.ckpt") for n in ("previous", "last"))
@@ -187,7 +187,7 @@ def test_a_damaged_checkpoint_costs_one_interval(run_dir, caplog):
 
 
 def test_a_checkpoint_with_no_other_is_an_error_that_says_what_to_do(run_dir):
-    from callbacks.checkpoint import read_checkpoint
+    from sae.training.checkpoints import read_checkpoint
 
     folder = run_dir / "checkpoints"
     (folder / "previous.ckpt").unlink()
@@ -205,7 +205,7 @@ def test_a_checkpoint_with_no_other_is_an_error_that_says_what_to_do(run_dir):
 
 
 def test_a_kill_between_two_renames_loses_nothing(run_dir, caplog):
-    from callbacks.checkpoint import forget_previous, read_checkpoint
+    from sae.training.checkpoints import forget_previous, read_checkpoint
 
     folder = run_dir / "checkpoints"
     (folder / "last.ckpt").unlink()

@@ -11,7 +11,7 @@ import pytest
 
 from conf.commandline import check_command_line, compose_job
 from conf.runs import save_config
-from conf.schema import check, register
+from conf.schema import check
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -20,7 +20,6 @@ COMMAND = re.compile(r"\bpython3? +((?:train\.py|evaluate\.py|-m)\b[^\n`]*)")
 SITES = ("arxiv.org", "github.com", "transformer-circuits.pub", "wandb.ai", "lesswrong.com")
 _ENDINGS = "org|com|net|io|ai|co|dev|pub|edu|cn"
 HOST = re.compile(rf"(?<![\w.@/-])((?:[a-z0-9-]+\.)+(?:{_ENDINGS}))(?![\w.-])")
-register()
 
 
 def name_of(path):

@@ -24,10 +24,9 @@ import yaml
 
 from conf.commandline import compose_job
 from conf.runs import continued, save_config
-from conf.schema import check, known_wheels, register
+from conf.schema import check, known_wheels
 from sae.errors import ArtifactError, ConfigError, SAEError
 
-register()
 STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "pty.spawn")
 started: list[str] = []
 watching = False
@@ -264,7 +263,7 @@ def _pickled(place: int, gadget: object, file: Path) -> None:
 
 
 def _read_checkpoint(folder: Path) -> object:
-    from callbacks.checkpoint import read_checkpoint
+    from sae.training.checkpoints import read_checkpoint
 
     return read_checkpoint(folder)
 

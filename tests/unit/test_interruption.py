@@ -121,6 +121,28 @@ def test_workers_end_with_a_launcher_that_is_killed():
     launcher.stdout.close()
 
 
+RANK = (
+    "import os, sys, time\nfrom callbacks.interruption import end_with_parent\n"
+    "end_with_parent(os.getppid())\nprint(os.getpid(), flush=True)\ntime.sleep(60)\n"
+)
+
+
+def test_a_rank_ends_with_the_process_that_started_it():
+    code = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {RANK!r}])"
+    first = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert first.stdout is not None
+    rank = int(first.stdout.readline())
+    first.kill()
+    first.wait()
+    end = time.monotonic() + 20
+    while _alive(rank):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    first.stdout.close()
+
+
 def _alive(pid):
     try:
         os.kill(pid, 0)

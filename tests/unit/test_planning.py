@@ -12,13 +12,12 @@ import yaml
 from _architectures import SETTINGS
 
 from conf.commandline import FOLDER, check_command_line, compose_job, names_of, parse, resolve
-from conf.schema import check, register
+from conf.schema import check
 from sae.errors import ConfigError
 from sae.language.sites import FAMILIES
 
 ROOT = Path(__file__).parents[2]
 GIGA = 10**9
-register()
 
 
 def composed(*overrides):
@@ -196,7 +195,7 @@ def test_the_memory_estimate_is_near_that_of_a_real_run(tmp_path):
         "from sae.planning import plan_runs\n"
         "plan = plan_runs([config])\n"
         "train(config, Path(config['run_dir']))\n"
-        # The peak of this process alone: `ru_maxrss` begins with the memory of the process that started it.
+        # of this process alone: `ru_maxrss` begins with what its parent held
         "status = dict(line.split(':', 1) for line in open('/proc/self/status'))\n"
         "held = int(status['VmHWM'].split()[0]) * 1024\n"
         "print(json.dumps([held, plan.largest.peak]))\n"

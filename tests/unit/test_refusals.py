@@ -328,8 +328,8 @@ def test_the_table_shows_a_dash_where_there_is_no_interval(capsys):
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"training": {}}'])
 def test_torn_results_are_one_clear_error(tmp_path, content):
-    from train import _finished
+    from sae.recipes import finished
 
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(ArtifactError, match=r"results\.json is damaged"):
-        _finished(tmp_path, {"sae": {}, "epochs": 1})
+        finished(tmp_path, {"sae": {}, "epochs": 1})

@@ -4,10 +4,8 @@ import pytest
 
 from conf.commandline import check_command_line, compose_job, names_of, parse
 from conf.runs import continued, save_config
-from conf.schema import check, register
+from conf.schema import check
 from sae.errors import ArtifactError, ConfigError
-
-register()
 
 
 def composed(*overrides):

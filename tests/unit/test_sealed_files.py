@@ -8,12 +8,10 @@ from test_damage import damaged, noticed
 
 from conf.commandline import compose_job
 from conf.runs import save_config, saved_config
-from conf.schema import check, register
+from conf.schema import check
 from sae.checksums import FOLDER_FILE, check_folder, check_text, read_unsealed, seal, seal_text
 from sae.errors import ArtifactError
 from sae.provenance import write_json
-
-register()
 
 
 def test_a_sealed_text(tmp_path):
@@ -100,7 +98,7 @@ def test_earlier_sessions_of_a_manifest(tmp_path, caplog):
 
 
 def test_a_run_that_was_killed_after_its_results_is_finished_whole(tmp_path):
-    from train import _finished
+    from sae.recipes import finished
 
     (tmp_path / "checkpoints").mkdir()
     for name in (
@@ -112,10 +110,10 @@ def test_a_run_that_was_killed_after_its_results_is_finished_whole(tmp_path):
         (tmp_path / name).write_text("step,tokens\n")
     (tmp_path / "results.json").write_text('{"training": {"epochs": 4}}')
     (tmp_path / "report.html").write_text("")
-    assert _finished(tmp_path, {"sae": {}, "epochs": 4}) == {"training": {"epochs": 4}}
+    assert finished(tmp_path, {"sae": {}, "epochs": 4}) == {"training": {"epochs": 4}}
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"last.ckpt"}
     assert (tmp_path / FOLDER_FILE).exists()
     check_folder(tmp_path)
     (tmp_path / "metrics.csv").write_text("step,Tokens\n")
     with pytest.raises(ArtifactError, match=r"metrics\.csv is damaged"):
-        _finished(tmp_path, {"sae": {}, "epochs": 4})
+        finished(tmp_path, {"sae": {}, "epochs": 4})

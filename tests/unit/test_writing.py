@@ -11,14 +11,12 @@ import torch
 
 from conf.commandline import explained, fail, run_program
 from conf.runs import save_config
-from conf.schema import register
 from sae.errors import ArtifactError
 from sae.owner import owned
 from sae.provenance import make_cache_dir, write_json
 from sae.reports.files import write_bytes
 from sae.writing import DAY_SECONDS, refusal, replacing, sweep
 
-register()
 REFUSALS = ("ENOSPC", "EROFS", "EDQUOT", "EACCES")
 WRITERS = {
     "a.json": lambda path: write_json(path, {"a": 1}),
