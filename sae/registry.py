@@ -65,6 +65,18 @@ class Registry(Mapping[str, T]):
             f"{self._key}={name} is not known.{meant} Choose one of {', '.join(sorted(self))}."
         )
 
+    def build(self, node: Mapping[str, Any]) -> Any:
+        """The part that a node of a configuration describes, from its own settings.
+
+        Args:
+            node: The name under the last word of the key (`lm.kind`: "kind"), and the settings.
+
+        Raises:
+            ConfigError: If the name is unknown, or a setting is missing, unknown or wrong.
+        """
+        word = self._key.rpartition(".")[2]
+        return self.find(node.get(word))(**{k: v for k, v in node.items() if k != word})
+
     def __getitem__(self, name: Any) -> T:
         """The class of this name; KeyError if there is none."""
         return self._parts[name]

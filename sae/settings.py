@@ -7,6 +7,7 @@ and its errors become ours here.
 import difflib
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
@@ -84,6 +85,8 @@ Span = Annotated[
     Allowed("a number of tokens (200000, 2e6) or a share of the run (5%)"),
 ]
 """A number of tokens, or a share of the run such as "5%"."""
+Absolute = Annotated[str, AfterValidator(lambda path: str(Path(path).expanduser().absolute()))]
+"""A user's path, as it can be found from any working directory."""
 Count = Annotated[int, Ge(1)]
 """A whole number of at least 1, as an entry of a list."""
 
@@ -134,7 +137,7 @@ def allowed(field: FieldInfo) -> str:
     """
     own = [item.words for item in field.metadata if isinstance(item, Allowed)]
     kinds = list(_kinds(field.annotation))
-    words = own or [_WORDS[kind] for kind in kinds if kind in _WORDS]
+    words = own or [word for kind in kinds if (word := _word(kind))]
     choices = [str(kind) for kind in kinds if not isinstance(kind, type)]
     if choices:
         words = ["one of " + ", ".join(choices)]
@@ -152,6 +155,13 @@ _WORDS = {
     int: "a whole number", float: "a number", str: "a text", bool: "true or false",
     list: "a list", tuple: "a list", dict: "a node of settings",
 }  # fmt: skip
+
+
+def _word(kind: Any) -> str | None:
+    nested = isinstance(kind, type) and issubclass(kind, Settings)
+    return _WORDS[dict] if nested else _WORDS.get(kind)
+
+
 _BOUNDS = (
     (Ge, "of at least", "ge"), (Gt, "above", "gt"), (Le, "at most", "le"), (Lt, "below", "lt"),
     (MinLen, "of a length of at least", "min_length"),
@@ -175,8 +185,9 @@ def _kinds(annotation: Any) -> Iterator[Any]:
 
 
 def _explained(config: type[Settings], values: Mapping[str, Any], error: Mapping[str, Any]) -> str:
-    if not error["loc"]:  # several values that do not go together
-        return str(error["ctx"]["error"])
+    own = error.get("ctx", {}).get("error")
+    if not error["loc"] or isinstance(own, ConfigError):  # of several values, or of an inner node
+        return str(own)
     name, prefix = str(error["loc"][0]), config.where
     if error["type"] == "extra_forbidden":
         close = difflib.get_close_matches(name, config.model_fields, 1)
@@ -184,7 +195,7 @@ def _explained(config: type[Settings], values: Mapping[str, Any], error: Mapping
         return f"{prefix}{name} is not known.{meant} There are: {', '.join(config.model_fields)}."
     if error["type"] == "missing":
         return f"{prefix}{name} has no value. Give one: {prefix}{name}=…"
-    words = str(error.get("ctx", {}).get("error", "")) or allowed(config.model_fields[name])
+    words = str(own or "") or allowed(config.model_fields[name])
     if error["type"] in ("list_type", "tuple_type"):
         words += (
             ". Write it as a list, in quotes because of the shell: "

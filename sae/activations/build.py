@@ -86,7 +86,7 @@ def build_source(
     kind = activations.get("kind")
     if kind == "lm":
         return lm_activations(lm, corpus, ends_of(activations), activations, device)
-    own = KINDS.find(kind)(**{k: v for k, v in activations.items() if k != "kind"})
+    own = KINDS.build(activations)
     if isinstance(own, SuperpositionSettings):
         counts = {name: getattr(own, name) for name in ("tokens", "val_tokens", "test_tokens")}
         return SuperpositionActivations(own.world, **counts, max_norm=own.max_norm)

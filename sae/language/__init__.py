@@ -12,6 +12,9 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
+import sae.language.hub_lm  # noqa: E402  these modules make their kinds known
+import sae.language.textfiles
+import sae.language.wheel_lm  # noqa: F401
 from sae.language.corpora import corpus_from_config  # noqa: E402
 from sae.language.corpus import Corpus  # noqa: E402
 from sae.language.lm import GivenLM, LanguageModel  # noqa: E402

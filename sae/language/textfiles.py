@@ -1,40 +1,31 @@
 """The user's own text: `.txt` and `.jsonl` files, alone or in folders."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from sae.errors import ConfigError, SourceError
+from sae.errors import SourceError
 from sae.intact import require_content, visible
-from sae.language.corpus import CorpusKind, no_field, text_in
+from sae.language.corpus import CORPORA, WholeCorpus, no_field, text_in
 from sae.language.files import files_identity
-from sae.language.kinds import absolute
 from sae.reading import parse_json
+from sae.settings import Absolute, setting
 
-_DIVISIONS = ("auto", "file", "paragraph", "line")
 
-
-@dataclass(frozen=True, kw_only=True)
-class TextFiles(CorpusKind):
+@CORPORA.register("text")
+class TextFiles(WholeCorpus):
     """A text file or a folder with `.txt` files, in UTF-8.
 
-    Args:
-        path: The file or folder; sub-folders are read, too, hidden files and folders are not.
-        document: What one document is: a `file`, a `paragraph` (ended by an empty line) or a
-            `line`; `auto` is `file` in a folder and `paragraph` in a single file, which as one
-            document could not be split into training and test.
+    A paragraph is ended by an empty line. A single file is divided by paragraphs (`auto`), since as
+    one document it could not be split into training and test.
     """
 
-    kind = "text"
-    path: str
-    document: str = "auto"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "path", absolute(self.path))
-        if self.document not in _DIVISIONS:
-            raise ConfigError(
-                f"corpus.document={self.document} is not one of {', '.join(_DIVISIONS)}."
-            )
+    path: Absolute = setting(
+        help="the file or folder; sub-folders are read, too, hidden files and folders are not"
+    )
+    document: Literal["auto", "file", "paragraph", "line"] = setting(
+        "auto", help="what is one document; auto: file in a folder, paragraph in a single file"
+    )
 
     def identity(self) -> dict[str, object]:
         """Hashes of the files, and how they are divided."""
@@ -56,21 +47,12 @@ class TextFiles(CorpusKind):
                 yield from _paragraphs(lines)
 
 
-@dataclass(frozen=True, kw_only=True)
-class JsonLines(CorpusKind):
-    """A `.jsonl` file or a folder of them: one JSON object a line, one of its fields the text.
+@CORPORA.register("jsonl")
+class JsonLines(WholeCorpus):
+    """A `.jsonl` file or a folder of them: one JSON object a line, one of its fields the text."""
 
-    Args:
-        path: The file or folder; sub-folders are read, too.
-        text_field: Name of the field.
-    """
-
-    kind = "jsonl"
-    path: str
-    text_field: str = "text"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "path", absolute(self.path))
+    path: Absolute = setting(help="the file or folder; sub-folders are read, too")
+    text_field: str = setting("text", help="name of the field")
 
     def identity(self) -> dict[str, object]:
         """Hashes of the files, and the field."""

@@ -12,7 +12,6 @@ from typing import Any
 
 from sae.errors import ArtifactError
 from sae.language.fetch import WheelFile
-from sae.language.kinds import wheel_file
 from sae.provenance import cache_dir, content_key
 
 log = logging.getLogger(__name__)
@@ -42,7 +41,7 @@ def check_named(
     for wheel in (config.get("wheel"), *(parts if isinstance(parts, list | tuple) else ())):
         if not isinstance(wheel, Mapping):
             continue
-        named = wheel_file(wheel, f"{what} of {by}")
+        named = WheelFile(**wheel)
         if named.pin() not in [one.pin() for one in known] and not named.is_cached():
             raise ArtifactError(
                 f"{by} names the wheel {named.package}=={named.version} (SHA-256 {named.sha256}) "

@@ -7,7 +7,7 @@ from typing import Any
 from sae.activations.cache import StoreSpec, stores_dir
 from sae.activations.sources import LMActivations
 from sae.dictionaries import ARCHITECTURES
-from sae.language.sources import WheelLM
+from sae.language.wheel_lm import WheelLM
 from sae.planning import costs
 from sae.planning.measured import capturing, predicting
 from sae.planning.member import Member, points_in

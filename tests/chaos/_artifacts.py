@@ -161,7 +161,7 @@ def _lm_folder(rng, place, canary, lm) -> Callable[[], object]:
 def _zip_slip(rng, place, canary, lm) -> Callable[[], object]:
     """A wheel with members that want to be elsewhere, one of which is asked for or not."""
     from sae.language import fetch
-    from sae.language.kinds import wheel_file
+    from sae.language.fetch import WheelFile
 
     content, slip = io.BytesIO(), rng.choice(SLIPS)
     with zipfile.ZipFile(content, "w") as archive:
@@ -180,7 +180,7 @@ def _zip_slip(rng, place, canary, lm) -> Callable[[], object]:
         "bytes": len(whole),
     }
     member = rng.choice([slip, "toy/a.txt"])
-    return lambda: wheel_file(pin | {"member": member}, "").fetch()
+    return lambda: WheelFile(**pin | {"member": member}).fetch()
 
 
 def _zarr(rng, place, canary, lm) -> Callable[[], object]:

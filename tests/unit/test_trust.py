@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from sae.errors import ArtifactError, ConfigError
-from sae.language.kinds import wheel_file
+from sae.language.fetch import WheelFile
 from sae.language.trust import check_named
 
 
@@ -15,7 +15,7 @@ def named(wheel, known=()):
 
 def test_a_listed_wheel_passes_and_one_that_differs_in_anything_does_not(toy_wheel):
     wheel = toy_wheel({"toy/a.txt": b"hello"})
-    known = [wheel_file(wheel, "")]
+    known = [WheelFile(**wheel)]
     named(wheel, known)
     named(wheel | {"bytes": None}, known)  # only the progress bar needs it
     for field, other in (
@@ -29,10 +29,10 @@ def test_a_wheel_passes_that_the_cache_has_byte_for_byte(toy_wheel):
     wheel = toy_wheel({"toy/a.txt": b"hello", "toy/b.txt": b"other"})
     with pytest.raises(ArtifactError):
         named(wheel)
-    wheel_file(wheel, "").fetch()
+    WheelFile(**wheel).fetch()
     named(wheel)
     named(wheel | {"member": "toy/b.txt"})
-    wheel_file(wheel, "").folder.joinpath("package.whl").write_bytes(b"other")
+    WheelFile(**wheel).folder.joinpath("package.whl").write_bytes(b"other")
     with pytest.raises(ArtifactError):
         named(wheel)
 
