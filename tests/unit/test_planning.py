@@ -196,7 +196,7 @@ def test_the_memory_estimate_is_near_that_of_a_real_run(tmp_path):
         "from sae.planning import plan_runs\n"
         "plan = plan_runs([config])\n"
         "train(config, Path(config['run_dir']))\n"
-        # The peak of this process alone: `ru_maxrss` begins with the memory of the process that started it.
+        # of this process alone: `ru_maxrss` begins with what its parent held
         "status = dict(line.split(':', 1) for line in open('/proc/self/status'))\n"
         "held = int(status['VmHWM'].split()[0]) * 1024\n"
         "print(json.dumps([held, plan.largest.peak]))\n"
