@@ -19,7 +19,7 @@ from sae.kernels.numba_selections import (
     select_positive,
     select_topk,
 )
-from sae.kernels.ops import Pattern
+from sae.kernels.pattern import ByLatent, Pattern
 
 __all__ = [
     "jump_gradients",
@@ -42,15 +42,13 @@ _ROWS_SUMMED = 64
 _SMALLEST_STEP = 1e-20  # of rows of zeros
 
 
-def transpose(
-    pattern: Pattern,
-) -> tuple[Int[Tensor, " d_sae_plus_1"], Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
+def transpose(pattern: Pattern) -> ByLatent:
     """Pairs by latent: offsets, row of each, number of each in the pattern."""
     offsets = np.zeros(pattern.d_sae + 1, dtype=np.int64)
     rows = np.empty(len(pattern.latents), dtype=np.int32)
     order = np.empty(len(pattern.latents), dtype=np.int32)
     _transpose(pattern.offsets.numpy(), pattern.latents.numpy(), offsets, rows, order)
-    return torch.from_numpy(offsets), torch.from_numpy(rows), torch.from_numpy(order)
+    return ByLatent(*map(torch.from_numpy, (offsets, rows, order)))
 
 
 def pair_dots(
@@ -88,7 +86,7 @@ def latents_sum_of_two(
 ) -> Float[Tensor, "d_sae d_in"]:
     """The sum of two `latents_sum`, written once; of one if the others are None."""
     out = x.new_empty(pattern.d_sae, x.shape[1])
-    offsets, rows, order = pattern.by_latent
+    offsets, rows, order = pattern.by_latent(transpose)
     more_values = None if more_values is None else more_values.index_select(0, order)
     _sums(values.index_select(0, order), x, more_values, more_x, offsets.numpy(), rows.numpy(), out)
     return out

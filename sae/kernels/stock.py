@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae.kernels.ops import Pattern
+from sae.kernels.pattern import ByLatent, Pattern
 
 Selected = tuple[Int[Tensor, " batch_plus_1"], Int[Tensor, " pairs"]]
 
@@ -30,13 +30,11 @@ def select_batch_topk(pre: Float[Tensor, "batch d_sae"], k: int) -> Selected:
     return _compressed(mask.view_as(pre) & (pre > 0))
 
 
-def transpose(
-    pattern: Pattern,
-) -> tuple[Int[Tensor, " d_sae_plus_1"], Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
+def transpose(pattern: Pattern) -> ByLatent:
     """Pairs by latent: offsets, row of each, number of each in the pattern."""
     order = pattern.latents.argsort(stable=True)
     counts = torch.bincount(pattern.latents, minlength=pattern.d_sae)
-    return _offsets(counts), pattern.rows[order], order
+    return ByLatent(_offsets(counts), pattern.rows[order], order)
 
 
 def pair_dots(

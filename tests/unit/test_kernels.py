@@ -346,8 +346,10 @@ def test_the_density_of_each_batch_decides():
 def test_pattern_rows():
     pattern = Pattern(torch.tensor([0, 2, 2, 3]), torch.tensor([1, 4, 0]), 5)
     assert pattern.rows.tolist() == [0, 0, 2]
-    assert pattern.by_latent.offsets.tolist() == [0, 1, 2, 2, 2, 3]
-    assert pattern.by_latent.rows.tolist() == [2, 0, 0]
+    by_latent = pattern.by_latent(stock.transpose)
+    assert by_latent.offsets.tolist() == [0, 1, 2, 2, 2, 3]
+    assert by_latent.rows.tolist() == [2, 0, 0]
+    assert pattern.by_latent(numba_cpu.transpose) is by_latent  # sorted once
 
 
 def test_unit_rows_has_the_right_gradient():
