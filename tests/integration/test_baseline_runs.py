@@ -13,6 +13,8 @@ from conf.commandline import check_command_line
 from conf.schema import register
 from sae.errors import ConfigError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FAST = ["debug=tiny", "eval=[core]"]
 register()

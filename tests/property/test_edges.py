@@ -299,6 +299,7 @@ CALM = (manifest, verdict, owner)
 """What is not needed: damage is passed over."""
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of zarr, about what lies beside its files
 @pytest.mark.parametrize("kind", READERS, ids=lambda kind: kind.__name__)
 @quick
@@ -352,6 +353,7 @@ words = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(quick, max_examples=60)
 @example(program="train", line=["=5"])
 @example(program="train", line=["layer=${foo}"])

@@ -44,7 +44,7 @@ def train(word, steps=STEPS, ckpt_path=None, folder=None, **settings):
 
 
 @pytest.mark.parametrize("word", sorted(set(ARCHITECTURES) & set(SETTINGS)))
-@pytest.mark.parametrize("stop", [10, 17])
+@pytest.mark.parametrize("stop", [10, pytest.param(17, marks=pytest.mark.slow)])
 def test_resumed_equals_uninterrupted(word, stop, tmp_path):
     """Weights, buffers, moments, counters and steering, bit for bit; step 12 revives latents."""
     steered = {"target_l0": 3.0} if ARCHITECTURES[word].coefficient else {}
@@ -77,6 +77,7 @@ def test_positive_weights_stay_positive_and_codes_too():
     assert (module.dictionary.W > 0).any(1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", [w for w in sorted(SETTINGS) if ARCHITECTURES[w].coefficient])
 def test_target_l0_turns_the_right_way(word):
     """Where more fires than asked for, the penalty grows, and the other way round."""

@@ -14,6 +14,8 @@ from callbacks.dashboard import Dashboard, make_wandb_logger
 from callbacks.dead_features import HistogramLogger
 from sae.errors import ConfigError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 HISTOGRAM = {"log10_edges": [-2.0, -1.0, 0.0], "latents": [3, 4], "silent": 1}
 

@@ -93,6 +93,7 @@ def test_the_text_of_the_training_is_known_by_its_content(own, tmp_path):
     assert source.specs["test"].test_fraction == 0.2
 
 
+@pytest.mark.slow
 def test_results_that_differ_get_their_own_names(sae, tmp_path):
     def file(evals=SETTINGS, **other):
         source = source_of(sae, **other)

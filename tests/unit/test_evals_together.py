@@ -13,6 +13,8 @@ from sae.evals.names import result_file
 from sae.functional import next_token_cross_entropy, prediction_mask
 from sae.types import Point
 
+pytestmark = pytest.mark.slow
+
 LM = {"kind": "random", "name": "tiny-llama", "family": "llama"}
 TEXT = {"kind": "random_words", "name": "words", "num_documents": 60}
 COUNTS = {"tokens": 640, "val_tokens": 320, "test_tokens": 640, "ctx": 32,

@@ -14,6 +14,8 @@ from sae.functional import fvu
 from sae.training.build import build_module, check_settings
 from tests.unit.test_dictionaries import SETTINGS
 
+pytestmark = pytest.mark.slow
+
 UNTIED = sorted(word for word, cls in ARCHITECTURES.items() if issubclass(cls, Untied))
 RESAMPLE = {"at_tokens": [], "dead_after_tokens": "10%", "sample_tokens": 100}
 

@@ -171,6 +171,7 @@ def test_another_dtype_is_no_choice_of_the_lm(watched, tmp_path, lm):
     assert "evil==1.0" in str(error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["lm", "corpus"])
 def test_wheels_that_a_run_folder_names(watched, tmp_path, where):
     for i, wheel in enumerate(_wheels(7)):

@@ -178,6 +178,7 @@ def test_a_retried_job_counts_as_finished(sweep):
     assert write_sweep(sweep)[2]["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_jobs_that_end_together_leave_whole_files(sweep):
     with ThreadPoolExecutor(4) as pool:
         assert len({len(rows) for rows in pool.map(write_sweep, [sweep] * 6)}) == 1

@@ -26,6 +26,7 @@ def run(tmp_path) -> Path:
     return Path(shutil.copytree(SAVED, tmp_path / "run"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["", "sae"], ids=["run", "sae"])
 def test_it_loads_and_evaluates_under_the_default_rule_and_says_so(run, folder):
     results = evaluate(run / folder, {"core": {}, "downstream": {}})

@@ -11,6 +11,8 @@ from sae.synthetic import World
 from sae.training.module import RunLength, SAEModule
 from sae.training.optimizers import OptimizerSettings
 
+pytestmark = pytest.mark.slow
+
 BATCH, STEPS = 128, 600
 START = {"jumprelu": {"l0_coefficient": 3e-3}}
 PENALISED = sorted(word for word, cls in ARCHITECTURES.items() if cls.coefficient)
