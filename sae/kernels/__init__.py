@@ -16,7 +16,6 @@ from sae.kernels.ops import (
     select_positive,
     select_positive_up_to,
     select_topk,
-    tied_code,
 )
 from sae.kernels.pattern import Pattern
 from sae.kernels.rows import normalize_rows_, project_off_rows_, unit_rows
@@ -36,6 +35,5 @@ __all__ = [
     "select_positive",
     "select_positive_up_to",
     "select_topk",
-    "tied_code",
     "unit_rows",
 ]

@@ -141,19 +141,6 @@ def row_sums(values: Float[Tensor, " pairs"], pattern: Pattern) -> Float[Tensor,
     return _RowSums.apply(values, pattern)  # pyright: ignore[reportReturnType]
 
 
-def tied_code(
-    x: Float[Tensor, "batch d_in"],
-    W: Float[Tensor, "d_sae d_in"],
-    bias: Float[Tensor, " d_sae"],
-    pattern: Pattern,
-) -> tuple[Float[Tensor, " pairs"], Float[Tensor, "batch d_in"]]:
-    """`f = relu(latent_values(x, W, bias))` and `atoms_sum(f, W)` of one matrix, with gradients.
-
-    Both uses of W give it a gradient; summed where they are made they are written once.
-    """
-    return _TiedCode.apply(x.to(W.dtype), W, bias, pattern)  # pyright: ignore[reportReturnType]
-
-
 def latent_entries(vector: Float[Tensor, " d_sae"], pattern: Pattern) -> Float[Tensor, " pairs"]:
     """`vector[j]` of each selected pair (r, j), with gradients.
 
@@ -236,25 +223,5 @@ class _AtomsSum(torch.autograd.Function):
         return (
             ctx.backend.pair_dots(grad, W, ctx.pattern) if wants_values else None,
             ctx.backend.latents_sum(values.contiguous(), grad, ctx.pattern) if wants_W else None,
-            None,
-        )
-
-
-class _TiedCode(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, W: Tensor, bias: Tensor, pattern: Pattern) -> Any:
-        ctx.pattern, ctx.backend = pattern, backend_for(x.device)
-        f = (ctx.backend.pair_dots(x, W, pattern) + bias.index_select(0, pattern.latents)).relu_()
-        ctx.save_for_backward(x, W, f)
-        return f, ctx.backend.rows_sum(f, W, pattern)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (x, W, f), grad_x_hat = ctx.saved_tensors, grads[1].contiguous()
-        grad = ctx.backend.pair_dots(grad_x_hat, W, ctx.pattern).add_(grads[0]).mul_(f > 0)
-        return (
-            ctx.backend.rows_sum(grad, W, ctx.pattern) if ctx.needs_input_grad[0] else None,
-            ctx.backend.latents_sum_of_two(grad, x, f, grad_x_hat, ctx.pattern),
-            _bias_grad(ctx, grad),
             None,
         )

@@ -60,17 +60,6 @@ def latents_sum(
     return out.index_add_(0, pattern.latents, values[:, None] * x[pattern.rows])
 
 
-def latents_sum_of_two(
-    values: Float[Tensor, " pairs"],
-    x: Float[Tensor, "batch d_in"],
-    more_values: Float[Tensor, " pairs"],
-    more_x: Float[Tensor, "batch d_in"],
-    pattern: Pattern,
-) -> Float[Tensor, "d_sae d_in"]:
-    """The sum of two `latents_sum`."""
-    return latents_sum(values, x, pattern) + latents_sum(more_values, more_x, pattern)
-
-
 def _compressed(mask: Tensor) -> Selected:
     return _offsets(mask.sum(1)), mask.nonzero()[:, 1]
 

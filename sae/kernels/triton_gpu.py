@@ -92,17 +92,6 @@ def latents_sum(
     return _sums(values[order], x, offsets, rows)
 
 
-def latents_sum_of_two(
-    values: Float[Tensor, " pairs"],
-    x: Float[Tensor, "batch d_in"],
-    more_values: Float[Tensor, " pairs"],
-    more_x: Float[Tensor, "batch d_in"],
-    pattern: Pattern,
-) -> Float[Tensor, "d_sae d_in"]:
-    """The sum of two `latents_sum`."""
-    return latents_sum(values, x, pattern).add_(latents_sum(more_values, more_x, pattern))
-
-
 def _sums(values: Tensor, matrix: Tensor, offsets: Tensor, indices: Tensor) -> Tensor:
     """Row i sums `values[p] * matrix[indices[p]]` over p in `offsets[i]:offsets[i + 1]`."""
     d_in = matrix.shape[1]
