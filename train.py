@@ -28,11 +28,11 @@ from conf.runs import continued, save_config, saved_config
 from conf.schema import check, register, reject_lists
 from sae.checksums import FOLDER_FILE, check_folder, seal_files
 from sae.errors import ArtifactError, ConfigError, DivergedError, SAEError
-from sae.lockstep import meet
 from sae.memory import keep_freed_memory
 from sae.owner import owned
 from sae.provenance import write_json
 from sae.reading import read_object
+from sae.sharing import sharing
 
 if TYPE_CHECKING:  # importing these takes seconds, which --help and errors need not wait for
     from callbacks.manifest import Manifest
@@ -170,7 +170,7 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
             except DivergedError as error:
                 raise DivergedError(f"{error} {_mend(run_dir, config)}") from None
             part()
-            meet()  # SAEs that train in lockstep: nobody measures while a neighbour trains
+            sharing().meet()  # nobody measures while a neighbour trains
         elif checkpoint is not None:  # killed between the last step and the results
             module.load_state_dict(checkpoint["state_dict"])
         if rank_zero_only.rank != 0:  # the rest is one process's work

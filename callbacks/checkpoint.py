@@ -26,7 +26,7 @@ from sae.activations.sources import ActivationSource
 from sae.checksums import check_zip
 from sae.errors import ArtifactError
 from sae.intact import require_content
-from sae.lockstep import Stopped
+from sae.sharing import Stopped
 from sae.training.ranks import any_rank
 from sae.writing import refusal
 

@@ -17,7 +17,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import WandbLogger
 
 from sae.errors import ConfigError
-from sae.lockstep import once
+from sae.sharing import sharing
 
 log = logging.getLogger(__name__)
 
@@ -213,7 +213,7 @@ def _start(arguments: Mapping[str, Any], *, online: bool, expected: bool) -> Any
     )
     # create_new leaves a run alone that a notebook may have open
     arguments = {**arguments, "settings": settings, "reinit": "create_new"}
-    neighbours: list[str] = once("W&B runs", list)  # those of SAEs that train in lockstep
+    neighbours: list[str] = sharing().once("W&B runs", list)
     if online and "offline" not in neighbours:  # what the first found out holds for all
         try:
             if wandb.login(prompt=False, verify=True):

@@ -41,8 +41,8 @@ from sae.language.sites import FAMILIES
 from sae.language.sizes import LMSizes, sizes_of
 from sae.language.text import Tokenizer
 from sae.language.weights import as_data, config_of, trained_model
-from sae.lockstep import once
 from sae.provenance import cache_dir, content_key, make_cache_dir
+from sae.sharing import sharing
 from sae.writing import naming
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class LMSource(Kind, ABC):
     def load(self, device: str = "cpu") -> LanguageModel:
         """The LM, fetched or converted first where the cache lacks it.
 
-        SAEs that train in lockstep share one.
+        SAEs that train side by side share one.
 
         Raises:
             SourceError: If it cannot be had; the message says what to do.
@@ -109,7 +109,7 @@ class LMSource(Kind, ABC):
             tokenizer = self.load_tokenizer()
             return LanguageModel(model, tokenizer, name=self.name, identity=self.identity())
 
-        return once(("lm", content_key(self.identity()), device), made)
+        return sharing().once(("lm", content_key(self.identity()), device), made)
 
     @property
     def at_hand(self) -> bool:
