@@ -228,6 +228,7 @@ def test_integral_floats_become_whole_numbers_everywhere():
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
@@ -256,6 +257,7 @@ def yamls(group):
     return sorted(path.stem for path in (FOLDER / group).glob("*.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("group", "option"),
     [

@@ -50,6 +50,7 @@ def at_full_penalty(monkeypatch):
     monkeypatch.setattr(SAEModule, "_moment", lambda self: NOMINAL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep_first", [False, True])
 @pytest.mark.parametrize("where", ENDS)
 @pytest.mark.parametrize("loss", ["kl", "ce"])

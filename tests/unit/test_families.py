@@ -123,10 +123,12 @@ def test_the_residual_stream_is_the_sum_of_what_was_added(lm, tokens):
     assert_sums(lm, tokens)
 
 
+@pytest.mark.slow
 def test_identity_splices_leave_the_logits_of_transformers(lm, tokens):
     assert_splices(lm, tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "settings"), VARIANTS, ids=str)
 def test_the_contract_holds_with_other_settings(family, settings, tokens):
     lm = made(family, **settings)
