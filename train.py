@@ -54,7 +54,7 @@ def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 def harvest(config: dict[str, Any]) -> None:
     """Fill the cache for every layer and site of the configuration, in one LM pass a split."""
-    from sae.activations.build import lm_activations, points_of
+    from sae.activations.from_config import lm_activations, points_of
     from sae.planning import Machine, check_fits, plan_runs
     from sae.training.build import resolve_device, resolve_dtypes
 
@@ -107,7 +107,6 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     """What `train` does once the run folder is its own."""
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-    from callbacks.build import build_loggers
     from callbacks.checkpoint import (
         check_unchanged,
         checkpoint_file,
@@ -115,9 +114,10 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         forget_previous,
         read_checkpoint,
     )
+    from callbacks.from_config import build_loggers
     from callbacks.manifest import Manifest
     from callbacks.trainer import build_trainer, quiet_lightning
-    from sae.activations.build import build_source
+    from sae.activations.from_config import build_source
     from sae.evals.build import check_evals, ctx_of, offers_of
     from sae.planning import Machine, check_fits, plan_runs
     from sae.training.build import (
@@ -218,7 +218,7 @@ def _fit(
     device: str,
 ) -> dict[str, Any]:
     """Fit a baseline. The run folder is that of a training, without curves and checkpoint."""
-    from callbacks.build import build_loggers
+    from callbacks.from_config import build_loggers
     from sae.artifacts import save_sae
     from sae.training.baselines import fit_baseline
     from sae.training.build import build_data
@@ -331,7 +331,7 @@ def _evaluate(
 
 def _publish(results: dict[str, Any], run_dir: Path, loggers: list[Any], step: int) -> None:
     """To every logger, to `results.json` (last: it marks the run as finished), report, screen."""
-    from callbacks.dashboard import Dashboard
+    from callbacks.wandb_logger import WandbRun
     from sae.reports import print_summary, results_table, write_report
     from sae.training.divergence import WORST_FVU
 
@@ -339,7 +339,7 @@ def _publish(results: dict[str, Any], run_dir: Path, loggers: list[Any], step: i
     values = {f"test/{row['metric']}": row["value"] for row in rows if row["value"] is not None}
     for logger in loggers:
         logger.log_metrics(values, step=step)
-        if isinstance(logger, Dashboard):
+        if isinstance(logger, WandbRun):
             logger.log_results(rows)
             logger.log_sae(run_dir / "sae", metadata=values)
     fvu = results.get("core", {}).get("metrics", {}).get("fvu", {}).get("value")

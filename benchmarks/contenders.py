@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.common import has_bf16
 from benchmarks.problem import L1, LR, Problem
 from sae.dictionaries import ARCHITECTURES, Dictionary
-from sae.dictionaries.build import settings_of
+from sae.dictionaries.from_config import settings_of
 from sae.dictionaries.shape import Init, Shape
 from sae.functional import firing
 from sae.training.optimizers import OptimizerSettings

@@ -12,8 +12,8 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only  # sets levels of logging, too
 from lightning.pytorch.loggers import Logger
 
-from callbacks.build import build_watchers
 from callbacks.checkpoint import LastCheckpoint, checkpoint_file
+from callbacks.from_config import build_watchers
 from callbacks.manifest import Manifest
 from callbacks.progress import TrainingProgress
 from sae.activations.datamodule import ActivationDataModule

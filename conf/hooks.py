@@ -105,7 +105,7 @@ def _harvest_all(configs: Sequence[dict[str, Any]]) -> None:
 
     What cannot be had is logged: the jobs that need it fail by themselves, the others run.
     """
-    from sae.activations.build import points_of
+    from sae.activations.from_config import points_of
     from sae.provenance import content_key
 
     wanted: dict[str, tuple[dict[str, Any], list[Point]]] = {}
@@ -126,7 +126,7 @@ def _harvest_all(configs: Sequence[dict[str, Any]]) -> None:
 
 def _harvest(config: dict[str, Any], points: Sequence[Point]) -> None:
     """Harvest the points that the LM has, and log those that it has not."""
-    from sae.activations.build import lm_activations
+    from sae.activations.from_config import lm_activations
     from sae.training.build import resolve_device
 
     device = resolve_device(config["trainer"]["accelerator"])

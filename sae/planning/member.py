@@ -3,8 +3,8 @@
 from functools import cached_property
 from typing import Any
 
-from sae.activations.build import build_source
 from sae.activations.cache import StoreSpec
+from sae.activations.from_config import build_source
 from sae.activations.rows import ROWS_PER_CHUNK
 from sae.activations.sources import LMActivations
 from sae.activations.store import ActivationStore

@@ -72,8 +72,8 @@ def _sessions(file: Path) -> object:
 
 
 def _of_a_stopped_run(run: Path) -> list[Target]:
-    from callbacks.build import build_loggers
     from callbacks.checkpoint import checksum_of_curves, read_checkpoint
+    from callbacks.from_config import build_loggers
     from train import compose
 
     last, previous = (run / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous"))
@@ -121,7 +121,7 @@ def _content(checkpoint: dict | None) -> object:
 
 def _of_activations(cache: Path) -> list[Target]:
     """The store and what is known about its rows, read as a training does."""
-    from sae.activations.build import build_source
+    from sae.activations.from_config import build_source
     from sae.training.build import build_data
     from train import compose
 

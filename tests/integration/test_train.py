@@ -259,7 +259,7 @@ class TestInProcess:
             self.train(tmp_path, "layer=[0,1]")
 
     def test_harvest_only_fills_the_cache_with_all_points(self, caplog):
-        from sae.activations.build import lm_activations, points_of
+        from sae.activations.from_config import lm_activations, points_of
         from train import compose, harvest
 
         config = compose(["debug=tiny", "layer=[0,2]", "site=[resid,mlp]", "harvest_only=true"])

@@ -152,7 +152,7 @@ def config_yaml(folder):
     save_config(folder, json.loads(composed()))
 
     def read():
-        from sae.activations.build import build_source
+        from sae.activations.from_config import build_source
         from sae.training.build import check_settings, resolve_dtypes
 
         if saved_config(folder) is None:

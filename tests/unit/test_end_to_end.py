@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sae.activations.build import lm_activations
 from sae.activations.contexts import ContextDataModule
+from sae.activations.from_config import lm_activations
 from sae.dictionaries import build_dictionary
 from sae.errors import ConfigError
 from sae.functional import prediction_mask

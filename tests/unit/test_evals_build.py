@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from sae.activations.build import lm_activations
 from sae.activations.folder import FolderActivations
+from sae.activations.from_config import lm_activations
 from sae.activations.sources import LMActivations
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ArtifactError, ConfigError, SourceError, StoreError

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sae.activations.build import lm_activations
+from sae.activations.from_config import lm_activations
 from sae.activations.sources import LMActivations
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ConfigError

@@ -105,7 +105,7 @@ def _composed() -> dict:
 
 
 def _saved_sae(folder: Path, **activations: object) -> Path:
-    from sae.activations.build import lm_activations
+    from sae.activations.from_config import lm_activations
     from sae.artifacts import save_sae
     from sae.dictionaries.sae import SAE, SAEConfig
     from sae.types import Point

@@ -6,9 +6,9 @@ import pytest
 import torch
 from _architectures import RATIO, TRANSCODERS, config_of, expected_terms
 
-from sae.activations.build import ends_of, lm_activations, points_of
 from sae.activations.datamodule import ActivationDataModule
 from sae.activations.folder import TensorActivations
+from sae.activations.from_config import ends_of, lm_activations, points_of
 from sae.activations.rows import JoinedRows
 from sae.dictionaries import ARCHITECTURES, build_dictionary
 from sae.dictionaries.base import Moment
@@ -17,7 +17,7 @@ from sae.errors import ConfigError, SiteError, StoreError
 from sae.evals import CoreEval, DownstreamEval
 from sae.evals.build import run_evals, source_of
 from sae.training.resampling import resample
-from sae.training.strategies import Drawn
+from sae.training.revival import Drawn
 from sae.types import Ends, Point
 
 LM = {"kind": "random", "name": "tiny-llama", "family": "llama"}

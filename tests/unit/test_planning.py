@@ -64,7 +64,7 @@ def test_trained_numbers_of_transcoders_and_crosscoders():
 
 
 def test_cache_bytes_and_steps_are_those_of_a_real_harvest(cache):
-    from sae.activations.build import build_source
+    from sae.activations.from_config import build_source
     from sae.training.build import build_data
 
     overrides = ["debug=tiny", "site=mlp", "activations.ctx=24", "tokens=20000"]
@@ -84,7 +84,7 @@ def test_cache_bytes_and_steps_are_those_of_a_real_harvest(cache):
 
 
 def test_a_half_finished_harvest_needs_only_the_rest(cache):
-    from sae.activations.build import lm_activations
+    from sae.activations.from_config import lm_activations
     from sae.types import Point
 
     overrides = ["debug=tiny", "tokens=20000"]

@@ -13,7 +13,7 @@ import torch
 
 from conf.runs import saved_config
 from evaluate import evaluate
-from sae.activations.build import build_source
+from sae.activations.from_config import build_source
 from sae.artifacts import load
 from sae.evals.build import prepare_test, source_of
 from sae.training.build import build_data

@@ -12,8 +12,8 @@ from _activations import FakeCorpus, FakeSource
 
 from sae.activations import cache as cache_module
 from sae.activations import stream
-from sae.activations.build import lm_activations
 from sae.activations.datamodule import ActivationDataModule
+from sae.activations.from_config import lm_activations
 from sae.activations.order import ShuffledOrder, shuffled_batches
 from sae.activations.rows import Rows
 from sae.activations.stream import StreamedActivations, measured_chunks
