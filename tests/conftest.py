@@ -18,7 +18,6 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 _USER_CACHE = os.environ.get("SAE_CACHE")
-FAMILIES = ("gpt_neox", "gpt2", "llama")
 
 
 @pytest.fixture(scope="session", autouse=True)

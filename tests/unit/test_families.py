@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from _families import EVERY
 from torch import nn
 
 from sae.language.names import NAMES, nnsight_name, read_name
@@ -72,7 +73,7 @@ def of():
     return get
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=EVERY)
 def lm(request, of):
     return of(request.param)
 
@@ -123,7 +124,6 @@ def test_the_residual_stream_is_the_sum_of_what_was_added(lm, tokens):
     assert_sums(lm, tokens)
 
 
-@pytest.mark.slow
 def test_identity_splices_leave_the_logits_of_transformers(lm, tokens):
     assert_splices(lm, tokens)
 
@@ -136,7 +136,7 @@ def test_the_contract_holds_with_other_settings(family, settings, tokens):
     assert_splices(lm, tokens)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_what_is_special_is_at_work(family, of, tokens):
     """Windows, soft-caps and factors change these logits: the contract above is about them."""
     special = [name for name in TINY[family] if name in NEUTRAL]

@@ -10,11 +10,11 @@ import pytest
 import torch
 import yaml
 from _architectures import CASES, config_of
+from _families import EVERY
 
 from conf.commandline import FOLDER, check_command_line, compose_job, names_of, parse, resolve
 from conf.schema import check, register
 from sae.errors import ConfigError
-from sae.language.sites import FAMILIES
 
 ROOT = Path(__file__).parents[2]
 GIGA = 10**9
@@ -33,7 +33,7 @@ def planned(*overrides, **options):
     return {stage.name: stage for stage in plan_runs([composed(*overrides)], **options).stages}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_sizes_are_those_of_the_lm(family, tiny_source):
     from sae.types import Point
 
