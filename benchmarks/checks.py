@@ -18,7 +18,7 @@ import torch
 from benchmarks.common import Result, Table, arguments, interleaved, ratios, spread
 from benchmarks.runs import configuration, prepared_data, temporary_cache
 from callbacks import checkpoint as checkpoints
-from callbacks.build import build_loggers
+from callbacks.from_config import build_loggers
 from callbacks.manifest import Manifest
 from callbacks.metrics_csv import MetricsCSV
 from callbacks.trainer import build_trainer

@@ -7,10 +7,12 @@ median over the rounds of the ratios within a round, with their quartiles.
 
 import argparse
 import importlib
+import logging
 import os
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -246,6 +248,15 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--name", help="of the result; default: that of the benchmark")
     return parser
+
+
+def show_log() -> None:
+    """Progress on stderr, and nothing from libraries below a warning."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
+    )
+    logging.getLogger("benchmarks").setLevel(logging.INFO)
+    warnings.filterwarnings("ignore")  # other libraries', nothing that a reader could act on
 
 
 def drawn(plot: Callable[..., Any], *args: object) -> Any:

@@ -16,6 +16,7 @@ from torch import Tensor
 from benchmarks.common import has_bf16
 from benchmarks.problem import L1, LR, Problem
 from sae.dictionaries import ARCHITECTURES, Dictionary
+from sae.dictionaries.from_config import settings_of
 from sae.dictionaries.shape import Init, Shape
 from sae.functional import firing
 from sae.training.optimizers import OptimizerSettings
@@ -42,24 +43,35 @@ class Contender:
     bf16: bool
 
 
+def configured(problem: Problem, architecture: str) -> dict[str, Any]:
+    """The configuration of an architecture on a problem.
+
+    AuxK costs what the dead share costs: nothing, in the steady state that is timed.
+    """
+    given = {"k": round(problem.l0), "l1": L1, "l0_coefficient": L1}
+    known = ARCHITECTURES[architecture].Config.model_fields
+    return {
+        "architecture": architecture,
+        "dict_ratio": problem.d_sae / problem.d_in,
+        **{name: value for name, value in given.items() if name in known},
+    }
+
+
 def ours(problem: Problem, architecture: str, forms: Sequence[str], device: str) -> list[Contender]:
     """The step of `SAEModule` with `trainer.kernels` of each form, without Lightning.
 
     The forms train one dictionary in turn: it hardly moves, and on a GPU there may be room for one.
     """
-    cls: Any = ARCHITECTURES[architecture]
-    # AuxK costs what the dead share costs: nothing, in the steady state that is timed here
-    given = {"k": round(problem.l0), "l1": L1, "l0_coefficient": L1}
-    known = cls.Config.model_fields
-    settings = cls.Config(**{name: value for name, value in given.items() if name in known})
+    made: Any
+    made, settings = settings_of(configured(problem, architecture))
     init = Init(generator=torch.Generator(device).manual_seed(0))
     with torch.device(device):  # a large one is made on a GPU alone
-        dictionary: Dictionary = cls(settings, Shape(problem.d_in, problem.d_sae), init)
+        dictionary: Dictionary = made(settings, Shape(problem.d_in, problem.d_sae), init)
     with torch.no_grad():
         for name, parameter in dictionary.named_parameters():
             if name in ("W", "W_dec", "encoder_rows"):
                 parameter.copy_(problem.W)
-    if "k" in known:
+    if "k" in configured(problem, architecture):
         _set_biases(dictionary, 0.0)
     else:
         _reach(problem, dictionary)

@@ -22,8 +22,8 @@ from matplotlib.lines import Line2D
 from benchmarks.common import Result, Table, arguments
 from benchmarks.runs import configuration, temporary_cache
 from sae import functional
-from sae.activations.build import build_source
 from sae.activations.datamodule import ActivationDataModule
+from sae.activations.from_config import build_source
 from sae.activations.rows import Rows
 from sae.activations.sources import ActivationSource
 from sae.activations.superposition import SuperpositionRows

@@ -140,12 +140,13 @@ def _steps(parts: Path, rehearse: bool) -> list[Step]:
         steps.append(Step(f"end-to-end-{sae}", (*end_to_end, f"sae={sae}", k_or_l1), 60, HARVEST))
     for name, paths in (("tests-kernels", KERNEL_TESTS), ("tests", ["tests/unit"])):
         workers = ["-n", "8"] if find("xdist") and name == "tests" else []
-        command = ("pytest", "-vv", "--tb=line", *workers, *paths)
+        command = ("pytest", "-m", EVERY_TEST, "-vv", "--tb=line", *workers, *paths)
         steps.append(Step(name, command, 400, ("pytest", "hypothesis", "beartype", "hydra")))
     return [step for step in steps if not rehearse or step.name != "tests"]
 
 
 HARVEST = ("transformers", "zarr", "hydra")
+EVERY_TEST = "not real_lm and not peers and not browser and not chaos"
 KERNEL_TESTS = ["tests/unit/test_triton.py"]
 
 

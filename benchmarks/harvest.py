@@ -28,8 +28,8 @@ from benchmarks.common import (
     spread,
 )
 from benchmarks.runs import configuration, temporary_cache
-from sae.activations.build import lm_activations, points_of
 from sae.activations.cache import StoreSpec
+from sae.activations.from_config import lm_activations, points_of
 from sae.activations.harvest import harvest, rows_of
 from sae.activations.sources import LoadedOnce
 from sae.activations.store import ActivationStore

@@ -22,7 +22,7 @@ from benchmarks.quality.contender import Fitted
 from benchmarks.quality.data import SYNTHETIC, Data, Size, prepare
 from benchmarks.quality.measure import measured
 from benchmarks.runs import configuration, temporary_cache
-from sae.activations.build import build_source
+from sae.activations.from_config import build_source
 from sae.dictionaries import ARCHITECTURES
 from sae.dictionaries.untied import Untied
 from sae.provenance import content_key, write_json

@@ -31,7 +31,7 @@ from benchmarks.common import (
 )
 from benchmarks.contenders import OurStep
 from benchmarks.runs import configuration, prepared_data, temporary_cache
-from callbacks.build import build_loggers
+from callbacks.from_config import build_loggers
 from callbacks.manifest import Manifest
 from callbacks.trainer import build_trainer
 from sae.activations.datamodule import ActivationDataModule

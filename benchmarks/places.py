@@ -27,7 +27,7 @@ from benchmarks.quality.data import Data, Size
 from benchmarks.quality.from_sparsify import contenders
 from benchmarks.quality.measure import measured
 from benchmarks.runs import QUICK, configuration
-from sae.activations.build import lm_activations
+from sae.activations.from_config import lm_activations
 from sae.provenance import content_key, write_json
 from sae.training.optimizers import OptimizerSettings
 from sae.types import Point

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sae.activations.build import build_source
 from sae.activations.datamodule import ActivationDataModule
+from sae.activations.from_config import build_source
 from sae.training.build import build_data, resolve_device, resolve_dtypes
 from train import compose
 

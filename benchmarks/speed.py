@@ -29,7 +29,7 @@ from benchmarks.common import (
     ratios,
     spread,
 )
-from benchmarks.contenders import Contender, Maker, dense_steps, ours
+from benchmarks.contenders import Contender, Maker, configured, dense_steps, ours
 from benchmarks.memory import memory_table
 from benchmarks.peers import LIBRARIES, peers
 from benchmarks.problem import Problem, make_problem
@@ -257,7 +257,8 @@ def _floors(
     flops = problem.batch * problem.d_in * (2 * problem.d_sae + 8 * problem.l0)
     word = contender.name.split(",")[0] if contender.library == "ours" else architecture
     # weights and both moments are read and written, gradients written and read, the batch is read
-    numbers = 8 * parameters(word, problem.d_in, problem.d_sae) + problem.batch * problem.d_in
+    trained = parameters(configured(problem, word), d_in=problem.d_in)
+    numbers = 8 * trained + problem.batch * problem.d_in
     taken = seconds[contender.name]
     by_flops = [s * flops / products.flops for s in seconds[name]]
     by_bytes = [s * 4 * numbers / copy.bytes for s in seconds["copy"]]

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from callbacks.interruption import Interrupted, handling, stop
 from callbacks.metrics_csv import MetricsCSV
 from sae.errors import ArtifactError
-from sae.lockstep import Stopped
+from sae.sharing import Stopped
 from sae.training.checkpoints import CURVES, previous_file, read_checkpoint
 from sae.training.ranks import any_rank
 from sae.writing import refusal

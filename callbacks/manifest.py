@@ -15,8 +15,8 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from callbacks.interruption import Interrupted
 from sae.checksums import read_unsealed, seal
 from sae.errors import ArtifactError
-from sae.lockstep import Stopped
 from sae.provenance import provenance, write_json
+from sae.sharing import Stopped
 
 log = logging.getLogger(__name__)
 

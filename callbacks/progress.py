@@ -19,8 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from sae.lockstep import member_name, once
 from sae.progress import Estimate, duration
+from sae.sharing import sharing
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class TrainingProgress(ProgressBar):
         self._start = self._shown = time.monotonic()
         self._estimate = Estimate(self._steps)
         if self._enabled and self.console.is_terminal:
-            self._bar = bar = once("training bar", self._new_bar)
+            self._bar = bar = sharing().once("training bar", self._new_bar)
             bar.start()
             self._task = bar.add_task(
                 self._description("train"), total=self._steps, completed=self._first_step,
@@ -141,7 +141,7 @@ class TrainingProgress(ProgressBar):
         )  # fmt: skip
 
     def _description(self, doing: str) -> str:
-        return " ".join(filter(None, (member_name(), doing)))
+        return " ".join(filter(None, (sharing().name, doing)))
 
     def _line(self, trainer: L.Trainer) -> str:
         return f"train: step {trainer.global_step:,} of {self._steps:,}, {self._state(trainer)}"

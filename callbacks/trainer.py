@@ -13,8 +13,8 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only  # sets levels of logging, too
 from lightning.pytorch.loggers import Logger
 
-from callbacks.build import build_loggers, build_watchers
 from callbacks.checkpoint import LastCheckpoint
+from callbacks.from_config import build_loggers, build_watchers
 from callbacks.manifest import Manifest
 from callbacks.progress import TrainingProgress
 from sae.activations.datamodule import ActivationDataModule

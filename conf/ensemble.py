@@ -18,8 +18,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from sae.lockstep import lockstep, member_name
+from sae.lockstep import lockstep
 from sae.provenance import content_key
+from sae.sharing import sharing
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ def _one_log(config: DictConfig, folder: Path) -> Iterator[None]:
 
     def named(*args: object, **kwargs: object) -> logging.LogRecord:
         record = factory(*args, **kwargs)
-        if name := member_name():
+        if name := sharing().name:
             name = name.replace("%", "%%") if record.args else name
             record.msg = f"{name}: {record.msg}"
         return record

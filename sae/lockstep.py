@@ -8,37 +8,25 @@ in memory there is one reader, whatever their number.
 
     lockstep({"a": lambda: train(one), "b": lambda: train(other)})
 
-Outside of a lockstep `broadcast`, `shared`, `once` and `meet` do what their arguments do alone, so
-that code which may run in one needs no second path.
+A member asks by `sae.sharing.sharing()`, as it does where it is alone.
 """
 
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, TypeVar
+
+from sae.sharing import Sharing, Stopped, current
 
 T = TypeVar("T")
 _END, _STOP = object(), object()
 _PATIENCE_SECONDS = 10.0
 
 
-class Stopped(BaseException):
-    """Raised in every member, where it waits, when the whole lockstep is interrupted.
-
-    Args:
-        between: Whether the member waits for the next item of a stream: its last step is done.
-    """
-
-    def __init__(self, between: bool) -> None:
-        super().__init__()
-        self.between = between
-
-
 @dataclass(frozen=True)
 class _Wish:
-    """What a member waits for: item `step` of the stream `make(step)`, or the value `make()`."""
+    """A request of a member: item `step` of the stream `make(step)`, or the value `make()`."""
 
     key: Hashable
     make: Callable[..., Any]
@@ -50,11 +38,11 @@ class _Raise:
     error: BaseException
 
 
-class _Member:
+class _Member(Sharing):
     """A function in a thread that runs while `go_on` waits for it, and at no other time."""
 
     def __init__(self, name: str, function: Callable[[], Any], kept: dict[Hashable, Any]):
-        self.name, self.kept = name, kept
+        self.name, self._kept = name, kept
         self.wish: _Wish | None = None
         self.ended = False
         self.result: Any = None
@@ -65,7 +53,7 @@ class _Member:
         self._thread = Thread(target=self._work, args=(function,), name=name, daemon=True)
 
     def go_on(self, answer: Any = None) -> None:
-        """Hand over what was wished for, and wait for the next wish or the end."""
+        """Resume the member with its answer; block until it asks again or ends."""
         self.wish = None
         if self._thread.ident is None:
             self._thread.start()
@@ -90,17 +78,33 @@ class _Member:
             raise answer.error
         return answer
 
+    def stream(
+        self, key: Hashable, start: int, make: Callable[[int], Iterator[T]]
+    ) -> Generator[T, None, None]:
+        """Yield the items that `_served` makes once for all members."""
+        step = start
+        while (item := self.ask(_Wish(key, make, step))) is not _END:
+            yield item
+            step += 1
+
+    def value(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Wait for the value that `_served` makes once for all members that ask now."""
+        return self.ask(_Wish(key, make))
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Make the value, or take what an earlier member made."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
     def _work(self, function: Callable[[], Any]) -> None:
-        _member.set(self)
+        current.set(self)
         try:
             self.result = function()
         except BaseException as error:  # raised again by `lockstep`, in its own thread
             self.error = error
         self.ended = True
         self._turns.put(None)
-
-
-_member: ContextVar[_Member | None] = ContextVar("_member", default=None)
 
 
 class _Stream:
@@ -136,8 +140,9 @@ def lockstep(members: Mapping[str, Callable[[], T]]) -> dict[str, T]:
         KeyboardInterrupt: After every member that waited has got a `Stopped`.
 
     Example:
+        >>> from sae.sharing import sharing
         >>> def add(factor):
-        ...     return sum(factor * item for item in broadcast("numbers", 0, numbers))
+        ...     return sum(factor * n for n in sharing().stream("numbers", 0, numbers))
         >>> def numbers(start):
         ...     made.append(start)
         ...     return iter(range(start, 4))
@@ -191,56 +196,3 @@ def _served(waiting: Sequence[_Member], streams: dict[Hashable, _Stream]) -> dic
             answer = _Raise(error)
         answers |= {member: answer for other, member in asking if other.step == wish.step}
     return answers
-
-
-def broadcast(
-    key: Hashable, start: int, make: Callable[[int], Iterator[T]]
-) -> Generator[T, None, None]:
-    """Yield items `start`, `start + 1`, … of a stream that all members read at the same time.
-
-    Members that start at different items (runs that continue from different checkpoints) wait for
-    the one that is furthest behind. The items are shared: nobody may write into them.
-
-    Args:
-        key: What tells this stream from others.
-        start: First item.
-        make: Iterates over the stream from a given item on.
-    """
-    member = _member.get()
-    if member is None:
-        yield from make(start)
-        return
-    step = start
-    while (item := member.ask(_Wish(key, make, step))) is not _END:
-        yield item
-        step += 1
-
-
-def shared(key: Hashable, make: Callable[[], T]) -> T:
-    """A value made once for all members that ask for it between two items of their streams.
-
-    It is not kept, and nobody may write into it.
-    """
-    member = _member.get()
-    return make() if member is None else member.ask(_Wish(key, make))
-
-
-def once(key: Hashable, make: Callable[[], T]) -> T:
-    """A value made by the first member that asks, and kept until the lockstep ends."""
-    member = _member.get()
-    if member is None:
-        return make()
-    if key not in member.kept:
-        member.kept[key] = make()
-    return member.kept[key]
-
-
-def meet() -> None:
-    """Wait until every member waits."""
-    shared("meeting", lambda: None)
-
-
-def member_name() -> str | None:
-    """Name of the member that runs; None outside of a lockstep."""
-    member = _member.get()
-    return None if member is None else member.name

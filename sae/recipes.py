@@ -15,19 +15,19 @@ from typing import Any, Protocol, runtime_checkable
 from lightning import Trainer
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from sae.activations.build import build_source, points_of
 from sae.activations.datamodule import ActivationDataModule
+from sae.activations.from_config import build_source, points_of
 from sae.activations.passes import harvest_all, source_at
 from sae.activations.sources import ActivationSource
 from sae.artifacts import load, save_sae
 from sae.checksums import FOLDER_FILE, check_folder, seal_files
 from sae.errors import ArtifactError
 from sae.evals.build import check_evals, ctx_of, offers_of, run_evals
-from sae.lockstep import meet
 from sae.planning import Machine, check_fits, plan_runs
 from sae.provenance import write_json
 from sae.reading import read_object
 from sae.reports import print_summary, results_table, write_report
+from sae.sharing import sharing
 from sae.training.baselines import fit_baseline
 from sae.training.build import (
     build_data,
@@ -149,7 +149,7 @@ def _train(
             del checkpoint
             trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
             part()
-            meet()  # SAEs that train in lockstep: nobody measures while a neighbour trains
+            sharing().meet()  # nobody measures while a neighbour trains
         elif checkpoint is not None:  # killed between the last step and the results
             module.load_state_dict(checkpoint["state_dict"])
         if rank_zero_only.rank != 0:  # the rest is one process's work

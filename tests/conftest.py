@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one core a worker, also for programs that tests start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 if not torch.cuda.is_available():
@@ -15,7 +18,6 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 _USER_CACHE = os.environ.get("SAE_CACHE")
-FAMILIES = ("gpt_neox", "gpt2", "llama")
 
 
 @pytest.fixture(scope="session", autouse=True)

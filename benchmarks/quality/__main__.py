@@ -2,14 +2,12 @@
 
 import argparse
 import json
-import logging
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, show_log
 from benchmarks.quality.contender import Setting
 from benchmarks.quality.data import SYNTHETIC, Size
 
@@ -122,15 +120,6 @@ def d_sae_of(given: argparse.Namespace, name: str) -> int:
     from benchmarks.quality.data import lm_source
 
     return round(given.ratio * lm_source(name).split("train").d_in)
-
-
-def show_log() -> None:
-    """Progress on stderr, and nothing from libraries below a warning."""
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
-    )
-    logging.getLogger("benchmarks").setLevel(logging.INFO)
-    warnings.filterwarnings("ignore")  # other libraries', nothing that a reader could act on
 
 
 def _train(given: argparse.Namespace) -> None:

@@ -23,8 +23,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from benchmarks.runs import configuration, prepared_data
-from sae.activations.build import build_source
 from sae.activations.counted import RowRule
+from sae.activations.from_config import build_source
 from sae.activations.rows import Rows
 from sae.activations.sources import LMActivations
 from sae.provenance import content_key

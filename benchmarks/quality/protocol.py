@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import show_log
 from benchmarks.quality.contender import Contender, Control, Setting
 from benchmarks.quality.contenders import chosen
 from benchmarks.quality.data import SYNTHETIC, Size, prepare
@@ -89,8 +90,6 @@ def run(plan: Plan, patterns: list[str], jobs: int) -> None:
 
 def _quiet() -> None:
     import torch
-
-    from benchmarks.quality.__main__ import show_log
 
     torch.set_num_threads(1)
     show_log()

@@ -13,8 +13,8 @@ from sae.activations.datamodule import ActivationDataModule, Batches
 from sae.activations.rows import Normalize
 from sae.activations.sources import LMActivations
 from sae.errors import ConfigError
-from sae.lockstep import broadcast
 from sae.provenance import content_key
+from sae.sharing import sharing
 
 
 @dataclass
@@ -100,7 +100,7 @@ class ContextDataModule(ActivationDataModule):
         def batches() -> Iterator[ContextBatch]:
             start = 0 if self.trainer is None else self.trainer.global_step
             key = ("contexts", rank, world_size, content_key(self.state_dict()))
-            return broadcast(key, start, batches_from)
+            return sharing().stream(key, start, batches_from)
 
         return Batches(batches, self.steps)
 

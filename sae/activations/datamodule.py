@@ -15,8 +15,8 @@ from sae.activations.order import ShuffledOrder, shuffled_batches
 from sae.activations.rows import Normalize, Rows, parts_of
 from sae.activations.sources import ActivationSource
 from sae.errors import ConfigError, StoreError
-from sae.lockstep import broadcast, shared
 from sae.provenance import content_key
+from sae.sharing import sharing
 from sae.types import Split
 
 _FEWEST_CHUNKS_SAMPLED = 8
@@ -175,7 +175,7 @@ class ActivationDataModule(LightningDataModule):
         def batches() -> Iterator[Tensor]:
             start = 0 if self.trainer is None else self.trainer.global_step
             key = ("batches", rank, world_size, content_key(self.state_dict()))
-            return broadcast(key, start, batches_from)
+            return sharing().stream(key, start, batches_from)
 
         return Batches(batches, self.steps)
 
@@ -194,7 +194,7 @@ class ActivationDataModule(LightningDataModule):
         rows or more, all rows come, in stored order.
         """
         key = ("sample", n, seed, content_key(self.state_dict()))
-        return shared(key, lambda: self._sample(n, seed))
+        return sharing().value(key, lambda: self._sample(n, seed))
 
     def _sample(self, n: int, seed: int) -> Float[Tensor, "n d_in"]:
         rows = self.rows("train")

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from sae.activations.build import lm_activations, points_of
+from sae.activations.from_config import lm_activations, points_of
 from sae.activations.sources import LMActivations
 from sae.errors import SAEError, SiteError
 from sae.provenance import content_key

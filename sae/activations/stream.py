@@ -31,9 +31,9 @@ from sae.activations.sources import IdentifiedLM, LMActivations, LoadedOnce
 from sae.activations.store import ActivationStore
 from sae.errors import StoreError
 from sae.language.corpus import Corpus
-from sae.lockstep import once
 from sae.progress import progress
 from sae.provenance import content_key
+from sae.sharing import sharing
 from sae.types import SPLITS, Ends, Point, Split
 
 log = logging.getLogger(__name__)
@@ -274,7 +274,7 @@ class StreamedActivations(LMActivations):
                     "Call prepare() (of the data module: prepare_data()) first."
                 )
             spec = self.specs[name].key
-            self._rows[key] = once(  # SAEs that train in lockstep share what is kept of small ones
+            self._rows[key] = sharing().once(
                 ("rows", spec, self.ends, self.batch_contexts, self.device),
                 lambda: self._made(name),
             )

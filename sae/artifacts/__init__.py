@@ -6,8 +6,8 @@ nothing subtracted from the input, thresholds in the LM's own units.
 """
 
 from sae.artifacts.formats import FORMATS, load, save
-from sae.artifacts.hub import push_to_hub
 from sae.artifacts.native import CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE, save_sae
+from sae.artifacts.publish import push_to_hub
 from sae.artifacts.saebench import to_saebench
 
 __all__ = [

@@ -15,7 +15,7 @@ from sae.dictionaries.base import (  # noqa: E402
     StepOutput,
     register,
 )
-from sae.dictionaries.build import build_dictionary  # noqa: E402
+from sae.dictionaries.from_config import build_dictionary  # noqa: E402
 from sae.dictionaries.sae import SAE, SAEConfig  # noqa: E402
 
 __all__ = [

@@ -185,7 +185,7 @@ class Dictionary(nn.Module, ABC):
         return groups if biases else groups[:1]
 
     def _encode_decode(self, x: Tensor) -> tuple[Code, Tensor]:
-        """Both directions; to override where they share work."""
+        """Both directions."""
         code = self.encode_code(x)
         return code, self.reconstruct(code, x)
 
@@ -390,11 +390,3 @@ class Tensors(NamedTuple):
 ARCHITECTURES: Registry[type[Dictionary]] = Registry("sae.architecture", "architecture")
 register = ARCHITECTURES.register
 """Make a dictionary class known as `sae.architecture=<name>`."""
-
-
-def matmul_dtype(tensor: Tensor) -> Tensor:
-    """`tensor` in the dtype that autocast will multiply in: one cast for several products."""
-    device = tensor.device.type
-    if torch.is_autocast_enabled(device):
-        return tensor.to(torch.get_autocast_dtype(device))
-    return tensor

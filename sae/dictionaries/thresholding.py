@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from sae.dictionaries.base import Dictionary, LatentParameter, Tensors, register
+from sae.dictionaries.base import LatentParameter, Tensors, register
 from sae.dictionaries.codes import Code, DenseCode, SparseCode
 from sae.dictionaries.sae import SAEConfig, smooth_jump
 from sae.dictionaries.shape import Init, Shape
@@ -56,9 +56,6 @@ class Thresholding(Tied):
             return DenseCode(gain * smooth_jump(pre, t))
         pre, t = latent_values(x, W, self.b_enc, pattern), latent_entries(t, pattern)
         return SparseCode(pattern, latent_entries(gain, pattern) * smooth_jump(pre, t))
-
-    def _encode_decode(self, x: Tensor) -> tuple[Code, Tensor]:
-        return Dictionary._encode_decode(self, x)  # the kernel that Tied uses knows only ReLU
 
     def tensors(self) -> Tensors:
         """Those of `Tied`, with the gain in the decoder."""

@@ -6,19 +6,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sae.dictionaries.base import (
-    Dictionary,
-    LatentParameter,
-    Tensors,
-    matmul_dtype,
-    register,
-)
-from sae.dictionaries.codes import Code, DenseCode, SparseCode
+from sae.dictionaries.base import Dictionary, LatentParameter, Tensors, register
+from sae.dictionaries.codes import Code
 from sae.dictionaries.penalty import L1Config, StartConfig
 from sae.dictionaries.shape import Init, Shape
 from sae.dictionaries.untied import GRADIENT_NORM
 from sae.errors import ConfigError
-from sae.kernels import tied_code, unit_rows
+from sae.kernels import unit_rows
 from sae.settings import setting
 
 REVIVED_RESPONSE = 0.2
@@ -72,16 +66,6 @@ class Tied(Dictionary):
     def decode_code(self, code: Code) -> Float[Tensor, "batch d_in"]:
         """Sum of the firing atoms, plus the centre."""
         return self._uncentred(code.atoms_sum(unit_rows(self.W)))
-
-    def _encode_decode(self, x: Tensor) -> tuple[Code, Tensor]:
-        x, W = self._centred(x), unit_rows(self.W)
-        W_fast = matmul_dtype(W)
-        found = self._few_or_dense(x, W_fast, self.b_enc)
-        if isinstance(found, Tensor):
-            code: Code = DenseCode(torch.relu(found))
-            return code, self._uncentred(code.atoms_sum(W_fast))
-        values, x_hat = tied_code(x, W, self.b_enc, found)
-        return SparseCode(found, values), self._uncentred(x_hat)
 
     def _centred(self, x: Tensor) -> Tensor:
         return x - self.centre if self.centred else x

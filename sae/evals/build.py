@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from sae.activations.build import lm_activations
 from sae.activations.folder import FolderActivations
+from sae.activations.from_config import lm_activations
 from sae.activations.sources import ActivationSource, LMActivations
 from sae.activations.superposition import SuperpositionActivations
 from sae.dictionaries.sae import SAE

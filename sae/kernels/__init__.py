@@ -1,12 +1,11 @@
 """Products of sparse codes: select latents, compute only their values, write only their atoms.
 
-`ops` is what architectures call; `numba_cpu`, `triton_gpu` and `stock` compute it. `int8` finds
-what may fire with a product of bytes. `rows` keeps the rows of a matrix at length 1.
+Architectures call `ops`; `numba_cpu`, `triton_gpu` and `stock` compute it on a `pattern`. `int8`
+finds what may fire with a product of bytes. `rows` keeps the rows of a matrix at length 1.
 """
 
 from sae.kernels.jumps import jump_gradients_
 from sae.kernels.ops import (
-    Pattern,
     atoms_sum,
     backend_for,
     latent_entries,
@@ -17,8 +16,8 @@ from sae.kernels.ops import (
     select_positive,
     select_positive_up_to,
     select_topk,
-    tied_code,
 )
+from sae.kernels.pattern import Pattern
 from sae.kernels.rows import normalize_rows_, project_off_rows_, unit_rows
 
 __all__ = [
@@ -36,6 +35,5 @@ __all__ = [
     "select_positive",
     "select_positive_up_to",
     "select_topk",
-    "tied_code",
     "unit_rows",
 ]

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sae.kernels.ops import Pattern, backend_for
+from sae.kernels.ops import backend_for
+from sae.kernels.pattern import Pattern
 
 X_LEVELS, W_LEVELS = 127, 63
 """Largest whole numbers. CPUs without an instruction for dot products of bytes add two products of

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae.kernels import rows
-from sae.kernels.ops import Pattern
+from sae.kernels.pattern import Pattern
 
 
 def jump_gradients_(

@@ -8,7 +8,7 @@ from typing import no_type_check
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from numba import njit, prange
 from torch import Tensor
 
@@ -19,12 +19,11 @@ from sae.kernels.numba_selections import (
     select_positive,
     select_topk,
 )
-from sae.kernels.ops import Pattern
+from sae.kernels.pattern import ByLatent, Pattern
 
 __all__ = [
     "jump_gradients",
     "latents_sum",
-    "latents_sum_of_two",
     "normalize_rows",
     "pair_dots",
     "project_off_rows",
@@ -42,15 +41,13 @@ _ROWS_SUMMED = 64
 _SMALLEST_STEP = 1e-20  # of rows of zeros
 
 
-def transpose(
-    pattern: Pattern,
-) -> tuple[Int[Tensor, " d_sae_plus_1"], Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
+def transpose(pattern: Pattern) -> ByLatent:
     """Pairs by latent: offsets, row of each, number of each in the pattern."""
     offsets = np.zeros(pattern.d_sae + 1, dtype=np.int64)
     rows = np.empty(len(pattern.latents), dtype=np.int32)
     order = np.empty(len(pattern.latents), dtype=np.int32)
     _transpose(pattern.offsets.numpy(), pattern.latents.numpy(), offsets, rows, order)
-    return torch.from_numpy(offsets), torch.from_numpy(rows), torch.from_numpy(order)
+    return ByLatent(*map(torch.from_numpy, (offsets, rows, order)))
 
 
 def pair_dots(
@@ -68,7 +65,7 @@ def rows_sum(
 ) -> Float[Tensor, "batch d_in"]:
     """See `sae.kernels.ops`."""
     out = W.new_empty(pattern.batch, W.shape[1])
-    _sums(values, W, None, None, pattern.offsets.numpy(), pattern.latents.numpy(), out)
+    _sums(values, W, pattern.offsets.numpy(), pattern.latents.numpy(), out)
     return out
 
 
@@ -76,45 +73,21 @@ def latents_sum(
     values: Float[Tensor, " pairs"], x: Float[Tensor, "batch d_in"], pattern: Pattern
 ) -> Float[Tensor, "d_sae d_in"]:
     """See `sae.kernels.ops`."""
-    return latents_sum_of_two(values, x, None, None, pattern)
-
-
-def latents_sum_of_two(
-    values: Float[Tensor, " pairs"],
-    x: Float[Tensor, "batch d_in"],
-    more_values: Float[Tensor, " pairs"] | None,
-    more_x: Float[Tensor, "batch d_in"] | None,
-    pattern: Pattern,
-) -> Float[Tensor, "d_sae d_in"]:
-    """The sum of two `latents_sum`, written once; of one if the others are None."""
     out = x.new_empty(pattern.d_sae, x.shape[1])
-    offsets, rows, order = pattern.by_latent
-    more_values = None if more_values is None else more_values.index_select(0, order)
-    _sums(values.index_select(0, order), x, more_values, more_x, offsets.numpy(), rows.numpy(), out)
+    offsets, rows, order = pattern.by_latent(transpose)
+    _sums(values.index_select(0, order), x, offsets.numpy(), rows.numpy(), out)
     return out
 
 
 def _sums(
-    values: Tensor,
-    matrix: Tensor,
-    more_values: Tensor | None,
-    more_matrix: Tensor | None,
-    offsets: np.ndarray,
-    indices: np.ndarray,
-    out: Tensor,
+    values: Tensor, matrix: Tensor, offsets: np.ndarray, indices: np.ndarray, out: Tensor
 ) -> None:
-    """Row i of `out` sums `values[p] * matrix[indices[p]]` over p in `offsets[i]:offsets[i + 1]`.
-
-    With more values and another matrix, their products are added before the row is left.
-    """
+    """Row i of `out` sums `values[p] * matrix[indices[p]]`, p in `offsets[i]:offsets[i + 1]`."""
     parts = _PARTS_PER_THREAD * set_threads()
     # cuts between rows, so that each part has the same number of pairs and of rows
     work = offsets + 8 * np.arange(len(offsets))
     cuts = np.searchsorted(work, np.linspace(0, work[-1], parts + 1))
-    if more_values is None or more_matrix is None:
-        more_values, more_matrix = values[:0], matrix
-    first, second = (_array(values), _array(matrix)), (_array(more_values), _array(more_matrix))
-    _weighted_sums(*first, *second, offsets, indices, cuts, out.numpy())
+    _weighted_sums(_array(values), _array(matrix), offsets, indices, cuts, out.numpy())
 
 
 def normalize_rows(weight: np.ndarray, out: np.ndarray, shortest: float) -> np.ndarray:
@@ -234,13 +207,11 @@ def _add_rows(values, matrix, indices, pair, end, total):
 
 @jit
 @no_type_check
-def _weighted_sums(values, matrix, more_values, more_matrix, offsets, indices, cuts, out):
+def _weighted_sums(values, matrix, offsets, indices, cuts, out):
     for part in prange(cuts.shape[0] - 1):
         for i in range(cuts[part], min(cuts[part + 1], out.shape[0])):
             out[i] = 0
             _add_rows(values, matrix, indices, offsets[i], offsets[i + 1], out[i])
-            if more_values.shape[0] > 0:
-                _add_rows(more_values, more_matrix, indices, offsets[i], offsets[i + 1], out[i])
 
 
 @jit

@@ -11,80 +11,19 @@ A back end is a module with these three, the three selections and `transpose`; `
 Cost is O(pairs * d_in), where a dense product is O(batch * d_sae * d_in).
 """
 
-from dataclasses import dataclass
-from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from sae.kernels import rows as matrix_rows
+from sae.kernels.pattern import Pattern
 
 _MODULES = {"cpu": "sae.kernels.numba_cpu", "triton": "sae.kernels.triton_gpu"}
-
-
-class ByLatent(NamedTuple):
-    """The pairs of a pattern sorted by latent: latent j owns `offsets[j]:offsets[j + 1]`."""
-
-    offsets: Int[Tensor, " d_sae_plus_1"]
-    rows: Int[Tensor, " pairs"]
-    order: Int[Tensor, " pairs"]
-
-
-@dataclass(frozen=True)
-class Pattern:
-    """Which latents each row selects: row r owns `latents[offsets[r]:offsets[r + 1]]`.
-
-    Attributes:
-        offsets: Start of each row's pairs, and their number at the end.
-        latents: Selected latents, rising within a row.
-        d_sae: Number of latents.
-    """
-
-    offsets: Int[Tensor, " batch_plus_1"]
-    latents: Int[Tensor, " pairs"]
-    d_sae: int
-
-    @property
-    def batch(self) -> int:
-        """Number of rows."""
-        return self.offsets.shape[0] - 1
-
-    def part(self, start: int, end: int) -> tuple["Pattern", slice]:
-        """The pattern of some rows, and where their pairs lie."""
-        offsets = self.offsets[start : end + 1]
-        pairs = slice(int(offsets[0]), int(offsets[-1]))
-        return Pattern(offsets - offsets[0], self.latents[pairs], self.d_sae), pairs
-
-    @cached_property
-    def rows(self) -> Int[Tensor, " pairs"]:
-        """Row of each pair."""
-        rows = torch.arange(self.batch, device=self.offsets.device)
-        return rows.repeat_interleave(self.offsets.diff(), output_size=self.latents.shape[0])
-
-    def only(self, kept: Bool[Tensor, " pairs"]) -> "Pattern":
-        """The pattern of some of the pairs.
-
-        Example:
-            >>> pattern = select_positive(torch.tensor([[0.5, 1.0, 2.0], [0.0, -3.0, 1.0]]))
-            >>> some = pattern.only(pattern.latents < 2)
-            >>> some.offsets.tolist(), some.latents.tolist()
-            ([0, 2, 2], [0, 1])
-        """
-        counts = kept.new_zeros(self.batch, dtype=torch.long)
-        counts.index_add_(0, self.rows, kept.long())
-        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(self.offsets.dtype)
-        return Pattern(offsets, self.latents[kept], self.d_sae)
-
-    @cached_property
-    def by_latent(self) -> ByLatent:
-        """The same pairs in the order of the weight gradients; sorted once a step."""
-        offsets, rows, order = backend_for(self.latents.device).transpose(self)
-        return ByLatent(offsets, rows, order)
 
 
 def backend_for(device: torch.device) -> ModuleType | Any:
@@ -202,19 +141,6 @@ def row_sums(values: Float[Tensor, " pairs"], pattern: Pattern) -> Float[Tensor,
     return _RowSums.apply(values, pattern)  # pyright: ignore[reportReturnType]
 
 
-def tied_code(
-    x: Float[Tensor, "batch d_in"],
-    W: Float[Tensor, "d_sae d_in"],
-    bias: Float[Tensor, " d_sae"],
-    pattern: Pattern,
-) -> tuple[Float[Tensor, " pairs"], Float[Tensor, "batch d_in"]]:
-    """`f = relu(latent_values(x, W, bias))` and `atoms_sum(f, W)` of one matrix, with gradients.
-
-    Both uses of W give it a gradient; summed where they are made they are written once.
-    """
-    return _TiedCode.apply(x.to(W.dtype), W, bias, pattern)  # pyright: ignore[reportReturnType]
-
-
 def latent_entries(vector: Float[Tensor, " d_sae"], pattern: Pattern) -> Float[Tensor, " pairs"]:
     """`vector[j]` of each selected pair (r, j), with gradients.
 
@@ -297,25 +223,5 @@ class _AtomsSum(torch.autograd.Function):
         return (
             ctx.backend.pair_dots(grad, W, ctx.pattern) if wants_values else None,
             ctx.backend.latents_sum(values.contiguous(), grad, ctx.pattern) if wants_W else None,
-            None,
-        )
-
-
-class _TiedCode(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, W: Tensor, bias: Tensor, pattern: Pattern) -> Any:
-        ctx.pattern, ctx.backend = pattern, backend_for(x.device)
-        f = (ctx.backend.pair_dots(x, W, pattern) + bias.index_select(0, pattern.latents)).relu_()
-        ctx.save_for_backward(x, W, f)
-        return f, ctx.backend.rows_sum(f, W, pattern)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (x, W, f), grad_x_hat = ctx.saved_tensors, grads[1].contiguous()
-        grad = ctx.backend.pair_dots(grad_x_hat, W, ctx.pattern).add_(grads[0]).mul_(f > 0)
-        return (
-            ctx.backend.rows_sum(grad, W, ctx.pattern) if ctx.needs_input_grad[0] else None,
-            ctx.backend.latents_sum_of_two(grad, x, f, grad_x_hat, ctx.pattern),
-            _bias_grad(ctx, grad),
             None,
         )

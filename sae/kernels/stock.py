@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae.kernels.ops import Pattern
+from sae.kernels.pattern import ByLatent, Pattern
 
 Selected = tuple[Int[Tensor, " batch_plus_1"], Int[Tensor, " pairs"]]
 
@@ -30,13 +30,11 @@ def select_batch_topk(pre: Float[Tensor, "batch d_sae"], k: int) -> Selected:
     return _compressed(mask.view_as(pre) & (pre > 0))
 
 
-def transpose(
-    pattern: Pattern,
-) -> tuple[Int[Tensor, " d_sae_plus_1"], Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
+def transpose(pattern: Pattern) -> ByLatent:
     """Pairs by latent: offsets, row of each, number of each in the pattern."""
     order = pattern.latents.argsort(stable=True)
     counts = torch.bincount(pattern.latents, minlength=pattern.d_sae)
-    return _offsets(counts), pattern.rows[order], order
+    return ByLatent(_offsets(counts), pattern.rows[order], order)
 
 
 def pair_dots(
@@ -60,17 +58,6 @@ def latents_sum(
     """See `sae.kernels.ops`."""
     out = x.new_zeros(pattern.d_sae, x.shape[1])
     return out.index_add_(0, pattern.latents, values[:, None] * x[pattern.rows])
-
-
-def latents_sum_of_two(
-    values: Float[Tensor, " pairs"],
-    x: Float[Tensor, "batch d_in"],
-    more_values: Float[Tensor, " pairs"],
-    more_x: Float[Tensor, "batch d_in"],
-    pattern: Pattern,
-) -> Float[Tensor, "d_sae d_in"]:
-    """The sum of two `latents_sum`."""
-    return latents_sum(values, x, pattern) + latents_sum(more_values, more_x, pattern)
 
 
 def _compressed(mask: Tensor) -> Selected:

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from triton.runtime import KernelInterface
 
-from sae.kernels.ops import Pattern
+from sae.kernels.pattern import ByLatent, Pattern
 
 Selected = tuple[Int[Tensor, " batch_plus_1"], Int[Tensor, " pairs"]]
 
@@ -59,14 +59,12 @@ def select_batch_topk(pre: Float[Tensor, "batch d_sae"], k: int) -> Selected:
     return _fill(pre, thresholds, equals, offsets, int(offsets[-1]))
 
 
-def transpose(
-    pattern: Pattern,
-) -> tuple[Int[Tensor, " d_sae_plus_1"], Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
+def transpose(pattern: Pattern) -> ByLatent:
     """Pairs by latent: offsets, row of each, number of each in the pattern."""
     latents, order = pattern.latents.sort(stable=True)
     # a search, since `bincount` would wait for the device
     each = torch.arange(pattern.d_sae + 1, device=latents.device, dtype=latents.dtype)
-    return torch.searchsorted(latents, each), pattern.rows[order], order
+    return ByLatent(torch.searchsorted(latents, each), pattern.rows[order], order)
 
 
 def pair_dots(
@@ -90,19 +88,8 @@ def latents_sum(
     values: Float[Tensor, " pairs"], x: Float[Tensor, "batch d_in"], pattern: Pattern
 ) -> Float[Tensor, "d_sae d_in"]:
     """See `sae.kernels.ops`."""
-    offsets, rows, order = pattern.by_latent
+    offsets, rows, order = pattern.by_latent(transpose)
     return _sums(values[order], x, offsets, rows)
-
-
-def latents_sum_of_two(
-    values: Float[Tensor, " pairs"],
-    x: Float[Tensor, "batch d_in"],
-    more_values: Float[Tensor, " pairs"],
-    more_x: Float[Tensor, "batch d_in"],
-    pattern: Pattern,
-) -> Float[Tensor, "d_sae d_in"]:
-    """The sum of two `latents_sum`."""
-    return latents_sum(values, x, pattern).add_(latents_sum(more_values, more_x, pattern))
 
 
 def _sums(values: Tensor, matrix: Tensor, offsets: Tensor, indices: Tensor) -> Tensor:

@@ -25,10 +25,10 @@ from sae.language.quiet import quiet
 from sae.language.sites import FAMILIES
 from sae.language.sizes import LMSizes, sizes_of
 from sae.language.text import Tokenizer
-from sae.lockstep import once
 from sae.provenance import content_key
 from sae.registry import Registry
 from sae.settings import Absolute, Settings, setting
+from sae.sharing import sharing
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class LMSource(Settings, ABC):
     def load(self, device: str = "cpu") -> LanguageModel:
         """The LM, fetched or converted first where the cache lacks it.
 
-        SAEs that train in lockstep share one.
+        SAEs that train side by side share one.
 
         Raises:
             SourceError: If it cannot be had; the message says what to do.
@@ -89,7 +89,7 @@ class LMSource(Settings, ABC):
             tokenizer = self.load_tokenizer()
             return LanguageModel(model, tokenizer, name=self.name, identity=self.identity())
 
-        return once(("lm", content_key(self.identity()), device), made)
+        return sharing().once(("lm", content_key(self.identity()), device), made)
 
     @property
     def at_hand(self) -> bool:

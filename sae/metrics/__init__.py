@@ -3,7 +3,7 @@
 from sae.metrics.activations import FeatureActivations
 from sae.metrics.firing import Firing
 from sae.metrics.next_token import NextToken
-from sae.metrics.other_definitions import OTHER_DEFINITIONS, OtherDefinitions
+from sae.metrics.other_libraries import OTHER_DEFINITIONS, OtherDefinitions
 from sae.metrics.reconstruction import Reconstruction
 from sae.metrics.robust import LIGHT_MEDIANS, RobustReconstruction
 

@@ -1,25 +1,36 @@
 """What a run costs, as pure functions: bytes and steps."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
 
 from sae.activations.cache import Layout, StoreSpec
-from sae.dictionaries.base import ARCHITECTURES, Dictionary
-from sae.dictionaries.tied import Tied
+from sae.dictionaries import build_dictionary
 from sae.language.sizes import LMSizes
 
 FLOAT32 = 4
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
-_MORE_VECTORS = {"gated": 2, "jumprelu": 1, "thresholding": 2}
-"""Trained numbers of each latent beside its weights and its bias."""
 CONTEXT_ARRAY_ENTRIES = 2**20
 """Entries in a chunk of the arrays `tokens` and `document` of a store."""
 
 
-def parameters(architecture: str, d_in: int, d_sae: int) -> int:
-    """Trained numbers: one matrix where it is tied, two and a bias more where not."""
-    tied = issubclass(ARCHITECTURES.get(architecture, Dictionary), Tied)
-    matrices, biases = (1, d_sae) if tied else (2, d_sae + d_in)
-    return matrices * d_in * d_sae + biases + _MORE_VECTORS.get(architecture, 0) * d_sae
+def parameters(
+    config: Mapping[str, Any], *, d_in: int, d_out: int | None = None, widths: Sequence[int] = ()
+) -> int:
+    """Trained numbers of a configured dictionary, counted on one that takes no memory.
+
+    Args:
+        config: As for `build_dictionary`.
+        d_in: Width of the input.
+        d_out: Width of a transcoder's target.
+        widths: Widths of a crosscoder's layers.
+    """
+    with torch.device("meta"):
+        dictionary = build_dictionary(
+            config, d_in=d_in, d_out=d_out, widths=widths, mean=torch.empty(d_in + (d_out or 0))
+        )
+    return sum(parameter.numel() for parameter in dictionary.parameters())
 
 
 def rows_of(spec: StoreSpec) -> int:

@@ -3,8 +3,8 @@
 from functools import cached_property
 from typing import Any
 
-from sae.activations.build import build_source
 from sae.activations.cache import StoreSpec
+from sae.activations.from_config import build_source
 from sae.activations.rows import ROWS_PER_CHUNK
 from sae.activations.sources import LMActivations
 from sae.activations.store import ActivationStore
@@ -103,11 +103,17 @@ class Member:
             return self.baseline.latents(self.width)
         return max(1, round(self.config["sae"]["dict_ratio"] * d_layer))
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         """Trained numbers."""
-        assert self.d_in is not None
-        return costs.parameters(self.config["sae"]["architecture"], self.d_in, self.d_sae)
+        assert self.widths is not None
+        if self.baseline is not None:
+            return 2 * self.width * self.d_sae + self.d_sae + self.width
+        if self.ends is not None and self.ends.pair:
+            d_in, d_out = self.widths
+            return costs.parameters(self.config["sae"], d_in=d_in, d_out=d_out)
+        widths = self.widths if len(self.widths) > 1 else ()
+        return costs.parameters(self.config["sae"], d_in=self.width, widths=widths)
 
     @property
     def measures_lm(self) -> bool:
@@ -142,11 +148,6 @@ class Member:
         logits = costs.logits_memory(self.sizes.vocab_size, self.lm_dtype, self.ctx, batch_contexts)
         weights = self.sizes.parameters * costs.ITEMSIZE[self.lm_dtype]
         return {"LM": weights, "logits": logits}
-
-    def ablation_passes(self, split: str) -> int:
-        """LM passes that an earlier measurement saves: those of zero and mean ablation."""
-        folder = self.specs[split].folder / "ablations"
-        return 0 if any(folder.glob(f"{self.ends}.*.json")) else 2
 
 
 _KNOWN: dict[Any, LMSizes | None] = {}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sae.errors import ConfigError
 from sae.planning.machine import Machine, free_disk
-from sae.planning.measured import Passes
+from sae.planning.measured import Capture
 
 PROGRAM_BYTES = 700_000_000
 """Python with PyTorch, Lightning and transformers, before any data."""
@@ -36,7 +36,7 @@ class Stage:
         disk: Bytes that the cache will grow by; None: unknown until the LM is there.
         memory: Bytes of RAM held at its peak beside the program, by what holds them; None: unknown.
         steps: Optimiser steps.
-        passes: Of the LM, if they are what the stage does; None: only the stage itself can tell
+        captures: LM passes, if they are what the stage does; None: only the stage itself can tell
             its time.
     """
 
@@ -45,7 +45,7 @@ class Stage:
     disk: int | None = 0
     memory: dict[str, int] | None = field(default_factory=dict)
     steps: int | None = 0
-    passes: list[Passes] | None = field(default_factory=list)
+    captures: list[Capture] | None = field(default_factory=list)
 
     @property
     def peak(self) -> int | None:
@@ -58,14 +58,9 @@ class Stage:
         Args:
             paces: What `measured.measure` found.
         """
-        if self.passes is None or any(one.kind not in paces for one in self.passes):
+        if self.captures is None or any(one.kind not in paces for one in self.captures):
             return None
-        return sum((one.tokens * paces[one.kind] for one in self.passes), 0.0)
-
-    def add(self, passes: Passes) -> None:
-        """Add passes of the LM."""
-        if self.passes is not None:
-            self.passes.append(passes)
+        return sum((one.tokens * paces[one.kind] for one in self.captures), 0.0)
 
     def hold(self, memory: Mapping[str, int]) -> None:
         """Take these bytes as the peak where they are more than what was known."""
@@ -74,7 +69,7 @@ class Stage:
 
     def unknown(self) -> None:
         """Sizes are not known yet: put nothing invented."""
-        self.disk = self.memory = self.passes = self.steps = None
+        self.disk = self.memory = self.captures = self.steps = None
 
 
 @dataclass

@@ -6,14 +6,15 @@ from typing import Any
 
 from sae.activations.cache import StoreSpec, stores_dir
 from sae.activations.sources import LMActivations
+from sae.activations.stream import SMALL
 from sae.dictionaries import ARCHITECTURES
 from sae.language.wheel_lm import WheelLM
 from sae.planning import costs
-from sae.planning.measured import capturing, predicting
+from sae.planning.measured import Capture
 from sae.planning.member import Member, points_in
 from sae.planning.plan import Plan, Stage, joined, size
 from sae.training.resampling import ResampleSettings
-from sae.types import Ends, Point
+from sae.types import Point
 
 _LISTS = (
     ("activations", "layer"), ("activations", "site"), ("sae", "l1"), ("sae", "k"),
@@ -22,8 +23,6 @@ _LISTS = (
 _CONVERT_BYTES = 6
 """Of memory while a GGUF file is converted, for each parameter: float32 and bfloat16."""
 _RESAMPLED_AT_ONCE = 8192
-_STREAM_KEPT = 131_072
-"""Rows of a streamed split that are kept in memory: sae.activations.stream.SMALL."""
 
 
 def plan_runs(configs: Sequence[Mapping[str, Any]], *, together: bool = False) -> Plan:
@@ -116,7 +115,7 @@ def _fetch(members: Sequence[Member]) -> Stage:
             if stage.disk is not None:
                 stage.disk += wheel.bytes or 0
     if words:
-        stage.found, stage.passes = joined(words), None
+        stage.found, stage.captures = joined(words), None
     return stage
 
 
@@ -170,17 +169,19 @@ def _harvest(members: Sequence[Member]) -> Stage:
         contexts = member.activations["batch_contexts"]
         tokens = spec.tokens // spec.ctx * spec.ctx
         lm: Any = member.source.source  # pyright: ignore[reportAttributeAccessIssue]
-        stage.add(capturing(lm, member.device, tokens, (contexts, spec.ctx), points))
+        assert stage.captures is not None
+        shape = (contexts, spec.ctx)
+        stage.captures.append(Capture(lm, member.device, tokens, shape, tuple(points)))
         stage.hold(costs.harvest_memory(sizes, member.lm_dtype, spec, widths, contexts))
     if new and not missing:  # tokens alone
-        stage.passes = None
+        stage.captures = None
     return stage
 
 
 def _train(jobs: Sequence[Sequence[Member]]) -> Stage:
     """Steps, resampling and validations. SAEs of one job are in memory together."""
     steps = sum(member.steps for job in jobs for member in job)
-    stage = Stage("train", steps=steps, passes=None)
+    stage = Stage("train", steps=steps, captures=None)
     for job in jobs:
         if any(m.d_in is None or (m.watched and m.sizes is None) for m in job):
             stage.unknown()
@@ -198,15 +199,6 @@ def _resampling(member: Member) -> tuple[int, int]:
     return len(settings.at_tokens), sample
 
 
-def _ablations(member: Member, ablated: set[tuple[str, Ends]]) -> int:
-    """Passes under zero and mean ablation: made once for a store and point."""
-    assert member.ends is not None
-    key = (member.specs["test"].key, member.ends)
-    passes = 0 if key in ablated else member.ablation_passes("test")
-    ablated.add(key)
-    return passes
-
-
 def _hold_training(stage: Stage, job: Sequence[Member]) -> None:
     first = job[0]
     d_in = first.d_in or 0
@@ -222,7 +214,7 @@ def _hold_training(stage: Stage, job: Sequence[Member]) -> None:
         logits = first.lm_memory(max(1, first.batch_size // first.ctx))
         peaks = {"logits and their gradients": 2 * logits["logits"]}
     if first.stream and first.sizes is not None:
-        kept = sum(r for s, r in first.rows.items() if s != "train" and r <= _STREAM_KEPT)
+        kept = sum(r for s, r in first.rows.items() if s != "train" and r <= SMALL)
         resident["kept rows"] = kept * first.width * costs.ITEMSIZE[first.stored]
         resident["LM"] = first.sizes.parameters * costs.ITEMSIZE[first.lm_dtype]
     widest = max(job, key=lambda member: member.d_sae)
@@ -247,7 +239,7 @@ def _hold_training(stage: Stage, job: Sequence[Member]) -> None:
 
 def _evaluate(members: Sequence[Member]) -> Stage:
     """Evaluations of every saved SAE on the test split; SAEs are float32 there."""
-    stage, ablated = Stage("evaluate"), set()
+    stage = Stage("evaluate", captures=None)
     for member in members:
         if member.d_in is None:
             stage.unknown()
@@ -267,8 +259,4 @@ def _evaluate(members: Sequence[Member]) -> Stage:
             tokens = min(member.setting("downstream", "num_tokens"), member.specs["test"].tokens)
             at_once = min(contexts, max(1, tokens // member.ctx))
             stage.hold(resident | member.lm_memory(at_once))
-            lm: Any = member.source.source  # pyright: ignore[reportAttributeAccessIssue]
-            shape, passes = (at_once, member.ctx), 2 + _ablations(member, ablated)
-            stage.add(predicting(lm, member.device, tokens, shape, member.ends, passes))
-    stage.passes = stage.passes or None  # without `downstream` only the stage itself can tell
     return stage

@@ -15,12 +15,12 @@ def print_plan(plan: Plan, machine: Machine) -> None:
 
     Args:
         plan: Of one or several runs.
-        machine: Where they would run. If it can, passes of an LM that is here are measured.
+        machine: Where they would run. If it can, and the LM is here, the harvest is timed.
     """
     problem, paces = None, {}
     try:
         check_fits(plan, machine)
-        paces = measure(one for stage in plan.stages for one in stage.passes or ())
+        paces = measure(one for stage in plan.stages for one in stage.captures or ())
     except ConfigError as error:
         problem = error
     runs = f"{plan.members} SAEs" if plan.members > 1 else "one SAE"
@@ -52,8 +52,8 @@ def print_plan(plan: Plan, machine: Machine) -> None:
         console.print("?: unknown until the LM is fetched; the sums are of what is known.")
     if paces:
         console.print(
-            "Time: of the LM's passes, one batch of each kind run now; what else a stage does "
-            "comes on top.", soft_wrap=True, highlight=False,
+            "Time: of the LM's passes, one batch run now; what else a stage does comes on top.",
+            soft_wrap=True, highlight=False,
         )  # fmt: skip
     console.print(
         f"Free: {size(free_disk(plan.cache))} of disk in {plan.cache}, "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from sae.dictionaries.build import sparsity_of
+from sae.dictionaries.from_config import sparsity_of
 from sae.evals.compare import Compared, Pair
 from sae.provenance import write_json
 from sae.reports.files import write_bytes

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae.dictionaries.build import sparsity_of
+from sae.dictionaries.from_config import sparsity_of
 from sae.errors import ArtifactError
 from sae.provenance import content_key, provenance, write_json
 from sae.reports.files import metric, read_json, table_bytes, write_bytes

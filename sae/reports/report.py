@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sae.activations.build import ends_of
-from sae.dictionaries.build import sparsity_of
+from sae.activations.from_config import ends_of
+from sae.dictionaries.from_config import sparsity_of
 from sae.errors import ArtifactError
 from sae.reports.figures import Scale, curves_plot, histogram_plot
 from sae.reports.files import metric, read_json, read_metrics, read_yaml, write_bytes

@@ -2,7 +2,7 @@
 
 module.py       the LightningModule
 resampling.py   when dead latents start again, and what counts as dead
-strategies.py   which inputs they get, and what is set from these
+revival.py      which inputs they get, and what is set from these
 ranks.py        what several training processes tell each other
 schedules.py    warm-ups, decay, spans in tokens or shares of the run
 optimizers.py   Adam, and Adam as the authors ran it

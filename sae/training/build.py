@@ -11,7 +11,7 @@ from sae.activations.datamodule import ActivationDataModule
 from sae.activations.ranges import check_range
 from sae.activations.sources import ActivationSource, LMActivations
 from sae.dictionaries import ARCHITECTURES, build_dictionary
-from sae.dictionaries.build import check_ends, settings_of
+from sae.dictionaries.from_config import check_ends, settings_of
 from sae.dtypes import fast_dtype, resolve_lm
 from sae.errors import ConfigError
 from sae.training.end_to_end import EndToEndModule, EndToEndSettings

@@ -64,7 +64,7 @@ def checksum_of_curves(checkpoint: Mapping[str, Any] | None) -> int | None:
     return None if checkpoint is None else checkpoint.get(CURVES)
 
 
-def forgetprevious_file(run_dir: Path) -> None:
+def forget_previous(run_dir: Path) -> None:
     """Remove the checkpoint before the last one: the run is finished."""
     previous_file(checkpoint_file(run_dir)).unlink(missing_ok=True)
 

@@ -10,7 +10,7 @@ The published rules (Towards Monosemanticity, 2023, appendix "Neuron resampling"
 6. encoder bias := 0 (4 to 6 are `Dictionary.revive`; see `Tied.revive` for tied weights);
 7. Adam's moments are reset for exactly the entries that changed.
 
-Each rule is a function or a method here, in `strategies.py` or in the dictionaries, and is tested
+Each rule is a function or a method here, in `revival.py` or in the dictionaries, and is tested
 by itself. Rules 2 to 6 are the strategy `drawn`, of which `toward="residual"` departs from rule 4:
 the direction is that of x - x_hat, what the dictionary misses of the drawn input. Where a few
 tokens have massive activations (2 % of the default LM's, at six times the norm of the rest) nearly
@@ -32,8 +32,8 @@ from torch import Tensor
 from sae.dictionaries.base import Dictionary, LatentParameter
 from sae.errors import ConfigError
 from sae.settings import Settings, Span, setting
+from sae.training.revival import STRATEGIES, Drawn, Strategy
 from sae.training.schedules import span_tokens
-from sae.training.strategies import STRATEGIES, Drawn, Strategy
 
 
 class ResampleSettings(Settings):

@@ -27,8 +27,8 @@ ENVIRONMENT = {
 MODULES = (
     "train", "evaluate", "lightning", "transformers", "zarr", "numba", "matplotlib.figure",
     "plotly.graph_objects", "jinja2", "sklearn.decomposition", "scipy.optimize", "pandas",
-    "rich.table", "callbacks.build", "callbacks.trainer", "callbacks.checkpoint",
-    "callbacks.manifest", "conf.hooks", "sae.activations.build", "sae.activations.datamodule",
+    "rich.table", "callbacks.from_config", "callbacks.trainer", "callbacks.checkpoint",
+    "callbacks.manifest", "conf.hooks", "sae.activations.from_config", "sae.activations.datamodule",
     "sae.artifacts", "sae.evals.build", "sae.planning", "sae.reports", "sae.training.build",
     "sae.training.baselines", "hydra._internal.core_plugins.basic_launcher",
     "hydra._internal.core_plugins.bash_completion",

@@ -72,7 +72,7 @@ def _sessions(file: Path) -> object:
 
 
 def _of_a_stopped_run(run: Path) -> list[Target]:
-    from callbacks.build import build_loggers
+    from callbacks.from_config import build_loggers
     from sae.training.checkpoints import checksum_of_curves, read_checkpoint
     from train import compose
 
@@ -121,7 +121,7 @@ def _content(checkpoint: dict | None) -> object:
 
 def _of_activations(cache: Path) -> list[Target]:
     """The store and what is known about its rows, read as a training does."""
-    from sae.activations.build import build_source
+    from sae.activations.from_config import build_source
     from sae.training.build import build_data
     from train import compose
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 TINY = ["debug=tiny", "epochs=1", "tokens=4096", "sae=topk", "k=4", "eval=[core]", "logger=none",
         "~callbacks.downstream", "trainer.accelerator=cpu"]  # fmt: skip

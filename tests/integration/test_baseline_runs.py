@@ -12,6 +12,8 @@ import pytest
 from conf.commandline import check_command_line
 from sae.errors import ConfigError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FAST = ["debug=tiny", "eval=[core]"]
 

@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pytest
 import torch
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 OVERRIDES = [

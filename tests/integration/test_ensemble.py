@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FAST = ["debug=tiny", "epochs=3", "eval=[core]", "trainer.validations=2"]
 # All that may differ between members: architecture, width, sparsity, seed; each with resampling.

@@ -11,6 +11,8 @@ import jsonschema
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SCHEMAS = ROOT / "tests" / "fixtures" / "saebench"
 

@@ -15,6 +15,8 @@ from sae.artifacts import load
 from sae.errors import ConfigError, SiteError
 from sae.evals.foreign import put_in_place
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 LM, TEXT = "tiny-llama", "random_words"
 CORE = {"core": {"resamples": 20}}

@@ -6,6 +6,8 @@ import pandas as pd
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 OVERRIDES = [
     "debug=tiny", "epochs=2", "trainer.validations=2", "trainer.checkpoint_every_steps=7",
     "resample.at_tokens=[40%,70%]", "resample.dead_after_tokens=256", "dict_ratio=8",

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 # Resampling at several times, validation, logging and checkpoints at different rhythms.
 OVERRIDES = [

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     "activations=superposition", "logger=none", "trainer.precision=32-true", "resample=none",
     "activations.d_in=32", "activations.num_features=40", "activations.active=2",

@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 import yaml
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FAST = ["debug=tiny", "epochs=1", "eval=[core]", "~callbacks.downstream"]
 

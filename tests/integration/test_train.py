@@ -129,6 +129,7 @@ class TestInProcess:
         own = ["debug=tiny", "~callbacks.downstream", *evals, *overrides]
         return train(compose(own), run_dir)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
     def test_every_architecture_learns(self, architecture, tmp_path):
         settings = (FOLDER / "sae" / f"{architecture}.yaml").read_text()
@@ -143,6 +144,7 @@ class TestInProcess:
         if architecture == "topk":
             assert results["core"]["metrics"]["l0"]["value"] <= 8
 
+    @pytest.mark.slow
     def test_a_target_l0_is_reached(self, tmp_path):
         given = ["l1=1e-2", "target_l0=6", "epochs=40", "dict_ratio=4"]
         results = self.train(tmp_path, "sae=l1", *given)
@@ -172,6 +174,7 @@ class TestInProcess:
         settled = table.loc[table["step"] > short["global_step"], "train/lr"].dropna()
         assert settled.iloc[0] == pytest.approx(1e-3), "the longer run has its own decay"
 
+    @pytest.mark.slow
     def test_a_finished_run_without_checkpoint_is_left_alone(self, tmp_path):
         from sae.errors import ArtifactError
         from train import compose, train
@@ -194,6 +197,7 @@ class TestInProcess:
         with pytest.raises(ArtifactError, match=r"last.ckpt is damaged .* Delete it"):
             self.train(tmp_path, "epochs=1")
 
+    @pytest.mark.slow
     def test_without_validation_and_with_downstream_alone(self, tmp_path):
         results = self.train(
             tmp_path, "epochs=1", "trainer.validations=0", "eval=[downstream]",
@@ -209,6 +213,7 @@ class TestInProcess:
             self.train(tmp_path, "eval=[downstream]", "eval.downstream.num_tokens=8")
         assert not (tmp_path / "config.yaml").exists()
 
+    @pytest.mark.slow
     def test_killed_between_training_and_results(self, tmp_path):
         results = self.train(tmp_path)
         (tmp_path / "results.json").unlink()
@@ -217,6 +222,7 @@ class TestInProcess:
         assert again["core"]["metrics"] == results["core"]["metrics"]
         assert (tmp_path / "metrics.csv").read_bytes() == table
 
+    @pytest.mark.slow
     def test_own_folder_of_activations(self, tmp_path):
         generator = np.random.default_rng(0)
         (tmp_path / "mine").mkdir()
@@ -229,6 +235,7 @@ class TestInProcess:
         assert results["core"]["metrics"]["fvu"]["value"] < 1
         assert "downstream" not in results
 
+    @pytest.mark.slow
     def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(self, tmp_path):
         from sae.errors import DivergedError
         from train import compose, train
@@ -252,7 +259,7 @@ class TestInProcess:
             self.train(tmp_path, "layer=[0,1]")
 
     def test_harvest_only_fills_the_cache_with_all_points(self, caplog):
-        from sae.activations.build import lm_activations, points_of
+        from sae.activations.from_config import lm_activations, points_of
         from train import compose, harvest
 
         config = compose(["debug=tiny", "layer=[0,2]", "site=[resid,mlp]", "harvest_only=true"])
@@ -264,6 +271,7 @@ class TestInProcess:
         assert set(points) <= set(source.store("train").points())
         assert sum("harvest" in record.message for record in caplog.records) == 3  # one a split
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("site", SITES)
     def test_an_sae_of_every_site_learns_and_is_spliced_in(self, site, tmp_path):
         words = ["layer=1", f"site={site}", "sae=topk", "k=8", "epochs=8"]
@@ -274,6 +282,7 @@ class TestInProcess:
         assert results["core"]["metrics"]["fvu"]["value"] < 1
         assert metrics["ce_sae"]["value"] != metrics["ce_clean"]["value"]
 
+    @pytest.mark.slow
     def test_repeated_runs_are_equal_and_seeds_differ(self, tmp_path):
         one, two, other = (
             self.train(tmp_path / name, f"seed={seed}")

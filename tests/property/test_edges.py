@@ -151,7 +151,7 @@ def config_yaml(folder):
     save_config(folder, json.loads(composed()))
 
     def read():
-        from sae.activations.build import build_source
+        from sae.activations.from_config import build_source
         from sae.training.build import check_settings, resolve_dtypes
 
         if saved_config(folder) is None:
@@ -298,6 +298,7 @@ CALM = (manifest, verdict, owner)
 """What is not needed: damage is passed over."""
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of zarr, about what lies beside its files
 @pytest.mark.parametrize("kind", READERS, ids=lambda kind: kind.__name__)
 @quick
@@ -351,6 +352,7 @@ words = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(quick, max_examples=60)
 @example(program="train", line=["=5"])
 @example(program="train", line=["layer=${foo}"])

@@ -142,6 +142,7 @@ def test_kl_against_torchmetrics():
     assert ours == pytest.approx(outside, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth():
     """Documents with a level of error of their own, drawn anew 200 times: 95 % cover."""
     generator = torch.Generator().manual_seed(0)

@@ -18,6 +18,8 @@ from sae.evals.spelling import LETTERS, first_letter, prompt, prompts, vocabular
 from sae.language.text import tokenise
 from sae.types import Point
 
+pytestmark = pytest.mark.slow
+
 FEW = Bootstrap(num_resamples=20)
 SMALL = {"num_words": 300, "num_examples": 3, "min_letters": 1, "min_probe_f1": 0.0}
 

@@ -5,17 +5,14 @@ Each trap is a mistake that is known from another library.
 
 import pytest
 import torch
-from _architectures import D_IN, D_SAE, SETTINGS, build, x_of
+from _architectures import CASES, D_IN, D_SAE, WITH_AUXK, build, x_of
 
-from sae.dictionaries import ARCHITECTURES, build_dictionary
+from sae.dictionaries import build_dictionary
 from sae.dictionaries.auxk import auxk_loss
 from sae.dictionaries.base import Moment
 from sae.dictionaries.jumprelu import PACE, PULL
 from sae.dictionaries.p_anneal import SMALLEST
 from sae.dictionaries.sae import smooth_jump
-
-ESTIMATED = {"jumprelu"}
-"""Whose gradients are estimates: compared with their formula instead of with differences."""
 
 
 def loss_of(dictionary, x, moment=Moment()):  # noqa: B008
@@ -26,7 +23,7 @@ def loss_of(dictionary, x, moment=Moment()):  # noqa: B008
 @pytest.mark.parametrize(
     ("word", "changes"),
     [
-        *((word, {}) for word in sorted(set(ARCHITECTURES) & set(SETTINGS) - ESTIMATED)),
+        *((word, {}) for word in sorted(CASES) if not CASES[word].estimated),
         ("gated", {"gate_trains_decoder": False}),
         ("topk", {"multi_k": True}),
     ],
@@ -192,7 +189,7 @@ def test_smooth_jump_is_the_authors_function():
     torch.testing.assert_close(smooth_jump(pre, t), torch.tensor([0.0, 0.0, 1.0, 2.0, 5.0]))
 
 
-@pytest.mark.parametrize("word", ["topk", "batch_topk", "matryoshka"])
+@pytest.mark.parametrize("word", WITH_AUXK)
 @pytest.mark.parametrize("kernels", ["dense", "sparse"])
 def test_auxk_trains_both_sides_of_dead_latents_and_of_no_others(word, kernels):
     """sparsify 1.3.3 gives the encoder no gradient from AuxK."""
@@ -291,7 +288,7 @@ def test_april_norms_are_free_and_scaling_them_changes_nothing():
     assert dictionary.W_dec.norm(dim=1).mean().item() == pytest.approx(3.0)
 
 
-@pytest.mark.parametrize("word", sorted(set(ARCHITECTURES) & set(SETTINGS)))
+@pytest.mark.parametrize("word", sorted(CASES))
 def test_the_order_of_latents_means_nothing(word):
     """Permuting every latent parameter permutes the code and leaves the reconstruction."""
     dictionary, x = build(word), x_of(30)

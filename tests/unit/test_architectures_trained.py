@@ -5,11 +5,10 @@ from math import exp
 import lightning as L
 import pytest
 import torch
-from _architectures import D_SAE, SETTINGS, build, x_of
+from _architectures import CASES, D_SAE, PENALISED, build, x_of
 
 from sae.activations.datamodule import ActivationDataModule
 from sae.activations.folder import TensorActivations
-from sae.dictionaries import ARCHITECTURES
 from sae.errors import ConfigError
 from sae.training.module import RunLength, SAEModule
 from sae.training.resampling import ResampleSettings
@@ -43,11 +42,13 @@ def train(word, steps=STEPS, ckpt_path=None, folder=None, **settings):
     return module
 
 
-@pytest.mark.parametrize("word", sorted(set(ARCHITECTURES) & set(SETTINGS)))
+@pytest.mark.parametrize(
+    "word", [w if w in ("tied", "topk") else pytest.param(w, marks=pytest.mark.slow) for w in CASES]
+)
 @pytest.mark.parametrize("stop", [10, 17])
 def test_resumed_equals_uninterrupted(word, stop, tmp_path):
     """Weights, buffers, moments, counters and steering, bit for bit; step 12 revives latents."""
-    steered = {"target_l0": 3.0} if ARCHITECTURES[word].coefficient else {}
+    steered = {"target_l0": 3.0} if word in PENALISED else {}
     whole = train(word, **steered)
     train(word, steps=stop, folder=tmp_path, **steered)
     resumed = train(word, ckpt_path=tmp_path / "half.ckpt", **steered)
@@ -77,7 +78,8 @@ def test_positive_weights_stay_positive_and_codes_too():
     assert (module.dictionary.W > 0).any(1).all()
 
 
-@pytest.mark.parametrize("word", [w for w in sorted(SETTINGS) if ARCHITECTURES[w].coefficient])
+@pytest.mark.slow
+@pytest.mark.parametrize("word", PENALISED)
 def test_target_l0_turns_the_right_way(word):
     """Where more fires than asked for, the penalty grows, and the other way round."""
     for target, sign in ((1e-3, 1), (D_SAE - 1e-3, -1)):

@@ -11,6 +11,8 @@ import torch
 
 from benchmarks.speed import OURS
 
+pytestmark = pytest.mark.slow
+
 FEWER = {
     "speed": ["--l0", "8", "--no-peers", "--no-memory"],
     "dead": ["--worlds", "resid", "synthetic", "--architectures", "tied", "topk"],

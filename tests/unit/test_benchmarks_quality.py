@@ -240,6 +240,7 @@ def made_up(key, trained, *, best_lr, control="coefficient"):
     return Contender(name, library, "l1", control, lambda d_sae: 1e-3, 1.0, fit)
 
 
+@pytest.mark.slow
 def test_the_chain_tunes_trains_every_seed_and_never_trains_twice(tmp_path, monkeypatch, cache):
     trained = []
     contenders = {
@@ -281,6 +282,7 @@ def test_the_chain_tunes_trains_every_seed_and_never_trains_twice(tmp_path, monk
         assert {len(cells) for cells in table["rows"]} == {len(table["columns"])}
 
 
+@pytest.mark.slow
 def test_a_printed_command_trains_on_synthetic_vectors(tmp_path, cache, capsys):
     command = "train --method ours/l1 --data synthetic --synthetic-vectors 2048 --lr 1e-3 --value 8"
     main([*command.split(), "--work", str(tmp_path)])

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from sae.checksums import seal
 from sae.errors import StoreError
 
+pytestmark = pytest.mark.slow
+
 WORDS = ("epochs=1", "tokens=4096", "sae=topk", "k=4", "eval=[core]", "logger=none",
          "trainer.validations=0", "trainer.precision=32-true")  # fmt: skip
 

@@ -233,6 +233,7 @@ def test_integral_floats_become_whole_numbers_everywhere():
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
@@ -261,6 +262,7 @@ def yamls(group):
     return sorted(path.stem for path in (FOLDER / group).glob("*.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("group", "option"),
     [

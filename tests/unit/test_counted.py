@@ -72,6 +72,7 @@ def test_settings_that_cannot_be_are_errors(given):
         RowRule(**given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", [RESID, Ends((RESID,), (MLP,))], ids=["one", "pair"])
 def test_rows_that_count_are_those_of_a_slow_loop(where):
     source = activations(where)

@@ -266,6 +266,7 @@ def test_an_sae_of_version_1_is_read(tmp_path):
     assert same(_content(load(tmp_path / "sae")), _content(_sae()))
 
 
+@pytest.mark.slow
 def test_corpus_files_of_a_wheel_heal(toy_wheel, caplog):
     from sae.language.fetch import WheelFile
 
@@ -279,6 +280,7 @@ def test_corpus_files_of_a_wheel_heal(toy_wheel, caplog):
     assert all("is unpacked again" in record.getMessage() for record in caplog.records)
 
 
+@pytest.mark.slow
 def test_wheels_heal(toy_wheel, caplog, monkeypatch):
     from sae.language import fetch as module
     from sae.language.fetch import WheelFile
@@ -311,6 +313,7 @@ def test_wheels_heal(toy_wheel, caplog, monkeypatch):
     assert len(downloads) == tried
 
 
+@pytest.mark.slow
 def test_a_converted_lm_heals(toy_wheel, tiny_lm, monkeypatch, caplog):
     from sae.language import LMSource, wheel_lm
 

@@ -256,6 +256,7 @@ def test_the_thread_ends_when_the_batches_are_dropped():
     assert not prefetching()
 
 
+@pytest.mark.slow
 def test_a_program_that_stops_in_the_middle_ends_at_once():
     code = (
         "import itertools, sys, time\n"
@@ -329,6 +330,7 @@ def trainer(data, tmp_path, callbacks=(), **options):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 17, 34, 66])
 def test_lightning_sees_one_epoch_and_resumes_at_the_global_step(stop, tmp_path):
     whole, data = Recorder(), make(epochs=2)

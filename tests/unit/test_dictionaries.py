@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from _architectures import SETTINGS
+from _architectures import CASES, RATIO, WITH_AUXK, config_of, expected_terms
 
 import sae
 from sae.dictionaries import ARCHITECTURES, build_dictionary
@@ -11,13 +11,11 @@ from sae.dictionaries.codes import DenseCode, SparseCode
 from sae.errors import ConfigError
 from sae.kernels import select_topk
 
-D_IN, RATIO = 12, 3
+D_IN = 12
 
 
 def build(word, *, seed=0, mean=None, **changes):
-    settings = SETTINGS[word] | changes
-    config = {"architecture": word, "dict_ratio": RATIO, **settings}
-    return build_dictionary(config, d_in=D_IN, mean=mean, seed=seed)
+    return build_dictionary(config_of(word, **changes), d_in=D_IN, mean=mean, seed=seed)
 
 
 def x_of(rows=20, seed=1):
@@ -29,10 +27,10 @@ def word(request):
     return request.param
 
 
-def test_every_architecture_has_settings_and_a_yaml(word):
+def test_every_architecture_has_a_case_and_a_yaml(word):
     from conf.commandline import FOLDER
 
-    assert word in SETTINGS, "add the new architecture's settings to this file"
+    assert word in CASES, "add the new architecture to tests/unit/_architectures.py"
     assert f"architecture: {word}" in (FOLDER / "sae" / f"{word}.yaml").read_text()
 
 
@@ -53,33 +51,26 @@ def test_code_agrees_with_dense_activations(word):
     torch.testing.assert_close(code.l1(), f.abs().sum(1))
 
 
+@pytest.mark.parametrize("kernels", ["dense", "sparse"])
+def test_codes_are_those_of_dense_products(word, kernels):
+    dictionary, x = shaken(word).double(), x_of().double()
+    dictionary.kernels = kernels
+    f = dictionary.training_output(x).code.dense()
+    torch.testing.assert_close(f, CASES[word].code(dictionary, x))
+    assert 0 < f.count_nonzero() < f.numel()
+
+
 def test_loss_terms_are_what_the_architecture_says(word):
     """Every term of every architecture by a dense formula, at 0.5 of the penalty."""
     dictionary, x = build(word), x_of()
-    output = dictionary.training_output(x, Moment(0.5))
-    f, x_hat = output.code.dense(), output.x_hat
-    expected = {"reconstruction": sum(((x - x_hat) ** 2).flatten()) / (20 * D_IN)}
-    penalty = f.abs().sum(1).mean()
-    if word in ("april", "crosscoder"):  # with one layer they are the same
-        penalty = (f * dictionary.W_dec.norm(dim=1)).sum(1).mean()
-    elif word == "jumprelu":
-        penalty = (f != 0).sum(1).double().mean().float()
-    elif word == "gated":
-        gate = dictionary.pre(x).relu()
-        penalty = gate.sum(1).mean()
-        by_gate = gate @ dictionary.W_dec + dictionary.b_dec
-        expected["gate"] = (x - by_gate).square().mean()
-    elif word == "matryoshka":
-        parts = [f[:, :end] @ dictionary.W_dec[:end] + dictionary.b_dec for end in (9, 18)]
-        expected["prefixes"] = sum((x - part).square().mean() for part in parts)
-    if dictionary.coefficient:
-        expected["sparsity"] = 0.5 * 1e-2 * penalty
-    assert output.terms.keys() == expected.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(output.terms[name], value)
+    for dead in (None, torch.arange(D_IN * RATIO) % 5 == 0):
+        output = dictionary.training_output(x, Moment(0.5, dead=dead))
+        expected = expected_terms(word, dictionary, x, x, output, penalty=0.5, dead=dead)
+        assert output.terms.keys() == expected.keys()
+        torch.testing.assert_close(output.terms, expected)
 
 
-@pytest.mark.parametrize("word", ["topk", "batch_topk", "matryoshka"])
+@pytest.mark.parametrize("word", WITH_AUXK)
 def test_auxk_is_zero_where_nothing_is_dead(word):
     """A term that were left out would be logged with the last value that it had."""
     dictionary = build(word)
@@ -88,11 +79,10 @@ def test_auxk_is_zero_where_nothing_is_dead(word):
     assert dictionary.training_output(x_of(), Moment(dead=~nobody)).terms["auxk"] > 0
 
 
-@pytest.mark.parametrize("word", sorted(SETTINGS))
 def test_row_losses_average_to_the_loss(word):
     dictionary, x = build(word), x_of()
     terms = dictionary.training_output(x).terms
-    if word in ("batch_topk", "matryoshka"):  # row losses are those of the codes in evaluation
+    if hasattr(dictionary, "_smallest"):  # row losses are those of the codes in evaluation
         dictionary.threshold.fill_(dictionary._smallest - 1e-6)
     torch.testing.assert_close(dictionary.row_losses(x).mean(), sum(terms.values()).detach())
 
@@ -124,8 +114,8 @@ def test_folded_sae_maps_lm_units_to_lm_units(word, scale):
     raw = x / scale
     torch.testing.assert_close(folded(raw), dictionary(x) / scale, atol=2e-5, rtol=2e-5)
     lengths = dictionary.tensors().W_dec.norm(dim=1)  # unit rows: f takes their length
-    if word == "thresholding":
-        lengths = torch.ones(D_IN * RATIO)  # its f has the gain already
+    if CASES[word].gain:
+        lengths = torch.ones(D_IN * RATIO)
     expected = lengths * dictionary.encode(x) / scale
     torch.testing.assert_close(folded.encode(raw), expected, atol=2e-5, rtol=2e-5)
     torch.testing.assert_close(folded.W_dec.norm(dim=1), torch.ones(D_IN * RATIO))
@@ -190,17 +180,6 @@ def test_tied_penalty_cannot_be_beaten_by_longer_rows():
     dictionary.W.data *= 7
     after = dictionary.training_output(x)
     torch.testing.assert_close(before.terms, after.terms)
-
-
-def test_topk_keeps_the_k_largest_and_never_negatives():
-    dictionary, x = build("topk", k=4), x_of()
-    f = dictionary.encode(x)
-    pre = dictionary.pre(x)
-    for row, values in zip(f, pre, strict=True):
-        largest = values.topk(4).indices
-        expected = torch.zeros(D_IN * RATIO)
-        expected[largest] = values[largest].clamp_min(0)
-        torch.testing.assert_close(row, expected)
 
 
 @pytest.mark.parametrize("kernels", ["dense", "sparse"])
@@ -269,21 +248,24 @@ def test_sparse_code_gradient_equals_the_dense_one():
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("config", "named"),
     [
-        ({"architecture": "relu"}, "Choose one of"),
-        ({"architecture": "tied", "dict_ratio": 0, "l1": 1, "centre": "none"}, "above 0"),
-        ({"architecture": "tied", "dict_ratio": 2, "l1": -1.0, "centre": "none"}, "at least 0"),
-        ({"architecture": "tied", "dict_ratio": 2, "l1": 1.0, "centre": "mean"}, "needs the mean"),
-        ({"architecture": "topk", "dict_ratio": 2, "k": 0}, "k=0 must be .* at least 1"),
-        ({"architecture": "topk", "dict_ratio": 2, "k": 25}, "at most d_sae=24"),
-        ({"architecture": "topk", "dict_ratio": 2, "k": True}, "k=True must be a whole number"),
-        ({"architecture": "topk", "dict_ratio": 2, "k": "2"}, "k=2 must be a whole number"),
-        ({"architecture": "tied", "dict_ratio": 2, "l1": float("nan")}, "l1=nan must be"),
-        ({"architecture": "topk", "dict_ratio": 2, "k": 2, "l1": 1}, "l1 is not known.* auxk"),
-        ({"architecture": "matryoshka", "prefixes": [0.5]}, "rising shares"),
+        ({"architecture": "relu"}, ("relu", *CASES)),
+        ({"architecture": "tied", "dict_ratio": 0, "l1": 1}, ("dict_ratio=0", "above 0")),
+        ({"architecture": "tied", "dict_ratio": 2, "l1": -1.0}, ("l1=-1.0", "at least 0")),
+        ({"architecture": "tied", "l1": 1.0, "centre": "mean"}, ("centre=mean",)),
+        ({"architecture": "tied", "l1": 1.0, "centre": "all"}, ("centre=all", "none", "mean")),
+        ({"architecture": "topk", "dict_ratio": 2, "k": 0}, ("k=0", "at least 1")),
+        ({"architecture": "topk", "dict_ratio": 2, "k": 25}, ("k=25", "d_sae=24")),
+        ({"architecture": "topk", "dict_ratio": 2, "k": True}, ("k=True", "whole number")),
+        ({"architecture": "topk", "dict_ratio": 2, "k": "2"}, ("k=2", "whole number")),
+        ({"architecture": "tied", "dict_ratio": 2, "l1": float("nan")}, ("l1=nan",)),
+        ({"architecture": "topk", "dict_ratio": 2, "k": 2, "l1": 1}, ("l1", "k", "auxk")),
+        ({"architecture": "matryoshka", "prefixes": [0.5]}, ("prefixes=[0.5]",)),
     ],
 )
-def test_bad_settings_name_what_is_allowed(config, message):
-    with pytest.raises(ConfigError, match=message):
+def test_bad_settings_name_key_and_what_is_allowed(config, named):
+    with pytest.raises(ConfigError) as caught:
         build_dictionary(config, d_in=D_IN)
+    for part in named:
+        assert part in str(caught.value)

@@ -13,6 +13,8 @@ from conf.commandline import check_command_line
 from sae.errors import ConfigError, DivergedError, StoreError
 from sae.training.divergence import PATIENCE_STEPS, Watch, not_finite, state_of
 
+pytestmark = pytest.mark.slow
+
 WORLD = [
     "activations=superposition", "activations.d_in=8", "activations.num_features=16",
     "activations.active=2", "tokens=2048", "activations.val_tokens=256",

@@ -73,6 +73,7 @@ def test_files_of_the_house_that_are_named_exist(path):
         assert (ROOT / file).exists(), f"{file} is not there"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", all_commands())
 def test_commands_are_accepted(words, monkeypatch, tmp_path):
     program, *arguments = words

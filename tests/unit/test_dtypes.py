@@ -155,6 +155,7 @@ def test_a_gpu_is_asked_and_no_product_is_timed(dtypes, monkeypatch, there):
     assert dtypes.fast_dtype("sae", "cuda") == expected
 
 
+@pytest.mark.slow
 def test_a_process_that_this_one_starts_inherits_the_verdict(dtypes, monkeypatch):
     monkeypatch.setattr(dtypes, "measure", lambda kind, dtype, rows: 2.0 if kind == "lm" else 0.1)
     assert [dtypes.fast_dtype(kind, "cpu") for kind in ("lm", "sae")] == ["bfloat16", "float32"]

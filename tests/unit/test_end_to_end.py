@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sae.activations.build import lm_activations
 from sae.activations.contexts import ContextDataModule
+from sae.activations.from_config import lm_activations
 from sae.dictionaries import build_dictionary
 from sae.errors import ConfigError
 from sae.functional import prediction_mask
@@ -50,6 +50,7 @@ def at_full_penalty(monkeypatch):
     monkeypatch.setattr(SAEModule, "_moment", lambda self: NOMINAL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep_first", [False, True])
 @pytest.mark.parametrize("where", ENDS)
 @pytest.mark.parametrize("loss", ["kl", "ce"])
@@ -94,6 +95,7 @@ def test_losses_equal_a_slow_loop(tiny_lm, at_full_penalty, where, loss, keep_fi
         torch.testing.assert_close(output.terms[name], value, atol=2e-6, rtol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ENDS)
 def test_gradients_are_the_slope_of_the_loss_and_reach_the_sae_alone(at_full_penalty, where):
     data = prepared(where)
@@ -122,6 +124,7 @@ def test_gradients_are_the_slope_of_the_loss_and_reach_the_sae_alone(at_full_pen
         assert (parameter.grad * direction).sum().item() == pytest.approx(slope, rel=0.01, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "trained"), [([], False), (["true"], True)])
 def test_no_squared_error_trains_the_decoder_of_a_gated_sae(at_full_penalty, words, trained):
     from train import compose
@@ -160,6 +163,7 @@ def test_every_epoch_reads_every_context_once_and_any_step_is_reached():
     assert len(batches[20]) == 93
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

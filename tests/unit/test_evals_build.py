@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from sae.activations.build import lm_activations
 from sae.activations.folder import FolderActivations
+from sae.activations.from_config import lm_activations
 from sae.activations.sources import LMActivations
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ArtifactError, ConfigError, SourceError, StoreError
@@ -93,6 +93,7 @@ def test_the_text_of_the_training_is_known_by_its_content(own, tmp_path):
     assert source.specs["test"].test_fraction == 0.2
 
 
+@pytest.mark.slow
 def test_results_that_differ_get_their_own_names(sae, tmp_path):
     def file(evals=SETTINGS, **other):
         source = source_of(sae, **other)

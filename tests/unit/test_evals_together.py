@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sae.activations.build import lm_activations
+from sae.activations.from_config import lm_activations
 from sae.activations.sources import LMActivations
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ConfigError
@@ -12,6 +12,8 @@ from sae.evals.build import prepare_test, run_evals, source_of
 from sae.evals.names import result_file
 from sae.functional import next_token_cross_entropy, prediction_mask
 from sae.types import Point
+
+pytestmark = pytest.mark.slow
 
 LM = {"kind": "random", "name": "tiny-llama", "family": "llama"}
 TEXT = {"kind": "random_words", "name": "words", "num_documents": 60}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from _families import EVERY
 from torch import nn
 
 from sae.language.names import NAMES, nnsight_name, read_name
@@ -72,7 +73,7 @@ def of():
     return get
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=EVERY)
 def lm(request, of):
     return of(request.param)
 
@@ -127,6 +128,7 @@ def test_identity_splices_leave_the_logits_of_transformers(lm, tokens):
     assert_splices(lm, tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "settings"), VARIANTS, ids=str)
 def test_the_contract_holds_with_other_settings(family, settings, tokens):
     lm = made(family, **settings)
@@ -134,7 +136,7 @@ def test_the_contract_holds_with_other_settings(family, settings, tokens):
     assert_splices(lm, tokens)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_what_is_special_is_at_work(family, of, tokens):
     """Windows, soft-caps and factors change these logits: the contract above is about them."""
     special = [name for name in TINY[family] if name in NEUTRAL]

@@ -4,24 +4,24 @@ from functools import cache
 
 import pytest
 import torch
+from _architectures import CASES, UNTIED
+from _architectures import config_of as sae_of
 
 from sae.activations.datamodule import ActivationDataModule
 from sae.activations.folder import TensorActivations
-from sae.dictionaries import ARCHITECTURES
-from sae.dictionaries.untied import Untied
 from sae.errors import ConfigError
 from sae.functional import fvu
 from sae.training.build import build_module, check_settings
-from tests.unit.test_dictionaries import SETTINGS
 
-UNTIED = sorted(word for word, cls in ARCHITECTURES.items() if issubclass(cls, Untied))
+pytestmark = pytest.mark.slow
+
 RESAMPLE = {"at_tokens": [], "dead_after_tokens": "10%", "sample_tokens": 100}
 
 
 def config_of(word, frozen=True, **resample):
     frozen = {} if frozen is None else {"frozen_decoder": frozen}
     return {
-        "sae": {"architecture": word, "dict_ratio": 3, **SETTINGS[word], **frozen},
+        "sae": sae_of(word, **frozen),
         "optimizer": {"lr": 1e-2},
         "resample": RESAMPLE | resample,
         "trainer": {"kernels": "auto", "batch_size": 32, "devices": 1, "accelerator": "cpu"},
@@ -105,9 +105,9 @@ def test_what_cannot_be_frozen_is_refused_before_the_harvest():
     check_settings(config_of("l1", **worst))
 
 
-@pytest.mark.parametrize("word", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("word", sorted(CASES))
 def test_every_untied_yaml_offers_it(word):
     from conf.commandline import FOLDER
 
     offered = "\nfrozen_decoder: false" in (FOLDER / "sae" / f"{word}.yaml").read_text()
-    assert offered == issubclass(ARCHITECTURES[word], Untied)
+    assert offered == (word in UNTIED)

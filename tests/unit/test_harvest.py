@@ -83,6 +83,7 @@ def test_what_is_there_costs_nothing():
     run_harvest([MLP], source, corpus)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_contexts", [1, 4, 9, 20, 1000])
 def test_batches_of_any_size_give_the_same_rows(batch_contexts, tmp_path, monkeypatch):
     expected = tree(run_harvest().folder)
@@ -104,6 +105,7 @@ def test_splits_are_stores_of_their_own():
     assert len({store.tokens.tobytes() for store in stores}) == 3
 
 
+@pytest.mark.slow
 def test_a_killed_harvest_continues_with_the_same_bytes_and_statistics(tmp_path, monkeypatch):
     log = tmp_path / "log"
     spec = make_spec()
@@ -151,6 +153,7 @@ def test_a_torn_chunk_of_a_killed_harvest_is_computed_again():
     assert sum(map(len, source.lm.batches)) == 250 - 4 * 9
 
 
+@pytest.mark.slow
 def test_two_processes_harvest_once(tmp_path):
     log = tmp_path / "log"
     processes = [start_harvest(0.005, log) for _ in range(2)]

@@ -104,7 +104,7 @@ def _composed() -> dict:
 
 
 def _saved_sae(folder: Path, **activations: object) -> Path:
-    from sae.activations.build import lm_activations
+    from sae.activations.from_config import lm_activations
     from sae.artifacts import save_sae
     from sae.dictionaries.sae import SAE, SAEConfig
     from sae.types import Point
@@ -170,6 +170,7 @@ def test_another_dtype_is_no_choice_of_the_lm(watched, tmp_path, lm):
     assert "evil==1.0" in str(error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["lm", "corpus"])
 def test_wheels_that_a_run_folder_names(watched, tmp_path, where):
     for i, wheel in enumerate(_wheels(7)):

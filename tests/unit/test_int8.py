@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from _architectures import SETTINGS
+from _architectures import config_of
 from torch.nn.functional import normalize
 
 from sae.dictionaries import build_dictionary
@@ -96,12 +96,13 @@ def test_the_largest_of_candidates_equal_the_largest_of_all(select, rows):
 
 def dictionary_of(word, kernels):
     changes = {"k": 10} if word in TOPK else {}
-    config = {"architecture": word, "dict_ratio": 10, **SETTINGS[word], **changes}
+    config = config_of(word, dict_ratio=10, **changes)
     dictionary = build_dictionary(config, d_in=D_IN, seed=0)
     dictionary.kernels = kernels
     return dictionary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", [*RELU, *TOPK])
 def test_codes_and_gradients_are_those_of_float32(word, monkeypatch):
     x, W = problem()
@@ -150,6 +151,7 @@ def test_where_the_product_is_not_there_float32_selects(monkeypatch):
     assert torch.equal(codes[0].dense(), codes[1].dense())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["l1", "tied", "topk"])
 def test_training_ends_at_the_same_dictionary(word):
     ends = []

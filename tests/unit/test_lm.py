@@ -4,9 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from _families import EVERY
 from torch import nn
-
-from sae.language.sites import FAMILIES
 
 PLAIN = ("gpt_neox", "gpt2", "llama")
 """Families without a norm, a factor or the stream itself behind the projections."""
@@ -19,7 +18,7 @@ def points_of(lm):
     return [Point(site, layer) for site in lm.family.sites for layer in range(LAYERS)]
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=EVERY)
 def lm(request, tiny_lm):
     return tiny_lm(request.param)
 

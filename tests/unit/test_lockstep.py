@@ -5,7 +5,8 @@ from functools import partial
 
 import pytest
 
-from sae.lockstep import Stopped, broadcast, lockstep, meet, member_name, once, shared
+from sae.lockstep import lockstep
+from sae.sharing import Stopped, sharing
 
 STOP = 6
 
@@ -31,10 +32,10 @@ class Reader:
 
 def collect(reader, start=0, events=None, until=STOP):
     seen = []
-    for item in broadcast("items", start, reader):
+    for item in sharing().stream("items", start, reader):
         seen.append(item)
         if events is not None:
-            events.append((member_name(), item))
+            events.append((sharing().name, item))
         if item == until:
             raise ValueError("gave up")
     return seen
@@ -53,7 +54,7 @@ def test_exactly_one_runs_at_any_time():
     inside, most = [], []
 
     def member():
-        for _ in broadcast("items", 0, Reader()):
+        for _ in sharing().stream("items", 0, Reader()):
             inside.append(1)
             most.append(len(inside))
             threading.Event().wait(0.001)
@@ -106,7 +107,7 @@ def test_an_interrupt_stops_all_members_where_they_wait():
         try:
             collect(reader)
         except Stopped as error:
-            stopped.append((member_name(), error.between))
+            stopped.append((sharing().name, error.between))
             raise
 
     with pytest.raises(KeyboardInterrupt):
@@ -125,10 +126,10 @@ def test_single_values_are_made_once_for_those_who_ask_in_the_same_turn():
 
     def member(asks_at):
         got = []
-        for item in broadcast("items", 0, reader):
-            once("kept", partial(note, kept, item))
+        for item in sharing().stream("items", 0, reader):
+            sharing().once("kept", partial(note, kept, item))
             if item in asks_at:
-                got.append(shared(("sample", item), partial(note, made, item)))
+                got.append(sharing().value(("sample", item), partial(note, made, item)))
         return got
 
     got = lockstep({"a": lambda: member({1, 3}), "b": lambda: member({3}), "c": lambda: member({})})
@@ -143,9 +144,9 @@ def test_meeting_waits_for_all():
     events = []
 
     def member():
-        for _ in broadcast("items", 0, Reader()):
+        for _ in sharing().stream("items", 0, Reader()):
             events.append("item")
-        meet()
+        sharing().meet()
         events.append("after")
 
     lockstep({name: member for name in "abc"})
@@ -155,7 +156,7 @@ def test_meeting_waits_for_all():
 def test_streams_of_other_keys_are_apart():
     readers = {"a": Reader(), "b": Reader()}
     seen = lockstep(
-        {name: lambda name=name: list(broadcast(name, 2, readers[name])) for name in readers}
+        {name: lambda name=name: list(sharing().stream(name, 2, readers[name])) for name in readers}
     )
     assert seen == dict.fromkeys("ab", list(range(2, STOP)))
     assert [reader.starts for reader in readers.values()] == [[2], [2]]
@@ -163,9 +164,9 @@ def test_streams_of_other_keys_are_apart():
 
 def test_alone_everything_is_what_it_would_be_without():
     reader = Reader()
-    assert list(broadcast("items", 3, reader)) == [3, 4, 5]
-    assert [once("x", partial(int, text)) for text in "01"] == [0, 1]
-    assert shared("x", lambda: 7) == 7
-    assert meet() is None
-    assert member_name() is None
+    assert list(sharing().stream("items", 3, reader)) == [3, 4, 5]
+    assert [sharing().once("x", partial(int, text)) for text in "01"] == [0, 1]
+    assert sharing().value("x", lambda: 7) == 7
+    assert sharing().meet() is None
+    assert sharing().name is None
     assert reader.closed == 1

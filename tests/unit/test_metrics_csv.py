@@ -28,6 +28,7 @@ def event_lists(draw):
     return [(step, draw(cells)) for step in steps]
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(events=event_lists(), data=st.data())
 def test_a_killed_and_resumed_table_is_byte_identical(events, data, tmp_path_factory):

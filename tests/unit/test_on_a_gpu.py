@@ -8,7 +8,7 @@ import torch
 from sae.activations.sources import LMActivations
 from sae.types import Point
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TINY = [
     "debug=tiny", "epochs=2", "trainer.validations=1", "trainer.accelerator=auto",

@@ -15,6 +15,7 @@ from train import compose
 K = {"topk": ["k=4"], "batch_topk": ["k=4"]}
 
 
+@pytest.mark.slow
 def test_authors_adam_step_sizes():
     """Measured on the authors' own code with a constant gradient (torchopt 0.7.3)."""
     parameter = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
@@ -76,6 +77,7 @@ def test_biases_move_at_the_users_rate_or_else_the_architectures(words, rates):
     assert {n: found[id(p)] for n, p in module.dictionary.named_parameters()} == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["l1", "gated", "jumprelu", "topk", "batch_topk", "tied"])
 def test_a_long_run_starts_and_steps_as_published(word, monkeypatch):
     """Nothing that only helps a short run is left in it, but for what the user asks for."""

@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+from _architectures import RATIO, TRANSCODERS, config_of, expected_terms
 
-from sae.activations.build import ends_of, lm_activations, points_of
 from sae.activations.datamodule import ActivationDataModule
 from sae.activations.folder import TensorActivations
+from sae.activations.from_config import ends_of, lm_activations, points_of
 from sae.activations.rows import JoinedRows
 from sae.dictionaries import ARCHITECTURES, build_dictionary
 from sae.dictionaries.base import Moment
@@ -16,7 +17,7 @@ from sae.errors import ConfigError, SiteError, StoreError
 from sae.evals import CoreEval, DownstreamEval
 from sae.evals.build import run_evals, source_of
 from sae.training.resampling import resample
-from sae.training.strategies import Drawn
+from sae.training.revival import Drawn
 from sae.types import Ends, Point
 
 LM = {"kind": "random", "name": "tiny-llama", "family": "llama"}
@@ -26,22 +27,15 @@ COUNTS = {"tokens": 1280, "val_tokens": 320, "test_tokens": 640, "ctx": 32, "dty
 EVERY_ROW = {"special": "keep", "max_norm": None}
 PAIR = Ends.parse("mlp.1->mlp_out.1")
 LAYERS = Ends.parse("resid.0+1+2")
-D_IN, D_OUT, RATIO = 12, 7, 3
-SETTINGS = {
-    "l1": {"l1": 1e-2}, "april": {"l1": 1e-2}, "gated": {"l1": 1e-2},
-    "p_anneal": {"l1": 1e-2, "p_end": 0.2, "anneal_start": 0.2},
-    "topk": {"k": 4, "auxk": 1 / 32, "multi_k": True}, "batch_topk": {"k": 4, "auxk": 1 / 32},
-    "matryoshka": {"k": 4, "auxk": 1 / 32, "prefixes": [0.25, 0.5, 1.0]},
-    "jumprelu": {"l0_coefficient": 1e-2, "penalty": "l0", "bandwidth": 0.1, "threshold": 0.1},
-}  # fmt: skip
+D_IN, D_OUT = 12, 7
 
 
 def numbers(*shape, seed=1):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) + 0.5
 
 
-def transcoder(word="l1", *, skip=False, mean=None, seed=0):
-    config = {"architecture": word, "dict_ratio": RATIO, "skip": skip, **SETTINGS[word]}
+def transcoder(word="l1", *, mean=None, seed=0, **changes):
+    config = config_of(word, **changes)
     return build_dictionary(config, d_in=D_IN, d_out=D_OUT, mean=mean, seed=seed)
 
 
@@ -58,7 +52,7 @@ def shaken(dictionary):
     return dictionary
 
 
-@pytest.fixture(params=sorted(SETTINGS))
+@pytest.fixture(params=TRANSCODERS)
 def word(request):
     return request.param
 
@@ -83,10 +77,7 @@ def test_ends_know_what_they_are():
             Ends.parse(wrong)
 
 
-def test_every_untied_architecture_is_tested_here_or_says_why_not():
-    able = {name for name, cls in ARCHITECTURES.items() if cls.transcodes}
-    assert able == set(SETTINGS)
-    assert not ARCHITECTURES["tied"].transcodes
+def test_who_reads_several_layers_is_known_to_the_command_line():
     from conf.schema import JOINING
 
     assert {name for name, cls in ARCHITECTURES.items() if cls.joins} == set(JOINING)
@@ -144,34 +135,23 @@ def test_rows_of_other_lengths_are_not_joined():
         JoinedRows([source.split("train") for source in sources])
 
 
-def test_the_loss_is_about_the_target(word):
-    dictionary, batch = shaken(transcoder(word, skip=True)), numbers(30, D_IN + D_OUT)
-    x, y = batch[:, :D_IN], batch[:, D_IN:]
+@pytest.mark.parametrize(
+    ("word", "changes"), [*((word, {}) for word in TRANSCODERS), ("topk", {"multi_k": True})]
+)
+def test_the_loss_is_about_the_target(word, changes):
+    dictionary = shaken(transcoder(word, skip=True, **changes))
+    x, y = (batch := numbers(30, D_IN + D_OUT)).split([D_IN, D_OUT], dim=1)
     dead = torch.arange(dictionary.d_sae) % 5 == 0
     output = dictionary.training_output(batch, Moment(dead=dead))
-    f = output.code.dense()
-    y_hat = f @ dictionary.W_dec + (x - dictionary.shift) @ dictionary.W_skip + dictionary.b_dec
+    y_hat = (x - dictionary.shift) @ dictionary.W_skip + dictionary.b_dec
+    y_hat = output.code.dense() @ dictionary.W_dec + y_hat
     torch.testing.assert_close(output.x_hat, y_hat)
-    expected = (y - y_hat).square().sum() / (30 * D_OUT)
-    torch.testing.assert_close(output.terms["reconstruction"], expected)
+    torch.testing.assert_close(
+        output.terms, expected_terms(word, dictionary, x, y, output, dead=dead)
+    )
     if word in ("l1", "april"):
         total = sum(output.terms.values()).detach()
         torch.testing.assert_close(dictionary.row_losses(batch).mean(), total)
-    if word == "topk":
-        pre = dictionary.pre(x)
-        larger = torch.zeros_like(pre).scatter(1, (top := pre.topk(16)).indices, top.values.relu())
-        more = larger @ dictionary.W_dec + dictionary.base(x)
-        torch.testing.assert_close(output.terms["multi_k"], (y - more).square().mean() / 8)
-        dead_pre = torch.where(dead, pre, -torch.inf)
-        top = dead_pre.topk(min(int(dead.sum()), D_IN // 2))
-        fit = torch.zeros_like(pre).scatter(1, top.indices, top.values.relu()) @ dictionary.W_dec
-        error = (y - y_hat).detach()
-        auxk = dictionary.auxk * (error - fit).square().mean()
-        torch.testing.assert_close(output.terms["auxk"], auxk)
-    if word == "matryoshka":
-        parts = [f[:, :end] @ dictionary.W_dec[:end] + dictionary.base(x) for end in (9, 18)]
-        expected = sum((y - part).square().mean() for part in parts)
-        torch.testing.assert_close(output.terms["prefixes"], expected)
 
 
 @pytest.mark.parametrize("skip", [False, True])

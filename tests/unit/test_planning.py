@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from _architectures import SETTINGS
+from _architectures import CASES, config_of
+from _families import EVERY
 
 from conf.commandline import FOLDER, check_command_line, compose_job, names_of, parse, resolve
 from conf.schema import check
 from sae.errors import ConfigError
-from sae.language.sites import FAMILIES
 
 ROOT = Path(__file__).parents[2]
 GIGA = 10**9
@@ -32,7 +32,7 @@ def planned(*overrides, **options):
     return {stage.name: stage for stage in plan_runs([composed(*overrides)], **options).stages}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_sizes_are_those_of_the_lm(family, tiny_source):
     from sae.types import Point
 
@@ -42,18 +42,28 @@ def test_sizes_are_those_of_the_lm(family, tiny_source):
         assert sizes.width(Point(site, 1)) == lm.width(Point(site, 1))
 
 
-@pytest.mark.parametrize("word", sorted(SETTINGS))
+@pytest.mark.parametrize("word", sorted(CASES))
 def test_trained_numbers_are_those_of_the_dictionary(word):
     from sae.dictionaries import build_dictionary
     from sae.planning.costs import parameters
 
-    architecture = {"architecture": word, **SETTINGS[word]}
-    dictionary = build_dictionary({"dict_ratio": 4, **architecture}, d_in=32)
-    assert parameters(word, 32, 128) == sum(p.numel() for p in dictionary.parameters())
+    config = config_of(word)
+    dictionary = build_dictionary(config, d_in=32)
+    assert parameters(config, d_in=32) == sum(p.numel() for p in dictionary.parameters())
+
+
+def test_trained_numbers_of_transcoders_and_crosscoders():
+    """Counted by hand: of one matrix a side, their biases, and a skip connection."""
+    from sae.planning.costs import parameters
+
+    config = {"architecture": "l1", "dict_ratio": 2, "l1": 1e-3, "skip": True}
+    assert parameters(config, d_in=6, d_out=4) == 12 * (6 + 4) + 12 + 4 + 6 * 4
+    config = {"architecture": "crosscoder", "dict_ratio": 2, "l1": 1e-3}
+    assert parameters(config, d_in=10, widths=(5, 5)) == 2 * 10 * 10 + 10 + 10
 
 
 def test_cache_bytes_and_steps_are_those_of_a_real_harvest(cache):
-    from sae.activations.build import build_source
+    from sae.activations.from_config import build_source
     from sae.training.build import build_data
 
     overrides = ["debug=tiny", "site=mlp", "activations.ctx=24", "tokens=20000"]
@@ -73,7 +83,7 @@ def test_cache_bytes_and_steps_are_those_of_a_real_harvest(cache):
 
 
 def test_a_half_finished_harvest_needs_only_the_rest(cache):
-    from sae.activations.build import lm_activations
+    from sae.activations.from_config import lm_activations
     from sae.types import Point
 
     overrides = ["debug=tiny", "tokens=20000"]
@@ -89,8 +99,10 @@ def test_a_half_finished_harvest_needs_only_the_rest(cache):
     assert 0 == planned(*overrides)["harvest"].disk < whole
 
 
+@pytest.mark.slow
 def test_jobs_and_lists_add_up_and_share_the_harvest():
     from sae.planning import plan_runs
+    from sae.types import Point
 
     one = planned("debug=tiny", "layer=1")
     listed = plan_runs([composed("debug=tiny", "layer=[0,2]", "seed=[0,1]")])
@@ -100,9 +112,9 @@ def test_jobs_and_lists_add_up_and_share_the_harvest():
         assert plan.members == 4
         assert train.steps == 4 * one["train"].steps
         assert harvest.disk < 2 * one["harvest"].disk  # tokens are kept once
-        assert [p.what for p in harvest.passes] == ["capture resid.0, resid.2"] * 3  # splits
-        counts = [int(p.what.split()[0]) for p in evaluate.passes]
-        assert sorted(counts) == [2, 2, 4, 4]  # ablations are measured once a point
+        both = (Point("resid", 0), Point("resid", 2))
+        assert [one.points for one in harvest.captures] == [both] * 3  # splits
+        assert evaluate.time({}) is None
     apart, shared = (plan_runs(jobs, together=word).stages[2].memory for word in (False, True))
     assert shared["dictionary"] == 2 * apart["dictionary"]
     assert shared["blocks"] == apart["blocks"]
@@ -181,6 +193,7 @@ def test_a_normal_run_refuses_before_the_harvest(cache, tmp_path, monkeypatch):
     assert not cache.exists()
 
 
+@pytest.mark.slow
 def test_the_memory_estimate_is_near_that_of_a_real_run(tmp_path):
     overrides = [
         "debug=tiny", "epochs=1", "dict_ratio=512", "~callbacks.downstream", "eval=[core]",
@@ -210,6 +223,7 @@ def test_the_memory_estimate_is_near_that_of_a_real_run(tmp_path):
     assert estimate == pytest.approx(held, rel=0.3)
 
 
+@pytest.mark.slow
 def test_plan_prints_and_starts_nothing(cache, tmp_path, monkeypatch, capsys):
     from conf.commandline import run_program
 
@@ -222,7 +236,7 @@ def test_plan_prints_and_starts_nothing(cache, tmp_path, monkeypatch, capsys):
         run_program("train", lambda: pytest.fail("it started"))
         shown = capsys.readouterr().out
         assert "nothing was started" in shown
-        assert "one batch of each kind run now" in shown  # the tiny LM is always at hand
+        assert "one batch run now" in shown  # the tiny LM is always at hand
     assert not folder.exists()
     assert not cache.exists()
     with pytest.raises(ConfigError, match="plan=7 must be true or false"):
@@ -251,7 +265,7 @@ def test_a_harvest_takes_the_time_of_one_batch_times_their_number(monkeypatch):
     config = composed("debug=tiny", "tokens=20000")
     ctx, at_once = config["activations"]["ctx"], config["activations"]["batch_contexts"]
     harvest = planned("debug=tiny", "tokens=20000")["harvest"]
-    paces = measure(harvest.passes, clock=lambda: lm.now)
+    paces = measure(harvest.captures, clock=lambda: lm.now)
     point = f"{config['activations']['site']}.{config['activations']['layer']}"
     assert lm.batches == [
         ((n, ctx), (point,)) for n in (1, at_once)
@@ -259,24 +273,6 @@ def test_a_harvest_takes_the_time_of_one_batch_times_their_number(monkeypatch):
     splits = ("tokens", "val_tokens", "test_tokens")
     contexts = sum(int(config["activations"][name]) // ctx for name in splits)
     assert harvest.time(paces) == pytest.approx(2.0 * contexts / at_once)
-
-
-def test_next_token_metrics_are_timed_with_all_their_passes(tiny_source, monkeypatch):
-    from sae.language.lm import LanguageModel
-    from sae.planning.measured import measure, predicting
-    from sae.types import Ends
-
-    now, passes = [0.0], LanguageModel.logits
-
-    def logits(self, tokens, replace=None):
-        now[0] += 1.0
-        return passes(self, tokens, replace)
-
-    monkeypatch.setattr(LanguageModel, "logits", logits)
-    for text, count in (("resid.1", 2), ("resid.1", 4), ("mlp_in.1->mlp_out.1", 4)):
-        work = predicting(tiny_source(), "cpu", 640, (4, 16), Ends.parse(text), count)
-        (pace,) = measure([work], clock=lambda: now[0]).values()
-        assert pace == pytest.approx(count / 64)
 
 
 def test_an_lm_that_must_be_fetched_is_not_timed(cache, capsys, monkeypatch):

@@ -40,6 +40,7 @@ def test_a_dictionary_of_one_latent(tmp_path):
     ])  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sae", ["l1", "gated", "jumprelu", "batch_topk k=1", "lista", "kmeans", "random k=1"]
 )
@@ -57,6 +58,7 @@ def of_equal_rows(folder, *more):
                  f"activations.path={folder / 'a.npy'}")  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [["sae=topk", "k=2"], ["sae=l1", "resample=worst_example"], ["sae=gated"],
@@ -70,6 +72,7 @@ def test_rows_that_are_all_equal_train(tmp_path, words):
     assert "– –" not in page  # there is no interval of FVU
 
 
+@pytest.mark.slow
 def test_contexts_too_short_for_a_prediction(tmp_path):
     from evaluate import evaluate
 
@@ -99,6 +102,7 @@ def overflowing(tiny_lm, tmp_path):
     return [*TINY, "lm=folder", f"lm.path={tmp_path / 'lm'}", "layer=0"]
 
 
+@pytest.mark.slow
 def test_an_overflow_above_the_site_comes_before_training(overflowing, tmp_path):
     with pytest.raises(SourceError, match=r"layer 2 exceeds.*lm\.dtype=float32 or bfloat16"):
         train(tmp_path / "a", *overflowing, "lm.dtype=float16")
@@ -200,6 +204,7 @@ def test_a_cache_that_cannot_be_written(tmp_path):
         make_cache_dir(tmp_path / "file" / "wheels")
 
 
+@pytest.mark.slow
 def test_a_locale_that_is_not_utf8(tmp_path):
     """The programs start again in UTF-8 mode, so that the folder has the name that was given."""
     environment = os.environ | {

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-
-from sae.language.sites import FAMILIES
+from _families import EVERY
 
 LAYERS = 3
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=EVERY)
 def lm(request, tiny_lm):
     return tiny_lm(request.param)
 

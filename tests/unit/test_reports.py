@@ -178,12 +178,14 @@ def test_a_retried_job_counts_as_finished(sweep):
     assert write_sweep(sweep)[2]["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_jobs_that_end_together_leave_whole_files(sweep):
     with ThreadPoolExecutor(4) as pool:
         assert len({len(rows) for rows in pool.map(write_sweep, [sweep] * 6)}) == 1
     assert not [p.name for p in sweep.iterdir() if p.name.endswith(".tmp")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [500, 1000])
 def test_a_long_sweep_reads_a_bounded_number_of_jobs_for_each(tmp_path, monkeypatch, jobs):
     """Writing the table reads every job there is; that happens more and more seldom."""

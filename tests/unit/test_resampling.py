@@ -14,7 +14,7 @@ from sae.training.resampling import (
     resample,
     reset_adam_rows,
 )
-from sae.training.strategies import STRATEGIES, Drawn, WorstExample, draw_inputs
+from sae.training.revival import STRATEGIES, Drawn, WorstExample, draw_inputs
 
 D_IN = 8
 CONFIGS = {

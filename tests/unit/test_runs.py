@@ -42,6 +42,7 @@ def test_contradictions_show_both_values(tmp_path, override, given, both):
         continued(tmp_path, composed(override), [given])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("saved", "words", "message"),
     [
@@ -71,6 +72,7 @@ def test_the_command_line_is_compared_with_the_saved_run(tmp_path, saved, words,
             check_command_line("train", command)
 
 
+@pytest.mark.slow
 def test_auto_continues_with_the_recorded_dtypes(tmp_path):
     """Another machine may find other ones; given by name, the precision may change."""
     save_config(tmp_path, composed("trainer.precision=bf16-mixed", "lm.dtype=bfloat16"))

@@ -16,6 +16,8 @@ from sae.evals.absorbed import Letter
 from sae.evals.saebench import WORDS, to_saebench
 from sae.evals.scr import SCREval
 
+pytestmark = pytest.mark.slow
+
 SCHEMAS = Path(__file__).parents[1] / "fixtures" / "saebench"
 FEW = Bootstrap(num_resamples=5)
 

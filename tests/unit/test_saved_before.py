@@ -13,7 +13,7 @@ import torch
 
 from conf.runs import saved_config
 from evaluate import evaluate
-from sae.activations.build import build_source
+from sae.activations.from_config import build_source
 from sae.artifacts import load
 from sae.evals.build import prepare_test, source_of
 from sae.training.build import build_data
@@ -26,6 +26,7 @@ def run(tmp_path) -> Path:
     return Path(shutil.copytree(SAVED, tmp_path / "run"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["", "sae"], ids=["run", "sae"])
 def test_it_loads_and_evaluates_under_the_default_rule_and_says_so(run, folder):
     results = evaluate(run / folder, {"core": {}, "downstream": {}})

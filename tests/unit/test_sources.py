@@ -420,6 +420,7 @@ def test_a_repository_that_is_not_there_is_one_clear_line(hub):
 # --- cost and noise --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_identity_needs_neither_transformers_nor_network():
     code = (
         "import sys; from sae.language import LMSource, corpus_from_config\n"

@@ -82,6 +82,7 @@ def test_a_massive_last_token_gives_way_to_the_one_before_it(monkeypatch, lm):
         assert result.metrics[name].value == 1, name
 
 
+@pytest.mark.slow
 def test_second_sae_costs_no_pass_and_no_baseline(monkeypatch, lm):
     texts = words(24)
     first = run(monkeypatch, lm, concept_sae(), texts, ks=(1,))
@@ -93,6 +94,7 @@ def test_second_sae_costs_no_pass_and_no_baseline(monkeypatch, lm):
     assert again.metrics["pca_top_1_auc"] == first.metrics["pca_top_1_auc"]
 
 
+@pytest.mark.slow
 def test_csv_takes_the_place_of_the_sets(planted_lm, tmp_path):
     texts, file = words(40), tmp_path / "mine.csv"
     rows = zip(texts.texts, texts.labels, strict=True)

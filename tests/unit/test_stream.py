@@ -12,8 +12,8 @@ from _activations import FakeCorpus, FakeSource
 
 from sae.activations import cache as cache_module
 from sae.activations import stream
-from sae.activations.build import lm_activations
 from sae.activations.datamodule import ActivationDataModule
+from sae.activations.from_config import lm_activations
 from sae.activations.order import ShuffledOrder, shuffled_batches
 from sae.activations.rows import Rows
 from sae.activations.stream import StreamedActivations, measured_chunks
@@ -60,6 +60,7 @@ def size(folder):
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
+@pytest.mark.slow
 def test_batches_splits_and_samples_are_those_of_the_cache_bit_for_bit():
     streamed, cached = prepared(stream=True), prepared()
     for split in SPLITS:
@@ -80,6 +81,7 @@ def test_batches_splits_and_samples_are_those_of_the_cache_bit_for_bit():
     assert torch.equal(data_of(streamed).sample_rows(300, 7), data_of(cached).sample_rows(300, 7))
 
 
+@pytest.mark.slow
 def test_massive_rows_are_left_out_of_small_splits_and_replaced_in_large_ones():
     """Under a cut at 1.1 medians, which leaves out a good part of the rows of a tiny LM."""
     streamed, cached = prepared(stream=True, max_norm=1.1), prepared(max_norm=1.1)
@@ -109,6 +111,7 @@ def test_massive_rows_are_left_out_of_small_splits_and_replaced_in_large_ones():
         assert large.mask(i, x).tolist() == [bool(one) for one in counts]
 
 
+@pytest.mark.slow
 def test_any_step_is_reached_by_arithmetic_and_reads_only_its_blocks(monkeypatch):
     data = data_of(prepared(stream=True))
     expected = batches_from(data, 0)
@@ -121,6 +124,7 @@ def test_any_step_is_reached_by_arithmetic_and_reads_only_its_blocks(monkeypatch
     assert len(read) <= 4 + 4  # the blocks (4 chunks) that hold the last batch
 
 
+@pytest.mark.slow
 def test_only_tokens_are_on_disk(cache: Path):
     streamed = prepared(stream=True)
     before = size(cache)
@@ -133,6 +137,7 @@ def test_only_tokens_are_on_disk(cache: Path):
     assert source().store("train").points() == []
 
 
+@pytest.mark.slow
 def test_a_later_harvest_uses_the_same_tokens():
     tokens = prepared(stream=True).store("train")
     cached = prepared().store("train")
@@ -153,6 +158,7 @@ def test_scale_of_a_large_split_is_measured_on_a_sample_that_stays():
     assert json.dumps(again.stats.to_json()) == json.dumps(sampled.to_json())
 
 
+@pytest.mark.slow
 def test_small_splits_are_computed_once_and_exact():
     streamed, cached = prepared(stream=True), prepared()
     val = streamed.split("val")
@@ -244,6 +250,7 @@ def test_leaving_does_not_wait_for_the_rest_of_a_block():
     assert len(count) == 5
 
 
+@pytest.mark.slow
 def test_a_streamed_run_equals_a_cached_one_and_is_evaluated(tmp_path, cache, monkeypatch):
     """With exact statistics (a split within SMALL) even the saved weights are the same."""
     from evaluate import evaluate

@@ -3,6 +3,7 @@
 import lightning as L
 import pytest
 import torch
+from _architectures import PENALISED
 
 from sae.activations.datamodule import ActivationDataModule
 from sae.activations.folder import TensorActivations
@@ -11,9 +12,10 @@ from sae.synthetic import World
 from sae.training.module import RunLength, SAEModule
 from sae.training.optimizers import OptimizerSettings
 
+pytestmark = pytest.mark.slow
+
 BATCH, STEPS = 128, 600
-START = {"jumprelu": {"l0_coefficient": 3e-3}}
-PENALISED = sorted(word for word, cls in ARCHITECTURES.items() if cls.coefficient)
+START = {"jumprelu": 3e-3}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,11 @@ def data():
 @pytest.mark.parametrize("word", PENALISED)
 def test_reaches_the_asked_l0(data, word):
     (data, held_out), target = data, 5.0
-    config = {"architecture": word, "dict_ratio": 3, **START.get(word, {"l1": 1e-2})}
+    config = {
+        "architecture": word,
+        "dict_ratio": 3,
+        ARCHITECTURES[word].coefficient: START.get(word, 1e-2),
+    }
     module = SAEModule(
         build_dictionary(config, d_in=32, mean=data.mean * data.scale),
         length=RunLength(data.steps, BATCH),

@@ -252,6 +252,7 @@ def test_random_words_are_seeded_and_follow_zipf(random_corpus):
 # --- contexts --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     documents=st.lists(

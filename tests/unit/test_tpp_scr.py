@@ -15,6 +15,8 @@ from sae.evals.scr import SCREval
 from sae.evals.templates import PROFESSIONS, biographies
 from sae.evals.tpp import TPPEval
 
+pytestmark = pytest.mark.slow
+
 FEW = Bootstrap(num_resamples=50)
 
 

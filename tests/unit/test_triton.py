@@ -16,7 +16,7 @@ pytest.importorskip("triton", reason="Triton has wheels for Linux only")
 
 from sae.kernels import triton_gpu  # noqa: E402
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NEAR = {
     torch.float64: {"rtol": 1e-12, "atol": 1e-12},

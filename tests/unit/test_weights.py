@@ -104,6 +104,7 @@ def test_what_would_be_left_out_is_named(saved, family, where):
         source_of(saved).load()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_family_is_named(saved, family):
     configure(saved, model_type="gemma2" if family == "llama" else "llama")
     with pytest.raises(SourceError, match=r"lacks .*model\.(layers|embed)"):

@@ -7,15 +7,15 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import Logger
 
-from callbacks.dashboard import make_wandb_logger
 from callbacks.dead_features import DeadFeatures
 from callbacks.downstream import DownstreamPerplexity
 from callbacks.metrics_csv import MetricsCSV
 from callbacks.reconstruction import Reconstruction
-from sae.activations.build import ends_of
+from callbacks.wandb_logger import make_wandb_logger
 from sae.activations.datamodule import ActivationDataModule
+from sae.activations.from_config import ends_of
 from sae.activations.sources import LMActivations
-from sae.dictionaries.build import sparsity_of
+from sae.dictionaries.from_config import sparsity_of
 from sae.errors import ConfigError
 
 
@@ -67,7 +67,7 @@ def build_loggers(
     sweep = run_dir.parent.name if (run_dir.parent / "multirun.yaml").exists() else None
     # Lightning numbers steps from 0: the row of the last finished step is one below their count
     loggers: list[Logger] = [MetricsCSV(run_dir / "metrics.csv", start_step - 1, checksum)]
-    dashboard = make_wandb_logger(
+    wandb = make_wandb_logger(
         wanted["wandb"],
         folder=run_dir,
         project=wanted["project"],
@@ -76,7 +76,7 @@ def build_loggers(
         name=wanted["name"] or run_name(config),
         config=config,
     )
-    return loggers if dashboard is None else [*loggers, dashboard]
+    return loggers if wandb is None else [*loggers, wandb]
 
 
 def run_name(config: Mapping[str, Any]) -> str:

@@ -10,9 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from callbacks.dashboard import Dashboard, make_wandb_logger
 from callbacks.dead_features import HistogramLogger
+from callbacks.wandb_logger import WandbRun, make_wandb_logger
 from sae.errors import ConfigError
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 HISTOGRAM = {"log10_edges": [-2.0, -1.0, 0.0], "latents": [3, 4], "silent": 1}
@@ -28,7 +30,7 @@ class Keep(logging.Handler):
         if record.levelno >= logging.WARNING:
             warnings.append(record.getMessage())
 logging.getLogger("callbacks").addHandler(Keep())
-from callbacks.dashboard import make_wandb_logger
+from callbacks.wandb_logger import make_wandb_logger
 lazy = "wandb" not in sys.modules
 """
 OFFLINE = (
@@ -154,7 +156,7 @@ def test_a_service_that_misses_the_order_to_end_is_left_behind(tmp_path, monkeyp
         Settings=SimpleNamespace, login=no_server, init=init, teardown=released.wait
     )
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    monkeypatch.setattr("callbacks.dashboard._TEARDOWN_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr("callbacks.wandb_logger._TEARDOWN_TIMEOUT_SECONDS", 0.05)
     waiting = threading.Thread(target=make_wandb_logger, kwargs={"folder": tmp_path}, daemon=True)
     waiting.start()
     waiting.join(30)
@@ -188,14 +190,14 @@ class Run:
 
 
 def test_numbers_carry_their_step_and_no_epoch():
-    board = Dashboard(run := Run())
+    board = WandbRun(run := Run())
     board.log_metrics({"val/fvu": 0.5, "tokens": 8.0, "epoch": 0}, step=3)
     assert run.logged == [{"val/fvu": 0.5, "tokens": 8.0, "trainer/global_step": 3}]
     assert isinstance(board, HistogramLogger)
 
 
 def test_a_failure_costs_one_warning_and_nothing_else(caplog):
-    board = Dashboard(run := Run())
+    board = WandbRun(run := Run())
     run.broken = True
     with caplog.at_level(logging.WARNING):
         for step in range(3):

@@ -17,7 +17,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import WandbLogger
 
 from sae.errors import ConfigError
-from sae.lockstep import once
+from sae.sharing import sharing
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def make_wandb_logger(
     config: Mapping[str, Any] | None = None,
     tags: Sequence[str] = (),
     run_id_file: str | Path | None = None,
-) -> "Dashboard | None":
+) -> "WandbRun | None":
     """Start a W&B run, or continue the one whose id is in `run_id_file`.
 
     Args:
@@ -103,10 +103,10 @@ def make_wandb_logger(
     except Exception as error:  # whatever goes wrong in there, training does not depend on it
         log.warning("W&B is off for this run, it could not start: %s", _short(error))
         return None
-    return Dashboard(run)
+    return WandbRun(run)
 
 
-class Dashboard(WandbLogger):
+class WandbRun(WandbLogger):
     """Lightning's WandbLogger around a run that exists, which never lets W&B stop training."""
 
     def __init__(self, run: Any) -> None:
@@ -196,7 +196,7 @@ class Dashboard(WandbLogger):
             return
         try:
             call()
-        except Exception as error:  # a dashboard must not end a training run of hours
+        except Exception as error:  # a logger must not end a training run of hours
             self._broken = True
             log.warning("W&B stopped, training goes on without it: %s", _short(error))
 
@@ -213,7 +213,7 @@ def _start(arguments: Mapping[str, Any], *, online: bool, expected: bool) -> Any
     )
     # create_new leaves a run alone that a notebook may have open
     arguments = {**arguments, "settings": settings, "reinit": "create_new"}
-    neighbours: list[str] = once("W&B runs", list)  # those of SAEs that train in lockstep
+    neighbours: list[str] = sharing().once("W&B runs", list)
     if online and "offline" not in neighbours:  # what the first found out holds for all
         try:
             if wandb.login(prompt=False, verify=True):

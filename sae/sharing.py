@@ -1,0 +1,75 @@
+"""What trainings in one process have in common; one that is alone makes everything itself.
+
+Code that may run beside others asks `sharing()`, and needs no second path for either case.
+`sae.lockstep` answers it for several trainings; nobody else knows of that.
+"""
+
+from collections.abc import Callable, Generator, Hashable, Iterator
+from contextvars import ContextVar
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Stopped(BaseException):
+    """Raised in every training, where it waits, when all of them are interrupted.
+
+    Args:
+        between: Whether it waits for the next item of a stream: its last step is done.
+    """
+
+    def __init__(self, between: bool) -> None:
+        super().__init__()
+        self.between = between
+
+
+class Sharing:
+    """A training that is alone.
+
+    Attributes:
+        name: Tells a training from those beside it; None: there are none.
+    """
+
+    name: str | None = None
+
+    def stream(
+        self, key: Hashable, start: int, make: Callable[[int], Iterator[T]]
+    ) -> Generator[T, None, None]:
+        """Yield items `start`, `start + 1`, … of a stream that all read at the same time.
+
+        Those that start at different items (runs that continue from different checkpoints) wait
+        for the one that is furthest behind. Items are shared: nobody may write into them.
+
+        Args:
+            key: Tells this stream from others.
+            start: First item.
+            make: Iterates over the stream from a given item on.
+        """
+        del key
+        yield from make(start)
+
+    def value(self, key: Hashable, make: Callable[[], T]) -> T:
+        """A value made once for all that ask for it between two items of their streams.
+
+        It is not kept, and nobody may write into it.
+        """
+        del key
+        return make()
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """A value made by the first that asks, and kept until all have ended."""
+        del key
+        return make()
+
+    def meet(self) -> None:
+        """Wait until all wait: nobody measures while another trains."""
+        self.value("meeting", lambda: None)
+
+
+current: ContextVar[Sharing] = ContextVar("current", default=Sharing())  # noqa: B039
+"""What `sharing` returns; set by `sae.lockstep` in the threads of its members."""
+
+
+def sharing() -> Sharing:
+    """The object to ask for what other trainings of this process may need as well."""
+    return current.get()
