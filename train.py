@@ -35,8 +35,9 @@ def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
 def harvest(config: dict[str, Any]) -> None:
     """Fill the cache for every layer and site of the configuration, in one LM pass a split."""
     from sae import recipes
+    from sae.training.build import resolve_dtypes
 
-    recipes.resolve_dtypes(config)
+    resolve_dtypes(config)
     recipes.harvest(config)
 
 
@@ -78,8 +79,9 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     """Train or fit in a run folder that is this process's own."""
     from callbacks.trainer import build_tools
     from sae import recipes
+    from sae.training.build import resolve_dtypes
 
-    recipes.resolve_dtypes(config)
+    resolve_dtypes(config)
     tools = build_tools(config, run_dir, begin=partial(save_config, run_dir, config))
     try:
         return recipes.run(config, run_dir, tools)

@@ -103,7 +103,7 @@ def run(config: Config, run_dir: Path, tools: Tools) -> dict[str, Any]:
     """Harvest, train or fit, save, evaluate and report one SAE, or go on with the run in `run_dir`.
 
     Args:
-        config: The checked configuration, dtypes resolved (`resolve_dtypes`).
+        config: The checked configuration, dtypes resolved (`sae.training.build.resolve_dtypes`).
         run_dir: The run folder (docs/formats.md), owned by this process.
         tools: What is not in `sae`.
 
