@@ -14,9 +14,8 @@ from sae.activations.store import ActivationStore
 from sae.errors import ConfigError
 from sae.evals.base import SplicedLM
 from sae.evals.downstream import contexts_in, measure
+from sae.interventions import Replacement
 from sae.types import Ends, Point
-
-Splice = Callable[[Tensor], Tensor]
 
 
 class DownstreamPerplexity(L.Callback):
@@ -60,7 +59,7 @@ class DownstreamPerplexity(L.Callback):
         num_tokens: int = 4096,
         every_n_validations: int = 1,
         batch_contexts: int = 8,
-        splice: Callable[[L.LightningModule], Splice] | None = None,
+        splice: Callable[[L.LightningModule], Replacement] | None = None,
     ) -> None:
         if every_n_validations < 1 or batch_contexts < 1:
             raise ConfigError(
@@ -96,7 +95,7 @@ class DownstreamPerplexity(L.Callback):
             values = self.measure(self.splice(pl_module))
             log_values(pl_module, {f"val/{name}": values[name] for name in self.names})
 
-    def measure(self, splice: Splice) -> Mapping[str, float | None]:
+    def measure(self, splice: Replacement) -> Mapping[str, float | None]:
         """All metrics of `sae.metrics.NextToken` for one function of activations."""
         lm = self._loaded()
         if isinstance(splice, torch.nn.Module):
@@ -122,7 +121,7 @@ class DownstreamPerplexity(L.Callback):
         return self._lm
 
 
-def _folded_dictionary(module: L.LightningModule) -> Splice:
+def _folded_dictionary(module: L.LightningModule) -> Replacement:
     """The SAE as it would be saved now."""
     module_with_sae: Any = module
     return module_with_sae.dictionary.folded(module_with_sae.scale)

@@ -25,7 +25,7 @@ from sae.evals.base import (
     estimates,
     register,
 )
-from sae.evals.splicing import Replacement, Replacements, Spared, replacements
+from sae.interventions import Positions, Replacement, Replacements, splice_conditions
 from sae.metrics.next_token import ABLATIONS, NextToken
 from sae.progress import progress
 from sae.provenance import content_key, write_json
@@ -155,10 +155,10 @@ def measure(
         quiet: Show no progress.
     """
     ends = Ends.at(where) if isinstance(where, Point) else where
-    notes, conditions = replacements(ends, splice, mean)
+    notes, conditions = splice_conditions(ends, splice, mean)
     return _measure(
         lm, store, str(ends), notes, conditions, mean.tolist(),
-        [Spared(ends, counted, store.spec.keep_first)],
+        [Positions(ends, counted, store.spec.keep_first)],
         num_tokens=num_tokens, batch_contexts=batch_contexts, quiet=quiet,
     )  # fmt: skip
 
@@ -193,13 +193,13 @@ def measure_together(
     Raises:
         ConfigError: If `num_tokens` hold no context.
     """
-    ablated = [replacements(Ends.at(p), splices[p], mean)[1] for p, mean in means.items()]
+    ablated = [splice_conditions(Ends.at(p), splices[p], mean)[1] for p, mean in means.items()]
     conditions: dict[str, dict[Point, Replacement]] = {"sae": dict(splices)}
     for name in ABLATIONS:
         conditions[name] = {p: fn for one in ablated for p, fn in one[name].items()}
     identity = [entry for mean in means.values() for entry in mean.tolist()]
     spared = [
-        Spared(Ends.at(point), (counted or {}).get(point), store.spec.keep_first)
+        Positions(Ends.at(point), (counted or {}).get(point), store.spec.keep_first)
         for point in splices
     ]
     return _measure(
@@ -216,7 +216,7 @@ def _measure(
     notes: Replacements,
     replaced: Mapping[str, Replacements],
     mean: Sequence[float],
-    spared: Sequence[Spared],
+    spared: Sequence[Positions],
     *,
     num_tokens: int,
     batch_contexts: int,
@@ -238,12 +238,11 @@ def _measure(
     known = _restore(metric, kept)
     of_point = {point: one for one in spared for point in one.ends.points}
     conditions = {
-        name: {point: of_point[point].sparing(fn) for point, fn in those.items()}
+        name: {point: of_point[point].only(fn) for point, fn in those.items()}
         for name, those in replaced.items()
         if name not in known
     }
-    looks = {point: one.note(point) for point, one in of_point.items()}
-    looks |= {point: _both(looks[point], note) for point, note in notes.items()}
+    looks = {point: one.note(point, notes.get(point)) for point, one in of_point.items()}
     ctx = store.tokens.shape[1]
     shown = progress("evaluate predictions", num_contexts * ctx, "tokens")
     with nullcontext(lambda n: None) if quiet else shown as advance:
@@ -270,10 +269,6 @@ def _measure(
     if not known:
         _keep(metric, kept)
     return metric
-
-
-def _both(first: Replacement, second: Replacement) -> Replacement:
-    return lambda activation: second(first(activation))
 
 
 def _restore(metric: NextToken, file: Path) -> tuple[str, ...]:

@@ -142,13 +142,6 @@ def strongest(effect: Float[Tensor, " d_sae"], n: int) -> Bool[Tensor, " d_sae"]
     return chosen
 
 
-def without(
-    pooled: Pooled, chosen: Bool[Tensor, " d_sae"], W_dec: Float[Tensor, "d_sae d_in"]
-) -> Float[Tensor, "texts d_in"]:
-    """Mean activations with the chosen latents at zero and the SAE's error kept."""
-    return pooled.x - pooled.f[:, chosen] @ W_dec[chosen].float()
-
-
 def balanced(
     labels: Int[Tensor, " texts"], positive: int, num_classes: int, generator: torch.Generator
 ) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:

@@ -26,9 +26,9 @@ from sae.evals.perturbation import (
     pool,
     strongest,
     train_probe,
-    without,
 )
 from sae.evals.templates import PROFESSIONS, biographies
+from sae.interventions import without
 from sae.metrics.classification import draws, interval
 from sae.progress import progress
 from sae.settings import Count, setting
@@ -158,7 +158,7 @@ def measure(
         base = clean[f"biased_{kept}"]
         gap = clean[kept] - base
         for n in thresholds:
-            x = without(held_out, strongest(effect, n), W_dec)
+            x = without(*held_out, strongest(effect, n), W_dec)
             won = accuracy(biased, x, kept) - base
             with np.errstate(invalid="ignore", divide="ignore"):
                 score = np.where(gap < _LEAST_GAP, 0.0, won / gap)

@@ -27,8 +27,8 @@ from sae.evals.perturbation import (
     pool,
     strongest,
     train_probe,
-    without,
 )
+from sae.interventions import without
 from sae.language.labelled import LabelledTexts, probe_sets, read_csv
 from sae.metrics.classification import draws, interval
 from sae.progress import progress
@@ -184,7 +184,7 @@ def measure(
     with progress("ablate latents", num_classes * len(thresholds), "sets") as advance:
         for i in range(num_classes):
             for n in thresholds:
-                ablated[i][n] = all_probes(without(held_out, strongest(fitted[i][1], n), W_dec))
+                ablated[i][n] = all_probes(without(*held_out, strongest(fitted[i][1], n), W_dec))
                 advance(1)
     return all_probes(held_out.x), dict(ablated)
 

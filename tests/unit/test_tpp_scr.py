@@ -10,10 +10,11 @@ from sae.activations.labelled import TextActivations
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ConfigError, SourceError
 from sae.evals import EVALS, Bootstrap, EvalResult, scr, tpp
-from sae.evals.perturbation import Pooled, balanced, effects, pool, strongest, train_probe, without
+from sae.evals.perturbation import Pooled, balanced, effects, pool, strongest, train_probe
 from sae.evals.scr import SCREval
 from sae.evals.templates import PROFESSIONS, biographies
 from sae.evals.tpp import TPPEval
+from sae.interventions import without
 
 FEW = Bootstrap(num_resamples=50)
 
@@ -46,7 +47,7 @@ def test_ablation_of_means_equals_encoding_again():
         f[:, chosen] = 0
         slow.append((sae.decode(f) + error).mean(0))
     torch.testing.assert_close(
-        without(pooled, chosen, sae.W_dec), torch.stack(slow), atol=1e-5, rtol=1e-4
+        without(*pooled, chosen, sae.W_dec), torch.stack(slow), atol=1e-5, rtol=1e-4
     )
 
 
