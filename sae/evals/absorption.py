@@ -2,37 +2,78 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae.activations.labelled import text_activations
 from sae.errors import ConfigError, SourceError
-from sae.evals.absorbed import Letter, measure
-from sae.evals.base import Estimate, EvalContext, EvalResult, Resampled, describe, register
-from sae.evals.perturbation import check
-from sae.evals.probes import encode
-from sae.evals.spelling import LETTERS, first_letter, prompts, vocabulary_words
+from sae.evals.base import Estimate, EvalContext, EvalResult, Resampled, check, describe, register
+from sae.functional.absorption import absorbed, f1, num_split
 from sae.metrics.classification import draws, interval
+from sae.probing import linear
+from sae.probing.codes import encode
+from sae.probing.logistic import sparse_scores
+from sae.progress import progress
 from sae.settings import setting
+from sae.tasks.first_letters import LETTERS, first_letter, prompts, vocabulary_words
 
 log = logging.getLogger(__name__)
 _TRAIN_FRACTION = 0.8
 _LEAST_PARAMETERS, _LEAST_LATENTS = 1_000_000_000, 16_000
 
 
+class Letter(NamedTuple):
+    """What was found for one letter.
+
+    Args:
+        letter: In lower case.
+        num_test: Test words that begin with it.
+        probe_f1: Of the probe on the activation.
+        latents: Of the letter: those that the best k-sparse probe reads.
+        sae_f1: Of the k-sparse probes, k = 1, 2, ….
+        fraction: Absorption fraction of each test word that the probe on the activation finds.
+        full: Whether such a word is fully absorbed.
+    """
+
+    letter: str
+    num_test: int
+    probe_f1: float
+    latents: list[int]
+    sae_f1: list[float]
+    fraction: Float[Tensor, " words"]
+    full: Bool[Tensor, " words"]
+
+    def details(self) -> dict[str, Any]:
+        """Plain numbers, by SAEBench's names where it has them; None without such a word."""
+        found = len(self.full)
+        return {
+            "num_test": self.num_test,
+            "probe_f1": self.probe_f1,
+            "latents": self.latents,
+            "sae_f1": self.sae_f1,
+            "mean_absorption_fraction": float(self.fraction.mean()) if found else None,
+            "full_absorption_rate": float(self.full.double().mean()) if found else None,
+            "num_full_absorption": int(self.full.sum()),
+            "num_probe_true_positives": found,
+            "num_split_features": len(self.latents),
+        }
+
+
 @register
 class AbsorptionEval(Resampled):
-    """Absorption of first-letter features, SAEBench's protocol and names (`absorbed.py`).
+    """Absorption of first-letter features by SAEBench's protocol and names.
 
     A linear probe for each letter reads the first letter of a word out of the activation at its
     token; words whose activation does not count are left out. Of the test words that the probe gets
     right: `mean_full_absorption_score` is the share on which all latents of the letter are silent
     and one other latent carries the probe's direction in their place,
     `mean_absorption_fraction_score` how much of that direction others carry; means over letters.
-    `mean_num_split_features` is the number of latents a letter has.
+    `mean_num_split_features` is the number of latents a letter has. Formulas:
+    `sae.functional.absorption`.
     """
 
     name: ClassVar[str] = "absorption"
@@ -162,6 +203,76 @@ class AbsorptionEval(Resampled):
             "probe_accuracy": Estimate(float(accuracy[0]), *bounds),
             **{name: Estimate(float(np.mean(values))) for name, values in means.items()},
         }
+
+
+Words = tuple[Float[Tensor, "_ d_in"], Float[Tensor, "_ d_sae"], Int[Tensor, " _"]]
+"""Activations of words, their codes and the positions of their first letters."""
+
+
+def measure(
+    W_dec: Float[Tensor, "d_sae d_in"],
+    train: Words,
+    test: Words,
+    *,
+    max_k: int,
+    f1_jump: float,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> tuple[list[Letter], Bool[Tensor, " tests"]]:
+    """Every letter that training and test words begin with, and which test words are read right.
+
+    Args:
+        W_dec: Decoder.
+        train: Words that the probes learn from.
+        test: Words that are measured.
+        max_k: Latents that a letter may have.
+        f1_jump: F1 that each further one must add.
+        seed: Of the probes.
+        device: Where they are trained.
+
+    Raises:
+        SourceError: If there is only one such letter.
+    """
+    (x, f, labels), (x_test, f_test, labels_test) = train, test
+    present = sorted(set(labels.tolist()) & set(labels_test.tolist()))
+    if len(present) < 2:
+        raise SourceError(
+            f"Training and test words have {len(present)} first letters in common; absorption "
+            "needs two or more. Raise eval.absorption.num_words, or take another LM."
+        )
+    y = (labels[:, None] == torch.tensor(present)).float()
+    probes = linear.train(x, y, linear.ACTIVATIONS, seed, device, "probes of letters")
+    by_l1 = linear.train(f, y, linear.LATENTS, seed, device, "latents of letters")
+    scores = probes(x_test)
+    W_dec = W_dec.float().cpu()
+    letters = []
+    with progress("first letters", len(present), "letters") as advance:
+        for i, label in enumerate(present):
+            y_test = labels_test == label
+            # not of largest |weight|: a latent of the letter speaks for it
+            order = by_l1.weight[i].topk(max_k).indices
+            sae_f1 = [
+                f1(y_test, sparse_scores(f[:, order[:k]], y[:, i], f_test[:, order[:k]]) > 0)
+                for k in range(1, max_k + 1)
+            ]
+            latents = order[: num_split(sae_f1, f1_jump)]
+            found = y_test & (scores[:, i] > 0)
+            fraction, full = absorbed(
+                x_test[found], f_test[found], W_dec, probes.weight[i], latents
+            )
+            letters.append(
+                Letter(
+                    LETTERS[label],
+                    int(y_test.sum()),
+                    f1(y_test, scores[:, i] > 0),
+                    latents.tolist(),
+                    sae_f1,
+                    fraction,
+                    full,
+                )  # fmt: skip
+            )
+            advance(1)
+    return letters, torch.tensor(present)[scores.argmax(-1)] == labels_test
 
 
 def size_caveat(num_parameters: int, d_sae: int) -> str | None:

@@ -231,6 +231,15 @@ def estimates(
     return joined
 
 
+def check(context: EvalContext, word: str) -> None:
+    """Refuse an SAE whose output stands at another place than its input."""
+    if context.sae.config.d_out not in (None, context.sae.d_in) or context.sae.W_skip is not None:
+        raise ConfigError(
+            f"eval={word} takes latents out of the activation that the SAE reads; a transcoder "
+            "writes to another one. Choose other evaluations."
+        )
+
+
 def describe(context: EvalContext) -> dict[str, Any]:
     """Provenance of a result: versions and machine, the SAE, the point, the text, the dtypes."""
     store = context.store

@@ -15,30 +15,26 @@ from sae.evals.base import (
     EvalContext,
     EvalResult,
     Resampled,
+    check,
     describe,
     register,
 )
-from sae.evals.perturbation import (
-    THRESHOLDS,
-    Pooled,
-    check,
-    effects,
-    pool,
-    strongest,
-    train_probe,
-)
-from sae.evals.templates import PROFESSIONS, biographies
+from sae.evals.tpp import THRESHOLDS
 from sae.interventions import without
 from sae.metrics.classification import draws, interval
+from sae.probing.codes import Pooled, pool
+from sae.probing.linear import TEXT_MEANS, train
+from sae.probing.ranking import effects, strongest
 from sae.progress import progress
 from sae.settings import Count, setting
+from sae.tasks.biographies import PROFESSIONS, biographies
 
 _LEAST_GAP = 0.001
 
 
 @register
 class SCREval(Resampled):
-    """Spurious correlation removal on made-up biographies (`templates.py`), SAEBench's formula.
+    """Spurious correlation removal on made-up biographies by SAEBench's formula.
 
     A probe learns from texts in which profession and gender agree (male professors, female
     nurses). The n latents of largest |effect| on a gender probe go (direction 1); the score is
@@ -119,7 +115,7 @@ class SCREval(Resampled):
 def measure(
     pooled: Pooled,
     labels: Mapping[str, Tensor],
-    train: Tensor,
+    for_training: Tensor,
     W_dec: Tensor,
     *,
     thresholds: list[int],
@@ -131,23 +127,23 @@ def measure(
     Args:
         pooled: All texts.
         labels: `profession` and `gender`, 1 or 0 for each text; all four combinations as often.
-        train: Texts for training; the others test.
+        for_training: Texts for training; the others test.
         W_dec: Decoder.
         thresholds: Numbers of latents.
         seed: Of the probes.
         bootstrap: Of the test texts.
     """
-    fit = pooled.of(torch.where(train)[0])
-    y = {name: label[train] for name, label in labels.items()}
+    fit = pooled.of(torch.where(for_training)[0])
+    y = {name: label[for_training] for name, label in labels.items()}
     agree = torch.where(y["profession"] == y["gender"])[0]
-    biased = train_probe(fit.x[agree], y["gender"][agree], seed)
-    oracle = {name: train_probe(fit.x, label, seed) for name, label in y.items()}
+    biased = train(fit.x[agree], y["gender"][agree], TEXT_MEANS, seed)
+    oracle = {name: train(fit.x, label, TEXT_MEANS, seed) for name, label in y.items()}
 
-    held_out = pooled.of(torch.where(~train)[0])
+    held_out = pooled.of(torch.where(~for_training)[0])
     weights = draws(len(held_out.x), bootstrap.num_resamples, bootstrap.seed)
 
     def accuracy(probe: Any, x: Tensor, name: str) -> np.ndarray:
-        return weights @ probe.right(x, labels[name][~train]).numpy() / weights.sum(-1)
+        return weights @ probe.right(x, labels[name][~for_training]).numpy() / weights.sum(-1)
 
     clean = {name: accuracy(oracle[name], held_out.x, name) for name in labels}
     clean |= {f"biased_{name}": accuracy(biased, held_out.x, name) for name in labels}

@@ -13,19 +13,13 @@ from sae.activations.labelled import kept, text_activations
 from sae.dictionaries.sae import SAE
 from sae.errors import ConfigError, SourceError
 from sae.evals.base import Estimate, EvalContext, EvalResult, Resampled, describe, register
-from sae.evals.probes import (
-    Predictions,
-    encode,
-    principal_components,
-    random_sae,
-    rank,
-    split,
-    top_probes,
-)
-from sae.language.labelled import LabelledTexts, probe_sets, read_csv
 from sae.metrics.classification import binary_scores, draws, interval
+from sae.probing.codes import encode, principal_components, random_sae
+from sae.probing.logistic import Predictions, split, top_probes
+from sae.probing.ranking import rank
 from sae.progress import progress
 from sae.settings import Count, setting
+from sae.tasks.labelled import LabelledTexts, probe_sets, read_csv
 
 TEN_SETS = (
     "5_hist_fig_ismale", "24_headline_isiran", "66_living-room", "87_glue_cola", "92_glue_sst2",

@@ -15,25 +15,21 @@ from sae.evals.base import (
     EvalContext,
     EvalResult,
     Resampled,
+    check,
     describe,
     register,
 )
-from sae.evals.perturbation import (
-    THRESHOLDS,
-    Pooled,
-    balanced,
-    check,
-    effects,
-    pool,
-    strongest,
-    train_probe,
-)
 from sae.interventions import without
-from sae.language.labelled import LabelledTexts, probe_sets, read_csv
 from sae.metrics.classification import draws, interval
+from sae.probing import linear
+from sae.probing.codes import Pooled, pool
+from sae.probing.logistic import balanced
+from sae.probing.ranking import effects, strongest
 from sae.progress import progress
 from sae.settings import Count, setting
+from sae.tasks.labelled import LabelledTexts, probe_sets, read_csv
 
+THRESHOLDS = (2, 5, 10, 20, 50, 100, 500)
 NEWS = ("139_news_class_Politics", "140_news_class_Technology", "141_news_class_Entertainment")
 
 
@@ -164,7 +160,7 @@ def measure(
         for i in range(num_classes):
             rows, y = balanced(labels[train], i, num_classes, generator)
             part = pooled.of(train[rows])
-            probe = train_probe(part.x, y, seed)
+            probe = linear.train(part.x, y, linear.TEXT_MEANS, seed)
             fitted[i] = (probe, effects(part.f, y, probe, W_dec, only_more=True))
             tests[i] = balanced(labels[test], i, num_classes, generator)
             advance(1)

@@ -122,7 +122,7 @@ def test_same_latents_and_scores(ours, theirs, name):
 def test_same_split_and_same_baseline(ours, sae_probes, sets, activations, name):
     from sae_probes.utils_training import find_best_reg
 
-    from sae.evals.probes import split
+    from sae.probing.logistic import split
 
     _, utils_data = sae_probes
     y = utils_data.get_yvals(name)

@@ -243,7 +243,7 @@ def _texts(config):
 
 
 def labelled(folder):
-    from sae.language.labelled import read_csv
+    from sae.tasks.labelled import read_csv
 
     file = folder / "mine.csv"
     file.write_text("text,label\na,x\nb,y\n")

@@ -9,7 +9,7 @@ from _evals import Rows
 from sae.activations.counted import Counted, RowRule
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.evals import EvalContext
-from sae.language.labelled import LabelledTexts
+from sae.tasks.labelled import LabelledTexts
 from sae.types import Point
 
 POINT = Point("resid", 1)

@@ -12,10 +12,12 @@ from sklearn.metrics import f1_score
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ConfigError, SourceError
 from sae.evals import Bootstrap, EvalContext, EvalResult
-from sae.evals.absorbed import absorbed, f1, measure, num_split, sparse_scores, train_probes
-from sae.evals.absorption import AbsorptionEval
-from sae.evals.spelling import LETTERS, first_letter, prompt, prompts, vocabulary_words
+from sae.evals.absorption import AbsorptionEval, measure
+from sae.functional.absorption import absorbed, f1, num_split
 from sae.language.text import tokenise
+from sae.probing import linear
+from sae.probing.logistic import sparse_scores
+from sae.tasks.first_letters import LETTERS, first_letter, prompt, prompts, vocabulary_words
 from sae.types import Point
 
 FEW = Bootstrap(num_resamples=20)
@@ -111,8 +113,8 @@ def test_probes_and_scores_against_scikit_learn():
     x = torch.randn(2500, 5, generator=generator)
     label = (x[:, :3] + 0.7 * torch.randn(2500, 3, generator=generator)).argmax(1)
     y = (label[:, None] == torch.arange(3)).float()
-    probes = train_probes(x, y, "probes", 0, batch_rows=64, weight_decay=1e-4, l1=0.0)
-    again = train_probes(x, y, "probes", 0, batch_rows=64, weight_decay=1e-4, l1=0.0)
+    probes = linear.train(x, y, linear.ACTIVATIONS, 0)
+    again = linear.train(x, y, linear.ACTIVATIONS, 0)
     assert torch.equal(probes.weight, again.weight)
     for i in range(3):
         theirs = LogisticRegression(C=1e4, class_weight="balanced").fit(x, y[:, i])
@@ -123,7 +125,7 @@ def test_probes_and_scores_against_scikit_learn():
         assert ((scores > 0).numpy() == predicted.predict(x[:, :2])).all()
         ours = f1(y[:, i] > 0, scores > 0)
         assert ours == pytest.approx(f1_score(y[:, i], (scores > 0).float()))
-    sparse = train_probes(x, y, "probes", 0, batch_rows=64, weight_decay=0.0, l1=1.0)
+    sparse = linear.train(x, y, linear.ACTIVATIONS._replace(weight_decay=0.0, l1=1.0), 0)
     assert sparse.weight.abs().sum() < probes.weight.abs().sum() / 5
 
 

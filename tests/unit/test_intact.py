@@ -129,7 +129,7 @@ def test_a_hidden_copy_is_no_second_autoencoder(tmp_path):
 
 
 def test_a_pointer_in_place_of_labelled_texts(tmp_path):
-    from sae.language.labelled import read_csv
+    from sae.tasks.labelled import read_csv
 
     (tmp_path / "a.csv").write_text(POINTER)
     with pytest.raises(SourceError, match="git-lfs pointer"):

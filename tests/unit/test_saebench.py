@@ -12,7 +12,7 @@ from _labelled import context_of, planted
 
 from sae.errors import ConfigError
 from sae.evals import Bootstrap, CoreEval, DownstreamEval, Estimate, EvalResult
-from sae.evals.absorbed import Letter
+from sae.evals.absorption import Letter
 from sae.evals.saebench import WORDS, to_saebench
 from sae.evals.scr import SCREval
 
