@@ -326,7 +326,7 @@ def _evaluate(
     from sae.evals.build import run_evals
 
     evaluated = run_evals(load(run_dir / "sae"), data.source, config["eval"], device)
-    return {name: result.to_json() for name, result in evaluated.items()}
+    return {name: result.with_tables(run_dir) for name, result in evaluated.items()}
 
 
 def _publish(results: dict[str, Any], run_dir: Path, loggers: list[Any], step: int) -> None:

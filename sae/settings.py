@@ -135,6 +135,8 @@ def allowed(field: FieldInfo) -> str:
     own = [item.words for item in field.metadata if isinstance(item, Allowed)]
     kinds = list(_kinds(field.annotation))
     words = own or [_WORDS[kind] for kind in kinds if kind in _WORDS]
+    if any(isinstance(kind, type) and issubclass(kind, Settings) for kind in kinds):
+        words = ["a node of settings"]
     choices = [str(kind) for kind in kinds if not isinstance(kind, type)]
     if choices:
         words = ["one of " + ", ".join(choices)]
@@ -184,7 +186,10 @@ def _explained(config: type[Settings], values: Mapping[str, Any], error: Mapping
         return f"{prefix}{name} is not known.{meant} There are: {', '.join(config.model_fields)}."
     if error["type"] == "missing":
         return f"{prefix}{name} has no value. Give one: {prefix}{name}=…"
-    words = str(error.get("ctx", {}).get("error", "")) or allowed(config.model_fields[name])
+    cause = error.get("ctx", {}).get("error", "")
+    if isinstance(cause, ConfigError):  # of a node in this node
+        return f"{prefix}{cause}"
+    words = str(cause) or allowed(config.model_fields[name])
     if error["type"] in ("list_type", "tuple_type"):
         words += (
             ". Write it as a list, in quotes because of the shell: "

@@ -10,16 +10,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae.activations.labelled import text_activations
+from sae.artifacts.placed import PlacedSAE
 from sae.errors import ConfigError, SourceError
-from sae.evals.base import Estimate, EvalContext, EvalResult, Resampled, check, describe, register
+from sae.evals.base import Estimate, Measured, Resampled, refuse_transcoder, register, sampled
 from sae.functional.absorption import absorbed, f1, num_split
-from sae.metrics.classification import draws, interval
+from sae.metrics.classification import draws
 from sae.probing import linear
 from sae.probing.codes import encode
 from sae.probing.logistic import sparse_scores
 from sae.progress import progress
 from sae.settings import setting
 from sae.tasks.first_letters import LETTERS, first_letter, prompts, vocabulary_words
+from sae.types import Split
 
 log = logging.getLogger(__name__)
 _TRAIN_FRACTION = 0.8
@@ -94,30 +96,31 @@ class AbsorptionEval(Resampled):
     )
     seed: int = setting(42, ge=0, help="seed of the draws and the probes")
 
-    def run(self, context: EvalContext) -> EvalResult:
+    def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:
         """Measure."""
-        check(context, self.name)
-        sae, point = context.sae, context.point
+        (placed,) = subjects
+        refuse_transcoder(placed, self.name)
+        sae, point = placed.sae, placed.point
         if point is None or point.site != "resid":
             raise ConfigError(
                 f"eval=absorption reads the residual stream at a word's token; this SAE is at "
-                f"{context.ends}. Choose an SAE with site=resid, or other evaluations."
+                f"{placed.ends}. Choose an SAE with site=resid, or other evaluations."
             )
         if self.max_k > sae.d_sae:
             raise ConfigError(f"max_k={self.max_k}: the SAE has {sae.d_sae} latents.")
-        words, num_train = self._words(context)
+        words, num_train = self._words(placed)
         rng = np.random.default_rng(self.seed)
         texts = [
             text for part in (words[:num_train], words[num_train:])
             for text in prompts(part, self.num_examples, rng)
         ]  # fmt: skip
         x = text_activations(
-            context.lm, point, texts, name="first letters", which="last",
-            max_tokens=context.lm.max_ctx,
+            placed.lm, point, texts, name="first letters", which="last",
+            max_tokens=placed.lm.max_ctx,
         ).x.float()  # fmt: skip
         labels = torch.tensor([LETTERS.index(first_letter(word)) for word in words])
-        if context.counted is not None:
-            counts = context.counted.mask([x], None)  # no word is a special token
+        if placed.counted is not None:
+            counts = placed.counted.mask([x], None)  # no word is a special token
             x, labels, num_train = x[counts], labels[counts], int(counts[:num_train].sum())
         f = encode(sae, x)
         letters, right = measure(
@@ -132,12 +135,11 @@ class AbsorptionEval(Resampled):
                 "min_letters=%d. More words (eval.absorption.num_words) make better probes.",
                 len(counted), self.min_probe_f1, point, self.min_letters,
             )  # fmt: skip
-        parameters = sum(p.numel() for p in context.lm.model.parameters())
+        parameters = sum(p.numel() for p in placed.lm.model.parameters())
         caveat = size_caveat(parameters, sae.d_sae)
         if caveat:
             log.warning(caveat)
-        return EvalResult(
-            eval=self.name,
+        return Measured(
             metrics=self._scores(counted) | self._of_probes(letters, right),
             tokens={"words": len(x), "test words": len(x) - num_train},
             details={
@@ -146,18 +148,16 @@ class AbsorptionEval(Resampled):
                 "letters_counted": [one.letter for one in counted],
                 "letters": {one.letter: one.details() for one in letters},
             },
-            settings=self.model_dump(),
-            provenance=describe(context),
         )
 
-    def _words(self, context: EvalContext) -> tuple[list[str], int]:
+    def _words(self, placed: PlacedSAE) -> tuple[list[str], int]:
         """Training words, then test words; how many are for training."""
-        found = vocabulary_words(context.lm.tokenizer)
+        found = vocabulary_words(placed.lm.tokenizer)
         order = np.random.default_rng(self.seed).permutation(len(found))[: self.num_words]
         num_train = int(_TRAIN_FRACTION * len(order))
         if len(order) - num_train < self.num_examples + 2:
             raise SourceError(
-                f"{len(found)} tokens of {context.lm.name} are words of letters alone, and "
+                f"{len(found)} tokens of {placed.lm.name} are words of letters alone, and "
                 f"num_words={self.num_words}: a fifth of the words must be more than "
                 f"num_examples={self.num_examples} + 1. Raise the one, or lower the other."
             )
@@ -170,18 +170,15 @@ class AbsorptionEval(Resampled):
             "full_absorption_score": [self._drawn(one, one.full.double()) for one in counted],
             "num_split_features": [np.array([float(len(one.latents))]) for one in counted],
         }
-        defined = len(counted) >= self.min_letters
-        found = {}
+        names = [f"{kind}_{name}" for name in values for kind in ("mean", "std_dev")]
+        if len(counted) < self.min_letters:
+            return dict.fromkeys(names, Estimate(None))
+        means = {f"mean_{name}": np.mean(samples, axis=0) for name, samples in values.items()}
+        found = sampled(means, self.bootstrap.level)
         for name, samples in values.items():
-            if not defined:
-                found |= {f"mean_{name}": Estimate(None), f"std_dev_{name}": Estimate(None)}
-                continue
-            mean = np.mean(samples, axis=0)
-            bounds = interval(mean, self.bootstrap.level) if len(mean) > 1 else None
             spread = np.std([one[0] for one in samples], ddof=1) if len(samples) > 1 else None
-            found[f"mean_{name}"] = Estimate(float(mean[0]), *(bounds or ()))
             found[f"std_dev_{name}"] = Estimate(None if spread is None else float(spread))
-        return found
+        return {name: found[name] for name in names}
 
     def _drawn(self, letter: Letter, of_words: Tensor) -> np.ndarray:
         """Mean over a letter's true positives, for each bootstrap draw."""
@@ -193,16 +190,13 @@ class AbsorptionEval(Resampled):
         """How well the LM's activation and the SAE's latents tell first letters."""
         weights = draws(len(right), self.bootstrap.num_resamples, self.bootstrap.seed)
         accuracy = weights @ right.double().numpy() / weights.sum(-1)
-        bounds = interval(accuracy, self.bootstrap.level) or ()
         means: dict[str, Any] = {
             "mean_probe_f1": [one.probe_f1 for one in letters],
             "mean_sae_f1_k_1": [one.sae_f1[0] for one in letters],
             f"mean_sae_f1_k_{self.max_k}": [one.sae_f1[-1] for one in letters],
         }
-        return {
-            "probe_accuracy": Estimate(float(accuracy[0]), *bounds),
-            **{name: Estimate(float(np.mean(values))) for name, values in means.items()},
-        }
+        found = sampled({"probe_accuracy": accuracy}, self.bootstrap.level)
+        return found | {name: Estimate(float(np.mean(values))) for name, values in means.items()}
 
 
 Words = tuple[Float[Tensor, "_ d_in"], Float[Tensor, "_ d_sae"], Int[Tensor, " _"]]

@@ -1,6 +1,6 @@
 """`scr`: can a spurious correlation be taken out of a probe by its latents?"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,25 +9,19 @@ from pydantic import field_validator
 from torch import Tensor
 
 from sae.activations.labelled import text_activations
-from sae.evals.base import (
-    Bootstrap,
-    Estimate,
-    EvalContext,
-    EvalResult,
-    Resampled,
-    check,
-    describe,
-    register,
-)
+from sae.artifacts.placed import PlacedSAE
+from sae.evals.base import Measured, Resampled, refuse_transcoder, register, sampled
 from sae.evals.tpp import THRESHOLDS
 from sae.interventions import without
-from sae.metrics.classification import draws, interval
+from sae.metrics.bootstrap import Bootstrap
+from sae.metrics.classification import draws
 from sae.probing.codes import Pooled, pool
 from sae.probing.linear import TEXT_MEANS, train
 from sae.probing.ranking import effects, strongest
 from sae.progress import progress
 from sae.settings import Count, setting
 from sae.tasks.biographies import PROFESSIONS, biographies
+from sae.types import Split
 
 _LEAST_GAP = 0.001
 
@@ -69,16 +63,17 @@ class SCREval(Resampled):
                 )
         return pairs
 
-    def run(self, context: EvalContext) -> EvalResult:
+    def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:
         """Measure every pair."""
-        check(context, self.name)
+        (placed,) = subjects
+        refuse_transcoder(placed, self.name)
         samples, details, num_tests = [], {}, 0
-        thresholds = [n for n in self.thresholds if n <= context.sae.d_sae]
+        thresholds = [n for n in self.thresholds if n <= placed.sae.d_sae]
         with progress("remove correlations", len(self.pairs), "pairs") as advance:
             for pair in self.pairs:
-                pooled, labels, train = self._read(context, pair)
+                pooled, labels, train = self._read(placed, pair)
                 clean, scored = measure(
-                    pooled, labels, train, context.sae.W_dec.cpu(), thresholds=thresholds,
+                    pooled, labels, train, placed.sae.W_dec.cpu(), thresholds=thresholds,
                     seed=self.seed, bootstrap=self.bootstrap,
                 )  # fmt: skip
                 samples.append(scored)
@@ -89,27 +84,21 @@ class SCREval(Resampled):
                 }
                 advance(1)
         means = {name: np.mean([one[name] for one in samples], axis=0) for name in samples[0]}
-        return EvalResult(
-            eval=self.name,
-            metrics={
-                name: Estimate(float(values[0]), *(interval(values, self.bootstrap.level) or ()))
-                for name, values in means.items()
-            },
+        return Measured(
+            metrics=sampled(means, self.bootstrap.level),
             tokens={"pairs": len(self.pairs), "test texts": num_tests},
             details={"pairs": details},
-            settings=self.model_dump(),
-            provenance=describe(context),
         )
 
-    def _read(self, context: EvalContext, pair: str) -> tuple[Pooled, dict[str, Tensor], Tensor]:
-        assert context.point is not None
+    def _read(self, placed: PlacedSAE, pair: str) -> tuple[Pooled, dict[str, Tensor], Tensor]:
+        assert placed.point is not None
         first, second = pair.split("/")
         made = biographies((first, second))
         activations = text_activations(
-            context.lm, context.point, made.texts, name=pair, which="all", max_tokens=128
+            placed.lm, placed.point, made.texts, name=pair, which="all", max_tokens=128
         )
         labels = {"profession": torch.tensor(made.profession), "gender": torch.tensor(made.gender)}
-        return pool(context.sae, activations, context.counted), labels, torch.tensor(made.train)
+        return pool(placed.sae, activations, placed.counted), labels, torch.tensor(made.train)
 
 
 def measure(

@@ -1,12 +1,14 @@
 """One way to put other values in place of activations while an LM runs."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae.activations.counted import Counted
+from sae.interventions.edits import at
 from sae.language.lm import Replacement
 from sae.types import Ends, Point
 
@@ -24,20 +26,32 @@ def note(point: Point, seen: dict[Point, Tensor]) -> Replacement:
     return noted
 
 
+class Spliced(NamedTuple):
+    """An SAE, or any other function, in place of the activations at its ends.
+
+    Args:
+        ends: Where it reads and writes.
+        splice: Makes, of the activations [batch ctx d_in] that are read, what is written.
+        mean: Mean vector at all points of the ends, for mean ablation.
+        counted: The rows that count there; the others stay as they are. None: all count.
+    """
+
+    ends: Ends
+    splice: Replacement
+    mean: Float[Tensor, " width"]
+    counted: Counted | None = None
+
+
 def splice_conditions(
-    ends: Ends, splice: Replacement, mean: Float[Tensor, " width"]
+    spliced: Spliced,
 ) -> tuple[dict[Point, Replacement], dict[str, dict[Point, Replacement]]]:
     """Replacements of the clean pass, and of the conditions `sae`, `zero` and `mean`.
 
     An SAE at one point replaces the activation that arrives there. Transcoders and crosscoders
     replace what they write by what they make of the activations of the clean pass, which must
     come first, at the points they read.
-
-    Args:
-        ends: Where the SAE reads and writes.
-        splice: Makes its output of what it reads.
-        mean: Mean vector at all points of `ends`.
     """
+    ends, splice, mean, _ = spliced
     conditions: dict[str, dict[Point, Replacement]] = {
         "zero": dict.fromkeys(ends.writes, torch.zeros_like),
         "mean": dict(zip(ends.writes, _constants(mean, len(ends.writes)), strict=True)),
@@ -123,12 +137,7 @@ class Positions:
 
     def only(self, replacement: Replacement) -> Replacement:
         """The same replacement at these positions alone."""
-
-        def spared(activation: Tensor) -> Tensor:
-            mask = self._replaced[..., None].to(activation.device)
-            return torch.where(mask, replacement(activation).to(activation), activation)
-
-        return spared
+        return lambda activation: at(self._replaced, replacement)(activation)
 
     def rows(self, x: Float[Tensor, "rows width"]) -> Replacement:
         """A replacement by one row for each of these positions, in their order."""

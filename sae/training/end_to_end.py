@@ -1,18 +1,19 @@
 """End-to-end training: the loss is what the SAE does to the LM's predictions (arXiv 2405.12241)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cached_property
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae import functional
 from sae.activations.contexts import ContextBatch
 from sae.activations.counted import Counted
 from sae.dictionaries.base import Dictionary, StepOutput
-from sae.interventions import Positions, Replacement, note
+from sae.interventions import Positions, note
+from sae.language import LanguageModel
 from sae.settings import Settings, setting
 from sae.training.module import SAEModule
 from sae.training.ranks import sum_over_ranks
@@ -33,27 +34,6 @@ class EndToEndSettings(Settings):
     reconstruction: float = setting(
         0.0, ge=0, help="weight of the squared error that other training minimises"
     )
-
-
-@runtime_checkable
-class TrainingLM(Protocol):
-    """An LM that gradients flow through; a `LanguageModel` is one."""
-
-    def logits(
-        self,
-        tokens: Int[Tensor, "batch ctx"],
-        replace: Mapping[Point, Replacement] | None = None,
-    ) -> Float[Tensor, "batch ctx vocab"]:
-        """Logits, with what `replace` returns in place of the activations at its points."""
-        ...
-
-    def differentiable_logits(
-        self,
-        tokens: Int[Tensor, "batch ctx"],
-        replace: Mapping[Point, Replacement] | None = None,
-    ) -> Float[Tensor, "batch ctx vocab"]:
-        """The same, with gradients of what was put in place."""
-        ...
 
 
 class EndToEndModule(SAEModule):
@@ -84,7 +64,7 @@ class EndToEndModule(SAEModule):
         dictionary: Dictionary,
         *,
         ends: Ends,
-        load_lm: Callable[[str], TrainingLM],
+        load_lm: Callable[[str], LanguageModel],
         settings: EndToEndSettings,
         keep_first: bool = False,
         counted: Counted | None = None,
@@ -96,7 +76,7 @@ class EndToEndModule(SAEModule):
         self._load_lm = load_lm
 
     @cached_property
-    def lm(self) -> TrainingLM:
+    def lm(self) -> LanguageModel:
         """The LM; no part of the module, so that no checkpoint holds it."""
         device = self.device.type if not self.device.index else str(self.device)
         with torch.random.fork_rng():  # building an LM draws random numbers

@@ -174,7 +174,7 @@ def results_json(folder):
 
 
 def reported_json(folder):
-    from sae.reports.files import metric, read_json
+    from sae.artifacts.runs import metric, read_json
 
     file = folder / "results.json"
     file.write_text('{"core": {"metrics": {"fvu": {"value": 0.5}}}}')

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from _evals import Rows
+from _evals import Rows, place
 from _labelled import context_of, planted
 from _spelling import planted_letters, worded_lm
 from sklearn.linear_model import LogisticRegression
@@ -11,7 +11,7 @@ from sklearn.metrics import f1_score
 
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ConfigError, SourceError
-from sae.evals import Bootstrap, EvalContext, EvalResult
+from sae.evals import Bootstrap, EvalResult
 from sae.evals.absorption import AbsorptionEval, measure
 from sae.functional.absorption import absorbed, f1, num_split
 from sae.language.text import tokenise
@@ -226,7 +226,7 @@ def test_too_few_letters_leave_the_scores_undefined(lm, caplog):
 
 def test_mistakes(lm, tiny_lm):
     sae = planted(torch.eye(32)[:3], torch.zeros(3), noise=20)
-    elsewhere = EvalContext(sae, Point("mlp_out", 1), Rows(torch.zeros(1, 32), None))
+    elsewhere = place(sae, Point("mlp_out", 1), Rows(torch.zeros(1, 32), None))
     with pytest.raises(ConfigError, match=r"this SAE is at mlp_out.1. Choose an SAE with site=res"):
         AbsorptionEval().run(elsewhere)
     eye = torch.eye(32)
