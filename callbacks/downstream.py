@@ -12,11 +12,10 @@ from callbacks.outputs import log_values
 from sae.activations.counted import Counted
 from sae.activations.store import ActivationStore
 from sae.errors import ConfigError
-from sae.evals.base import SplicedLM
 from sae.evals.downstream import contexts_in, measure
+from sae.interventions import Replacement, Spliced
+from sae.language import LanguageModel
 from sae.types import Ends, Point
-
-Splice = Callable[[Tensor], Tensor]
 
 
 class DownstreamPerplexity(L.Callback):
@@ -51,7 +50,7 @@ class DownstreamPerplexity(L.Callback):
 
     def __init__(
         self,
-        load_lm: Callable[[], SplicedLM],
+        load_lm: Callable[[], LanguageModel],
         store: ActivationStore,
         where: Point | Ends,
         mean: Float[Tensor, " width"],
@@ -60,7 +59,7 @@ class DownstreamPerplexity(L.Callback):
         num_tokens: int = 4096,
         every_n_validations: int = 1,
         batch_contexts: int = 8,
-        splice: Callable[[L.LightningModule], Splice] | None = None,
+        splice: Callable[[L.LightningModule], Replacement] | None = None,
     ) -> None:
         if every_n_validations < 1 or batch_contexts < 1:
             raise ConfigError(
@@ -71,12 +70,12 @@ class DownstreamPerplexity(L.Callback):
             contexts_in(num_tokens, store.tokens.shape[1])
         except ConfigError as error:
             raise ConfigError(f"callbacks.downstream: {error}") from None
-        self.load_lm, self.store, self.where, self.mean = load_lm, store, where, mean
-        self.counted = counted
+        self.load_lm, self.store, self.mean, self.counted = load_lm, store, mean, counted
+        self.ends = Ends.at(where) if isinstance(where, Point) else where
         self.num_tokens, self.batch_contexts = num_tokens, batch_contexts
         self.every_n_validations = every_n_validations
         self.splice = splice or _folded_dictionary
-        self._lm: SplicedLM | None = None
+        self._lm: LanguageModel | None = None
         self._validations = 0
 
     def state_dict(self) -> dict[str, int]:
@@ -96,7 +95,7 @@ class DownstreamPerplexity(L.Callback):
             values = self.measure(self.splice(pl_module))
             log_values(pl_module, {f"val/{name}": values[name] for name in self.names})
 
-    def measure(self, splice: Splice) -> Mapping[str, float | None]:
+    def measure(self, splice: Replacement) -> Mapping[str, float | None]:
         """All metrics of `sae.metrics.NextToken` for one function of activations."""
         lm = self._loaded()
         if isinstance(splice, torch.nn.Module):
@@ -104,17 +103,14 @@ class DownstreamPerplexity(L.Callback):
         metric = measure(
             lm,
             self.store,
-            self.where,
-            splice,
-            self.mean,
-            counted=self.counted,
+            [Spliced(self.ends, splice, self.mean, self.counted)],
             num_tokens=self.num_tokens,
             batch_contexts=self.batch_contexts,
             quiet=True,  # the bar of the training goes on
         )
         return metric.compute()
 
-    def _loaded(self) -> SplicedLM:
+    def _loaded(self) -> LanguageModel:
         if self._lm is None:
             # Building an LM draws random numbers; training must not see that.
             with torch.random.fork_rng():
@@ -122,7 +118,7 @@ class DownstreamPerplexity(L.Callback):
         return self._lm
 
 
-def _folded_dictionary(module: L.LightningModule) -> Splice:
+def _folded_dictionary(module: L.LightningModule) -> Replacement:
     """The SAE as it would be saved now."""
     module_with_sae: Any = module
     return module_with_sae.dictionary.folded(module_with_sae.scale)

@@ -88,10 +88,6 @@ def settings_of(name: str, node: Mapping[str, Any]) -> "type[Settings]":
         from callbacks.settings import WATCHERS
 
         return WATCHERS.find(name.partition(".")[2])
-    elif name == "eval.compare":
-        from sae.evals.compare import Compare as Found
-    elif name == "eval.frontier":
-        Found = Settings
     elif name.startswith("eval."):
         from sae.evals import EVALS
 

@@ -279,7 +279,7 @@ def _evaluate(
 ) -> dict[str, Any]:
     """Measure the artifact that was saved, not the module in memory."""
     evaluated = run_evals(load(run_dir / "sae"), source, config["eval"], device)
-    return {name: result.to_json() for name, result in evaluated.items()}
+    return {name: result.with_tables(run_dir) for name, result in evaluated.items()}
 
 
 def _publish(results: dict[str, Any], run_dir: Path, loggers: Sequence[Any], step: int) -> None:

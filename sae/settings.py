@@ -186,7 +186,7 @@ def _kinds(annotation: Any) -> Iterator[Any]:
 
 def _explained(config: type[Settings], values: Mapping[str, Any], error: Mapping[str, Any]) -> str:
     own = error.get("ctx", {}).get("error")
-    if not error["loc"] or isinstance(own, ConfigError):  # of several values, or of an inner node
+    if not error["loc"]:  # several values that do not go together
         return str(own)
     name, prefix = str(error["loc"][0]), config.where
     if error["type"] == "extra_forbidden":
@@ -195,6 +195,8 @@ def _explained(config: type[Settings], values: Mapping[str, Any], error: Mapping
         return f"{prefix}{name} is not known.{meant} There are: {', '.join(config.model_fields)}."
     if error["type"] == "missing":
         return f"{prefix}{name} has no value. Give one: {prefix}{name}=…"
+    if isinstance(own, ConfigError):  # of a node in this node, or with a remedy of its own
+        return f"{prefix}{own}" if _nested(config, name) else str(own)
     words = str(own or "") or allowed(config.model_fields[name])
     if error["type"] in ("list_type", "tuple_type"):
         words += (
@@ -205,6 +207,12 @@ def _explained(config: type[Settings], values: Mapping[str, Any], error: Mapping
         index = error["loc"][1]
         return f"{prefix}{name}={shown(values[name][index])} must be {_entry(config, name)}."
     return f"{prefix}{name}={shown(values[name])} must be {words}."
+
+
+def _nested(config: type[Settings], name: str) -> bool:
+    annotation = config.model_fields[name].annotation
+    kinds = [*_kinds(annotation), *get_args(annotation)]
+    return any(isinstance(kind, type) and issubclass(kind, Settings) for kind in kinds)
 
 
 def _entry(config: type[Settings], name: str) -> str:

@@ -12,6 +12,7 @@ from benchmarks.quality.contender import Fitted
 from benchmarks.quality.data import SYNTHETIC, Data, lm_source
 from sae.activations.sources import LMActivations
 from sae.evals.downstream import measure as measure_predictions
+from sae.interventions import Spliced
 from sae.metrics import Reconstruction
 from sae.types import Split
 
@@ -82,7 +83,7 @@ def ce_recovered(fitted: Fitted, data: Data, contexts: int) -> dict[str, float]:
     store = source.store("test")
     mean = torch.as_tensor(source.split("test").stats.mean).float()
     metric: Any = measure_predictions(
-        source.load_lm("cpu"), store, source.ends, splice, mean, counted=source.counted,
+        source.load_lm("cpu"), store, [Spliced(source.ends, splice, mean, source.counted)],
         num_tokens=contexts * store.spec.ctx, batch_contexts=8, quiet=True,
     )  # fmt: skip
     values = metric.compute()

@@ -16,6 +16,7 @@ from sae.activations.rows import RunningStats, all_finite
 from sae.activations.store import ActivationStore, ChunkedArray
 from sae.errors import StoreError
 from sae.language.corpus import Corpus
+from sae.language.lm import LanguageModel
 from sae.language.text import Tokenizer, build_contexts
 from sae.progress import progress
 from sae.types import Point
@@ -24,37 +25,28 @@ log = logging.getLogger(__name__)
 
 
 @runtime_checkable
-class CapturingLM(Protocol):
-    """What harvesting needs of an LM; `sae.language.lm.LanguageModel` is one."""
-
-    def check(self, point: Point) -> None:
-        """Raise SiteError if the LM has no such point."""
-        ...
-
-    def width(self, point: Point) -> int:
-        """Width of the activations at a point."""
-        ...
-
-    def capture(self, tokens: Tensor, points: Sequence[Point]) -> Mapping[Point, Tensor]:
-        """Activations [batch ctx d_in] of each point for tokens [batch ctx]; from any thread."""
-        ...
-
-
-@runtime_checkable
 class LoadsLM(Protocol):
-    """Where the LM comes from; `sae.language.sources.LMSource` is one."""
+    """Where an LM comes from; `sae.language.sources.LMSource` is one."""
 
     @property
     def name(self) -> str:
         """For people."""
         ...
 
-    def load(self, device: str = "cpu") -> CapturingLM:
+    def load(self, device: str = "cpu") -> LanguageModel:
         """The LM, ready to run."""
         ...
 
     def load_tokenizer(self) -> Tokenizer:
         """Its tokenizer, without the weights where that is possible."""
+        ...
+
+    def identity(self) -> dict:
+        """What decides the activations."""
+        ...
+
+    def to_config(self) -> dict:
+        """Configuration that builds the source again."""
         ...
 
 
@@ -110,7 +102,7 @@ def harvest(
 def rows_of(
     tokens: Int32[np.ndarray, "contexts ctx"],
     points: Sequence[Point],
-    lm: CapturingLM,
+    lm: LanguageModel,
     spec: StoreSpec,
     *,
     batch_contexts: int,
@@ -168,7 +160,7 @@ def _open_or_create(spec: StoreSpec, source: LoadsLM, corpus: Corpus) -> Activat
 def _fill(
     store: ActivationStore,
     arrays: Mapping[Point, ChunkedArray],
-    lm: CapturingLM,
+    lm: LanguageModel,
     batch_contexts: int,
     device: str,
 ) -> None:

@@ -1,25 +1,20 @@
 """Activations of single texts, kept in the cache: one LM pass for all SAEs at a point."""
 
-import logging
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from filelock import FileLock
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.activations.counted import Counted
-from sae.checksums import load_tensors, save_tensors
-from sae.errors import ArtifactError, ConfigError
+from sae.cached import Made, cached
+from sae.errors import ConfigError
 from sae.language.lm import LanguageModel
 from sae.language.text import tokenise
 from sae.progress import progress
-from sae.provenance import cache_dir, content_key
 from sae.types import Point
 
-log = logging.getLogger(__name__)
 _BATCH_TOKENS = 4096
 
 
@@ -75,38 +70,14 @@ def text_activations(
     else:
         counted = None
 
-    def make() -> dict[str, Tensor]:
+    def make() -> Made:
         ids = tokenise(lm.tokenizer, list(texts))
         cut = [one[-room:] if which == "last" else one[:room] for one in ids]
         rows = _rows(lm, point, cut, which, counted, f"read {name}")
         lengths = torch.tensor([len(one) for one in rows])
-        return {"x": torch.cat(rows), "lengths": lengths}
+        return {"x": torch.cat(rows), "lengths": lengths}, None
 
-    return TextActivations(**kept(identity, make))
-
-
-def kept(
-    identity: Mapping[str, object], make: Callable[[], dict[str, Tensor]]
-) -> dict[str, Tensor]:
-    """Tensors out of the cache, made first where it lacks them.
-
-    Args:
-        identity: What decides them; JSON-able.
-        make: Makes them.
-    """
-    file = cache_dir() / "labelled" / f"{content_key(identity)}.safetensors"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{file}.lock"):
-        if file.exists():
-            try:
-                return load_tensors(file)[0]
-            except ArtifactError as error:  # it can be made again
-                log.warning("%s It is made again.", error)
-        made = {key: tensor.contiguous() for key, tensor in make().items()}
-        partial = file.with_suffix(".partial")
-        save_tensors(partial, made)
-        os.replace(partial, file)
-    return made
+    return TextActivations(**cached("labelled/", identity, make)[0])
 
 
 def _rows(

@@ -9,11 +9,12 @@ from typing import Any, Protocol, runtime_checkable
 from sae.activations.cache import StoredDtype, StoreSpec
 from sae.activations.counted import Counted, RowRule, Special, limits_from_json
 from sae.activations.counted_rows import count_rows, kept_json, median_norm
-from sae.activations.harvest import CapturingLM, LoadsLM, harvest
+from sae.activations.harvest import LoadsLM, harvest
 from sae.activations.rows import JoinedRows, Rows, TokenRows
 from sae.activations.store import ActivationStore
 from sae.errors import ConfigError, StoreError
 from sae.language.corpus import Corpus
+from sae.language.lm import LanguageModel
 from sae.language.text import Tokenizer, special_ids
 from sae.provenance import content_key
 from sae.types import SPLITS, Ends, Point, Split
@@ -33,19 +34,6 @@ class ActivationSource(Protocol):
 
     def describe(self) -> Mapping[str, object]:
         """JSON-able provenance. Its `key` changes whenever the rows or their order do."""
-        ...
-
-
-@runtime_checkable
-class IdentifiedLM(LoadsLM, Protocol):
-    """An LM source that can say what it is; `sae.language.sources.LMSource` is one."""
-
-    def identity(self) -> dict:
-        """What decides the activations."""
-        ...
-
-    def to_config(self) -> dict:
-        """What builds the source again."""
         ...
 
 
@@ -77,7 +65,7 @@ class LMActivations:
 
     def __init__(
         self,
-        source: IdentifiedLM,
+        source: LoadsLM,
         corpus: Corpus,
         where: Point | Ends,
         *,
@@ -156,7 +144,7 @@ class LMActivations:
                 "without the LM: 'eval=[core]' '~callbacks.downstream'."
             )
 
-    def load_lm(self, device: str) -> Any:
+    def load_lm(self, device: str) -> LanguageModel:
         """The LM itself, for those who measure what it predicts."""
         return self.source.load(device)
 
@@ -259,11 +247,11 @@ class LoadedOnce:
     """A source whose LM and tokenizer are loaded at most once, for all who ask."""
 
     def __init__(self, source: LoadsLM):
-        self.name = source.name
+        self.name, self.identity, self.to_config = source.name, source.identity, source.to_config
         self._load = cache(source.load)
         self._load_tokenizer = cache(source.load_tokenizer)
 
-    def load(self, device: str = "cpu") -> CapturingLM:
+    def load(self, device: str = "cpu") -> LanguageModel:
         """The LM, the same at every call."""
         return self._load(device)
 

@@ -25,12 +25,13 @@ from sae.activations.cache import (
     write_sealed,
 )
 from sae.activations.counted_rows import CountedRows, Counts, measure, median_norm
-from sae.activations.harvest import CapturingLM, harvest, rows_of
+from sae.activations.harvest import LoadsLM, harvest, rows_of
 from sae.activations.rows import JoinedRows, Rows, RunningStats, Stats, parts_of
-from sae.activations.sources import IdentifiedLM, LMActivations, LoadedOnce
+from sae.activations.sources import LMActivations, LoadedOnce
 from sae.activations.store import ActivationStore
 from sae.errors import StoreError
 from sae.language.corpus import Corpus
+from sae.language.lm import LanguageModel
 from sae.progress import progress
 from sae.provenance import content_key
 from sae.sharing import sharing
@@ -168,7 +169,7 @@ class LMPasses:
         self,
         store: ActivationStore,
         points: Sequence[Point],
-        lm: CapturingLM,
+        lm: LanguageModel,
         *,
         batch_contexts: int,
         device: str,
@@ -200,7 +201,7 @@ class StreamedActivations(LMActivations):
     The LM stays loaded, and `load_lm` gives that one.
     """
 
-    def __init__(self, source: IdentifiedLM, corpus: Corpus, where: Point | Ends, **settings: Any):
+    def __init__(self, source: LoadsLM, corpus: Corpus, where: Point | Ends, **settings: Any):
         super().__init__(source, corpus, where, **settings)
         self._shared = LoadedOnce(source)
         self._rows: dict[tuple[Split, Ends], StreamedRows | JoinedRows] = {}
@@ -228,7 +229,7 @@ class StreamedActivations(LMActivations):
             )  # fmt: skip
             _ = [part.stats for part in parts_of(self.split("train"))]
 
-    def load_lm(self, device: str) -> Any:
+    def load_lm(self, device: str) -> LanguageModel:
         """The one LM of this source on that device."""
         return self._shared.load(device)
 

@@ -9,18 +9,19 @@ import pkgutil
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
+from sae.artifacts.placed import PlacedSAE  # noqa: E402
 from sae.evals.base import (  # noqa: E402
     EVALS,
-    Bootstrap,
     Estimate,
-    EvalContext,
     EvalResult,
     Evaluation,
-    SplicedLM,
+    Measured,
     register,
 )
 from sae.evals.core import CoreEval  # noqa: E402
 from sae.evals.downstream import DownstreamEval  # noqa: E402
+from sae.metrics.bootstrap import Bootstrap  # noqa: E402
+from sae.tables import Table  # noqa: E402
 
 __all__ = [
     "EVALS",
@@ -28,9 +29,10 @@ __all__ = [
     "CoreEval",
     "DownstreamEval",
     "Estimate",
-    "EvalContext",
     "EvalResult",
     "Evaluation",
-    "SplicedLM",
+    "Measured",
+    "PlacedSAE",
+    "Table",
     "register",
 ]

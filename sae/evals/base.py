@@ -1,109 +1,29 @@
-"""What evaluations get and give: a context in, a typed result out."""
+"""Evaluations: settings and a way to measure placed SAEs; the base adds the rest of a result."""
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Literal, TypeVar
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
 from pydantic import Field, model_validator
-from torch import Tensor
 
-from sae.activations.counted import Counted
-from sae.activations.rows import Rows
-from sae.activations.store import ActivationStore
+from sae.artifacts.placed import PlacedSAE
 from sae.checksums import seal
-from sae.dictionaries.sae import SAE
 from sae.errors import ArtifactError, ConfigError
-from sae.language.lm import LanguageModel
-from sae.metrics.bootstrap import Interval
+from sae.metrics.bootstrap import Bootstrap, Interval
+from sae.metrics.classification import interval
 from sae.provenance import provenance, write_json
 from sae.registry import Registry
 from sae.settings import Settings, setting
-from sae.synthetic import World
-from sae.types import Ends, Point
+from sae.tables import Table
+from sae.types import Split
 
-
-@runtime_checkable
-class SplicedLM(Protocol):
-    """An LM whose activations can be replaced; a `LanguageModel` is one."""
-
-    identity: Any
-    """What decides its predictions; a JSON-able mapping."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of its weights."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        ...
-
-    def logits(
-        self,
-        tokens: Int[Tensor, "batch ctx"],
-        replace: Mapping[Point, Callable[[Tensor], Tensor]] | None = None,
-    ) -> Float[Tensor, "batch ctx vocab"]:
-        """Logits, with what `replace` returns in place of the activations at its points."""
-        ...
-
-    def logits_under(
-        self,
-        tokens: Int[Tensor, "batch ctx"],
-        conditions: Sequence[Mapping[Point, Callable[[Tensor], Tensor]]],
-    ) -> Iterator[Tensor]:
-        """`logits` under each of several sets of replacements, one after the other."""
-        ...
-
-
-@dataclass
-class EvalContext:
-    """Everything that evaluations may read, about one SAE and one split.
-
-    Args:
-        sae: What is evaluated, on the device to use.
-        point: Where in the LM it belongs; None for activations that come from no known LM, and
-            for transcoders and crosscoders, which have `ends`.
-        rows: Activations of the split there: the rows that count.
-        store: The split's tokens; None for activations without tokens.
-        load_lm: Gives the LM when an evaluation needs it; None where there is none. Called once.
-        world: The known features that the activations are made of; None where nobody knows them.
-        ends: Where it reads and writes; follows from `point` where there is one.
-        counted: Which rows count; None: all.
-    """
-
-    sae: SAE
-    point: Point | None
-    rows: Rows
-    store: ActivationStore | None = None
-    load_lm: Callable[[], LanguageModel] | None = None
-    world: World | None = None
-    ends: Ends | None = None
-    counted: Counted | None = None
-
-    def __post_init__(self) -> None:
-        if self.ends is None and self.point is not None:
-            self.ends = Ends.at(self.point)
-        width = self.sae.d_in + (self.sae.config.d_out or 0)
-        if width != self.rows.d_in:
-            where = "" if self.ends is None else f" at {self.ends}"
-            raise ConfigError(
-                f"The SAE takes vectors of width {width}, the activations{where} "
-                f"have width {self.rows.d_in}. Give the LM, layer and site it was trained on."
-            )
-
-    @cached_property
-    def lm(self) -> LanguageModel:
-        """The LM, loaded on first use."""
-        if self.load_lm is None:
-            raise ConfigError("This evaluation needs an LM, and none was given. Set lm=.")
-        return self.load_lm()
+PLACING = ("lm", "corpus", "layer", "site", "target", "ctx", "tokens")
+"""Settings of evaluate.py that choose other activations than those of the training."""
 
 
 @dataclass(frozen=True)
@@ -116,16 +36,34 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class EvalResult:
-    """Metrics of one evaluation, with what a reader needs to judge them.
+class Measured:
+    """Numbers that an evaluation found.
 
     Attributes:
-        eval: Word of the evaluation.
         metrics: Estimates by name.
-        tokens: How much each group of metrics was computed on, by unit.
-        details: What does not fit a number, for example histograms. Plain JSON values.
+        tokens: Size of the sample behind each group of metrics, by unit.
+        details: Further plain JSON values, for example histograms.
+        tables: Tables by name: a row per latent, prompt or pair.
+    """
+
+    metrics: dict[str, Estimate]
+    tokens: dict[str, int]
+    details: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, Table] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Metrics of one evaluation, with settings and provenance to judge them by.
+
+    Attributes:
+        eval: Name of the evaluation.
+        metrics: See `Measured`.
+        tokens: See `Measured`.
+        details: See `Measured`.
         settings: Settings of the evaluation.
         provenance: Versions, machine, SAE, text.
+        tables: See `Measured`.
     """
 
     eval: str
@@ -134,55 +72,125 @@ class EvalResult:
     details: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, Table] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; undefined numbers are null, never NaN."""
-        return asdict(self)
+        """Plain values; undefined numbers are null, never NaN. Tables are given by their schema."""
+        content = asdict(replace(self, tables={}))
+        content["tables"] = {name: table.schema() for name, table in self.tables.items()}
+        return content if self.tables else {n: v for n, v in content.items() if n != "tables"}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "EvalResult":
-        """Undo `to_json`; a checksum, which `save` adds, is left to who reads the file.
+        """Undo `to_json`, without tables; a checksum, which `save` adds, is not looked at.
 
         Raises:
-            ArtifactError: If `content` is no evaluation result.
+            ArtifactError: If `content` is not an evaluation result.
         """
         try:
             estimates = {name: Estimate(**entry) for name, entry in content["metrics"].items()}
-            known = {name: value for name, value in content.items() if name != "checksum"}
+            known = {n: value for n, value in content.items() if n not in ("checksum", "tables")}
             return cls(**{**known, "metrics": estimates})
         except (TypeError, KeyError, AttributeError) as error:
             raise ArtifactError(f"This is no evaluation result ({error!r}).") from error
 
+    def with_tables(self, folder: Path, stem: str | None = None) -> dict[str, Any]:
+        """`to_json`, with each table written to `<stem>.<table>.parquet` in a folder.
+
+        Args:
+            folder: It need not exist.
+            stem: Default: the evaluation's name.
+        """
+        content = self.to_json()
+        for name, table in self.tables.items():
+            folder.mkdir(parents=True, exist_ok=True)
+            file = f"{stem or self.eval}.{name}.parquet"
+            table.save(folder / file)
+            content["tables"][name]["file"] = file
+        return content
+
     def save(self, path: Path) -> None:
-        """Write as JSON with a checksum; a reader sees the old file or the new one."""
-        write_json(path, seal(self.to_json()))
-
-
-class Bootstrap(Settings):
-    """How intervals are made."""
-
-    where = "bootstrap."
-
-    num_resamples: int = setting(1000, ge=1, help="resamples of the documents")
-    seed: int = setting(0, ge=0, help="decides the resamples")
-    level: float = setting(0.95, gt=0, lt=1, help="share of the resamples that an interval holds")
+        """Write as JSON with a checksum, tables beside it; a reader sees old files or new ones."""
+        write_json(path, seal(self.with_tables(path.parent, path.name.removesuffix(".json"))))
 
 
 class Evaluation(Settings, ABC):
-    """Base of all evaluations: an evaluation is its settings and the way to measure."""
+    """Base of all evaluations: an evaluation is its settings and `measure`."""
 
     name: ClassVar[str]
     """Its name in `eval=`."""
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Requirements: `tokens` (the text behind the activations, and so an LM), `truth` (known
-    features, `EvalContext.world`). Sources that offer less leave the evaluation out."""
+    """Requirements: `tokens` (the text behind the activations, and so an LM), `predictions` (of
+    that LM), `truth` (known features, `PlacedSAE.world`). Sources that offer less leave the
+    evaluation out."""
     joined: ClassVar[bool] = False
-    """Whether it also measures transcoders and crosscoders, by `EvalContext.ends`; the others are
+    """Whether it also measures transcoders and crosscoders, by `PlacedSAE.ends`; the others are
     left out for them."""
+    takes: ClassVar[Literal["one", "several", "both"]] = "one"
+    """How many SAEs a call of `measure` takes: one; all that are given; or one, and with
+    `together=true` all, which are then spliced in at once."""
+    least: ClassVar[int] = 1
+    """Smallest number of SAEs that it measures."""
+    unused: ClassVar[tuple[str, ...]] = ()
+    """Settings of evaluate.py that have no effect on it."""
+    unfinished: ClassVar[bool] = False
+    """Whether it also takes runs that are not finished."""
 
     @abstractmethod
-    def run(self, context: EvalContext) -> EvalResult:
-        """Measure."""
+    def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:
+        """Measure SAEs on a split of their sources.
+
+        Args:
+            subjects: SAEs at their places; see `takes`.
+            on: The split.
+        """
+
+    def run(self, subjects: PlacedSAE | Sequence[PlacedSAE], on: Split = "test") -> EvalResult:
+        """Measure, and add settings and provenance.
+
+        Args:
+            subjects: One SAE or several; see `takes`.
+            on: The split.
+
+        Raises:
+            ConfigError: If there are too few or too many SAEs, or one does not fit.
+        """
+        subjects = [subjects] if isinstance(subjects, PlacedSAE) else subjects
+        most = 1 if self.takes == "one" else len(subjects)
+        if not self.least <= len(subjects) <= most:
+            allowed = f"at least {self.least}" if self.takes == "several" else "1"
+            raise ConfigError(
+                f"eval=[{self.name}] was given {len(subjects)} SAE(s), and takes {allowed}: "
+                f"python evaluate.py 'run=[a,b]' 'eval=[{self.name}]'."
+            )
+        measured = self.measure(subjects, on)
+        return EvalResult(
+            eval=self.name,
+            metrics=measured.metrics,
+            tokens=measured.tokens,
+            details=measured.details,
+            settings=self.model_dump(mode="json"),
+            provenance=self.describe(subjects, on),
+            tables=measured.tables,
+        )
+
+    def describe(self, subjects: Sequence[PlacedSAE], on: Split) -> dict[str, Any]:
+        """Provenance of a result: the first SAE, and with several the points and SAEs of all."""
+        described = [describe(subject, on) for subject in subjects]
+        together = [{key: one[key] for key in ("point", "sae")} for one in described]
+        return described[0] | ({"together": together} if len(subjects) > 1 else {})
+
+    def check_ctx(self, ctx: int) -> None:
+        """Refuse settings that contexts of `ctx` tokens cannot serve.
+
+        Raises:
+            ConfigError: If there are such settings.
+        """
+
+    @classmethod
+    def expanded(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings with abbreviations written out, so that nodes of two origins can be merged."""
+        return dict(settings)
 
 
 class Resampled(Evaluation):
@@ -196,9 +204,23 @@ class Resampled(Evaluation):
     @model_validator(mode="after")
     def _short(self) -> "Resampled":
         if self.resamples is not None:
+            written = self.bootstrap.num_resamples
+            if "num_resamples" in self.bootstrap.model_fields_set and written != self.resamples:
+                raise ConfigError(
+                    f"{self.where}resamples={self.resamples} and {self.where}bootstrap."
+                    f"num_resamples={written} are the same setting. Give one of them."
+                )
             changed = self.bootstrap.model_copy(update={"num_resamples": self.resamples})
             object.__setattr__(self, "bootstrap", changed)
         return self
+
+    @classmethod
+    def expanded(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """`resamples` written as `bootstrap.num_resamples`."""
+        found = {name: value for name, value in settings.items() if name != "resamples"}
+        if (resamples := settings.get("resamples")) is not None:
+            found["bootstrap"] = {**(found.get("bootstrap") or {}), "num_resamples": resamples}
+        return found
 
 
 EVALS: Registry[type[Evaluation]] = Registry("eval", "name")
@@ -231,17 +253,34 @@ def estimates(
     return joined
 
 
-def describe(context: EvalContext) -> dict[str, Any]:
-    """Provenance of a result: versions and machine, the SAE, the point, the text, the dtypes."""
-    store = context.store
-    lm = context.__dict__.get("lm")  # loaded only by evaluations that need it
+def sampled(samples: Mapping[str, np.ndarray], level: float) -> dict[str, Estimate]:
+    """Estimates of bootstrap draws [draws], the first of which holds every example once."""
+    return estimates(
+        {name: float(values[0]) for name, values in samples.items()},
+        {name: interval(values, level) for name, values in samples.items() if len(values) > 1},
+    )
+
+
+def refuse_transcoder(sae: PlacedSAE, name: str) -> None:
+    """Raise ConfigError for an SAE whose output stands at another place than its input."""
+    if sae.sae.config.d_out not in (None, sae.sae.d_in) or sae.sae.W_skip is not None:
+        raise ConfigError(
+            f"eval={name} takes latents out of the activation that the SAE reads; a transcoder "
+            "writes to another one. Choose other evaluations."
+        )
+
+
+def describe(placed: PlacedSAE, on: Split) -> dict[str, Any]:
+    """Provenance: versions and machine, the SAE, the point, the text, the dtypes."""
+    store = placed.store(on)
+    lm = placed.__dict__.get("lm")  # loaded only by evaluations that need it
     return provenance() | {
-        "sae": {**asdict(context.sae.config), "metadata": context.sae.metadata},
-        "point": None if context.ends is None else str(context.ends),
+        "sae": {**asdict(placed.sae.config), "metadata": placed.sae.metadata},
+        "point": None if placed.ends is None else str(placed.ends),
         "store": None if store is None else asdict(store.spec),
-        "counted": None if context.counted is None else context.counted.to_json(),
-        "dtypes": {"sae": _word(context.sae.dtype), "lm": None if lm is None else _word(lm.dtype)},
-        **({} if context.world is None else {"world": context.world.to_config()}),
+        "counted": None if placed.counted is None else placed.counted.to_json(),
+        "dtypes": {"sae": _word(placed.sae.dtype), "lm": None if lm is None else _word(lm.dtype)},
+        **({} if placed.world is None else {"world": placed.world.to_config()}),
     }
 
 

@@ -1,21 +1,19 @@
-"""`compare`: dictionaries against each other, across seeds, sizes, layers, penalties, checkpoints.
-
-Unlike the other evaluations it takes several SAEs, so it is not among `EVALS`.
-"""
+"""`compare`: dictionaries of several seeds, sizes, layers or penalties against each other."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cache
-from typing import Any
+from dataclasses import asdict
+from itertools import combinations
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sae.activations.rows import Rows
+from sae.artifacts.placed import PlacedSAE
 from sae.dictionaries.sae import SAE
-from sae.errors import ConfigError, DegenerateInputError
-from sae.evals.build import prepare_test, source_of
-from sae.language.fetch import WheelFile
+from sae.errors import DegenerateInputError
+from sae.evals.base import PLACING, Evaluation, Measured, register
 from sae.metrics.similarity import (
     Matching,
     Nearest,
@@ -26,49 +24,40 @@ from sae.metrics.similarity import (
 )
 from sae.progress import progress
 from sae.provenance import provenance
-from sae.settings import Settings, setting
+from sae.settings import setting
+from sae.tables import Column, Table, Type
+from sae.types import Split
 
 SIGNED = ("identity", "abs_topk")
-"""Activations whose latents have no sign of their own: of them only |cosine| means something."""
+"""Activations whose latents have no sign of their own: only |cosine| means something for them."""
+_PAIR: dict[str, tuple[Type, str]] = {
+    "first": ("string", ""), "second": ("string", ""), "latents": ("int64", ""),
+    "other_latents": ("int64", ""), "absolute": ("int64", ""), "mmcs": ("float64", "cosine"),
+    "share_above": ("float64", "share"), "matched_cosine": ("float64", "cosine"),
+    "matched_share": ("float64", "share"), "max_correlation": ("float64", "correlation"),
+    "correlated_latents": ("int64", ""),
+}  # fmt: skip
+_LATENT: dict[str, tuple[Type, str]] = {
+    "first": ("string", ""), "second": ("string", ""), "latent": ("int64", ""),
+    "nearest": ("int64", ""), "cosine": ("float64", "cosine"), "matched": ("int64", ""),
+    "matched_cosine": ("float64", "cosine"), "correlated": ("int64", ""),
+    "correlation": ("float64", "correlation"),
+}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Pair:
-    """One dictionary seen from another; all numbers but those of the matching have a direction.
+@register
+class Compare(Evaluation):
+    """Cosines of the atoms and correlations of the latents of every ordered pair of SAEs.
 
-    Attributes:
-        first: Name of the dictionary whose latents are looked at.
-        second: Name of the one that they are looked for in.
-        values: Numbers by name; None where undefined. docs/compare.md says what they are.
-        nearest: For every latent of `first` the nearest atom of `second`; None: widths differ.
-        matching: One-to-one pairs; None: widths differ, or too many latents.
-        correlated: For every latent of `first` the latent of `second` that fires most alike; None:
-            they do not read the same vectors.
+    Table `pairs` has a row per ordered pair, table `latents` one per latent of its first SAE: the
+    nearest atom of the second one, the partner in the one-to-one matching, the latent that fires
+    most alike. docs/compare.md explains the columns; missing: not comparable.
     """
 
-    first: str
-    second: str
-    values: dict[str, float | int | None]
-    nearest: Nearest | None = None
-    matching: Matching | None = None
-    correlated: Nearest | None = None
-
-
-@dataclass(frozen=True)
-class Compared:
-    """All ordered pairs of some dictionaries."""
-
-    names: list[str]
-    pairs: list[Pair]
-    settings: dict[str, Any]
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-
-class Compare(Settings):
-    """Settings of a comparison."""
-
-    where = "eval.compare."
-
+    name: ClassVar[str] = "compare"
+    takes: ClassVar[Literal["one", "several", "both"]] = "several"
+    least: ClassVar[int] = 2
+    unused: ClassVar[tuple[str, ...]] = PLACING
     correlations: bool = setting(True, help="also of firing, between SAEs that read the same point")
     num_tokens: int = setting(
         16_384, ge=1, help="test vectors that correlations are computed on, the first ones"
@@ -85,51 +74,39 @@ class Compare(Settings):
         1024, ge=1, help="vectors encoded at once; decides memory, not results"
     )
 
-    def run(
-        self,
-        saes: Mapping[str, SAE],
-        device: str = "cpu",
-        rows_of: Callable[[SAE, str], Rows] | None = None,
-    ) -> Compared:
-        """Compare every dictionary with every other one.
-
-        Args:
-            saes: By name.
-            device: Where they encode.
-            rows_of: Gives the test vectors of an SAE; default: those it was saved with.
-
-        Raises:
-            ConfigError: If there are fewer than two.
-        """
-        if len(saes) < 2:
-            raise ConfigError(
-                f"compare was given {len(saes)} SAE, and takes at least 2: "
-                "python evaluate.py 'run=[a,b]' 'eval=[compare]'."
-            )
-        names, pairs = list(saes), []
-        rows_of = cache(rows_of or rows_of_test_split)
-        steps = len(names) * (len(names) - 1) // 2
+    def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:
+        """Compare every SAE with every other one."""
+        pairs: list[dict[str, Any]] = []
+        latents: list[dict[str, np.ndarray]] = []
+        steps = len(subjects) * (len(subjects) - 1) // 2
         with progress("compare", steps, "pairs") as advance:
-            for i, first in enumerate(names):
-                for second in names[i + 1 :]:
-                    pairs += self._both_ways(
-                        first, second, saes, device, rows_of or rows_of_test_split
-                    )
-                    advance(1)
-        sources = {
-            name: {**asdict(sae.config), "metadata": sae.metadata} for name, sae in saes.items()
+            for first, second in combinations(subjects, 2):
+                for values, of_latents in self._both_ways(first, second, on):
+                    pairs.append(values)
+                    latents.append(of_latents)
+                advance(1)
+        columns = {
+            name: Column(kind, unit, np.concatenate([one[name] for one in latents]))
+            for name, (kind, unit) in _LATENT.items()
         }
-        return Compared(names, pairs, self.model_dump(), provenance() | {"saes": sources})
+        return Measured(
+            metrics={},
+            tokens={"saes": len(subjects), "pairs": len(pairs)},
+            details={"names": [one.name for one in subjects]},
+            tables={"pairs": Table.of(_PAIR, pairs), "latents": Table(columns)},
+        )
+
+    def describe(self, subjects: Sequence[PlacedSAE], on: Split) -> dict[str, Any]:
+        """Versions and machine, and all SAEs by name."""
+        saes = {one.name: {**asdict(one.sae.config), "metadata": one.sae.metadata}
+                for one in subjects}  # fmt: skip
+        return provenance() | {"saes": saes}
 
     def _both_ways(
-        self,
-        first: str,
-        second: str,
-        saes: Mapping[str, SAE],
-        device: str,
-        rows_of: Callable[[SAE, str], Rows],
-    ) -> list[Pair]:
-        a, b = saes[first], saes[second]
+        self, first: PlacedSAE, second: PlacedSAE, on: Split
+    ) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]]]:
+        """Values of a pair and columns of its latents, in both directions."""
+        a, b = first.sae, second.sae
         absolute = a.config.activation in SIGNED or b.config.activation in SIGNED
         comparable = a.d_out == b.d_out
         matching = None
@@ -137,34 +114,29 @@ class Compare(Settings):
             matching = match(a.W_dec, b.W_dec, absolute)
         batches = None
         if self.correlations and same_vectors(a, b):
-            batches = self._batches(rows_of(a, device), device)
-        pairs = []
-        for one, other, names in ((a, b, (first, second)), (b, a, (second, first))):
-            nearest = max_cosine(one.W_dec, other.W_dec, absolute) if comparable else None
+            first.prepare(on)
+            batches = self._batches(first.rows(on), a.device)
+        for one, other in ((first, second), (second, first)):
+            nearest = max_cosine(one.sae.W_dec, other.sae.W_dec, absolute) if comparable else None
             correlated = None
             if batches is not None:
-                correlated = _correlated(one, other, batches, absolute, device)
+                correlated = _correlated(one.sae, other.sae, batches, absolute)
             turned = matching
-            if matching is not None and one is b:
+            if matching is not None and one is second:
                 turned = Matching(matching.second, matching.first, matching.cosine)
-            values = self._values(one, other, absolute, nearest, matching, correlated)
-            pairs.append(Pair(*names, values, nearest, turned, correlated))
-        return pairs
+            names = {"first": one.name, "second": other.name}
+            values = {
+                "latents": one.sae.d_sae, "other_latents": other.sae.d_sae,
+                "absolute": int(absolute), **self._values(nearest, matching, correlated),
+            }  # fmt: skip
+            columns = _latent_columns(one.sae.d_sae, nearest, turned, correlated)
+            named = {key: np.full(one.sae.d_sae, name, object) for key, name in names.items()}
+            yield names | values, named | columns
 
     def _values(
-        self,
-        one: SAE,
-        other: SAE,
-        absolute: bool,
-        nearest: Nearest | None,
-        matching: Matching | None,
-        correlated: Nearest | None,
+        self, nearest: Nearest | None, matching: Matching | None, correlated: Nearest | None
     ) -> dict[str, float | int | None]:
-        values: dict[str, float | int | None] = {
-            "latents": one.d_sae, "other_latents": other.d_sae, "absolute": int(absolute),
-            "mmcs": None, "share_above": None, "matched_cosine": None, "matched_share": None,
-            "max_correlation": None, "correlated_latents": None,
-        }  # fmt: skip
+        values: dict[str, float | int | None] = {}
         if nearest is not None:
             values["mmcs"] = float(nearest.value.double().mean())
             values["share_above"] = share_above(nearest.value, self.matched_above)
@@ -177,7 +149,7 @@ class Compare(Settings):
             values["correlated_latents"] = len(known)
         return values
 
-    def _batches(self, rows: Rows, device: str) -> Callable[[], Iterator[Tensor]]:
+    def _batches(self, rows: Rows, device: torch.device) -> Callable[[], Iterator[Tensor]]:
         def batches() -> Iterator[Tensor]:
             left = self.num_tokens
             for chunk in range(rows.num_chunks):
@@ -192,13 +164,32 @@ class Compare(Settings):
 
 @torch.no_grad()
 def _correlated(
-    one: SAE, other: SAE, batches: Callable[[], Iterator[Tensor]], absolute: bool, device: str
+    one: SAE, other: SAE, batches: Callable[[], Iterator[Tensor]], absolute: bool
 ) -> Nearest | None:
-    one, other = one.to(device), other.to(device)
     try:
         return max_correlation(one.encode, other.encode, batches, absolute)
     except DegenerateInputError:  # the other one is silent
         return None
+
+
+def _latent_columns(
+    count: int, nearest: Nearest | None, matching: Matching | None, correlated: Nearest | None
+) -> dict[str, np.ndarray]:
+    """Columns with an entry for each latent of the first dictionary; NaN: unknown."""
+    numbers = [name for name, (kind, _) in _LATENT.items() if kind != "string"]
+    found = {name: np.full(count, np.nan) for name in numbers}
+    found["latent"] = np.arange(count)
+    if nearest is not None:
+        found["nearest"], found["cosine"] = nearest.index.cpu().numpy(), nearest.value.cpu().numpy()
+    if matching is not None:
+        first = matching.first.cpu().numpy()
+        found["matched"][first] = matching.second.cpu().numpy()
+        found["matched_cosine"][first] = matching.cosine.cpu().numpy()
+    if correlated is not None:
+        varies = correlated.value.isfinite().cpu().numpy()  # the others never vary
+        found["correlated"][varies] = correlated.index.cpu().numpy()[varies]
+        found["correlation"][varies] = correlated.value.cpu().numpy()[varies]
+    return found
 
 
 def same_vectors(a: SAE, b: SAE) -> bool:
@@ -212,10 +203,3 @@ def same_vectors(a: SAE, b: SAE) -> bool:
         test = stores.get("test") if isinstance(stores, Mapping) else made_of.get("key")
         found.append((made_of.get("point"), test))
     return found[0] == found[1] and found[0][1] is not None
-
-
-def rows_of_test_split(sae: SAE, device: str, known: Sequence[WheelFile] = ()) -> Rows:
-    """The test vectors that an SAE was saved with, harvested where they are missing."""
-    source = source_of(sae, device=device, known=known)
-    prepare_test(source)
-    return source.split("test")

@@ -12,8 +12,10 @@ from sae import functional
 from sae.activations.counted import within
 from sae.activations.counted_rows import CountedRows, all_rows
 from sae.activations.rows import Rows, Stats, parts_of
+from sae.activations.store import ActivationStore
+from sae.artifacts.placed import PlacedSAE
 from sae.dictionaries.sae import SAE
-from sae.evals.base import EvalContext, EvalResult, Resampled, describe, estimates, register
+from sae.evals.base import Measured, Resampled, estimates, register
 from sae.metrics import (
     LIGHT_MEDIANS,
     OTHER_DEFINITIONS,
@@ -25,7 +27,7 @@ from sae.metrics import (
 )
 from sae.progress import progress
 from sae.settings import setting
-from sae.types import Ends
+from sae.types import Ends, Split
 
 PER_LATENT_LIMIT = 1024
 """Dictionaries up to this size have their latents' numbers listed one by one."""
@@ -61,21 +63,21 @@ class CoreEval(Resampled):
             raise ValueError(f"names from {', '.join(OTHER_DEFINITIONS)}; or all")
         return legacy
 
-    def run(self, context: EvalContext) -> EvalResult:
+    def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:
         """Measure the whole split."""
-        sae, ends = context.sae, context.ends
-        layers = _Layers(sae, context.rows) if ends is not None and len(ends.writes) > 1 else None
-        seen = measure(sae, context.rows, self.batch_rows, _rows_per_context(context),
+        (one,) = subjects
+        sae, ends, rows, store = one.sae, one.ends, one.rows(on), one.store(on)
+        layers = _Layers(sae, rows) if ends is not None and len(ends.writes) > 1 else None
+        seen = measure(sae, rows, self.batch_rows, _rows_per_context(rows, store),
                        OTHER_DEFINITIONS if "all" in self.legacy else self.legacy,
                        layers)  # fmt: skip
         intervals = seen.reconstruction.intervals(**self.bootstrap.model_dump())
         robust = seen.robust.intervals(**self.bootstrap.model_dump())
-        return EvalResult(
-            eval=self.name,
+        return Measured(
             metrics=estimates(
                 _headline(seen)
                 | _latents(seen)
-                | _overlaps(context.sae)
+                | _overlaps(sae)
                 | (seen.others.compute() if seen.others else {}),
                 intervals | robust,
             ),
@@ -84,12 +86,10 @@ class CoreEval(Resampled):
                 "firing_histogram": functional.firing_histogram(seen.firing.frequencies),
                 "resampled_units": seen.reconstruction.num_units(),
                 "constant_dimensions": seen.reconstruction.constant_dimensions(),
-                "left_out": _left_out(context, seen),
+                "left_out": _left_out(store, seen),
                 **_per_latent(seen),
                 **({} if layers is None or ends is None else layers.details(ends)),
             },
-            settings=self.model_dump() | {"legacy": list(self.legacy)},
-            provenance=describe(context),
         )
 
 
@@ -240,21 +240,21 @@ def _per_latent(seen: Seen) -> dict[str, Any]:
     return {"latents": {"firings": activations.firings.tolist(), **moments}}
 
 
-def _rows_per_context(context: EvalContext) -> int | None:
+def _rows_per_context(rows: Rows, store: ActivationStore | None) -> int | None:
     """None where rows do not stand for the positions of whole contexts."""
-    if context.store is None:
+    if store is None:
         return None
-    contexts, ctx = context.store.tokens.shape
-    rows_per_context = ctx if context.store.spec.keep_first else ctx - 1
-    whole = all_rows(context.rows).num_rows == contexts * rows_per_context
+    contexts, ctx = store.tokens.shape
+    rows_per_context = ctx if store.spec.keep_first else ctx - 1
+    whole = all_rows(rows).num_rows == contexts * rows_per_context
     return rows_per_context if whole else None
 
 
-def _left_out(context: EvalContext, seen: Seen) -> dict[str, int]:
+def _left_out(store: ActivationStore | None, seen: Seen) -> dict[str, int]:
     """Positions that no metric but `fvu_all_rows` reads."""
-    first = context.store is not None and not context.store.spec.keep_first
+    first = store is not None and not store.spec.keep_first
     return {
-        "position_0": len(context.store.tokens) if context.store is not None and first else 0,
+        "position_0": len(store.tokens) if store is not None and first else 0,
         "not_counted": seen.robust.num_rows() - seen.reconstruction.num_rows(),
     }
 

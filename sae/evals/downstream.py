@@ -2,35 +2,26 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from sae.activations.counted import Counted
 from sae.activations.store import ActivationStore
+from sae.artifacts.placed import PlacedSAE
 from sae.checksums import read_unsealed, seal
 from sae.errors import ConfigError, SourceError
-from sae.evals.base import (
-    EvalContext,
-    EvalResult,
-    Resampled,
-    SplicedLM,
-    describe,
-    estimates,
-    register,
-)
-from sae.evals.splicing import Replacement, Replacements, Spared, replacements
+from sae.evals.base import Measured, Resampled, estimates, register
+from sae.interventions import Positions, Replacement, Spliced, splice_conditions
+from sae.language import LanguageModel
 from sae.metrics.next_token import ABLATIONS, NextToken
 from sae.progress import progress
 from sae.provenance import content_key, write_json
 from sae.settings import setting
-from sae.types import Ends, Point
+from sae.types import Point, Split
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +36,9 @@ class DownstreamEval(Resampled):
     """
 
     name: ClassVar[str] = "downstream"
-    needs: ClassVar[frozenset[str]] = frozenset({"tokens"})
+    needs: ClassVar[frozenset[str]] = frozenset({"tokens", "predictions"})
     joined: ClassVar[bool] = True
+    takes: ClassVar[Literal["one", "several", "both"]] = "both"
     num_tokens: int = setting(
         16_384, ge=1, help="upper limit to the tokens read; each costs up to four LM passes"
     )
@@ -58,44 +50,27 @@ class DownstreamEval(Resampled):
         """Refuse settings that contexts of `ctx` tokens cannot serve."""
         contexts_in(self.num_tokens, ctx)
 
-    def run(self, context: EvalContext) -> EvalResult:
-        """Measure on the first contexts of the split."""
-        return self.run_together([context])
+    def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:
+        """Measure on the first contexts of the split.
 
-    def run_together(self, contexts: Sequence[EvalContext]) -> EvalResult:
-        """Measure with several SAEs spliced in at once, each at its own point of the same text."""
-        first = contexts[0]
-        store, ends = first.store, [context.ends for context in contexts]
-        if store is None or None in ends:
+        Several SAEs are spliced in at once, each at its own point of the same text.
+        """
+        first, store = subjects[0], subjects[0].store(on)
+        if store is None or any(one.ends is None for one in subjects):
             raise ConfigError(
                 "eval=downstream needs the tokens behind the activations; a folder of activations "
                 "has none. Use activations harvested from an LM, or eval=core."
             )
-        size: dict[str, Any] = {
-            "num_tokens": self.num_tokens, "batch_contexts": self.batch_contexts
-        }  # fmt: skip
-        if len(contexts) == 1 and first.ends is not None:
-            metric = measure(
-                first.lm, store, first.ends, first.sae, _mean(first), counted=first.counted, **size
-            )
-        else:
-            metric = measure_together(
-                first.lm,
-                store,
-                {context.point: context.sae for context in contexts if context.point},
-                {context.point: _mean(context) for context in contexts if context.point},
-                counted={c.point: c.counted for c in contexts if c.point and c.counted},
-                **size,
-            )
+        metric = measure(
+            first.lm, store, [one.spliced(on) for one in subjects],
+            num_tokens=self.num_tokens, batch_contexts=self.batch_contexts,
+        )  # fmt: skip
         num_contexts = min(len(store.tokens), contexts_in(self.num_tokens, store.tokens.shape[1]))
         tokens, made = num_contexts * store.tokens.shape[1], metric.num_rows()
         documents = len(np.unique(store.document[:num_contexts]))
         eligible = metric.num_eligible()
         first_positions = 0 if store.spec.keep_first else num_contexts
-        spliced = [describe(context) for context in contexts]
-        together = {"together": [{key: one[key] for key in ("point", "sae")} for one in spliced]}
-        return EvalResult(
-            eval=self.name,
+        return Measured(
             metrics=estimates(metric.compute(), metric.intervals(**self.bootstrap.model_dump())),
             tokens={"tokens": tokens, "predictions": made, "documents": documents},
             details={
@@ -107,13 +82,7 @@ class DownstreamEval(Resampled):
                     "not_counted": eligible - made,
                 },
             },
-            settings=self.model_dump(),
-            provenance=spliced[0] | (together if len(contexts) > 1 else {}),
         )
-
-
-def _mean(context: EvalContext) -> Tensor:
-    return torch.as_tensor(context.rows.stats.mean).float()
 
 
 def contexts_in(num_tokens: int, ctx: int) -> int:
@@ -129,47 +98,12 @@ def contexts_in(num_tokens: int, ctx: int) -> int:
     return num_tokens // ctx
 
 
+@torch.no_grad()
 def measure(
-    lm: SplicedLM,
+    lm: LanguageModel,
     store: ActivationStore,
-    where: Point | Ends,
-    splice: Replacement,
-    mean: Float[Tensor, " width"],
+    spliced: Sequence[Spliced],
     *,
-    counted: Counted | None = None,
-    num_tokens: int,
-    batch_contexts: int,
-    quiet: bool = False,
-) -> NextToken:
-    """One SAE, whatever it reads and writes; see `measure_together`.
-
-    Args:
-        lm: The LM.
-        store: Tokens and documents.
-        where: Where activations are replaced, or the ends of a transcoder or crosscoder.
-        splice: Makes, of the activations [batch ctx d_in] that are read, what is written.
-        mean: Mean vector of the split at all points of the ends, for mean ablation.
-        counted: Which rows count; the others stay as they are. None: all count.
-        num_tokens: Upper limit to the tokens read: the store's first contexts, whole ones.
-        batch_contexts: Contexts in one forward pass.
-        quiet: Show no progress.
-    """
-    ends = Ends.at(where) if isinstance(where, Point) else where
-    notes, conditions = replacements(ends, splice, mean)
-    return _measure(
-        lm, store, str(ends), notes, conditions, mean.tolist(),
-        [Spared(ends, counted, store.spec.keep_first)],
-        num_tokens=num_tokens, batch_contexts=batch_contexts, quiet=quiet,
-    )  # fmt: skip
-
-
-def measure_together(
-    lm: SplicedLM,
-    store: ActivationStore,
-    splices: Replacements,
-    means: Mapping[Point, Float[Tensor, " d_in"]],
-    *,
-    counted: Mapping[Point, Counted] | None = None,
     num_tokens: int,
     batch_contexts: int,
     quiet: bool = False,
@@ -182,10 +116,8 @@ def measure_together(
     Args:
         lm: The LM.
         store: Tokens and documents.
-        splices: By point, what makes of its activations [batch ctx d_in] what takes their place.
-            A lower point is replaced before a higher one is computed.
-        means: Mean activation of the split at the same points, for mean ablation.
-        counted: Which rows count at each point; the others stay as they are. None: all count.
+        spliced: What is spliced in at once, each at points of its own. A lower point is replaced
+            before a higher one is computed.
         num_tokens: Upper limit to the tokens read: the store's first contexts, whole ones.
         batch_contexts: Contexts in one forward pass.
         quiet: Show no progress.
@@ -193,57 +125,32 @@ def measure_together(
     Raises:
         ConfigError: If `num_tokens` hold no context.
     """
-    ablated = [replacements(Ends.at(p), splices[p], mean)[1] for p, mean in means.items()]
-    conditions: dict[str, dict[Point, Replacement]] = {"sae": dict(splices)}
-    for name in ABLATIONS:
-        conditions[name] = {p: fn for one in ablated for p, fn in one[name].items()}
-    identity = [entry for mean in means.values() for entry in mean.tolist()]
-    spared = [
-        Spared(Ends.at(point), (counted or {}).get(point), store.spec.keep_first)
-        for point in splices
-    ]
-    return _measure(
-        lm, store, "+".join(map(str, splices)), {}, conditions, identity, spared,
-        num_tokens=num_tokens, batch_contexts=batch_contexts, quiet=quiet,
-    )  # fmt: skip
-
-
-@torch.no_grad()
-def _measure(
-    lm: SplicedLM,
-    store: ActivationStore,
-    where: str,
-    notes: Replacements,
-    replaced: Mapping[str, Replacements],
-    mean: Sequence[float],
-    spared: Sequence[Spared],
-    *,
-    num_tokens: int,
-    batch_contexts: int,
-    quiet: bool,
-) -> NextToken:
-    """The clean pass, with `notes`, and one under each of the conditions `replaced`.
-
-    Each of `spared` looks after the points of its own ends.
-    """
+    where = "+".join(str(one.ends) for one in spliced)
+    mean = [entry for one in spliced for entry in one.mean.tolist()]
+    spared = [Positions(one.ends, one.counted, store.spec.keep_first) for one in spliced]
+    notes: dict[Point, Replacement] = {}
+    replaced: dict[str, dict[Point, Replacement]] = {}
+    for looked, those in map(splice_conditions, spliced):
+        notes |= looked
+        for name in ("sae", *ABLATIONS):
+            replaced.setdefault(name, {}).update(those[name])
     num_contexts = min(len(store.tokens), contexts_in(num_tokens, store.tokens.shape[1]))
     keep_first = store.spec.keep_first
     metric = NextToken(keep_first=keep_first).to(lm.device)
     identity = {
         "lm": dict(lm.identity), "dtype": str(lm.dtype), "device": lm.device.type,
         "contexts": num_contexts, "keep_first": keep_first, "groups": metric.num_groups, "sums": 3,
-        "mean": list(mean), "counted": [one.counted and one.counted.to_json() for one in spared],
+        "mean": mean, "counted": [one.counted and one.counted.to_json() for one in spared],
     }  # fmt: skip
     kept = store.folder / "ablations" / f"{where}.{content_key(identity)}.json"
     known = _restore(metric, kept)
     of_point = {point: one for one in spared for point in one.ends.points}
     conditions = {
-        name: {point: of_point[point].sparing(fn) for point, fn in those.items()}
+        name: {point: of_point[point].only(fn) for point, fn in those.items()}
         for name, those in replaced.items()
         if name not in known
     }
-    looks = {point: one.note(point) for point, one in of_point.items()}
-    looks |= {point: _both(looks[point], note) for point, note in notes.items()}
+    looks = {point: one.note(point, notes.get(point)) for point, one in of_point.items()}
     ctx = store.tokens.shape[1]
     shown = progress("evaluate predictions", num_contexts * ctx, "tokens")
     with nullcontext(lambda n: None) if quiet else shown as advance:
@@ -270,10 +177,6 @@ def _measure(
     if not known:
         _keep(metric, kept)
     return metric
-
-
-def _both(first: Replacement, second: Replacement) -> Replacement:
-    return lambda activation: second(first(activation))
 
 
 def _restore(metric: NextToken, file: Path) -> tuple[str, ...]:

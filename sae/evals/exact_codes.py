@@ -1,5 +1,6 @@
 """`exact_codes`: what the encoder loses against exact sparse inference on the same dictionary."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -8,13 +9,15 @@ from torch import Tensor
 
 from sae.activations.rows import Rows
 from sae.activations.superposition import SuperpositionRows
+from sae.artifacts.placed import PlacedSAE
 from sae.errors import ConfigError
-from sae.evals.base import EvalContext, EvalResult, Resampled, describe, estimates, register
+from sae.evals.base import Measured, Resampled, estimates, register
 from sae.evals.recovery import SIGNED, partners
 from sae.functional import firing
 from sae.inference import codes_at_l0, duality_gap, fista
 from sae.metrics import Reconstruction
 from sae.settings import setting
+from sae.types import Split
 
 
 @register
@@ -34,15 +37,16 @@ class ExactCodesEval(Resampled):
     max_steps: int = setting(300, ge=1, help="steps of FISTA at most")
 
     @torch.no_grad()
-    def run(self, context: EvalContext) -> EvalResult:
+    def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:
         """Measure the first vectors of the split."""
-        sae = context.sae
+        (one,) = subjects
+        sae = one.sae
         if sae.d_out != sae.d_in or sae.W_skip is not None or sae.config.activation in SIGNED:
             raise ConfigError(
                 "exact_codes reconstructs the input from codes that are not negative, which "
                 f"architecture={sae.config.architecture} does not. Leave exact_codes out."
             )
-        x, documents, true = _first(context.rows, self.num_tokens)
+        x, documents, true = _first(one.rows(on), self.num_tokens)
         x = x.to(sae.W_dec)
         own = sae.encode(x)
         l0 = firing(own)[0].double().mean().item()
@@ -58,18 +62,15 @@ class ExactCodesEval(Resampled):
             measured.update(x, sae.decode(f), firing(f)[0], documents)
             found = estimates(measured.compute(), measured.intervals(**self.bootstrap.model_dump()))
             metrics |= {f"{name}_{word}": found[name] for name in ("fvu", "l0")}
-        if true is not None and context.world is not None:
-            atom = partners(context.world, sae)
+        if true is not None and one.world is not None:
+            atom = partners(one.world, sae)
             errors = {f"code_error_{word}": _code_error(true, f, atom) for word, f in codes.items()}
             metrics |= estimates(errors, {})
         gap = duality_gap(centred, sae.W_dec, exact, l1) / centred.square().sum(1).clamp_min(1e-30)
-        return EvalResult(
-            eval=self.name,
+        return Measured(
             metrics=metrics,
             tokens={"vectors": len(x)},
             details={"l1": l1, "largest_relative_duality_gap": 2 * gap.max().item()},
-            settings=self.model_dump(),
-            provenance=describe(context),
         )
 
 

@@ -1,6 +1,6 @@
 """`recovery`: how many of the known features of a synthetic world a dictionary has found."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -9,14 +9,16 @@ from torch import Tensor
 
 from sae.activations.counted_rows import all_rows
 from sae.activations.superposition import SuperpositionRows
+from sae.artifacts.placed import PlacedSAE
 from sae.dictionaries.sae import SAE
 from sae.errors import ConfigError
-from sae.evals.base import EvalContext, EvalResult, Resampled, describe, estimates, register
+from sae.evals.base import Measured, Resampled, estimates, register
 from sae.evals.core import measure
 from sae.metrics.bootstrap import Interval, bootstrap_intervals
 from sae.metrics.similarity import match
 from sae.settings import setting
 from sae.synthetic import World
+from sae.types import Split
 
 SIGNED = ("identity", "abs_topk")
 """Activations whose codes have both signs, so that the sign of an atom means nothing."""
@@ -39,10 +41,11 @@ class RecoveryEval(Resampled):
         4096, ge=1, help="vectors encoded at once; decides memory, not results"
     )
 
-    def run(self, context: EvalContext) -> EvalResult:
+    def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:
         """Measure the dictionary against the truth, and the whole split."""
-        sae, (world, rows) = context.sae, truth_of(context)
-        seen = measure(sae, context.rows, self.batch_rows)
+        (one,) = subjects
+        sae, (world, rows) = one.sae, truth_of(one, on)
+        seen = measure(sae, one.rows(on), self.batch_rows)
         reconstruction, firing = seen.reconstruction, seen.firing
         frequencies = firing.frequencies
         cosines = cosines_of(world, sae)
@@ -65,8 +68,7 @@ class RecoveryEval(Resampled):
         values = {name: value for group, _ in found for name, value in group.items()}
         for _, group in found:
             intervals |= group
-        return EvalResult(
-            eval=self.name,
+        return Measured(
             metrics=estimates(values | beside, intervals),
             tokens={"vectors": rows.num_rows, "features": len(best), "atoms": len(atoms)},
             details={
@@ -75,8 +77,6 @@ class RecoveryEval(Resampled):
                 "atoms_of_a_recovered_feature": _atoms_each(cosines, self.threshold),
                 "mean_active": float(counted.sum()) / rows.num_rows,
             },
-            settings=self.model_dump(),
-            provenance=describe(context),
         )
 
     def _means(
@@ -112,18 +112,18 @@ class RecoveryEval(Resampled):
         return {name: share}, found
 
 
-def truth_of(context: EvalContext) -> tuple[World, SuperpositionRows]:
-    """The world behind a context, and all its rows.
+def truth_of(one: PlacedSAE, on: Split) -> tuple[World, SuperpositionRows]:
+    """The world behind the activations of an SAE, and all rows of the split.
 
     Raises:
         ConfigError: If nobody knows the features of these activations.
     """
-    rows = all_rows(context.rows)
-    if context.world is None or not isinstance(rows, SuperpositionRows):
+    rows = all_rows(one.rows(on))
+    if one.world is None or not isinstance(rows, SuperpositionRows):
         raise ConfigError(
             "This evaluation needs the true features, which only activations=superposition knows."
         )
-    return context.world, rows
+    return one.world, rows
 
 
 def cosines_of(world: World, sae: SAE) -> Float[Tensor, "num_features d_sae"]:

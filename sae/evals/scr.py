@@ -1,6 +1,6 @@
 """`scr`: can a spurious correlation be taken out of a probe by its latents?"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,36 +9,26 @@ from pydantic import field_validator
 from torch import Tensor
 
 from sae.activations.labelled import text_activations
-from sae.evals.base import (
-    Bootstrap,
-    Estimate,
-    EvalContext,
-    EvalResult,
-    Resampled,
-    describe,
-    register,
-)
-from sae.evals.perturbation import (
-    THRESHOLDS,
-    Pooled,
-    check,
-    effects,
-    pool,
-    strongest,
-    train_probe,
-    without,
-)
-from sae.evals.templates import PROFESSIONS, biographies
-from sae.metrics.classification import draws, interval
+from sae.artifacts.placed import PlacedSAE
+from sae.evals.base import Measured, Resampled, refuse_transcoder, register, sampled
+from sae.evals.tpp import THRESHOLDS
+from sae.interventions import without
+from sae.metrics.bootstrap import Bootstrap
+from sae.metrics.classification import draws
+from sae.probing.codes import Pooled, pool
+from sae.probing.linear import TEXT_MEANS, train
+from sae.probing.ranking import effects, strongest
 from sae.progress import progress
 from sae.settings import Count, setting
+from sae.tasks.biographies import PROFESSIONS, biographies
+from sae.types import Split
 
 _LEAST_GAP = 0.001
 
 
 @register
 class SCREval(Resampled):
-    """Spurious correlation removal on made-up biographies (`templates.py`), SAEBench's formula.
+    """Spurious correlation removal on made-up biographies by SAEBench's formula.
 
     A probe learns from texts in which profession and gender agree (male professors, female
     nurses). The n latents of largest |effect| on a gender probe go (direction 1); the score is
@@ -73,16 +63,17 @@ class SCREval(Resampled):
                 )
         return pairs
 
-    def run(self, context: EvalContext) -> EvalResult:
+    def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:
         """Measure every pair."""
-        check(context, self.name)
+        (placed,) = subjects
+        refuse_transcoder(placed, self.name)
         samples, details, num_tests = [], {}, 0
-        thresholds = [n for n in self.thresholds if n <= context.sae.d_sae]
+        thresholds = [n for n in self.thresholds if n <= placed.sae.d_sae]
         with progress("remove correlations", len(self.pairs), "pairs") as advance:
             for pair in self.pairs:
-                pooled, labels, train = self._read(context, pair)
+                pooled, labels, train = self._read(placed, pair)
                 clean, scored = measure(
-                    pooled, labels, train, context.sae.W_dec.cpu(), thresholds=thresholds,
+                    pooled, labels, train, placed.sae.W_dec.cpu(), thresholds=thresholds,
                     seed=self.seed, bootstrap=self.bootstrap,
                 )  # fmt: skip
                 samples.append(scored)
@@ -93,33 +84,27 @@ class SCREval(Resampled):
                 }
                 advance(1)
         means = {name: np.mean([one[name] for one in samples], axis=0) for name in samples[0]}
-        return EvalResult(
-            eval=self.name,
-            metrics={
-                name: Estimate(float(values[0]), *(interval(values, self.bootstrap.level) or ()))
-                for name, values in means.items()
-            },
+        return Measured(
+            metrics=sampled(means, self.bootstrap.level),
             tokens={"pairs": len(self.pairs), "test texts": num_tests},
             details={"pairs": details},
-            settings=self.model_dump(),
-            provenance=describe(context),
         )
 
-    def _read(self, context: EvalContext, pair: str) -> tuple[Pooled, dict[str, Tensor], Tensor]:
-        assert context.point is not None
+    def _read(self, placed: PlacedSAE, pair: str) -> tuple[Pooled, dict[str, Tensor], Tensor]:
+        assert placed.point is not None
         first, second = pair.split("/")
         made = biographies((first, second))
         activations = text_activations(
-            context.lm, context.point, made.texts, name=pair, which="all", max_tokens=128
+            placed.lm, placed.point, made.texts, name=pair, which="all", max_tokens=128
         )
         labels = {"profession": torch.tensor(made.profession), "gender": torch.tensor(made.gender)}
-        return pool(context.sae, activations, context.counted), labels, torch.tensor(made.train)
+        return pool(placed.sae, activations, placed.counted), labels, torch.tensor(made.train)
 
 
 def measure(
     pooled: Pooled,
     labels: Mapping[str, Tensor],
-    train: Tensor,
+    for_training: Tensor,
     W_dec: Tensor,
     *,
     thresholds: list[int],
@@ -131,23 +116,23 @@ def measure(
     Args:
         pooled: All texts.
         labels: `profession` and `gender`, 1 or 0 for each text; all four combinations as often.
-        train: Texts for training; the others test.
+        for_training: Texts for training; the others test.
         W_dec: Decoder.
         thresholds: Numbers of latents.
         seed: Of the probes.
         bootstrap: Of the test texts.
     """
-    fit = pooled.of(torch.where(train)[0])
-    y = {name: label[train] for name, label in labels.items()}
+    fit = pooled.of(torch.where(for_training)[0])
+    y = {name: label[for_training] for name, label in labels.items()}
     agree = torch.where(y["profession"] == y["gender"])[0]
-    biased = train_probe(fit.x[agree], y["gender"][agree], seed)
-    oracle = {name: train_probe(fit.x, label, seed) for name, label in y.items()}
+    biased = train(fit.x[agree], y["gender"][agree], TEXT_MEANS, seed)
+    oracle = {name: train(fit.x, label, TEXT_MEANS, seed) for name, label in y.items()}
 
-    held_out = pooled.of(torch.where(~train)[0])
+    held_out = pooled.of(torch.where(~for_training)[0])
     weights = draws(len(held_out.x), bootstrap.num_resamples, bootstrap.seed)
 
     def accuracy(probe: Any, x: Tensor, name: str) -> np.ndarray:
-        return weights @ probe.right(x, labels[name][~train]).numpy() / weights.sum(-1)
+        return weights @ probe.right(x, labels[name][~for_training]).numpy() / weights.sum(-1)
 
     clean = {name: accuracy(oracle[name], held_out.x, name) for name in labels}
     clean |= {f"biased_{name}": accuracy(biased, held_out.x, name) for name in labels}
@@ -158,7 +143,7 @@ def measure(
         base = clean[f"biased_{kept}"]
         gap = clean[kept] - base
         for n in thresholds:
-            x = without(held_out, strongest(effect, n), W_dec)
+            x = without(*held_out, strongest(effect, n), W_dec)
             won = accuracy(biased, x, kept) - base
             with np.errstate(invalid="ignore", divide="ignore"):
                 score = np.where(gap < _LEAST_GAP, 0.0, won / gap)

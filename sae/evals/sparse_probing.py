@@ -1,6 +1,6 @@
 """`sparse_probing`: how much of a labelled concept one, two or a few latents hold."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -9,23 +9,20 @@ import torch
 from pydantic import field_validator
 from torch import Tensor
 
-from sae.activations.labelled import kept, text_activations
+from sae.activations.labelled import text_activations
+from sae.artifacts.placed import PlacedSAE
+from sae.cached import Made, cached
 from sae.dictionaries.sae import SAE
 from sae.errors import ConfigError, SourceError
-from sae.evals.base import Estimate, EvalContext, EvalResult, Resampled, describe, register
-from sae.evals.probes import (
-    Predictions,
-    encode,
-    principal_components,
-    random_sae,
-    rank,
-    split,
-    top_probes,
-)
-from sae.language.labelled import LabelledTexts, probe_sets, read_csv
-from sae.metrics.classification import binary_scores, draws, interval
+from sae.evals.base import Measured, Resampled, register, sampled
+from sae.metrics.classification import binary_scores, draws
+from sae.probing.codes import encode, principal_components, random_sae
+from sae.probing.logistic import Predictions, split, top_probes
+from sae.probing.ranking import rank
 from sae.progress import progress
 from sae.settings import Count, setting
+from sae.tasks.labelled import LabelledTexts, probe_sets, read_csv
+from sae.types import Split
 
 TEN_SETS = (
     "5_hist_fig_ismale", "24_headline_isiran", "66_living-room", "87_glue_cola", "92_glue_sst2",
@@ -71,10 +68,11 @@ class SparseProbingEval(Resampled):
             raise ValueError("names of sets, or all alone: sets=[all]")
         return sets
 
-    def run(self, context: EvalContext) -> EvalResult:
+    def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:
         """Measure every set."""
-        if max(self.ks) > context.sae.d_sae:
-            raise ConfigError(f"ks={list(self.ks)}: the SAE has {context.sae.d_sae} latents.")
+        (placed,) = subjects
+        if max(self.ks) > placed.sae.d_sae:
+            raise ConfigError(f"ks={list(self.ks)}: the SAE has {placed.sae.d_sae} latents.")
         sets = [read_csv(self.csv)] if self.csv else probe_sets(self.sets)
         for one in sets:
             if len(one.classes) != 2:
@@ -87,53 +85,50 @@ class SparseProbingEval(Resampled):
         num_tests = 0
         with progress("sparse probing", len(sets), "sets") as advance:
             for one in sets:
-                sampled, detail = self._measure(context, one.first_of_each(self.max_examples // 2))
-                samples.append(sampled)
+                drawn, detail = self._measure(placed, one.first_of_each(self.max_examples // 2))
+                samples.append(drawn)
                 details[one.name] = detail
                 num_tests += detail["num_test"]
                 advance(1)
         means = {name: np.mean([one[name] for one in samples], axis=0) for name in samples[0]}
-        return EvalResult(
-            eval=self.name,
-            metrics=self._estimates(means),
+        return Measured(
+            metrics=sampled(means, self.bootstrap.level),
             tokens={"sets": len(sets), "test texts": num_tests},
             details={"sets": details},
-            settings=self.model_dump(),
-            provenance=describe(context),
         )
 
     def _measure(
-        self, context: EvalContext, one: LabelledTexts
+        self, placed: PlacedSAE, one: LabelledTexts
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Resampled scores of every probe on one set, and what is told about it."""
-        assert context.point is not None
+        assert placed.point is not None
         train, test = split(one.labels, self.seed)
         y, y_test = one.labels[train], one.labels[test]
         x = text_activations(
-            context.lm, context.point, one.texts, name=one.name, which="last",
-            max_tokens=self.max_tokens, counted=context.counted,
+            placed.lm, placed.point, one.texts, name=one.name, which="last",
+            max_tokens=self.max_tokens, counted=placed.counted,
         ).x.float()  # fmt: skip
         x_train, x_test = x[train], x[test]
-        f = encode(context.sae, x_train)
+        f = encode(placed.sae, x_train)
         l0 = float((f != 0).sum(-1).float().mean())
-        rival = random_sae(context.sae, l0, x_train.mean(0), self.seed)
-        predictions = self._of_latents("sae", context.sae, f, y, x_test)
+        rival = random_sae(placed.sae, l0, x_train.mean(0), self.seed)
+        predictions = self._of_latents("sae", placed.sae, f, y, x_test)
         predictions |= self._of_latents("random", rival, encode(rival, x_train), y, x_test)
-        predictions |= self._of_lm(context, one, x_train, y, x_test)
+        predictions |= self._of_lm(placed, one, x_train, y, x_test)
 
         weights = draws(len(y_test), self.bootstrap.num_resamples, self.bootstrap.seed)
-        sampled = {
+        drawn = {
             f"{probe}_{score}": values
             for probe, (probability, predicted) in predictions.items()
             for score, values in binary_scores(y_test, predicted, probability, weights).items()
         }
-        return sampled, {
+        return drawn, {
             "classes": list(one.classes),
             "num_train": len(y),
             "num_test": len(y_test),
             "latents": rank(f, y)[:_SHOWN_LATENTS].tolist(),
             "l0": l0,
-            "metrics": {name: asdict(e) for name, e in self._estimates(sampled).items()},
+            "metrics": {n: asdict(e) for n, e in sampled(drawn, self.bootstrap.level).items()},
         }
 
     def _of_latents(
@@ -144,19 +139,19 @@ class SparseProbingEval(Resampled):
         return {f"{word}_top_{k}": found for k, found in probes.items()}
 
     def _of_lm(
-        self, context: EvalContext, one: LabelledTexts, x: Tensor, y: np.ndarray, x_test: Tensor
+        self, placed: PlacedSAE, one: LabelledTexts, x: Tensor, y: np.ndarray, x_test: Tensor
     ) -> dict[str, Predictions]:
         """Probes that no SAE takes part in: kept for the next one."""
-        ks = [k for k in self.ks if k <= context.sae.d_in]
+        ks = [k for k in self.ks if k <= placed.sae.d_in]
         identity = {
-            "probes": 2, "lm": dict(context.lm.identity), "dtype": str(context.lm.dtype),
-            "point": str(context.point), "set": one.key, "seed": self.seed, "ks": ks,
+            "probes": 2, "lm": dict(placed.lm.identity), "dtype": str(placed.lm.dtype),
+            "point": str(placed.point), "set": one.key, "seed": self.seed, "ks": ks,
             "max_tokens": self.max_tokens,
         }  # fmt: skip
-        if context.counted is not None:
-            identity["limits"] = context.counted.to_json()["limits"]
+        if placed.counted is not None:
+            identity["limits"] = placed.counted.to_json()["limits"]
 
-        def make() -> dict[str, Tensor]:
+        def make() -> Made:
             found = {"llm": top_probes(x, y, x_test, [x.shape[1]], self.seed)[x.shape[1]]}
             components = principal_components(x, x_test)
             for word, (v, v_test) in {"neurons": (x, x_test), "pca": components}.items():
@@ -167,18 +162,11 @@ class SparseProbingEval(Resampled):
                 f"{word}.{part}": torch.from_numpy(getattr(made, part))
                 for word, made in found.items()
                 for part in Predictions._fields
-            }
+            }, None
 
-        tensors = kept(identity, make)
+        tensors, _ = cached("labelled/", identity, make)
         words = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
         return {
             word: Predictions(*(tensors[f"{word}.{part}"].numpy() for part in Predictions._fields))
             for word in words
         }
-
-    def _estimates(self, samples: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
-        estimates = {}
-        for name, values in samples.items():
-            value = float(values[0]) if np.isfinite(values[0]) else None
-            estimates[name] = Estimate(value, *(interval(values, self.bootstrap.level) or ()))
-        return estimates

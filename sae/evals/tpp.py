@@ -1,6 +1,7 @@
 """`tpp`: do a class's latents hurt that class's probe, and only it?"""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -8,32 +9,22 @@ import torch
 from pydantic import model_validator
 
 from sae.activations.labelled import text_activations
+from sae.artifacts.placed import PlacedSAE
 from sae.errors import ConfigError, SourceError
-from sae.evals.base import (
-    Bootstrap,
-    Estimate,
-    EvalContext,
-    EvalResult,
-    Resampled,
-    describe,
-    register,
-)
-from sae.evals.perturbation import (
-    THRESHOLDS,
-    Pooled,
-    balanced,
-    check,
-    effects,
-    pool,
-    strongest,
-    train_probe,
-    without,
-)
-from sae.language.labelled import LabelledTexts, probe_sets, read_csv
-from sae.metrics.classification import draws, interval
+from sae.evals.base import Measured, Resampled, refuse_transcoder, register, sampled
+from sae.interventions import without
+from sae.metrics.bootstrap import Bootstrap
+from sae.metrics.classification import draws
+from sae.probing import linear
+from sae.probing.codes import Pooled, pool
+from sae.probing.logistic import balanced
+from sae.probing.ranking import effects, strongest
 from sae.progress import progress
 from sae.settings import Count, setting
+from sae.tasks.labelled import LabelledTexts, probe_sets, read_csv
+from sae.types import Split
 
+THRESHOLDS = (2, 5, 10, 20, 50, 100, 500)
 NEWS = ("139_news_class_Politics", "140_news_class_Technology", "141_news_class_Entertainment")
 
 
@@ -75,20 +66,21 @@ class TPPEval(Resampled):
             )
         return self
 
-    def run(self, context: EvalContext) -> EvalResult:
+    def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:
         """Measure."""
-        check(context, self.name)
-        assert context.point is not None
+        (placed,) = subjects
+        refuse_transcoder(placed, self.name)
+        assert placed.point is not None
         texts = self._texts().first_of_each(self.num_train + self.num_test)
         activations = text_activations(
-            context.lm, context.point, texts.texts, name=texts.name, which="all",
+            placed.lm, placed.point, texts.texts, name=texts.name, which="all",
             max_tokens=self.max_tokens,
         )  # fmt: skip
-        pooled = pool(context.sae, activations, context.counted)
+        pooled = pool(placed.sae, activations, placed.counted)
         accuracies = measure(
-            pooled, torch.from_numpy(texts.labels), context.sae.W_dec.cpu(), len(texts.classes),
+            pooled, torch.from_numpy(texts.labels), placed.sae.W_dec.cpu(), len(texts.classes),
             num_train=self.num_train, seed=self.seed, bootstrap=self.bootstrap,
-            thresholds=[n for n in self.thresholds if n <= context.sae.d_sae],
+            thresholds=[n for n in self.thresholds if n <= placed.sae.d_sae],
         )  # fmt: skip
         per_class = scores(*accuracies)
         means = {
@@ -96,12 +88,8 @@ class TPPEval(Resampled):
             for name in per_class[0]
         }
         names = texts.classes
-        return EvalResult(
-            eval=self.name,
-            metrics={
-                name: Estimate(float(values[0]), *(interval(values, self.bootstrap.level) or ()))
-                for name, values in means.items()
-            },
+        return Measured(
+            metrics=sampled(means, self.bootstrap.level),
             tokens={"classes": len(names), "test texts": len(names) * self.num_test},
             details={
                 "dataset": texts.name,
@@ -111,8 +99,6 @@ class TPPEval(Resampled):
                     for i, one in per_class.items()
                 },
             },
-            settings=self.model_dump(),
-            provenance=describe(context),
         )
 
     def _texts(self) -> LabelledTexts:
@@ -164,7 +150,7 @@ def measure(
         for i in range(num_classes):
             rows, y = balanced(labels[train], i, num_classes, generator)
             part = pooled.of(train[rows])
-            probe = train_probe(part.x, y, seed)
+            probe = linear.train(part.x, y, linear.TEXT_MEANS, seed)
             fitted[i] = (probe, effects(part.f, y, probe, W_dec, only_more=True))
             tests[i] = balanced(labels[test], i, num_classes, generator)
             advance(1)
@@ -184,7 +170,7 @@ def measure(
     with progress("ablate latents", num_classes * len(thresholds), "sets") as advance:
         for i in range(num_classes):
             for n in thresholds:
-                ablated[i][n] = all_probes(without(held_out, strongest(fitted[i][1], n), W_dec))
+                ablated[i][n] = all_probes(without(*held_out, strongest(fitted[i][1], n), W_dec))
                 advance(1)
     return all_probes(held_out.x), dict(ablated)
 

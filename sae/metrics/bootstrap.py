@@ -11,7 +11,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae.settings import Settings, setting
+
 Interval = tuple[float, float]
+
+
+class Bootstrap(Settings):
+    """How intervals are made."""
+
+    where = "bootstrap."
+
+    num_resamples: int = setting(1000, ge=1, help="resamples of the documents")
+    seed: int = setting(0, ge=0, help="decides the resamples")
+    level: float = setting(0.95, gt=0, lt=1, help="share of the resamples that an interval holds")
 
 
 def multinomial_weights(

@@ -1,18 +1,20 @@
 """Tables and a heat map of a comparison of dictionaries."""
 
-import csv
 import io
-import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from sae.dictionaries.from_config import sparsity_of
-from sae.evals.compare import Compared, Pair
-from sae.provenance import write_json
-from sae.reports.files import write_bytes
+from sae.evals.base import EvalResult
+from sae.reports.files import table_bytes, write_bytes
 from sae.reports.page import Cell, Plot, Section, Table, number, plain, render
 
+Pair = Mapping[str, Any]
+"""A row of the table `pairs`."""
+Matrix = list[list[float | int | None]]
 MATRICES = {
     "mmcs": "mean max cosine, row in column",
     "matched_share": "share matched one to one",
@@ -22,87 +24,45 @@ MATRICES = {
 _MOST_NUMBERS = 12
 
 
-def write_comparison(compared: Compared, folder: str | Path) -> Path:
-    """Write `pairs.csv`, a matrix for each value, `nearest/`, `compare.json`, a picture, a page.
-
-    Returns:
-        The folder.
-    """
-    folder = Path(folder)
-    (folder / "nearest").mkdir(parents=True, exist_ok=True)
-    columns = ["first", "second", *compared.pairs[0].values]
-    rows = [[p.first, p.second, *p.values.values()] for p in compared.pairs]
-    write_bytes(folder / "pairs.csv", _csv([columns, *rows]))
-    matrices = {name: matrix(compared, name) for name in MATRICES}
+def write_comparison(result: EvalResult, folder: Path) -> None:
+    """Write `pairs.csv`, a matrix for each value, a picture and a page."""
+    pairs, names = result.tables["pairs"].rows(), result.details["names"]
+    write_bytes(folder / "pairs.csv", table_bytes(list(pairs[0]), pairs))
+    matrices = {name: matrix(names, pairs, name) for name in MATRICES}
     for name, values in matrices.items():
-        table = [[one, *row] for one, row in zip(compared.names, values, strict=True)]
-        write_bytes(folder / f"{name}.csv", _csv([["", *compared.names], *table]))
-    for pair in compared.pairs:
-        write_bytes(folder / "nearest" / _file_of(pair), _csv(_latents(pair)))
-    write_bytes(folder / "compare.png", _picture(_labels(compared), matrices))
-    write_bytes(folder / "report.html", _page(compared, matrices))
-    pairs = [{"first": p.first, "second": p.second, **p.values} for p in compared.pairs]
-    content = {"eval": "compare", "names": compared.names, "pairs": pairs}
-    write_json(
-        folder / "compare.json",
-        content | {"settings": compared.settings, "provenance": compared.provenance},
-    )
-    return folder
+        rows = [{"": a, **dict(zip(names, row, strict=True))}
+                for a, row in zip(names, values, strict=True)]  # fmt: skip
+        write_bytes(folder / f"{name}.csv", table_bytes(["", *names], rows))
+    labels = _labels(names, result.provenance)
+    write_bytes(folder / "compare.png", _picture(labels, matrices))
+    write_bytes(folder / "report.html", _page(labels, pairs, matrices, result.settings))
 
 
-def matrix(compared: Compared, name: str) -> list[list[float | int | None]]:
+def matrix(names: Sequence[str], pairs: Sequence[Pair], name: str) -> Matrix:
     """A value for each ordered pair: rows are looked for in columns; 1 on the diagonal."""
-    known = {(pair.first, pair.second): pair.values[name] for pair in compared.pairs}
-    return [[1.0 if a == b else known[a, b] for b in compared.names] for a in compared.names]
+    known = {(pair["first"], pair["second"]): pair[name] for pair in pairs}
+    return [[1.0 if a == b else known[a, b] for b in names] for a in names]
 
 
-def _labels(compared: Compared) -> list[str]:
-    """What the SAEs are, behind their names."""
+def _labels(names: Sequence[str], provenance: Mapping[str, Any]) -> list[str]:
+    """Names of the SAEs, with architecture and sparsity."""
     labels = []
-    for name in compared.names:
-        sae = compared.provenance.get("saes", {}).get(name, {})
+    for name in names:
+        sae = provenance.get("saes", {}).get(name, {})
         settings = (sae.get("metadata", {}).get("settings") or {}).get("sae") or {}
         labels.append(" ".join([name, sae.get("architecture", ""), *sparsity_of(settings)]).strip())
     return labels
 
 
-def _file_of(pair: Pair) -> str:
-    return re.sub(r"[^\w.=+-]+", "_", f"{pair.first}--{pair.second}") + ".csv"
-
-
-def _latents(pair: Pair) -> list[list[object]]:
-    """A row for each latent of the first dictionary; empty cells where nothing is known."""
-    header = ["latent", "nearest", "cosine", "matched", "matched_cosine", "correlated",
-              "correlation"]  # fmt: skip
-    latents = int(pair.values["latents"] or 0)
-    cells: list[list[object]] = [[""] * 6 for _ in range(latents)]
-    if pair.nearest is not None:
-        for row, index, value in zip(cells, pair.nearest.index.tolist(),
-                                     pair.nearest.value.tolist(), strict=True):  # fmt: skip
-            row[0:2] = index, f"{value:.4f}"
-    if pair.matching is not None:
-        for first, second, value in zip(*(part.tolist() for part in pair.matching), strict=True):
-            cells[first][2:4] = second, f"{value:.4f}"
-    if pair.correlated is not None:
-        for row, index, value in zip(cells, pair.correlated.index.tolist(),
-                                     pair.correlated.value.tolist(), strict=True):  # fmt: skip
-            if value == value:  # NaN: never varies
-                row[4:6] = index, f"{value:.4f}"
-    return [list(header), *([i, *row] for i, row in enumerate(cells))]
-
-
-def _csv(rows: list) -> bytes:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
-    return buffer.getvalue().encode()
-
-
-def _page(compared: Compared, matrices: dict[str, list[list[float | int | None]]]) -> bytes:
+def _page(
+    labels: Sequence[str], pairs: Sequence[Pair], matrices: Mapping[str, Matrix],
+    settings: Mapping[str, Any],
+) -> bytes:  # fmt: skip
     """`report.html`: the matrices as heat maps, and a table of all pairs."""
-    names = [plain(name) for name in _labels(compared)]
+    names = [plain(label) for label in labels]
     plots = []
     for name, values in matrices.items():
-        if len(names) > 1 and any(pair.values[name] is not None for pair in compared.pairs):
+        if len(names) > 1 and any(pair[name] is not None for pair in pairs):
             text = [["" if v is None else f"{v:.3g}" for v in row] for row in values]
             trace = {
                 "type": "heatmap", "x": names, "y": names, "z": values, "zmin": 0, "zmax": 1,
@@ -114,12 +74,12 @@ def _page(compared: Compared, matrices: dict[str, list[list[float | int | None]]
                       "yaxis": {"showgrid": False, "autorange": "reversed",
                                 "type": "category"}, "showlegend": False}  # fmt: skip
             plots.append(Plot(MATRICES[name], "", [trace], layout, wide=True))
-    columns = ["first", "second", *compared.pairs[0].values]
+    columns = list(pairs[0])
     rows = [
-        [Cell(pair.first), Cell(pair.second), *(number(name, v) for name, v in pair.values.items())]
-        for pair in compared.pairs
+        [Cell(v) if name in ("first", "second") else number(name, v) for name, v in pair.items()]
+        for pair in pairs
     ]
-    num_tokens = compared.settings.get("num_tokens")
+    num_tokens = settings.get("num_tokens")
     counted = f"Correlations on the first {num_tokens:,} test vectors. " if num_tokens else ""
     note = f"{counted}No number here has an interval. docs/compare.md says what the columns are."
     return render(
@@ -129,7 +89,7 @@ def _page(compared: Compared, matrices: dict[str, list[list[float | int | None]]
     )
 
 
-def _picture(names: list[str], matrices: dict[str, list[list[float | int | None]]]) -> bytes:
+def _picture(names: Sequence[str], matrices: Mapping[str, Matrix]) -> bytes:
     """A heat map for each matrix that has a value beside the diagonal."""
     shown = {
         name: values for name, values in matrices.items()

@@ -8,21 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sae import reading
-from sae.checksums import check_folder, check_text, read_unsealed
+from sae.checksums import check_folder, check_text
 from sae.errors import ArtifactError
 from sae.writing import replacing
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Content of a JSON file; empty when it does not exist.
-
-    Raises:
-        ArtifactError: If it exists but is no JSON object, or is damaged.
-    """
-    if not os.path.lexists(path):
-        return {}
-    check_folder(path.parent, [path.name])
-    return read_unsealed(path)
 
 
 def read_yaml(path: Path) -> Any:
@@ -61,12 +49,6 @@ def read_metrics(path: Path) -> dict[str, tuple[list[float], list[float]]]:
     return curves
 
 
-def metric(results: dict[str, Any], evaluation: str, name: str) -> dict[str, Any]:
-    """`value`, `low` and `high` of a metric in a `results.json`; empty when it is not there."""
-    found = _mapping(_mapping(results.get(evaluation)).get("metrics")).get(name)
-    return found if isinstance(found, dict) else {}
-
-
 def table_bytes(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> bytes:
     """A csv with these columns; None becomes an empty cell."""
     buffer = io.StringIO()
@@ -80,7 +62,3 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write so that a reader sees the old file or the new one, never half of one."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}

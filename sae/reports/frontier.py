@@ -1,192 +1,28 @@
-"""Runs on the plane of sparsity and fidelity: what was measured of each, and who is dominated.
+"""Tables, pictures and a page of runs on the plane of sparsity and fidelity."""
 
-Reads what was measured and measures nothing.
-"""
-
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from sae.dictionaries.from_config import sparsity_of
-from sae.errors import ArtifactError
-from sae.provenance import content_key, provenance, write_json
-from sae.reports.files import metric, read_json, table_bytes, write_bytes
-from sae.reports.frontier_lines import Row, areas, by_line, grouped, seed_spreads
+from sae.evals.base import EvalResult
+from sae.metrics.lines import by_line
+from sae.reports.files import table_bytes, write_bytes
 from sae.reports.frontier_page import frontier_page
 from sae.reports.frontier_plots import fidelity_picture, live_picture
 
-MEASURED = (
-    ("core", "l0"), ("core", "fvu"), ("downstream", "ce_recovered_zero"),
-    ("downstream", "ce_recovered_mean"), ("downstream", "delta_ce"), ("core", "silent"),
-)  # fmt: skip
-"""What is read of each run, each with the ends of its interval."""
 
-
-@dataclass(frozen=True)
-class Frontier:
-    """Runs, lines through them, and what could not be read.
-
-    Attributes:
-        rows: One a run that has a result, in the order given.
-        lines: One a line: its area, and that over the range of L0 that all lines of its place have.
-        seeds: One a setting that was trained with several seeds: their mean and spread.
-        missing: What a run lacks, by its name.
-    """
-
-    rows: list[Row]
-    lines: list[Row]
-    seeds: list[Row]
-    missing: dict[str, str]
-
-
-def read_frontier(runs: Mapping[str, str | Path]) -> Frontier:
-    """Read `results.json` of each run; of an evaluation it lacks, `evals/<eval>.json`.
-
-    Args:
-        runs: Run folders by name.
-
-    Raises:
-        ArtifactError: If none of them has L0 and FVU.
-    """
-    rows, missing = [], {}
-    for name, run in runs.items():
-        results = _results(Path(run))
-        row = row_of(name, results)
-        lacking = [
-            word for word, needed in (("core", ("l0", "fvu")), ("downstream", ("delta_ce",)))
-            if any(metric(results, word, key).get("value") is None for key in needed)
-        ]  # fmt: skip
-        if lacking:
-            missing[name] = f"no {' and no '.join(lacking)} result" if results else "no results"
-        if "core" not in lacking:
-            rows.append(row)
-    if not rows:
-        raise ArtifactError(
-            f"None of these has L0 and FVU: {', '.join(runs) or 'no run was given'}. Measure them "
-            "first: python evaluate.py run=… 'eval=[core,downstream]'."
-        )
-    for column, measure in (("dominated", "fvu"), ("dominated_ce", "delta_ce")):
-        mark_dominated(rows, column, measure)
-    return Frontier(rows, areas(rows), seed_spreads(rows), missing)
-
-
-def row_of(name: str, results: Mapping[str, Any]) -> Row:
-    """What a run is and what was measured, None where unknown.
-
-    `live` is the number of latents that fire at least once on the `test_vectors` of the core
-    evaluation; `place` is the same for runs that were measured on the same vectors, `setting` for
-    runs that were trained alike but for their seed.
-    """
-    core, downstream, training = (
-        _mapping(results.get(word)) for word in ("core", "downstream", "training")
-    )
-    made = _mapping(core.get("provenance"))
-    sae = _mapping(made.get("sae"))
-    metadata = _mapping(sae.get("metadata"))
-    activations = _mapping(metadata.get("activations"))
-    trained = _mapping(metadata.get("settings"))
-    settings = _mapping(trained.get("sae"))
-    setting = {name: value for name, value in trained.items() if name not in ("seed", "eval")}
-    point = str(made.get("point") or "")
-    site, _, layer = point.rpartition(".")
-    if not layer.isdigit():  # a crosscoder has several
-        site, layer = point, ""
-    d_in, d_sae = sae.get("d_in"), sae.get("d_sae")
-    vectors = _mapping(core.get("tokens")).get("vectors")
-    place = {"point": made.get("point"), "store": made.get("store") or activations.get("key"),
-             "d_in": d_in, "vectors": vectors}  # fmt: skip
-    row: Row = {
-        "run": name, "lm": _mapping(activations.get("lm")).get("name"),
-        "architecture": sae.get("architecture"), "site": site or None,
-        "layer": int(layer) if layer else None,
-        "dict_ratio": round(d_sae / d_in, 6) if d_in and d_sae else None, "d_sae": d_sae,
-        "sparsity": " ".join(sparsity_of(settings)) or None, "l1": settings.get("l1"),
-        "seed": trained.get("seed"),
-        "setting": content_key({"settings": setting, "tokens": training.get("tokens")})[:8],
-    }  # fmt: skip
-    for word, key in MEASURED:
-        found = metric(dict(results), word, key)
-        row |= {key: found.get("value"), f"{key}_low": found.get("low"),
-                f"{key}_high": found.get("high")}  # fmt: skip
-    live = None if d_sae is None or row["silent"] is None else d_sae - round(row["silent"] * d_sae)
-    counted = _mapping(downstream.get("tokens"))
-    return row | {
-        "dead": training.get("dead"), "live": live, "test_vectors": vectors,
-        "test_tokens": counted.get("tokens"), "test_predictions": counted.get("predictions"),
-        "training_tokens": training.get("tokens"), "place": content_key(place)[:8],
-        "dominated": None, "dominated_ce": None,
-    }  # fmt: skip
-
-
-def pareto_front(rows: Sequence[Row], measure: str = "fvu") -> list[Row]:
-    """Finished jobs that no other job beats in FVU and L0 at once, in the order of L0.
-
-    Args:
-        rows: With `l0` and the measure; those that lack one (None) are not on the front.
-        measure: Of which less is better, FVU by default.
-
-    Example:
-        >>> jobs = [{"l0": 9, "fvu": 0.1}, {"l0": 5, "fvu": 0.3}, {"l0": 6, "fvu": 0.4}]
-        >>> [job["l0"] for job in pareto_front(jobs)]
-        [5, 9]
-    """
-    front: list[Row] = []
-    measured = [row for row in rows if row[measure] is not None and row["l0"] is not None]
-    for row in sorted(measured, key=lambda row: (row["l0"], row[measure])):
-        if not front or row[measure] < front[-1][measure]:
-            front.append(row)
-    return front
-
-
-def mark_dominated(rows: Sequence[Row], column: str, measure: str) -> None:
-    """Set `column`: whether a run of the same place is at least as good in both, better in one.
-
-    Runs without the measure keep None. Intervals are not looked at.
-    """
-    for members in grouped(rows, ("place",)).values():
-        best = {(row["l0"], row[measure]) for row in pareto_front(members, measure)}
-        for row in members:
-            if row[measure] is not None:  # an equal of one on the front is not dominated
-                row[column] = (row["l0"], row[measure]) not in best
-
-
-def write_frontier(frontier: Frontier, folder: str | Path) -> Path:
-    """Write `frontier.csv`, `areas.csv`, `frontier.json`, two pictures and `report.html`.
+def write_frontier(result: EvalResult, folder: Path) -> None:
+    """Write `frontier.csv`, `areas.csv`, two pictures and `report.html`.
 
     With several seeds of a setting also `seeds.csv`.
-
-    Returns:
-        The folder.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(folder / "frontier.csv", table_bytes(list(frontier.rows[0]), frontier.rows))
-    if frontier.lines:
-        write_bytes(folder / "areas.csv", table_bytes(list(frontier.lines[0]), frontier.lines))
-    if frontier.seeds:
-        write_bytes(folder / "seeds.csv", table_bytes(list(frontier.seeds[0]), frontier.seeds))
-    lines = by_line(frontier.rows)
-    write_bytes(folder / "frontier.png", fidelity_picture(lines))
-    write_bytes(folder / "live.png", live_picture(frontier.rows))
-    page = frontier_page(frontier.rows, lines, frontier.lines, frontier.seeds, frontier.missing)
-    write_bytes(folder / "report.html", page)
-    content = {"eval": "frontier", "runs": frontier.rows, "lines": frontier.lines,
-               "seeds": frontier.seeds}  # fmt: skip
-    write_json(
-        folder / "frontier.json",
-        content | {"missing": frontier.missing, "provenance": provenance()},
+    runs, areas, seeds = (
+        result.tables[name].rows() if name in result.tables else []
+        for name in ("runs", "lines", "seeds")
     )
-    return folder
-
-
-def _results(run: Path) -> dict[str, Any]:
-    found = read_json(run / "results.json")
-    for word in ("core", "downstream"):
-        if word not in found and (later := read_json(run / "evals" / f"{word}.json")):
-            found[word] = later
-    return found
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+    for file, rows in {"frontier.csv": runs, "areas.csv": areas, "seeds.csv": seeds}.items():
+        if rows:
+            write_bytes(folder / file, table_bytes(list(rows[0]), rows))
+    lines = by_line(runs)
+    write_bytes(folder / "frontier.png", fidelity_picture(lines))
+    write_bytes(folder / "live.png", live_picture(runs))
+    page = frontier_page(runs, lines, areas, seeds, result.details["missing"])
+    write_bytes(folder / "report.html", page)

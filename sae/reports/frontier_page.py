@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sae.metrics.lines import SPREAD, Row, drawn_line, error_of
 from sae.reports.figures import log_axis
-from sae.reports.frontier_lines import SPREAD, Row, drawn_line, error_of
 from sae.reports.frontier_plots import (
     FIDELITY,
     L0_LABEL,

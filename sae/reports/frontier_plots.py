@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sae.metrics.lines import Row, drawn_line, error_of
 from sae.reports.figures import plain_log_ticks
-from sae.reports.frontier_lines import Row, drawn_line, error_of
 
 FIDELITY = {
     "fvu": "FVU (lower is better)",

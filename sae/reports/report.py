@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from sae.activations.from_config import ends_of
+from sae.artifacts.runs import metric, read_json
 from sae.dictionaries.from_config import sparsity_of
 from sae.errors import ArtifactError
 from sae.reports.figures import Scale, curves_plot, histogram_plot
-from sae.reports.files import metric, read_json, read_metrics, read_yaml, write_bytes
+from sae.reports.files import read_metrics, read_yaml, write_bytes
 from sae.reports.page import Cell, Plot, Section, Table, format_number, interval, number, render
 
 # Title, what it means, curves (label -> key of metrics.csv), scale of the values

@@ -9,12 +9,13 @@ from filelock import FileLock
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sae.artifacts.runs import metric, read_json
 from sae.errors import ArtifactError
+from sae.evals.frontier import pareto_front, read_frontier
+from sae.metrics.lines import by_line
 from sae.provenance import write_json
 from sae.reports.figures import plain_log_ticks
-from sae.reports.files import metric, read_json, read_yaml, table_bytes, write_bytes
-from sae.reports.frontier import pareto_front, read_frontier
-from sae.reports.frontier_lines import by_line
+from sae.reports.files import read_yaml, table_bytes, write_bytes
 from sae.reports.frontier_page import sections, sweep_page
 
 _METRICS = (

@@ -1,23 +1,17 @@
 """Baselines in place of training: fit on the training split, keep costly fits for the next run."""
 
-import logging
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
 import torch
-from filelock import FileLock
 from jaxtyping import Float
 from torch import Tensor
 
 from sae.activations.datamodule import ActivationDataModule
-from sae.checksums import load_tensors, save_tensors
-from sae.dictionaries.baselines import Baseline, Learned, build_baseline
+from sae.cached import cached
+from sae.dictionaries.baselines import Learned, build_baseline
 from sae.dictionaries.sae import SAE
-from sae.errors import ArtifactError
-from sae.provenance import cache_dir, content_key
-
-log = logging.getLogger(__name__)
 
 
 class TrainingVectors:
@@ -67,25 +61,6 @@ def fit_baseline(config: Mapping[str, Any], data: ActivationDataModule) -> tuple
     else:
         identity = baseline.decides() | {"data": data.source.describe()["key"]}
         identity |= {name: metadata.version(name) for name in ("scikit-learn", "scipy")}
-        learned = _kept(content_key(identity), baseline, vectors)
+        name = f"baselines/{baseline.word}-"  # jobs of a sweep over k share one fit
+        learned = Learned(*cached(name, identity, lambda: baseline.learn(vectors)))
     return baseline.assemble(learned), learned.facts
-
-
-def _kept(key: str, baseline: Baseline, vectors: TrainingVectors) -> Learned:
-    """What an earlier run learned, or learn it: jobs of a sweep over k share one fit."""
-    file = cache_dir() / "baselines" / f"{baseline.word}-{key}.safetensors"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(file.with_suffix(".lock")):
-        if file.exists():
-            try:
-                learned = Learned(*load_tensors(file))
-            except ArtifactError as error:
-                log.warning("%s It is fitted again.", error)
-            else:
-                log.info("sae=%s was fitted to these vectors before: %s", baseline.word, file)
-                return learned
-        learned = baseline.learn(vectors)
-        temporary = file.with_suffix(".tmp")
-        save_tensors(temporary, learned.tensors, learned.facts)
-        temporary.replace(file)
-    return learned

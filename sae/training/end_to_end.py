@@ -1,23 +1,23 @@
 """End-to-end training: the loss is what the SAE does to the LM's predictions (arXiv 2405.12241)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cached_property
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae import functional
 from sae.activations.contexts import ContextBatch
 from sae.activations.counted import Counted
 from sae.dictionaries.base import Dictionary, StepOutput
+from sae.interventions import Positions, note
+from sae.language import LanguageModel
 from sae.settings import Settings, setting
 from sae.training.module import SAEModule
 from sae.training.ranks import sum_over_ranks
 from sae.types import Ends, Point
-
-Replacement = Callable[[Tensor], Tensor]
 
 
 class EndToEndSettings(Settings):
@@ -34,27 +34,6 @@ class EndToEndSettings(Settings):
     reconstruction: float = setting(
         0.0, ge=0, help="weight of the squared error that other training minimises"
     )
-
-
-@runtime_checkable
-class TrainingLM(Protocol):
-    """An LM that gradients flow through; a `LanguageModel` is one."""
-
-    def logits(
-        self,
-        tokens: Int[Tensor, "batch ctx"],
-        replace: Mapping[Point, Replacement] | None = None,
-    ) -> Float[Tensor, "batch ctx vocab"]:
-        """Logits, with what `replace` returns in place of the activations at its points."""
-        ...
-
-    def differentiable_logits(
-        self,
-        tokens: Int[Tensor, "batch ctx"],
-        replace: Mapping[Point, Replacement] | None = None,
-    ) -> Float[Tensor, "batch ctx vocab"]:
-        """The same, with gradients of what was put in place."""
-        ...
 
 
 class EndToEndModule(SAEModule):
@@ -85,18 +64,19 @@ class EndToEndModule(SAEModule):
         dictionary: Dictionary,
         *,
         ends: Ends,
-        load_lm: Callable[[str], TrainingLM],
+        load_lm: Callable[[str], LanguageModel],
         settings: EndToEndSettings,
         keep_first: bool = False,
         counted: Counted | None = None,
         **more: Any,
     ) -> None:
         super().__init__(dictionary, **more)
-        self.ends, self.settings, self.counted = ends, settings, counted
-        self._load_lm, self._first = load_lm, 0 if keep_first else 1
+        self.ends, self.settings = ends, settings
+        self.positions = Positions(ends, counted, keep_first)
+        self._load_lm = load_lm
 
     @cached_property
-    def lm(self) -> TrainingLM:
+    def lm(self) -> LanguageModel:
         """The LM; no part of the module, so that no checkpoint holds it."""
         device = self.device.type if not self.device.index else str(self.device)
         with torch.random.fork_rng():  # building an LM draws random numbers
@@ -108,8 +88,8 @@ class EndToEndModule(SAEModule):
         self._num_rows = sum_over_ranks(counts.sum())
         output = self.dictionary.training_output(x, self._moment())
         _, x_hat = self._in_lm_units(x, output.x_hat)
-        spliced = self._spliced(batch.tokens, x_hat, counts)
-        mask = functional.prediction_mask(batch.document, keep_first=self._first == 0)
+        spliced = self._spliced(batch.tokens, x_hat)
+        mask = functional.prediction_mask(batch.document, keep_first=self.positions.keep_first)
         mask = mask & counts[:, :-1]
         if self.settings.loss == "kl":
             loss = functional.kl_divergence(clean[:, :-1][mask], spliced[:, :-1][mask]).mean()
@@ -126,34 +106,17 @@ class EndToEndModule(SAEModule):
     ) -> tuple[Tensor, Float[Tensor, "rows width"], Bool[Tensor, "batch ctx"]]:
         """The LM's own logits, its activations that count, scaled, and where these are."""
         seen: dict[Point, Tensor] = {}
-
-        def note(point: Point) -> Replacement:
-            def noted(activation: Tensor) -> Tensor:
-                seen[point] = activation
-                return activation
-
-            return noted
-
+        self.positions.start(tokens)
+        looks = {point: self.positions.note(point, note(point, seen)) for point in self.ends.points}
         with torch.autocast(self.device.type, enabled=False):  # the activations of a harvest
-            logits = self.lm.logits(tokens, {point: note(point) for point in self.ends.points})
+            logits = self.lm.logits(tokens, looks)
         parts = [seen[point].float() for point in self.ends.points]
-        counts = torch.ones_like(tokens, dtype=torch.bool)
-        counts[:, : self._first] = False
-        if self.counted is not None:
-            counts &= self.counted.mask(parts, tokens)
+        counts = self.positions.replaced()
         return logits, torch.cat(parts, dim=-1)[counts] * self.scale, counts
 
-    def _spliced(
-        self, tokens: Tensor, x_hat: Float[Tensor, "rows width"], counts: Bool[Tensor, "batch ctx"]
-    ) -> Tensor:
+    def _spliced(self, tokens: Tensor, x_hat: Float[Tensor, "rows width"]) -> Tensor:
         """Logits with the reconstruction in place of the activations that count at all points."""
         parts = x_hat.chunk(len(self.ends.writes), dim=-1)  # layers are equally wide
-
-        def put(part: Tensor) -> Replacement:
-            return lambda activation: activation.masked_scatter(
-                counts[..., None], part.to(activation)
-            )
-
-        replace = dict(zip(self.ends.writes, map(put, parts), strict=True))
+        replace = dict(zip(self.ends.writes, map(self.positions.rows, parts), strict=True))
         with torch.autocast(self.device.type, enabled=False):
             return self.lm.differentiable_logits(tokens, replace)

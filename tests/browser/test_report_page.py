@@ -5,13 +5,17 @@ import json
 import re
 import shutil
 import subprocess
+from typing import Any
 
 import pytest
 
 from callbacks.metrics_csv import MetricsCSV
+from sae.artifacts.placed import PlacedSAE
 from sae.evals.base import Estimate, EvalResult
-from sae.evals.compare import Compared, Pair
-from sae.reports import read_frontier, write_comparison, write_frontier, write_report
+from sae.evals.compare import _PAIR
+from sae.evals.frontier import FrontierEval
+from sae.reports import write_pages, write_report
+from sae.tables import Table
 
 pytestmark = pytest.mark.browser
 CHROMIUM = shutil.which("chromium")
@@ -107,16 +111,33 @@ def frontier(tmp_path):
         content = {"core": core.to_json(), "downstream": downstream.to_json(),
                    "training": {"tokens": int(1000 * fvu)}}  # fmt: skip
         (runs[name] / "results.json").write_text(json.dumps(content))
-    return write_frontier(read_frontier(runs), tmp_path / "frontier") / "report.html"
+
+    def unloaded(*_: Any) -> Any:
+        raise AssertionError
+
+    subjects = [PlacedSAE(unloaded, unloaded, name, run) for name, run in runs.items()]
+    return page_of(FrontierEval().run(subjects), tmp_path)
 
 
 def comparison(tmp_path):
-    pairs = []
-    for first, second, value in (("<b>a</b>", "b", 0.25), ("b", "<b>a</b>", 0.5)):
-        values = {"latents": 8, "mmcs": value, "matched_share": None, "max_correlation": value}
-        pairs.append(Pair(first, second, values))
-    compared = Compared(["<b>a</b>", "b"], pairs, {"num_tokens": 1000})
-    return write_comparison(compared, tmp_path / "compare") / "report.html"
+    rows = [
+        {"first": first, "second": second, "latents": 8, "mmcs": value, "max_correlation": value}
+        for first, second, value in (("<b>a</b>", "b", 0.25), ("b", "<b>a</b>", 0.5))
+    ]
+    return page_of(
+        EvalResult(
+            "compare", {}, {}, {"names": ["<b>a</b>", "b"]}, {"num_tokens": 1000},
+            tables={"pairs": Table.of(_PAIR, rows)},
+        ),
+        tmp_path,
+    )  # fmt: skip
+
+
+def page_of(result, tmp_path):
+    folder = tmp_path / result.eval
+    folder.mkdir()
+    write_pages(result, folder)
+    return folder / "report.html"
 
 
 def look(page, tmp_path, width):

@@ -25,8 +25,9 @@ def targets(folder: Path, finished: Path, stopped: Path) -> list[Target]:
 def _of_a_finished_run(run: Path) -> list[Target]:
     from conf.runs import saved_config
     from sae.artifacts import load
+    from sae.artifacts.runs import read_json
     from sae.evals.base import Estimate, EvalResult
-    from sae.reports.files import read_json, read_metrics
+    from sae.reports.files import read_metrics
 
     def weights() -> object:
         model = load(run / "sae")
@@ -211,28 +212,18 @@ def _kept(cache: Path) -> list[Target]:
     """Fits of baselines, activations of labelled texts, hashes, ablations, results."""
     import torch
 
-    from sae.activations.labelled import kept
-    from sae.dictionaries.baselines import Learned
-    from sae.dictionaries.baselines.base import Baseline
+    from sae.cached import cached
     from sae.language import files
-    from sae.training import baselines
-
-    class Fitted(Baseline):
-        word = "ica"
-
-        def learn(self, vectors):
-            return Learned({"W": torch.arange(200.0).reshape(20, 10)}, {"iterations": [3, 4]})
-
-    Fitted.__abstractmethods__ = frozenset()
-    baseline, nothing = Fitted.__new__(Fitted), object.__new__(baselines.TrainingVectors)
 
     def fit() -> object:
-        learned = baselines._kept("k", baseline, nothing)
-        return {k: digest(v) for k, v in learned.tensors.items()}, learned.facts
+        made = {"W": torch.arange(200.0).reshape(20, 10)}, {"iterations": [3, 4]}
+        tensors, facts = cached("baselines/ica-", {"of": "fit"}, lambda: made)
+        return {k: digest(v) for k, v in tensors.items()}, facts
 
     def probed() -> object:
-        made = kept({"texts": "x"}, lambda: {"x": torch.arange(300.0).reshape(30, 10)})
-        return {k: digest(v) for k, v in made.items()}
+        made = {"x": torch.arange(300.0).reshape(30, 10)}, None
+        tensors, _ = cached("labelled/", {"texts": "x"}, lambda: made)
+        return {k: digest(v) for k, v in tensors.items()}
 
     large = cache / "large"
     large.write_bytes(b"x" * 100)

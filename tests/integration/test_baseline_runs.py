@@ -122,7 +122,7 @@ def test_one_sweep_holds_saes_and_baselines(tmp_path):
         (word, k) for word in ("pca", "topk") for k in (4, 8)
     }
     assert table["fvu"].between(0, 1).all()
-    assert (result.stdout + result.stderr).count("was fitted to these vectors before") == 1
+    assert (result.stdout + result.stderr).count("taken from the cache: ") == 1
 
 
 def test_the_planner_knows_that_nothing_is_trained():

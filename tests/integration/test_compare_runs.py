@@ -45,14 +45,15 @@ def test_a_sweep_is_compared(sweep):
         "eval.compare.matched_above=0.8", SAE_CACHE=str(sweep / "cache"),
     )  # fmt: skip
     (folder,) = sweep.glob("compare-*")
-    assert f"wrote {folder / 'pairs.csv'}" in output
+    assert f"wrote {folder}" in output
     table = pd.read_csv(folder / "pairs.csv")
     assert len(table) == 6
     assert table["mmcs"].between(0.1, 1).all()
     assert table["max_correlation"].between(0, 1).all()
     content = json.loads((folder / "compare.json").read_text())
     assert content["settings"]["num_tokens"] == 1000
-    assert content["names"] == ["0", "1", "2"]
+    assert content["details"]["names"] == ["0", "1", "2"]
+    assert len(pd.read_parquet(folder / "compare.pairs.parquet")) == 6
     assert not list(sweep.glob("*/evals"))
 
 
@@ -71,7 +72,7 @@ def test_mistakes_are_explained(words, message, sweep):
 def test_a_sweep_has_a_frontier(sweep):
     output = evaluate(f"run={sweep}", "eval=[frontier]")
     (folder,) = sweep.glob("frontier-*")
-    assert f"wrote {folder / 'frontier.csv'}" in output
+    assert f"wrote {folder}" in output
     assert "no downstream result: 0, 1, 2" in output
     assert "no results: 3" in output
     table = pd.read_csv(folder / "frontier.csv")

@@ -12,8 +12,8 @@ import yaml
 import evaluate as program
 from conf.asked import check_asked
 from sae.artifacts import load
+from sae.artifacts.placing import put_in_place
 from sae.errors import ConfigError, SiteError
-from sae.evals.foreign import put_in_place
 
 pytestmark = pytest.mark.slow
 
@@ -156,7 +156,7 @@ def test_an_own_sae_has_its_place(run):
 
 def test_an_lm_of_another_width_is_named(run, tmp_path):
     wide = conf("lm", "tiny-gpt2", d_model=48)
-    with pytest.raises(ConfigError, match="width 32; the test activations have width 48"):
+    with pytest.raises(ConfigError, match=r"width 32; the test .* have width 48"):
         program.evaluate(run, CORE, lm=wide, tokens=1024, device="cpu")
 
 
@@ -178,12 +178,13 @@ def test_an_lm_of_another_width_is_named(run, tmp_path):
 def test_what_has_no_effect(config, names, message):
     config = {"eval": {"core": {}}, "export": None, "out": None, "together": False} | config
     runs = ["a", "b"] if message.startswith("out=") else ["a"]
+    several = [name for name in ("compare", "frontier") if name in config["eval"]]
     with pytest.raises(ConfigError, match=message):
-        check_asked(config, runs, names, only_export=bool(config["export"]))
+        check_asked(config, runs, names, several)
 
 
 def test_where_results_go(tmp_path, monkeypatch):
-    from sae.evals import names
+    from sae.reports import results as names
 
     monkeypatch.chdir(tmp_path)
     assert names.results_folder("owner/name", "here") == Path("here/evals")

@@ -55,7 +55,9 @@ def made():
 def test_tpp(bench, made):
     from sae.activations.labelled import TextActivations
     from sae.evals import Bootstrap, tpp
-    from sae.evals.perturbation import balanced, pool, train_probe
+    from sae.probing import linear
+    from sae.probing.codes import pool
+    from sae.probing.logistic import balanced
 
     main, probe_training = bench
     x, labels, sae = made
@@ -72,7 +74,7 @@ def test_tpp(bench, made):
     train = torch.arange(len(x)) < 400 * CLASSES
     for i in range(CLASSES):
         rows, y = balanced(labels[train], i, CLASSES, generator)
-        fitted = train_probe(pooled.x[train][rows], y, seed=0)
+        fitted = linear.train(pooled.x[train][rows], y, linear.TEXT_MEANS, seed=0)
         probes[str(i)] = probe_training.Probe(D_IN, torch.float32)
         probes[str(i)].net.weight.data = fitted.weight[None]
         probes[str(i)].net.bias.data = fitted.bias[None]
@@ -101,7 +103,8 @@ def test_scr(bench):
 
     from sae.activations.labelled import TextActivations
     from sae.evals import Bootstrap, scr
-    from sae.evals.perturbation import pool, train_probe
+    from sae.probing import linear
+    from sae.probing.codes import pool
 
     main, probe_training = bench
     generator = torch.Generator().manual_seed(1)
@@ -129,7 +132,7 @@ def test_scr(bench):
     }
     probes = {}
     for name, (inputs, label) in fits.items():
-        fitted = train_probe(inputs, label, seed=0)
+        fitted = linear.train(inputs, label, linear.TEXT_MEANS, seed=0)
         probes[name] = probe_training.Probe(D_IN, torch.float32)
         probes[name].net.weight.data = fitted.weight[None]
         probes[name].net.bias.data = fitted.bias[None]
@@ -209,7 +212,7 @@ def calculator_of(absorption, reader: Reader):
 
 def test_absorption_of_each_word(absorption):
     """Any codes and any direction: the same fraction and the same verdict on every word."""
-    from sae.evals.absorbed import absorbed
+    from sae.functional.absorption import absorbed
 
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(600, D_IN, generator=generator)
@@ -234,26 +237,25 @@ def test_absorption_of_all_letters(absorption, kind, tmp_path, monkeypatch):
     """Their chain from activations to the table, on the same linear probes."""
     from _spelling import planted_letters
 
-    from sae.evals import absorbed
-    from sae.evals.spelling import LETTERS
+    from sae.evals.absorption import measure
+    from sae.probing import linear
+    from sae.tasks.first_letters import LETTERS
 
-    trained, train_probes = [], absorbed.train_probes
+    trained, train = [], linear.train
 
     def noted(*args, **options):
-        trained.append(train_probes(*args, **options))
+        trained.append(train(*args, **options))
         return trained[-1]
 
-    monkeypatch.setattr(absorbed, "train_probes", noted)
+    monkeypatch.setattr(linear, "train", noted)
     made = planted_letters(kind, num_words=3000, letters=26)
-    train, test = slice(2000), slice(2000, None)
-    ours, _ = absorbed.measure(
-        made.W_dec, made.part(train), made.part(test), max_k=3, f1_jump=0.03, seed=0
-    )
+    known, test = slice(2000), slice(2000, None)
+    ours, _ = measure(made.W_dec, made.part(known), made.part(test), max_k=3, f1_jump=0.03, seed=0)
 
     def as_theirs(probes):
-        linear = absorption.probing.LinearProbe(probes.weight.shape[1], 26)
-        linear.fc.weight.data, linear.fc.bias.data = probes.weight, probes.bias
-        return linear
+        theirs = absorption.probing.LinearProbe(probes.weight.shape[1], 26)
+        theirs.fc.weight.data, theirs.fc.bias.data = probes.weight, probes.bias
+        return theirs
 
     monkeypatch.setattr(
         absorption.sparse, "train_sparse_multi_probe", lambda *_, **__: as_theirs(trained[1])
@@ -268,7 +270,7 @@ def test_absorption_of_all_letters(absorption, kind, tmp_path, monkeypatch):
     named = list(zip(words, made.labels.tolist(), strict=True))
     probe = as_theirs(trained[0])
     sparse = absorption.sparse.train_k_sparse_probes(
-        sae, named[train], made.x[train], ks=[1, 2, 3], precalc_sae_acts=True
+        sae, named[known], made.x[known], ks=[1, 2, 3], precalc_sae_acts=True
     )
     raw = absorption.sparse.eval_probe_and_sae_k_sparse_raw_scores(
         sae, probe, sparse, named[test], made.x[test]
@@ -311,21 +313,20 @@ def assert_alike(ours, theirs):
 
 def test_absorption_probes(absorption):
     """Trained from another start on other batches: the same directions."""
-    from sae.evals.absorbed import train_probes
+    from sae.probing import linear
 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3000, 6, generator=generator)
     labels = (x[:, :3] + 0.5 * torch.randn(3000, 3, generator=generator)).argmax(1)
     y = torch.nn.functional.one_hot(labels)
-    ours = train_probes(x, y.float(), "probes", 0, batch_rows=64, weight_decay=1e-4, l1=0.0)
+    ours = linear.train(x, y, linear.ACTIVATIONS, 0)
     torch.manual_seed(1)
     theirs = absorption.probing.train_multi_probe(
         x, y, batch_size=64, num_epochs=50, weight_decay=1e-4, device="cpu", show_progress=False
     )
     assert_alike(ours.weight, theirs.weights)
     assert_alike(ours.bias[None], theirs.biases[None])
-    options = {"batch_rows": 64, "weight_decay": 1e-6, "l1": 0.01}
-    ours = train_probes(x, y.float(), "probes", 0, **options)
+    ours = linear.train(x, y, linear.LATENTS._replace(batch_rows=64), 0)
     theirs = absorption.sparse.train_sparse_multi_probe(
         x, y, torch.device("cpu"), l1_decay=0.01, batch_size=64, show_progress=False
     )
@@ -335,7 +336,7 @@ def test_absorption_probes(absorption):
 def test_absorption_prompts(absorption):
     from _spelling import worded_lm
 
-    from sae.evals.spelling import prompt, vocabulary_words
+    from sae.tasks.first_letters import prompt, vocabulary_words
 
     examples = ["cat", " Dog", "emu"]
     theirs = absorption.prompting.create_icl_prompt(

@@ -159,14 +159,15 @@ def keep_first(request) -> bool:
 
 @pytest.fixture
 def context(lm, our_sae, tokens, keep_first, tmp_path):
-    from sae.evals import EvalContext
+    from _evals import place
+
     from sae.types import Point
 
     point, start = Point("resid", LAYER), 0 if keep_first else 1
     store = FakeStore(tokens, keep_first, tmp_path)
     x = lm.capture(tokens, [point])[point][:, start:].reshape(-1, D_MODEL)
     rows = FakeRows(x, store.document[:, start:].reshape(-1))
-    return EvalContext(our_sae, point, rows, store, lambda: lm)
+    return place(our_sae, point, rows, store, lambda: lm)
 
 
 def duck(sae, hook_name: str = f"blocks.{LAYER}.hook_resid_post") -> SimpleNamespace:
@@ -228,7 +229,7 @@ def test_core(context, hooked_model, tokens, keep_first):
     pairs["norm_hat"] = (ours["norm_hat"], theirs["l2_norm_out"])
     pairs["mse_sae_lens"] = (ours["mse_sae_lens"], theirs["mse"])
     # Their legacy value takes the mean of a batch: give ours the whole split as one.
-    x = torch.cat([context.rows.read(i) for i in range(context.rows.num_chunks)])
+    x = torch.cat([context.rows("test").read(i) for i in range(context.rows("test").num_chunks)])
     f = context.sae.encode(x)
     other = OtherDefinitions(D_SAE)
     other.update(x, context.sae.decode(f), f)
@@ -275,7 +276,7 @@ def test_downstream(context, hooked_model, tokens, keep_first):
     }
     # Their zero ablation also hits positions that their splice leaves alone. An SAE that returns
     # a constant is the ablation with the splice's mask, which is ours; without a mask they agree.
-    mean = torch.as_tensor(context.rows.stats.mean).float()
+    mean = torch.as_tensor(context.rows("test").stats.mean).float()
     ce_sae, ce_clean = spliced["ce_loss_with_sae"], spliced["ce_loss_without_sae"]
     for name, constant in {"zero": torch.zeros(D_MODEL), "mean": mean}.items():
         ablation = duck(context.sae)

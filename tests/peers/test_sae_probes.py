@@ -87,15 +87,15 @@ def theirs(sae_probes, activations, sae, tmp_path_factory):
 @pytest.fixture(scope="module")
 def ours(sets, activations, sae):
     sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-    from _evals import Rows
+    from _evals import Rows, place
 
     from sae.activations.labelled import TextActivations
-    from sae.evals import EvalContext, sparse_probing
+    from sae.evals import sparse_probing
     from sae.language import LMSource
     from sae.types import Point
 
     lm = LMSource.from_config({"kind": "random", "name": "tiny", "family": "gpt2"}).load()
-    context = EvalContext(sae, Point("resid", 1), Rows(torch.zeros(1, 16), None), None, lambda: lm)
+    context = place(sae, Point("resid", 1), Rows(torch.zeros(1, 16), None), None, lambda: lm)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sparse_probing, "probe_sets", lambda names: [sets[name] for name in names])
         patch.setattr(
@@ -122,7 +122,7 @@ def test_same_latents_and_scores(ours, theirs, name):
 def test_same_split_and_same_baseline(ours, sae_probes, sets, activations, name):
     from sae_probes.utils_training import find_best_reg
 
-    from sae.evals.probes import split
+    from sae.probing.logistic import split
 
     _, utils_data = sae_probes
     y = utils_data.get_yvals(name)

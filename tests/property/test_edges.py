@@ -173,7 +173,7 @@ def results_json(folder):
 
 
 def reported_json(folder):
-    from sae.reports.files import metric, read_json
+    from sae.artifacts.runs import metric, read_json
 
     file = folder / "results.json"
     file.write_text('{"core": {"metrics": {"fvu": {"value": 0.5}}}}')
@@ -242,7 +242,7 @@ def _texts(config):
 
 
 def labelled(folder):
-    from sae.language.labelled import read_csv
+    from sae.tasks.labelled import read_csv
 
     file = folder / "mine.csv"
     file.write_text("text,label\na,x\nb,y\n")

@@ -10,6 +10,7 @@ import torch
 from sae.activations import cache
 from sae.activations.cache import StoreSpec
 from sae.errors import SiteError
+from sae.language.lm import LanguageModel
 from sae.types import Point
 
 RESID, MLP, LATE = Point("resid", 0), Point("mlp", 0), Point("resid", 3)
@@ -46,7 +47,7 @@ class FakeCorpus:
             yield " ".join(f"w{i}" for i in rng.integers(0, WORDS, rng.integers(5, 60)))
 
 
-class FakeLM:
+class FakeLM(LanguageModel):
     """Activations that depend on token, position and neighbour; widths 8 and 24; 4 layers."""
 
     def __init__(self, seconds_a_batch=0.0, factor=1.0, log=None):

@@ -13,9 +13,9 @@ from sae.activations.counted_rows import CountedRows
 from sae.activations.rows import RunningStats
 from sae.activations.store import ActivationStore
 from sae.dictionaries.sae import SAE, SAEConfig
-from sae.evals import EvalContext, EvalResult
+from sae.evals import EvalResult, PlacedSAE
 from sae.language.lm import LanguageModel
-from sae.types import Point
+from sae.types import Ends, Point
 
 POINT = Point("resid", 0)
 CONTEXTS, CTX, VOCAB, D_IN = 20, 16, 13, 6
@@ -90,6 +90,32 @@ class Rows:
         return None if self.token is None else self.token[slice(*self.chunk_bounds(i))]
 
 
+class Source:
+    """A source with one split and no more behind it than is given."""
+
+    def __init__(self, rows, point: Point | None, store, load_lm, world, counted) -> None:
+        self.rows, self.world, self.counted = rows, world, counted
+        self.ends = None if point is None else Ends.at(point)
+        self.store = lambda split: store
+        if load_lm is not None:
+            self.load_lm = lambda device: load_lm()
+
+    def prepare(self) -> None: ...
+
+    def split(self, name):
+        return self.rows
+
+    def describe(self):
+        return {}
+
+
+def place(
+    sae: SAE, point: Point | None, rows, store=None, load_lm=None, *, world=None, counted=None,
+    name: str = "",
+) -> PlacedSAE:  # fmt: skip
+    return PlacedSAE(sae, Source(rows, point, store, load_lm, world, counted), name)
+
+
 def identity_sae() -> SAE:
     """x = relu(x) - relu(-x)."""
     eye = torch.eye(D_IN)
@@ -114,14 +140,14 @@ def coarse_sae() -> SAE:
 def make(
     sae: SAE, folder: Path, keep_first: bool = False, counted: Counted | None = None,
     lm: TinyLM | None = None,
-) -> EvalContext:  # fmt: skip
+) -> PlacedSAE:  # fmt: skip
     lm = lm or TinyLM()
     store, start = Store(lm, folder, keep_first), 0 if keep_first else 1
     x = lm.activation(torch.from_numpy(store.tokens).long())[:, start:].reshape(-1, D_IN)
     lm.calls = 0
     rows = Rows(x, store.document[:, start:].ravel(), store.tokens[:, start:].ravel())
     those = rows if counted is None else CountedRows(rows, counted)
-    return EvalContext(sae, POINT, those, store, lambda: lm, counted=counted)
+    return place(sae, POINT, those, store, lambda: lm, counted=counted)
 
 
 def values(result: EvalResult) -> dict[str, float | None]:

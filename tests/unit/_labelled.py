@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from _evals import Rows
+from _evals import Rows, place
 
 from sae.activations.counted import Counted, RowRule
 from sae.dictionaries.sae import SAE, SAEConfig
-from sae.evals import EvalContext
-from sae.language.labelled import LabelledTexts
+from sae.evals import PlacedSAE
+from sae.tasks.labelled import LabelledTexts
 from sae.types import Point
 
 POINT = Point("resid", 1)
@@ -26,10 +26,10 @@ def words(num_per_class: int, classes: tuple[str, ...] = ("no", "yes"), seed: in
     return LabelledTexts.of("words", texts, [classes[label] for label in labels])
 
 
-def context_of(sae: SAE, lm: Any, limit: float | None = None) -> EvalContext:
+def context_of(sae: SAE, lm: Any, limit: float | None = None) -> PlacedSAE:
     counted = None if limit is None else Counted(RowRule(), (), {str(POINT): limit})
     rows = Rows(torch.zeros(1, sae.d_in), None)
-    return EvalContext(sae, POINT, rows, None, lambda: lm, counted=counted)
+    return place(sae, POINT, rows, None, lambda: lm, counted=counted)
 
 
 def planted(directions: torch.Tensor, thresholds: torch.Tensor, noise: int = 30, seed: int = 0):

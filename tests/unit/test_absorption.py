@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from _evals import Rows
+from _evals import Rows, place
 from _labelled import context_of, planted
 from _spelling import planted_letters, worded_lm
 from sklearn.linear_model import LogisticRegression
@@ -11,11 +11,13 @@ from sklearn.metrics import f1_score
 
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ConfigError, SourceError
-from sae.evals import Bootstrap, EvalContext, EvalResult
-from sae.evals.absorbed import absorbed, f1, measure, num_split, sparse_scores, train_probes
-from sae.evals.absorption import AbsorptionEval
-from sae.evals.spelling import LETTERS, first_letter, prompt, prompts, vocabulary_words
+from sae.evals import Bootstrap, EvalResult
+from sae.evals.absorption import AbsorptionEval, measure
+from sae.functional.absorption import absorbed, f1, num_split
 from sae.language.text import tokenise
+from sae.probing import linear
+from sae.probing.logistic import sparse_scores
+from sae.tasks.first_letters import LETTERS, first_letter, prompt, prompts, vocabulary_words
 from sae.types import Point
 
 pytestmark = pytest.mark.slow
@@ -113,8 +115,8 @@ def test_probes_and_scores_against_scikit_learn():
     x = torch.randn(2500, 5, generator=generator)
     label = (x[:, :3] + 0.7 * torch.randn(2500, 3, generator=generator)).argmax(1)
     y = (label[:, None] == torch.arange(3)).float()
-    probes = train_probes(x, y, "probes", 0, batch_rows=64, weight_decay=1e-4, l1=0.0)
-    again = train_probes(x, y, "probes", 0, batch_rows=64, weight_decay=1e-4, l1=0.0)
+    probes = linear.train(x, y, linear.ACTIVATIONS, 0)
+    again = linear.train(x, y, linear.ACTIVATIONS, 0)
     assert torch.equal(probes.weight, again.weight)
     for i in range(3):
         theirs = LogisticRegression(C=1e4, class_weight="balanced").fit(x, y[:, i])
@@ -125,7 +127,7 @@ def test_probes_and_scores_against_scikit_learn():
         assert ((scores > 0).numpy() == predicted.predict(x[:, :2])).all()
         ours = f1(y[:, i] > 0, scores > 0)
         assert ours == pytest.approx(f1_score(y[:, i], (scores > 0).float()))
-    sparse = train_probes(x, y, "probes", 0, batch_rows=64, weight_decay=0.0, l1=1.0)
+    sparse = linear.train(x, y, linear.ACTIVATIONS._replace(weight_decay=0.0, l1=1.0), 0)
     assert sparse.weight.abs().sum() < probes.weight.abs().sum() / 5
 
 
@@ -226,7 +228,7 @@ def test_too_few_letters_leave_the_scores_undefined(lm, caplog):
 
 def test_mistakes(lm, tiny_lm):
     sae = planted(torch.eye(32)[:3], torch.zeros(3), noise=20)
-    elsewhere = EvalContext(sae, Point("mlp_out", 1), Rows(torch.zeros(1, 32), None))
+    elsewhere = place(sae, Point("mlp_out", 1), Rows(torch.zeros(1, 32), None))
     with pytest.raises(ConfigError, match=r"this SAE is at mlp_out.1. Choose an SAE with site=res"):
         AbsorptionEval().run(elsewhere)
     eye = torch.eye(32)

@@ -7,6 +7,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from _evals import place
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from torch.utils.data import DataLoader
@@ -23,7 +24,7 @@ from sae.activations.store import ActivationStore
 from sae.dictionaries import build_dictionary
 from sae.dictionaries.codes import DenseCode
 from sae.errors import ConfigError
-from sae.evals import DownstreamEval, EvalContext
+from sae.evals import DownstreamEval
 from sae.types import Point
 
 ROWS, D = 48, 6
@@ -294,7 +295,7 @@ def test_it_is_the_evaluation(lm, contexts, downstream, tmp_path):
     mean = torch.as_tensor(rows.stats.mean).float()
     watched = downstream(mean=mean, num_tokens=50).measure(sae)
     (kept,) = (tmp_path / "ablations").iterdir()
-    context = EvalContext(sae, POINT, rows, Store(contexts, tmp_path), lambda: lm)
+    context = place(sae, POINT, rows, Store(contexts, tmp_path), lambda: lm)
     result = DownstreamEval(num_tokens=50, batch_contexts=2).run(context)
     assert {name: e.value for name, e in result.metrics.items()} == watched
     assert result.tokens["tokens"] == 48

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from _evals import Rows
+from _evals import Rows, place
 from scipy.optimize import linear_sum_assignment
 
 from sae.dictionaries.sae import SAE, SAEConfig
@@ -14,8 +14,9 @@ from sae.errors import ConfigError, DegenerateInputError
 from sae.evals.compare import Compare
 from sae.metrics import similarity
 from sae.metrics.similarity import match, max_correlation, max_cosine, share_above
-from sae.reports import write_comparison
+from sae.reports import write_pages
 from sae.reports.compare import matrix
+from sae.tables import read_table
 
 POINT = {"kind": "lm", "point": "resid.4", "stores": {"test": "abc"}}
 
@@ -126,65 +127,87 @@ def compared():
         "signed": sae_of(-atoms, activation="identity", bias=0.0),
     }
     rows = Rows(randn(900, 6), None)
-    return Compare(num_tokens=800, batch_rows=128).run(saes, rows_of=lambda sae, device: rows)
+    subjects = [place(sae, None, rows, name=name) for name, sae in saes.items()]
+    return Compare(num_tokens=800, batch_rows=128).run(subjects)
+
+
+def placed(**saes):
+    """SAEs without activations."""
+    return [place(sae, None, None, name=name) for name, sae in saes.items()]
+
+
+def of_pair(compared, table, first, second):
+    rows = compared.tables[table].rows()
+    return [row for row in rows if (row["first"], row["second"]) == (first, second)]
 
 
 def pair_of(compared, first, second):
-    return next(p for p in compared.pairs if (p.first, p.second) == (first, second))
+    (row,) = of_pair(compared, "pairs", first, second)
+    return row
 
 
 def test_a_comparison_has_both_ways_of_every_pair(compared):
-    assert len(compared.pairs) == 5 * 4
+    assert len(compared.tables["pairs"]) == 5 * 4
+    assert compared.tokens == {"saes": 5, "pairs": 20}
     there, back = pair_of(compared, "a", "b/0"), pair_of(compared, "b/0", "a")
-    assert there.values["mmcs"] == pytest.approx(1, abs=1e-6)
-    assert back.values["mmcs"] < 0.99
-    assert there.values["share_above"] == 1
-    assert back.values["share_above"] == pytest.approx(12 / 20, abs=0.06)
-    assert there.values["matched_share"] == back.values["matched_share"] == 1
-    assert there.matching.second.tolist() == list(range(11, -1, -1))
-    assert dict(zip(back.matching.first.tolist(), back.matching.second.tolist(), strict=True)) == {
-        11 - i: i for i in range(12)
-    }
-    assert there.values["max_correlation"] == pytest.approx(1, abs=1e-5)
-    assert there.values["correlated_latents"] == 12
+    assert there["mmcs"] == pytest.approx(1, abs=1e-6)
+    assert back["mmcs"] < 0.99
+    assert there["share_above"] == 1
+    assert back["share_above"] == pytest.approx(12 / 20, abs=0.06)
+    assert there["matched_share"] == back["matched_share"] == 1
+    latents = of_pair(compared, "latents", "a", "b/0")
+    assert [row["matched"] for row in latents] == list(range(11, -1, -1))
+    turned = {row["latent"]: row["matched"] for row in of_pair(compared, "latents", "b/0", "a")}
+    assert turned == {i: 11 - i if i < 12 else None for i in range(20)}
+    assert there["max_correlation"] == pytest.approx(1, abs=1e-5)
+    assert there["correlated_latents"] == 12
 
 
 def test_only_what_can_be_compared_is(compared):
     elsewhere = pair_of(compared, "a", "elsewhere")
-    assert elsewhere.values["mmcs"] == pytest.approx(1, abs=1e-6)
-    assert elsewhere.values["max_correlation"] is None
-    assert set(pair_of(compared, "a", "narrow").values.values()) == {12, 4, 0, None}
+    assert elsewhere["mmcs"] == pytest.approx(1, abs=1e-6)
+    assert elsewhere["max_correlation"] is None
+    assert set(pair_of(compared, "a", "narrow").values()) == {"a", "narrow", 12, 4, 0, None}
     signed = pair_of(compared, "signed", "a")
-    assert signed.values["absolute"] == 1
-    assert signed.values["mmcs"] == pytest.approx(1, abs=1e-6)
+    assert signed["absolute"] == 1
+    assert signed["mmcs"] == pytest.approx(1, abs=1e-6)
 
 
 def test_too_many_latents_are_not_matched():
-    saes = {"a": sae_of(randn(12, 6)), "b": sae_of(randn(9, 6))}
-    pairs = Compare(match_latents=11, correlations=False).run(saes).pairs
-    assert [pair.values["matched_share"] for pair in pairs] == [None, None]
-    assert pairs[0].values["mmcs"] is not None
-    assert pairs[0].correlated is None
+    subjects = placed(a=sae_of(randn(12, 6)), b=sae_of(randn(9, 6)))
+    compared = Compare(match_latents=11, correlations=False).run(subjects)
+    pairs = compared.tables["pairs"].rows()
+    assert [pair["matched_share"] for pair in pairs] == [None, None]
+    assert pairs[0]["mmcs"] is not None
+    assert {row["correlated"] for row in compared.tables["latents"].rows()} == {None}
 
 
 def test_tables_and_picture(compared, tmp_path):
-    folder = write_comparison(compared, tmp_path / "compare")
+    folder = tmp_path / "compare"
+    compared.save(folder / "compare.json")
+    write_pages(compared, folder)
     content = json.loads((folder / "compare.json").read_text())
-    assert content["names"] == compared.names
+    names = content["details"]["names"]
+    assert names == ["a", "b/0", "elsewhere", "narrow", "signed"]
     assert content["provenance"]["saes"]["a"]["d_sae"] == 12
     with (folder / "mmcs.csv").open() as file:
         rows = list(csv.reader(file))
-    assert rows[0] == ["", *compared.names]
+    assert rows[0] == ["", *names]
     assert float(rows[1][2]) == pytest.approx(1, abs=1e-6)  # a in b/0
-    assert float(rows[2][1]) == pytest.approx(pair_of(compared, "b/0", "a").values["mmcs"])
+    assert float(rows[2][1]) == pytest.approx(pair_of(compared, "b/0", "a")["mmcs"])
     assert rows[1][4] == ""  # of another width
-    assert [row[i] for i, row in enumerate(matrix(compared, "mmcs"))] == [1.0] * 5
-    with (folder / "nearest" / "a--b_0.csv").open() as file:
-        table = list(csv.DictReader(file))
-    assert [int(row["nearest"]) for row in table] == list(range(11, -1, -1))
-    assert {row["correlation"] for row in table} == {"1.0000"}
+    pairs = compared.tables["pairs"].rows()
+    assert [row[i] for i, row in enumerate(matrix(names, pairs, "mmcs"))] == [1.0] * 5
+    schema = content["tables"]["latents"]
+    assert schema["file"] == "compare.latents.parquet"
+    assert schema["rows"] == 4 * (12 + 20 + 12 + 4 + 12)
+    assert schema["columns"]["correlation"] == {"type": "float64", "unit": "correlation"}
+    table = read_table(folder / schema["file"])
+    assert len(table) == schema["rows"]
+    found = [row for row in table if (row["first"], row["second"]) == ("a", "b/0")]
+    assert [row["nearest"] for row in found] == list(range(11, -1, -1))
+    assert [row["correlation"] for row in found] == pytest.approx([1.0] * 12, abs=1e-4)
     assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
-    assert len(list((folder / "nearest").iterdir())) == 20
 
 
 @pytest.mark.parametrize(
@@ -192,9 +215,9 @@ def test_tables_and_picture(compared, tmp_path):
     [
         ({"num_tokens": 0}, "num_tokens=0 must be .* at least 1"),
         ({"matched_above": 1.5}, "matched_above=1.5 must be .* above 0 and below 1"),
-        ({}, "was given 1 SAE, and takes at least 2"),
+        ({}, r"was given 1 SAE\(s\), and takes at least 2"),
     ],
 )
 def test_mistakes_are_explained(settings, message):
     with pytest.raises(ConfigError, match=message):
-        Compare(**settings).run({"a": sae_of(randn(4, 3))})
+        Compare(**settings).run(placed(a=sae_of(randn(4, 3))))

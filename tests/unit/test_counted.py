@@ -279,9 +279,9 @@ def test_rows_that_do_not_count_stay_as_they_are_under_every_condition(tmp_path)
     """Against a loop over single predictions, in float64."""
     context = make(coarse_sae(), tmp_path, counted=COUNTED, lm=HeavyLM())
     result = DownstreamEval(num_tokens=6 * CTX, batch_contexts=4).run(context)
-    store, lm = context.store, HeavyLM()
+    store, lm = context.store("test"), HeavyLM()
     assert store is not None
-    mean = torch.from_numpy(context.rows.stats.mean)
+    mean = torch.from_numpy(context.rows("test").stats.mean)
     sums: dict[str, list[float]] = {"clean": [], "sae": [], "zero": [], "mean": []}
     made = eligible = 0
     for c in range(6):
@@ -310,7 +310,7 @@ def test_rows_that_do_not_count_stay_as_they_are_under_every_condition(tmp_path)
 
 def test_core_counts_rows_documents_and_what_is_left_out(tmp_path):
     context = make(coarse_sae(), tmp_path, counted=COUNTED, lm=HeavyLM())
-    rows = context.rows
+    rows = context.rows("test")
     assert isinstance(rows, CountedRows)
     x, keep = rows.all.x, [rows.mask(i, rows.all.read(i)) for i in range(rows.num_chunks)]  # pyright: ignore
     kept = x[torch.cat(keep)]

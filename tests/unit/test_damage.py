@@ -352,56 +352,31 @@ def test_a_converted_lm_heals(toy_wheel, tiny_lm, monkeypatch, caplog):
     assert len(conversions) == before
 
 
-def test_probing_activations_heal(caplog, cache):
-    from sae.activations.labelled import kept
+@pytest.mark.parametrize("name", ["labelled/", "baselines/ica-"])
+def test_cached_tensors_heal(caplog, cache, name):
+    """Probing activations and fits of baselines."""
+    from sae.cached import cached
 
     made = []
 
     def make():
         made.append(True)
-        return {"x": torch.arange(300.0).reshape(30, 10), "lengths": torch.ones(30)}
+        tensors = {"x": torch.arange(300.0).reshape(30, 10), "lengths": torch.ones(30)}
+        return tensors, {"iterations": [3, 4]}
 
-    read = lambda: kept({"texts": "x"}, make)  # noqa: E731
+    read = lambda: cached(name, {"texts": "x"}, make)  # noqa: E731
     expected = read()
-    (file,) = (cache / "labelled").glob("*.safetensors")
+    (file,) = cache.glob(f"{name}*.safetensors")
     with caplog.at_level(logging.WARNING):
         tried = damaged(file, 0, always_the_same(read, expected))
     assert len(made) - 1 == len(caplog.records) > 0.8 * tried
     assert all("is made again" in record.getMessage() for record in caplog.records)
 
 
-def test_baseline_fits_heal(caplog, cache):
-    from sae.dictionaries.baselines import Learned
-    from sae.dictionaries.baselines.base import Baseline
-    from sae.training import baselines
-
-    fits = []
-
-    class Counting(Baseline):
-        word = "ica"
-
-        def learn(self, vectors):
-            fits.append(vectors)
-            return Learned({"W": torch.arange(200.0).reshape(20, 10)}, {"iterations": [3, 4]})
-
-    Counting.__abstractmethods__ = frozenset()
-    baseline, nothing = Counting.__new__(Counting), object.__new__(baselines.TrainingVectors)
-
-    def read():
-        learned = baselines._kept("k", baseline, nothing)
-        return learned.tensors, learned.facts
-
-    expected = read()
-    (file,) = (cache / "baselines").glob("*.safetensors")
-    with caplog.at_level(logging.WARNING):
-        tried = damaged(file, 0, always_the_same(read, expected))
-    assert len(fits) - 1 == len(caplog.records) > 0.8 * tried
-    assert all("is fitted again" in record.getMessage() for record in caplog.records)
-
-
 @pytest.mark.parametrize("name", ["results.json", "metrics.csv", FOLDER_FILE])
 def test_results_of_a_finished_run(tmp_path, name):
-    from sae.reports.files import read_json, read_metrics
+    from sae.artifacts.runs import read_json
+    from sae.reports.files import read_metrics
 
     table = "step,tokens,train/loss\n" + "".join(f"{i},{i * 64},{i / 7}\n" for i in range(30))
     (tmp_path / "metrics.csv").write_text(table)

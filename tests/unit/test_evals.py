@@ -14,6 +14,7 @@ from _evals import (
     constant_sae,
     identity_sae,
     make,
+    place,
     values,
 )
 
@@ -25,7 +26,6 @@ from sae.evals import (
     CoreEval,
     DownstreamEval,
     Estimate,
-    EvalContext,
     EvalResult,
 )
 
@@ -58,7 +58,7 @@ def test_zero_sae_recovers_nothing(tmp_path, keep_first):
 
 def test_mean_sae_is_the_mean_ablation_and_has_fvu_one(tmp_path, keep_first):
     context = make(coarse_sae(), tmp_path, keep_first)
-    context.sae = constant_sae(torch.from_numpy(context.rows.stats.mean))
+    context.sae = constant_sae(torch.from_numpy(context.rows("test").stats.mean))
     downstream, core = values(DownstreamEval().run(context)), values(CoreEval().run(context))
     assert downstream["ce_recovered_mean"] == pytest.approx(0, abs=1e-6)
     assert core["fvu"] == pytest.approx(1, rel=1e-9)
@@ -68,7 +68,7 @@ def test_mean_sae_is_the_mean_ablation_and_has_fvu_one(tmp_path, keep_first):
 
 def test_core_equals_the_formulas(tmp_path):
     context = make(coarse_sae(), tmp_path)
-    x = context.rows.x  # pyright: ignore[reportAttributeAccessIssue]
+    x = context.rows("test").x  # pyright: ignore[reportAttributeAccessIssue]
     f = context.sae.encode(x)
     result = CoreEval(batch_rows=32).run(context)
     got = values(result)
@@ -77,7 +77,7 @@ def test_core_equals_the_formulas(tmp_path):
     frequencies = (f != 0).double().mean(0)
     assert got["l0"] == pytest.approx(frequencies.sum().item())
     assert got["dense"] == (frequencies > 0.1).double().mean().item()
-    documents = len(set(context.store.document[:, 1:].flat))  # pyright: ignore
+    documents = len(set(context.store("test").document[:, 1:].flat))  # pyright: ignore
     assert result.tokens == {"vectors": CONTEXTS * (CTX - 1), "documents": documents}
     histogram = result.details["firing_histogram"]
     assert sum(histogram["latents"]) + histogram["silent"] == context.sae.d_sae
@@ -96,7 +96,7 @@ def test_intervals_where_there_are_documents(tmp_path):
     assert fvu.value is not None
     assert fvu.low < fvu.value < fvu.high
     assert result.metrics["silent"].low is None
-    assert result.details["resampled_units"] == context.store.num_documents
+    assert result.details["resampled_units"] == context.store("test").num_documents
     for name in ("l1", "fvu_per_dim"):
         estimate = result.metrics[name]
         assert estimate.low is not None
@@ -110,7 +110,7 @@ def test_intervals_where_there_are_documents(tmp_path):
     assert left_out["document_border"] > 0
     assert sum(left_out.values()) + downstream.tokens["predictions"] == CONTEXTS * CTX
     assert downstream.metrics["ce_recovered_zero"].low is not None
-    context.rows.document = None  # pyright: ignore[reportAttributeAccessIssue]
+    context.rows("test").document = None  # pyright: ignore[reportAttributeAccessIssue]
     assert CoreEval().run(context).metrics["fvu"].low is None
 
 
@@ -137,13 +137,13 @@ def test_results_are_strict_json_and_come_back(tmp_path):
 
 def test_what_is_missing_is_named(tmp_path):
     context = make(coarse_sae(), tmp_path)
-    with pytest.raises(ConfigError, match="width 6, the activations at resid.0 have width 4"):
-        EvalContext(coarse_sae(), POINT, Rows(torch.zeros(3, 4), None))
-    without_lm = EvalContext(context.sae, POINT, context.rows, context.store)
+    with pytest.raises(ConfigError, match="width 6; the test activations at resid.0 have width 4"):
+        CoreEval().run(place(coarse_sae(), POINT, Rows(torch.zeros(3, 4), None)))
+    without_lm = place(context.sae, POINT, context.rows("test"), context.store("test"))
     with pytest.raises(ConfigError, match="needs an LM"):
         DownstreamEval().run(without_lm)
     with pytest.raises(ConfigError, match="folder of activations"):
-        DownstreamEval().run(EvalContext(context.sae, POINT, context.rows))
+        DownstreamEval().run(place(context.sae, POINT, context.rows("test")))
     with pytest.raises(ConfigError, match="less than one context of 16 tokens"):
         DownstreamEval(num_tokens=15).run(context)
 

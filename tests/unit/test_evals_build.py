@@ -7,20 +7,14 @@ import torch
 from sae.activations.folder import FolderActivations
 from sae.activations.from_config import lm_activations
 from sae.activations.sources import LMActivations
+from sae.artifacts.placed import PlacedSAE, find_device, own_settings, source_of
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ArtifactError, ConfigError, SourceError, StoreError
-from sae.evals import CoreEval, DownstreamEval
-from sae.evals.build import (
-    check_evals,
-    ctx_of,
-    find_device,
-    make_evals,
-    own_settings,
-    prepare_test,
-    run_evals,
-    source_of,
-)
-from sae.evals.names import result_file
+from sae.evals import CoreEval, DownstreamEval, Estimate, EvalResult, Evaluation, Measured, Table
+from sae.evals.build import check_evals, ctx_of, make_evals, measure, run_evals
+from sae.evaluation import _as_in_run
+from sae.reports.results import result_file
+from sae.tables import read_table
 from sae.types import Point
 
 LM = {"kind": "random", "name": "tiny-llama", "family": "llama"}
@@ -58,7 +52,7 @@ def test_own_text_needs_the_test_split_only(sae, own):
     source = source_of(sae)
     assert isinstance(source, LMActivations)
     assert source.describe() == own.describe()
-    prepare_test(source)
+    PlacedSAE(sae, source).prepare()
     assert source.store("test").rows(source.ends.points[0]).num_rows == 640 // 32 * 31
     for untouched in ("train", "val"):
         with pytest.raises(StoreError, match="not harvested"):
@@ -68,7 +62,7 @@ def test_own_text_needs_the_test_split_only(sae, own):
 def test_other_text_is_test_text_as_a_whole(sae):
     source = source_of(sae, corpus={**TEXT, "seed": 5, "num_documents": 12}, tokens=4096)
     assert isinstance(source, LMActivations)
-    prepare_test(source)
+    PlacedSAE(sae, source).prepare()
     assert source.store("test").num_documents > 6
     with pytest.raises(ConfigError, match="leave a share for training"):
         source.prepare(splits=["train"])
@@ -97,9 +91,9 @@ def test_the_text_of_the_training_is_known_by_its_content(own, tmp_path):
 def test_results_that_differ_get_their_own_names(sae, tmp_path):
     def file(evals=SETTINGS, **other):
         source = source_of(sae, **other)
-        prepare_test(source)
+        PlacedSAE(sae, source).prepare()
         (result,) = run_evals(sae, source, evals).values()
-        found = result_file(tmp_path, result, sae, source)
+        found = result_file(tmp_path, result, PlacedSAE(sae, source))
         result.save(found)
         return found.name
 
@@ -126,7 +120,7 @@ def test_results_that_differ_get_their_own_names(sae, tmp_path):
 
 def test_a_folder_has_no_tokens_and_no_point(folder_sae):
     source = source_of(folder_sae)
-    prepare_test(source)
+    PlacedSAE(folder_sae, source).prepare()
     assert ctx_of(source) is None
     results = run_evals(folder_sae, source, SETTINGS)
     assert list(results) == ["core"]
@@ -156,7 +150,7 @@ def test_an_sae_without_its_origin_says_so():
 @pytest.mark.parametrize(
     ("evals", "message"),
     [
-        ({"cor": {}}, r"\['cor'\] is not known. Choose of \['absorption', 'core'"),
+        ({"cor": {}}, r"\['cor'\] is not known. Choose of \['absorption', 'compare', 'core'"),
         (
             {"core": {"resample": 1}},
             "eval.core.resample is not known. Did you mean eval.core.resamples.* legacy",
@@ -172,6 +166,12 @@ def test_an_sae_without_its_origin_says_so():
             "eval.core.resamples=0 must be a whole number of at least 1",
         ),
         ({"core": {"resamples": True}}, "eval.core.resamples=True must be"),
+        (
+            {"core": {"bootstrap": {"level": 95}}},
+            "^eval.core.bootstrap.level=95 must be a number above 0 and below 1",
+        ),
+        ({"core": {"bootstrap": {"levle": 0.5}}}, "^eval.core.bootstrap.levle is not known. Did"),
+        ({"core": {"bootstrap": 3}}, "^eval.core.bootstrap=3 must be a node of settings"),
         ({"downstream": {"num_tokens": "many"}}, "eval.downstream.num_tokens=many must be"),
         ({"downstream": {"num_tokens": 200.5}}, "num_tokens=200.5 must be a whole number"),
         ({"downstream": {"num_tokens": 31}}, "eval.downstream: .*less than one context of 32"),
@@ -195,6 +195,61 @@ def test_settings_become_evaluations():
     check_evals(SETTINGS, ctx=None)
     with pytest.raises(ConfigError, match="needs the tokens"):
         check_evals({"downstream": {}}, ctx=None)
+
+
+def test_nested_settings_reach_the_evaluation(sae, tmp_path):
+    """What is not given, also in a node, is as in the run that made the SAE."""
+    given = {"core": {"bootstrap": {"level": 0.8}}}
+    merged = _as_in_run(sae, {"core": {"resamples": None, **given["core"]}, "downstream": {}})
+    assert merged["core"] == {"bootstrap": {"num_resamples": 20, "level": 0.8}}
+    assert merged["downstream"] == {"num_tokens": 128, "bootstrap": {"num_resamples": 20}}
+    assert _as_in_run(sae, {"core": {"resamples": 7}})["core"]["bootstrap"]["num_resamples"] == 7
+    placed = PlacedSAE(sae, source_of(sae))
+    placed.prepare()
+    result = measure([placed], {"core": merged["core"]})["core"]
+    assert result.settings["bootstrap"] == {"num_resamples": 20, "seed": 0, "level": 0.8}
+    assert result_file(tmp_path, result, placed).name == "core-bootstrap.level=0.8.json"
+    with pytest.raises(ConfigError, match="eval.core.resamples=7 and .*num_resamples=8 are the"):
+        check_evals({"core": {"resamples": 7, "bootstrap": {"num_resamples": 8}}}, ctx=32)
+
+
+def test_evaluations_of_several_saes_are_no_end_of_a_training():
+    with pytest.raises(ConfigError, match=r"eval=\[compare\] measures several SAEs"):
+        check_evals({"compare": {}}, ctx=32)
+
+
+class Widths(Evaluation):
+    """Widths of the decoders of two SAEs."""
+
+    name = "widths"
+    takes = "several"
+    least = 2
+
+    def measure(self, subjects, on):
+        shapes = [{"sae": one.name, "latents": one.sae.d_sae} for one in subjects]
+        table = Table.of({"sae": ("string", ""), "latents": ("int64", "latents")}, shapes)
+        return Measured({"rows": Estimate(one := float(sum(s["latents"] for s in shapes)), one)},
+                        {"saes": len(subjects)}, tables={"widths": table})  # fmt: skip
+
+
+def test_an_evaluation_of_two_saes_writes_a_table(sae, tmp_path):
+    subjects = [PlacedSAE(sae, source_of, name) for name in ("a", "b")]
+    subjects[0].prepare()
+    with pytest.raises(ConfigError, match=r"eval=\[widths\] was given 1 SAE.* at least 2"):
+        Widths().run(subjects[0])
+    result = Widths().run(subjects)
+    assert [entry["point"] for entry in result.provenance["together"]] == ["resid.1", "resid.1"]
+    content = result.with_tables(tmp_path / "new")
+    assert content["tables"] == {
+        "widths": {
+            "rows": 2, "file": "widths.widths.parquet",
+            "columns": {"sae": {"type": "string", "unit": ""},
+                        "latents": {"type": "int64", "unit": "latents"}},
+        }
+    }  # fmt: skip
+    expected = [{"sae": "a", "latents": 32}, {"sae": "b", "latents": 32}]
+    assert read_table(tmp_path / "new" / "widths.widths.parquet") == expected
+    assert EvalResult.from_json(content).metrics == result.metrics
 
 
 def test_devices(monkeypatch):

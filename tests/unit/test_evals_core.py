@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from _evals import CONTEXTS, CTX, D_IN, POINT, Rows, coarse_sae, make, values
+from _evals import CONTEXTS, CTX, D_IN, POINT, Rows, coarse_sae, make, place, values
 
 from sae import functional
 from sae.dictionaries.sae import SAE, SAEConfig
-from sae.evals import CoreEval, EvalContext
+from sae.evals import CoreEval
 from sae.metrics import (
     OTHER_DEFINITIONS,
     FeatureActivations,
@@ -32,7 +32,7 @@ def test_signed_codes(tmp_path, activation, k):
     context = make(signed_sae(activation, k), tmp_path)
     result = CoreEval(batch_rows=50, legacy=("all",)).run(context)
     got = values(result)
-    f = context.sae.encode(context.rows.x).double().numpy()  # pyright: ignore
+    f = context.sae.encode(context.rows("test").x).double().numpy()  # pyright: ignore
     assert (f < 0).any()
     assert got["l0"] == (9 if k is None else k)
     assert got["l1"] == pytest.approx(np.abs(f).sum(1).mean(), rel=1e-6)
@@ -89,13 +89,13 @@ def test_contexts_may_straddle_batches(cut, monkeypatch):
 
 def test_consistent_activation_needs_whole_contexts(tmp_path):
     context = make(coarse_sae(), tmp_path)
-    f = context.sae.encode(context.rows.x) != 0  # pyright: ignore[reportAttributeAccessIssue]
+    f = context.sae.encode(context.rows("test").x) != 0  # pyright: ignore[reportAttributeAccessIssue]
     contexts = f.view(CONTEXTS, CTX - 1, -1).any(1).sum(0)
     expected = (f.sum(0) / contexts)[contexts > 0].double().mean().item()
     assert values(CoreEval(batch_rows=11).run(context))["consistent_activation"] == pytest.approx(
         expected
     )
-    without = EvalContext(context.sae, POINT, context.rows)
+    without = place(context.sae, POINT, context.rows("test"))
     assert "consistent_activation" not in values(CoreEval().run(without))
 
 
@@ -168,10 +168,9 @@ def test_scale_of_the_lm_does_not_matter(tmp_path):
     context = make(coarse_sae(), tmp_path)
     sae = context.sae
     scaled = SAE(sae.W_enc, 10 * sae.b_enc, sae.W_dec, 10 * sae.b_dec, sae.config)
-    rows = Rows(10 * context.rows.x, context.rows.document)  # pyright: ignore
+    rows = Rows(10 * context.rows("test").x, context.rows("test").document)  # pyright: ignore
     before = values(CoreEval().run(context))
-    context.sae, context.rows = scaled, rows  # pyright: ignore[reportAttributeAccessIssue]
-    after = values(CoreEval().run(context))
+    after = values(CoreEval().run(place(scaled, POINT, rows, context.store("test"))))
     units = dict.fromkeys(("l1", "norm", "norm_hat", "activation_mean", "activation_std"), 10)
     for name, unit in {"mse": 100, **units}.items():
         expected = before.pop(name)

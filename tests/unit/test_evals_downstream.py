@@ -1,6 +1,7 @@
 """`downstream` on a tiny LM made of three matrices."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,9 @@ from _evals import (
 )
 
 from sae.evals import DownstreamEval, Estimate, downstream
+from sae.interventions import Spliced
 from sae.provenance import content_key
+from sae.types import Ends
 
 
 @pytest.fixture(params=[False, True], ids=["without_first", "keep_first"])
@@ -31,14 +34,14 @@ def test_downstream_equals_a_slow_loop(tmp_path, keep_first):
     """One prediction at a time, from the definitions."""
     context = make(coarse_sae(), tmp_path, keep_first)
     result = DownstreamEval(num_tokens=10 * CTX + 3, batch_contexts=3).run(context)
-    lm, store = TinyLM(), context.store
+    lm, store = TinyLM(), context.store("test")
     assert store is not None
     sums: dict[str, list[float]] = {"clean": [], "sae": [], "zero": [], "mean": [], "kl": []}
     for c in range(10):
         x = lm.activation(torch.from_numpy(store.tokens[c : c + 1]).long())[0].double()
         replaced = {
             "clean": x, "sae": context.sae(x.float()).double(), "zero": torch.zeros_like(x),
-            "mean": torch.from_numpy(context.rows.stats.mean).expand_as(x),
+            "mean": torch.from_numpy(context.rows("test").stats.mean).expand_as(x),
         }  # fmt: skip
         for t in range(CTX - 1):
             if store.document[c, t] != store.document[c, t + 1] or (t == 0 and not keep_first):
@@ -122,8 +125,9 @@ def test_kept_sums_are_those_of_the_same_mean_and_device_type(tmp_path, monkeypa
 
     def passes(mean: float) -> int:
         lm.calls = 0
-        downstream.measure(lm, store, POINT, coarse_sae(), torch.full((D_IN,), mean),
-                           num_tokens=CONTEXTS * CTX, batch_contexts=CONTEXTS, quiet=True)  # fmt: skip # noqa: E501
+        spliced = Spliced(Ends.at(POINT), coarse_sae(), torch.full((D_IN,), mean))
+        size: Any = {"num_tokens": CONTEXTS * CTX, "batch_contexts": CONTEXTS, "quiet": True}
+        downstream.measure(lm, store, [spliced], **size)
         return lm.calls
 
     with caplog.at_level("INFO"):

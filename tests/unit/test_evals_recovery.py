@@ -9,14 +9,14 @@ from scipy.optimize import linear_sum_assignment, nnls
 from sklearn.linear_model import Lasso
 
 from sae.activations.superposition import SuperpositionActivations
+from sae.artifacts.placed import PlacedSAE, source_of
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ConfigError
-from sae.evals import EvalContext
-from sae.evals.build import check_evals, offers_of, prepare_test, run_evals, source_of
+from sae.evals.build import check_evals, offers_of, run_evals
 from sae.evals.exact_codes import ExactCodesEval
-from sae.evals.names import result_file
 from sae.evals.recovery import RecoveryEval, partners
 from sae.inference import codes_at_l0, duality_gap, fista
+from sae.reports.results import result_file
 from sae.synthetic import World
 
 WORLD = World(d_in=32, num_features=24, active=3.0, decay=1.0)
@@ -241,13 +241,13 @@ class TestExactCodes:
 
 
 def test_recovery_is_for_known_features_only():
-    from _evals import D_IN, Rows, identity_sae
+    from _evals import D_IN, Rows, identity_sae, place
 
     assert offers_of(source()) == {"truth"}
     check_evals({"core": {}, "recovery": {}}, ctx=32)  # left out
     with pytest.raises(ConfigError, match=r"eval=\[recovery\] needs the true features, known to"):
         check_evals({"recovery": {}}, ctx=None)
-    context = EvalContext(identity_sae(), None, Rows(torch.zeros(3, D_IN), None))
+    context = place(identity_sae(), None, Rows(torch.zeros(3, D_IN), None))
     with pytest.raises(ConfigError, match="needs the true features"):
         RecoveryEval().run(context)
     for wrong in ({"threshold": 1.0}, {"batch_rows": 0}):
@@ -260,10 +260,10 @@ def test_a_saved_sae_finds_its_world_again(tmp_path):
     again = source_of(sae)
     assert again.describe() == source().describe()
     more = source_of(sae, tokens=5000)
-    prepare_test(more)
+    more.prepare(splits=["test"])
     assert more.split("test").num_rows == 5000
     result = run_evals(sae, more, {"recovery": {}})["recovery"]
-    assert result_file(tmp_path, result, sae, more).name == "recovery-tokens=5000.json"
+    assert result_file(tmp_path, result, PlacedSAE(sae, more)).name == "recovery-tokens=5000.json"
     assert result.provenance["world"]["num_features"] == 24
     with pytest.raises(ConfigError, match="lm= and corpus= have no effect"):
         source_of(sae, lm={"kind": "random"})

@@ -5,12 +5,12 @@ import torch
 
 from sae.activations.from_config import lm_activations
 from sae.activations.sources import LMActivations
+from sae.artifacts.placed import PlacedSAE, source_of
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ConfigError
-from sae.evals import together
-from sae.evals.build import prepare_test, run_evals, source_of
-from sae.evals.names import result_file
+from sae.evals.build import check_together, measure, run_evals
 from sae.functional import next_token_cross_entropy, prediction_mask
+from sae.reports.results import result_file
 from sae.types import Point
 
 pytestmark = pytest.mark.slow
@@ -32,18 +32,19 @@ def sae_at(point: Point, lm=LM, **counts) -> SAE:
     return SAE(eye, torch.full((width,), -0.1), eye, torch.zeros(width), config, metadata)
 
 
-def prepared(saes):
-    sources = [source_of(sae) for sae in saes]
-    for source in sources:
-        assert isinstance(source, LMActivations)
-        prepare_test(source)
-    return [source for source in sources if isinstance(source, LMActivations)]
+def placed(saes):
+    found = [PlacedSAE(sae, source_of(sae)) for sae in saes]
+    for one in found:
+        assert isinstance(one.source, LMActivations)
+        one.prepare()
+    return found
 
 
 def test_all_stand_in_at_once():
     saes = [sae_at(point) for point in POINTS]
-    sources = prepared(saes)
-    result = together.run(saes, sources, SETTINGS | {"core": {}})
+    subjects = placed(saes)
+    sources = [one.source for one in subjects]
+    result = measure(subjects, SETTINGS | {"core": {}})
     assert list(result) == ["downstream"]
     got = {name: estimate.value for name, estimate in result["downstream"].metrics.items()}
     store, lm = sources[0].store("test"), sources[0].load_lm("cpu")
@@ -69,26 +70,27 @@ def test_all_stand_in_at_once():
     assert "together" not in alone.provenance
     spliced = result["downstream"].provenance["together"]
     assert [entry["point"] for entry in spliced] == ["resid.1", "mlp.1", "attn_out.2"]
-    again = together.run(saes, sources, SETTINGS)["downstream"]  # ablations from the store
+    again = measure(subjects, SETTINGS)["downstream"]  # ablations from the store
     assert again.metrics == result["downstream"].metrics
 
 
 def test_the_file_says_who_was_there(tmp_path):
-    saes = [sae_at(point) for point in POINTS[:2]]
-    sources = prepared(saes)
+    first, second = placed([sae_at(point) for point in POINTS[:2]])
 
-    def file(saes, sources):
-        result = together.run(saes, sources, SETTINGS)["downstream"]
-        found = result_file(tmp_path, result, saes[0], sources[0])
+    def file(subjects):
+        result = measure(subjects, SETTINGS)["downstream"]
+        found = result_file(tmp_path, result, subjects[0])
         result.save(found)
         return found.name
 
-    assert file(saes, sources) == "downstream-together=resid.1+mlp.1.json"
-    assert file(saes, sources) == "downstream-together=resid.1+mlp.1.json"
+    assert file([first, second]) == "downstream-together=resid.1+mlp.1.json"
+    assert file([first, second]) == "downstream-together=resid.1+mlp.1.json"
     other = sae_at(POINTS[1])
     other.metadata["seed"] = 5
-    assert file([saes[0], other], sources).startswith("downstream-together=resid.1+mlp.1-")
-    assert file(saes, sources) == "downstream-together=resid.1+mlp.1.json"
+    assert file([first, PlacedSAE(other, second.source)]).startswith(
+        "downstream-together=resid.1+mlp.1-"
+    )
+    assert file([first, second]) == "downstream-together=resid.1+mlp.1.json"
 
 
 @pytest.mark.parametrize(
@@ -103,4 +105,4 @@ def test_the_file_says_who_was_there(tmp_path):
 )
 def test_what_does_not_fit_together_says_why(saes, evals, message):
     with pytest.raises(ConfigError, match=message):
-        together.check(evals, [source_of(sae) for sae in saes()])
+        check_together([PlacedSAE(sae, source_of(sae)) for sae in saes()], evals)

@@ -1,15 +1,19 @@
 import csv
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
+from sae.artifacts.placed import PlacedSAE
 from sae.errors import ArtifactError
 from sae.evals.base import Estimate, EvalResult
-from sae.reports import read_frontier, write_frontier
-from sae.reports.frontier_lines import area, area_interval, areas, line_of, points_of
+from sae.evals.frontier import FrontierEval, read_frontier
+from sae.metrics.lines import area, area_interval, areas, line_of, points_of
+from sae.reports import write_pages
 from sae.reports.frontier_plots import live_by_l1, live_by_size
+from sae.tables import read_table
 
 
 def results(l0, fvu, *, delta_ce=None, l1=1e-3, d_sae=32, point="resid.4", vectors=900, silent=0.25,
@@ -37,6 +41,19 @@ def write(folder, name, found):
     (folder / name).mkdir()
     (folder / name / "results.json").write_text(json.dumps(found))
     return folder / name
+
+
+def write_frontier(runs, folder):
+    """As `eval=[frontier]` does; no SAE is loaded."""
+
+    def unloaded(*_: Any) -> Any:
+        raise AssertionError
+
+    subjects = [PlacedSAE(unloaded, unloaded, name, run) for name, run in runs.items()]
+    result = FrontierEval().run(subjects)
+    result.save(folder / "frontier.json")
+    write_pages(result, folder)
+    return folder
 
 
 @pytest.fixture
@@ -138,14 +155,18 @@ def test_live_latents_are_grouped_by_what_else_differs(runs):
 
 
 def test_files_are_written(runs, tmp_path):
-    folder = write_frontier(read_frontier(runs), tmp_path / "out")
+    folder = write_frontier(runs, tmp_path / "out")
     with (folder / "frontier.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [row["run"] for row in table] == ["best", "worse", "twin", "wide", "elsewhere"]
     assert table[3]["delta_ce"] == ""
     assert len((folder / "areas.csv").read_text().splitlines()) == 4
     content = json.loads((folder / "frontier.json").read_text())
-    assert content["missing"]["pending"] == "no results"
+    assert content["details"]["missing"]["pending"] == "no results"
+    assert content["tables"]["runs"]["columns"]["delta_ce"] == {"type": "float64", "unit": "nat"}
+    assert [row["dominated"] for row in read_table(folder / "frontier.runs.parquet")] == [
+        False, True, False, False, False
+    ]  # fmt: skip
     page = (folder / "report.html").read_text()
     assert "<b>tiny" not in page
     assert 'aria-label="Over l1"' in page
@@ -191,12 +212,12 @@ def test_seeds_of_one_setting_are_one_point_with_a_spread(tmp_path):
     (line,) = frontier.lines
     assert (line["runs"], line["points"], line["l0_from"]) == (4, 3, 12)
     assert line["area"] == pytest.approx(area([12, 30, 100], [0.33, 0.5, 0.1], 12, 100))
-    folder = write_frontier(frontier, tmp_path / "out")
+    folder = write_frontier(folders, tmp_path / "out")
     page = (folder / "report.html").read_text()
     assert "Settings with several seeds" in page
     assert "0.3 – 0.36" in page
     assert len((folder / "seeds.csv").read_text().splitlines()) == 2
-    assert json.loads((folder / "frontier.json").read_text())["seeds"] == [spread]
+    assert read_table(folder / "frontier.seeds.parquet") == [spread]
 
 
 def test_a_setting_that_is_there_twice_with_one_seed_is_no_spread(tmp_path):
@@ -257,7 +278,7 @@ def test_areas_come_with_their_interval(runs, tmp_path):
     assert line["common_area_low"] < line["common_area"] < line["common_area_high"]
     lone = next(line for line in frontier.lines if line["area"] is None)
     assert (lone["area_low"], lone["common_area_high"]) == (None, None)
-    page = (write_frontier(frontier, tmp_path / "out") / "report.html").read_text()
+    page = (write_frontier(runs, tmp_path / "out") / "report.html").read_text()
     assert "parametric bootstrap" in page
     low, high = (f"{line[f'area_{end}']:.4g}" for end in ("low", "high"))
     assert f"{low} – {high}" in page

@@ -129,7 +129,7 @@ def test_a_hidden_copy_is_no_second_autoencoder(tmp_path):
 
 
 def test_a_pointer_in_place_of_labelled_texts(tmp_path):
-    from sae.language.labelled import read_csv
+    from sae.tasks.labelled import read_csv
 
     (tmp_path / "a.csv").write_text(POINTER)
     with pytest.raises(SourceError, match="git-lfs pointer"):
@@ -210,7 +210,8 @@ def test_a_byte_order_mark_in_the_json_of_an_sae(tmp_path, word):
 
 def test_a_byte_order_mark_in_the_files_of_a_run(tmp_path):
     from conf.runs import saved_config
-    from sae.reports.files import read_json, read_yaml
+    from sae.artifacts.runs import read_json
+    from sae.reports.files import read_yaml
 
     (tmp_path / "config.yaml").write_text("sae: {}\n", encoding="utf-8-sig")
     assert read_yaml(tmp_path / "config.yaml") == {"sae": {}}

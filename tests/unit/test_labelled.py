@@ -10,9 +10,9 @@ from sae.activations import labelled as activations
 from sae.activations.counted import Counted, RowRule
 from sae.activations.labelled import text_activations
 from sae.errors import ConfigError, SourceError
-from sae.language import labelled
 from sae.language.fetch import WheelFile
-from sae.language.labelled import LabelledTexts, probe_sets, read_csv
+from sae.tasks import labelled
+from sae.tasks.labelled import LabelledTexts, probe_sets, read_csv
 
 
 @pytest.fixture

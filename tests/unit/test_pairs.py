@@ -10,12 +10,13 @@ from sae.activations.datamodule import ActivationDataModule
 from sae.activations.folder import TensorActivations
 from sae.activations.from_config import ends_of, lm_activations, points_of
 from sae.activations.rows import JoinedRows
+from sae.artifacts.placed import source_of
 from sae.dictionaries import ARCHITECTURES, build_dictionary
 from sae.dictionaries.base import Moment
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ConfigError, SiteError, StoreError
 from sae.evals import CoreEval, DownstreamEval
-from sae.evals.build import run_evals, source_of
+from sae.evals.build import run_evals
 from sae.training.resampling import resample
 from sae.training.revival import Drawn
 from sae.types import Ends, Point
@@ -312,7 +313,7 @@ def test_core_and_downstream_say_what_else_is_left_out():
     class Other(Evaluation):
         name = "other"
 
-        def run(self, context):
+        def measure(self, subjects, on):
             raise AssertionError
 
     with pytest.raises(ConfigError, match=r"resid\.0\+1\+2"):

@@ -12,9 +12,9 @@ from _labelled import context_of, planted
 
 from sae.errors import ConfigError
 from sae.evals import Bootstrap, CoreEval, DownstreamEval, Estimate, EvalResult
-from sae.evals.absorbed import Letter
-from sae.evals.saebench import WORDS, to_saebench
+from sae.evals.absorption import Letter
 from sae.evals.scr import SCREval
+from sae.reports.saebench import NAMES, saebench_content
 
 pytestmark = pytest.mark.slow
 
@@ -67,21 +67,21 @@ def leaves(metrics: dict) -> dict[str, float]:
 
 
 def test_files_are_valid(results):
-    for word in WORDS:
-        written = json.loads(json.dumps(to_saebench(word, results, coarse_sae(), "mine")))
+    for word in NAMES:
+        written = json.loads(json.dumps(saebench_content(word, results, coarse_sae(), "mine")))
         schema = json.loads((SCHEMAS / f"{word}.json").read_text())
         jsonschema.validate(written, schema)
         assert set(leaves(written["eval_result_metrics"])) <= known_names(schema)
         for detail in written["eval_result_details"]:
             assert set(detail) <= known_names(schema)
-    broken = to_saebench("tpp", results, coarse_sae(), "mine")
+    broken = saebench_content("tpp", results, coarse_sae(), "mine")
     broken["eval_result_metrics"] = {"tpp_metrics": {"tpp_threshold_2_total_metric": "high"}}
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(broken, json.loads((SCHEMAS / "tpp.json").read_text()))
 
 
 def test_values_are_ours_under_their_names(results, tmp_path):
-    written = to_saebench("core", results, coarse_sae(), "mine")
+    written = saebench_content("core", results, coarse_sae(), "mine")
     got = leaves(written["eval_result_metrics"])
     core, downstream = results["core"].metrics, results["downstream"].metrics
     assert got["explained_variance"] == 1 - core["fvu"].value
@@ -94,16 +94,18 @@ def test_values_are_ours_under_their_names(results, tmp_path):
         (downstream["kl_zero"].value - downstream["kl"].value) / downstream["kl_zero"].value
     )
     plain = {"core": CoreEval(bootstrap=FEW).run(make(coarse_sae(), tmp_path))}
-    written = to_saebench("core", plain, coarse_sae(), "mine")
+    written = saebench_content("core", plain, coarse_sae(), "mine")
     got = leaves(written["eval_result_metrics"])
     missing = written["eval_result_unstructured"]["not_measured"]
     assert {name.split(".")[1] for name in missing} == {n for n, v in got.items() if v == -1}
     assert "reconstruction_quality.explained_variance_legacy" in missing
     assert got["l1"] == pytest.approx(core["l1_saebench"].value)  # a code of one sign
-    alone = to_saebench("core", {"core": results["core"]}, coarse_sae(), "mine")
+    alone = saebench_content("core", {"core": results["core"]}, coarse_sae(), "mine")
     assert leaves(alone["eval_result_metrics"])["ce_loss_score"] == -1
 
-    probing = to_saebench("sparse_probing", results, coarse_sae(), "mine")["eval_result_metrics"]
+    probing = saebench_content("sparse_probing", results, coarse_sae(), "mine")[
+        "eval_result_metrics"
+    ]
     assert probing["llm"] == {"llm_test_accuracy": 0.5, "llm_top_1_test_accuracy": 0.5}
     assert probing["sae"] == {"sae_top_1_test_accuracy": 0.5}
 
@@ -113,7 +115,7 @@ def test_codes_of_both_signs_have_fewer_numbers(tmp_path):
     signed = coarse_sae()
     signed.config = replace(signed.config, activation="identity")
     plain = CoreEval(bootstrap=FEW).run(make(coarse_sae(), tmp_path))
-    written = to_saebench("core", {"core": plain}, signed, "mine")
+    written = saebench_content("core", {"core": plain}, signed, "mine")
     got = leaves(written["eval_result_metrics"])
     for name in ("l1", "frac_alive", "freq_over_1_percent", "normalized_freq_over_10_percent"):
         assert got[name] == -1
@@ -121,17 +123,19 @@ def test_codes_of_both_signs_have_fewer_numbers(tmp_path):
 
 
 def test_absorption(results):
-    written = to_saebench("absorption", results, coarse_sae(), "mine")
+    written = saebench_content("absorption", results, coarse_sae(), "mine")
     assert written["eval_type_id"] == "absorption_first_letter"
     assert written["eval_result_unstructured"]["caveat"] == "small"
     assert [one["first_letter"] for one in written["eval_result_details"]] == ["c"]
     assert written["eval_result_details"][0]["num_full_absorption"] == 1
     assert set(written["eval_result_metrics"]["mean"].values()) == {0.25}
-    undefined = to_saebench("absorption", {"absorption": absorption(False)}, coarse_sae(), "mine")
+    undefined = saebench_content(
+        "absorption", {"absorption": absorption(False)}, coarse_sae(), "mine"
+    )
     assert set(undefined["eval_result_metrics"]["mean"].values()) == {-1}
     assert "mean.mean_num_split_features" in undefined["eval_result_unstructured"]["not_measured"]
 
 
 def test_what_saebench_has_not(results):
     with pytest.raises(ConfigError, match="SAEBench has no downstream"):
-        to_saebench("downstream", results, coarse_sae(), "mine")
+        saebench_content("downstream", results, coarse_sae(), "mine")

@@ -15,7 +15,7 @@ from conf.runs import saved_config
 from evaluate import evaluate
 from sae.activations.from_config import build_source
 from sae.artifacts import load
-from sae.evals.build import prepare_test, source_of
+from sae.artifacts.placed import PlacedSAE, source_of
 from sae.training.build import build_data
 
 SAVED = Path(__file__).parents[1] / "fixtures" / "run_of_c6b32a2"
@@ -44,7 +44,7 @@ def test_it_loads_and_evaluates_under_the_default_rule_and_says_so(run, folder):
 def test_nothing_but_the_test_text_is_read(run):
     sae = load(run)
     source = source_of(sae)
-    prepare_test(source)
+    PlacedSAE(sae, source).prepare()
     assert source.split("test").num_rows > 0
     with pytest.raises(Exception, match="not harvested"):
         source.split("train")

@@ -61,8 +61,8 @@ def test_json_with_a_checksum(tmp_path):
 
 
 def test_a_result_of_an_evaluation(tmp_path):
+    from sae.artifacts.runs import read_json
     from sae.evals.base import Estimate, EvalResult
-    from sae.reports.files import read_json
 
     result = EvalResult("core", {"fvu": Estimate(0.25, 0.2, 0.3)}, {"vectors": 512})
     file = tmp_path / "core.json"

@@ -10,9 +10,11 @@ from sae.activations import labelled
 from sae.activations.labelled import TextActivations, text_activations
 from sae.errors import ConfigError, SourceError
 from sae.evals import EvalResult, sparse_probing
-from sae.evals.probes import encode, probe, random_sae, rank, split
 from sae.evals.sparse_probing import SparseProbingEval
 from sae.metrics.classification import binary_scores, draws, interval
+from sae.probing.codes import encode, random_sae
+from sae.probing.logistic import probe, split
+from sae.probing.ranking import rank
 
 
 @pytest.fixture

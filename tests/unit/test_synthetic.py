@@ -170,9 +170,7 @@ def test_statistics_are_measured_once(monkeypatch, cache):
 
 
 def test_only_the_test_split_is_measured_for_an_evaluation(cache):
-    from sae.evals.build import prepare_test
-
-    prepare_test(source())
+    source().prepare(splits=["test"])
     assert len(list((cache / "superposition").glob("*.json"))) == 1
 
 

@@ -10,10 +10,14 @@ from sae.activations.labelled import TextActivations
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ConfigError, SourceError
 from sae.evals import EVALS, Bootstrap, EvalResult, scr, tpp
-from sae.evals.perturbation import Pooled, balanced, effects, pool, strongest, train_probe, without
 from sae.evals.scr import SCREval
-from sae.evals.templates import PROFESSIONS, biographies
 from sae.evals.tpp import TPPEval
+from sae.interventions import without
+from sae.probing.codes import Pooled, pool
+from sae.probing.linear import TEXT_MEANS, train
+from sae.probing.logistic import balanced
+from sae.probing.ranking import effects, strongest
+from sae.tasks.biographies import PROFESSIONS, biographies
 
 pytestmark = pytest.mark.slow
 
@@ -48,14 +52,14 @@ def test_ablation_of_means_equals_encoding_again():
         f[:, chosen] = 0
         slow.append((sae.decode(f) + error).mean(0))
     torch.testing.assert_close(
-        without(pooled, chosen, sae.W_dec), torch.stack(slow), atol=1e-5, rtol=1e-4
+        without(*pooled, chosen, sae.W_dec), torch.stack(slow), atol=1e-5, rtol=1e-4
     )
 
 
 def test_effects_by_a_slow_loop():
     torch.manual_seed(1)
     f, y, W_dec = torch.rand(20, 5), torch.arange(20) % 2, torch.randn(5, 3)
-    probe = train_probe(torch.randn(20, 3), y, seed=0)
+    probe = train(torch.randn(20, 3), y, TEXT_MEANS, seed=0)
     for only_more in (True, False):
         slow = []
         for j in range(5):
@@ -175,15 +179,15 @@ def test_run_of_scr(tiny_lm):
 def test_biographies_hold_names_and_sentences_back():
     made = biographies(("surgeon", "teacher"))
     parts = {True: set(), False: set()}
-    for text, train in zip(made.texts, made.train, strict=True):
+    for text, is_train in zip(made.texts, made.train, strict=True):
         sentence = text.split(". ", 1)[1]
-        parts[train] |= {sentence}
+        parts[is_train] |= {sentence}
         assert not any(word in text.lower() for word in PROFESSIONS)
     assert not parts[True] & parts[False]
-    for train in (True, False):
+    for is_train in (True, False):
         combinations = [
             (p, g) for p, g, t in zip(made.profession, made.gender, made.train, strict=True)
-            if t == train
+            if t == is_train
         ]  # fmt: skip
         assert len({combinations.count(pair) for pair in set(combinations)}) == 1
         assert len(set(combinations)) == 4

@@ -1,4 +1,4 @@
-"""Linear probes on activations: splits, ranking of latents, logistic regression."""
+"""Logistic regression on the best latents, and balanced sets of examples."""
 
 import warnings
 from collections.abc import Sequence
@@ -9,13 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import SourceError
 
 MIN_PER_CLASS = 20
 """Fewer examples of a class make neither a probe nor a score."""
 _TRAIN, _MIN_TEST = 1024, 100
-_EPS = 1e-6
 
 
 class Predictions(NamedTuple):
@@ -59,25 +57,6 @@ def split(labels: Int[np.ndarray, " n"], seed: int) -> tuple[np.ndarray, np.ndar
     )
     train = rng.permutation(np.concatenate([train_positive, train_negative]))
     return train, rng.permutation(np.concatenate([test_positive, test_negative]))
-
-
-def rank(f: Float[Tensor, "n latents"], labels: Int[np.ndarray, " n"]) -> Int[Tensor, " latents"]:
-    r"""Latents by $|\bar f_{j|1} - \bar f_{j|0}| / m_j$, the largest first.
-
-    $m_j$ is the mean of $|f_j|$ where the latent fires, so that rare and frequent, strong and weak
-    latents compare.
-
-    Source: sae-probes 0.4.2, `get_sorted_indices` with `mean_act_normalization`.
-
-    Example:
-        >>> rank(torch.tensor([[0.0, 1.0], [5.0, 1.0]]), np.array([0, 1])).tolist()
-        [0, 1]
-    """
-    mean = f.abs().sum(0) / ((f != 0).sum(0) + _EPS)
-    normalised = f / (mean + _EPS)
-    positive = torch.from_numpy(labels == 1).to(f.device)
-    difference = normalised[positive].mean(0) - normalised[~positive].mean(0)
-    return difference.abs().argsort(descending=True)
 
 
 def probe(
@@ -132,41 +111,30 @@ def top_probes(
     return {k: probe(x[:, :k], labels, x_test[:, :k], seed) for k in ks}
 
 
-@torch.no_grad()
-def encode(
-    sae: SAE, x: Float[Tensor, "n d_in"], columns: Tensor | None = None, batch_rows: int = 512
-) -> Float[Tensor, "n latents"]:
-    """Feature activations on the CPU: of all latents, or of some, in their order."""
-    parts = []
-    for rows in x.split(batch_rows):
-        f = sae.encode(rows.to(sae.device)).float()
-        parts.append((f if columns is None else f[:, columns.to(f.device)]).cpu())
-    return torch.cat(parts)
+def sparse_scores(
+    f: Float[Tensor, "n k"], y: Float[Tensor, " n"], f_test: Float[Tensor, "tests k"]
+) -> Float[Tensor, " tests"]:
+    """Logits of a balanced logistic regression on a few latents."""
+    from sklearn.linear_model import LogisticRegression
+
+    fitted = LogisticRegression(max_iter=500, class_weight="balanced").fit(f.numpy(), y.numpy())
+    return torch.from_numpy(np.asarray(fitted.decision_function(f_test.numpy()))).float()
 
 
-def random_sae(sae: SAE, l0: float, mean: Float[Tensor, " d_in"], seed: int) -> SAE:
-    """Random unit directions as encoder and decoder; as many latents, as many of them firing.
+def balanced(
+    labels: Int[Tensor, " texts"], positive: int, num_classes: int, generator: torch.Generator
+) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+    """Texts of a class and as many of the others, about evenly; their labels, 1 and 0.
 
-    Args:
-        sae: Decides the widths.
-        l0: Latents to fire at each vector, rounded.
-        mean: What is subtracted first.
-        seed: Of the directions.
+    Source: SAEBench, `prepare_probe_data`; the draw is made once here, not for each ablation.
     """
-    generator = torch.Generator().manual_seed(seed)
-    W_dec = torch.randn(sae.d_sae, sae.d_in, generator=generator)
-    W_dec /= W_dec.norm(dim=1, keepdim=True)
-    k = min(max(1, round(l0)), sae.d_sae)
-    return SAE(
-        W_enc=W_dec.T.contiguous(), b_enc=-(W_dec @ mean), W_dec=W_dec, b_dec=mean,
-        config=SAEConfig("random", "topk", sae.d_in, sae.d_sae, k=k),
-    ).to(sae.device)  # fmt: skip
-
-
-def principal_components(
-    x: Float[Tensor, "n d_in"], x_test: Float[Tensor, "tests d_in"]
-) -> tuple[Tensor, Tensor]:
-    """Coordinates on the principal components of `x`, those of largest variance first."""
-    mean = x.mean(0)
-    _, _, axes = torch.linalg.svd(x - mean, full_matrices=False)
-    return (x - mean) @ axes.T, (x_test - mean) @ axes.T
+    own = torch.where(labels == positive)[0]
+    share = -(-len(own) // (num_classes - 1))
+    others = []
+    for label in range(num_classes):
+        if label != positive:
+            members = torch.where(labels == label)[0]
+            others.append(members[torch.randperm(len(members), generator=generator)[:share]])
+    drawn = torch.cat(others)
+    drawn = drawn[torch.randperm(len(drawn), generator=generator)[: len(own)]]
+    return torch.cat([own, drawn]), torch.cat([torch.ones_like(own), torch.zeros_like(drawn)])

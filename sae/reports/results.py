@@ -1,22 +1,23 @@
-"""Names of result files, so that no result takes the place of one that was made otherwise."""
+"""Files of results, named so that no result replaces one that was made otherwise."""
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sae.activations.sources import ActivationSource, LMActivations
 from sae.activations.superposition import SuperpositionActivations
 from sae.artifacts import authors
+from sae.artifacts.changes import changed, key_of
 from sae.artifacts.formats import locate
 from sae.artifacts.hub import is_hub_id
+from sae.artifacts.placed import PlacedSAE, own_settings
 from sae.checksums import read_unsealed
 from sae.dictionaries.sae import SAE
 from sae.errors import ArtifactError, ConfigError
 from sae.evals.base import EvalResult
-from sae.evals.build import ctx_of, make_evals, offers_of, own_settings
-from sae.evals.changes import changed, key_of
+from sae.evals.build import ctx_of, make_evals, offers_of
 from sae.provenance import content_key
 
 
@@ -54,7 +55,7 @@ def _writable(folder: Path) -> bool:
     return os.access(there, os.W_OK)
 
 
-def result_file(folder: Path, result: EvalResult, sae: SAE, source: ActivationSource) -> Path:
+def result_file(folder: Path, result: EvalResult, placed: PlacedSAE) -> Path:
     """Where a result of `evaluate.py` goes.
 
     `<eval>.json` is the run's own result again: same text, LM, tokens and settings. What differs
@@ -65,9 +66,9 @@ def result_file(folder: Path, result: EvalResult, sae: SAE, source: ActivationSo
     Args:
         folder: The folder of the results.
         result: What is to be saved.
-        sae: The SAE that was measured.
-        source: What it was measured on.
+        placed: The SAE that was measured; the first one of several.
     """
+    sae, source = placed.sae, placed.source
     differences = [
         *_of_company(result),
         *_of_source(sae, source),
@@ -125,8 +126,11 @@ def _short(name: str, value: Any) -> str:
 
 def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that decide the numbers, lists as JSON has them; those of memory are left out."""
-    resamples = settings.get("bootstrap", {}).get("num_resamples")
-    flat = {**({} if resamples is None else {"resamples": resamples}), **settings}
+    bootstrap = {
+        f"bootstrap.{name}": value for name, value in settings.get("bootstrap", {}).items()
+    }
+    resamples = bootstrap.pop("bootstrap.num_resamples", None)
+    flat = {**({} if resamples is None else {"resamples": resamples}), **bootstrap, **settings}
     return {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in flat.items()
@@ -147,27 +151,3 @@ def _made_by(file: Path) -> str | None:
         return _key(EvalResult.from_json(read_unsealed(file)))
     except (ValueError, KeyError, TypeError, AttributeError, ArtifactError):
         return None
-
-
-def name_runs(runs: Sequence[str | Path]) -> tuple[Path, dict[str, str | Path]]:
-    """The folder that all runs are in, and the runs by their paths in it."""
-    paths = {run: Path(run).expanduser().resolve() for run in runs}
-    parents = [path.parent for path in paths.values() if path.exists()]  # a hub id is no path
-    common = Path(os.path.commonpath(parents)) if parents else Path.cwd()
-    return common, {
-        str(path.relative_to(common)) if path.exists() else str(run): run
-        for run, path in paths.items()
-    }
-
-
-def runs_in(run: str, unfinished: bool = False) -> list[str]:
-    """The run itself; of a sweep its jobs, by default those that are finished."""
-    folder = Path(run).expanduser()
-    if not (folder / "multirun.yaml").is_file():
-        return [run]
-    jobs = [job for job in folder.iterdir() if job.is_dir() and job.name.isdigit()]
-    return [
-        str(job)
-        for job in sorted(jobs, key=lambda job: int(job.name))
-        if unfinished or (job / "results.json").is_file()
-    ]

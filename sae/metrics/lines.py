@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae.evals.base import Bootstrap
+from sae.metrics.bootstrap import Bootstrap
 
 LINE = ("lm", "architecture", "site", "layer", "dict_ratio")
 """Runs that agree in these make one line."""

@@ -1,27 +1,57 @@
-"""What takes the place of activations while an LM runs: reconstructions and ablations."""
+"""One way to put other values in place of activations while an LM runs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae.activations.counted import Counted
+from sae.interventions.edits import at
+from sae.language.lm import Replacement
 from sae.types import Ends, Point
 
-Replacement = Callable[[Tensor], Tensor]
 Replacements = Mapping[Point, Replacement]
-"""By point, what makes of the activation there what takes its place."""
+"""By point, the function from the activation there to the value that replaces it."""
 
 
-def replacements(
-    ends: Ends, splice: Replacement, mean: Float[Tensor, " width"]
-) -> tuple[dict[Point, Replacement], dict[str, dict[Point, Replacement]]]:
-    """What is done at which point: in the clean pass, and under `sae`, `zero` and `mean`.
+def note(point: Point, seen: dict[Point, Tensor]) -> Replacement:
+    """A replacement that changes nothing and stores the activation in `seen`."""
 
-    An SAE at one point makes its output of what comes there. Transcoders and crosscoders make
-    theirs of what the clean pass, which must come first, has shown where they read.
+    def noted(activation: Tensor) -> Tensor:
+        seen[point] = activation
+        return activation
+
+    return noted
+
+
+class Spliced(NamedTuple):
+    """An SAE, or any other function, in place of the activations at its ends.
+
+    Args:
+        ends: Where it reads and writes.
+        splice: Makes, of the activations [batch ctx d_in] that are read, what is written.
+        mean: Mean vector at all points of the ends, for mean ablation.
+        counted: The rows that count there; the others stay as they are. None: all count.
     """
+
+    ends: Ends
+    splice: Replacement
+    mean: Float[Tensor, " width"]
+    counted: Counted | None = None
+
+
+def splice_conditions(
+    spliced: Spliced,
+) -> tuple[dict[Point, Replacement], dict[str, dict[Point, Replacement]]]:
+    """Replacements of the clean pass, and of the conditions `sae`, `zero` and `mean`.
+
+    An SAE at one point replaces the activation that arrives there. Transcoders and crosscoders
+    replace what they write by what they make of the activations of the clean pass, which must
+    come first, at the points they read.
+    """
+    ends, splice, mean, _ = spliced
     conditions: dict[str, dict[Point, Replacement]] = {
         "zero": dict.fromkeys(ends.writes, torch.zeros_like),
         "mean": dict(zip(ends.writes, _constants(mean, len(ends.writes)), strict=True)),
@@ -31,11 +61,12 @@ def replacements(
     seen: dict[Point, Tensor] = {}
     made: list[Tensor] = []
 
-    def note(point: Point) -> Replacement:
+    def start(point: Point) -> Replacement:
+        noting = note(point, seen)
+
         def noted(activation: Tensor) -> Tensor:
             made.clear()
-            seen[point] = activation
-            return activation
+            return noting(activation)
 
         return noted
 
@@ -51,24 +82,24 @@ def replacements(
         return written
 
     of_sae = {point: write(i) for i, point in enumerate(ends.writes)}
-    return {point: note(point) for point in ends.reads}, {"sae": of_sae, **conditions}
+    return {point: start(point) for point in ends.reads}, {"sae": of_sae, **conditions}
 
 
 def _constants(mean: Float[Tensor, " width"], count: int) -> list[Replacement]:
     """The part of the mean vector that belongs to each of the points written to."""
 
     def constant(part: Tensor) -> Replacement:
-        # of a transcoder's vectors the target is the end
+        # in the vectors of a transcoder, the target comes last
         return lambda activation: part[-activation.shape[-1] :].to(activation).expand_as(activation)
 
     return [constant(part) for part in mean.chunk(count)]  # layers are equally wide
 
 
-class Spared:
-    """The positions of a batch whose activations stay as they are under every condition.
+class Positions:
+    """The positions of a batch whose activations are replaced; the others stay as they are.
 
-    The clean pass, which must come first, decides: position 0 (unless `keep_first`) and the rows
-    that do not count at some point of the ends.
+    The clean pass, which must come first, decides: position 0 stays (unless `keep_first`), and so
+    does every row that does not count at some point of the ends.
 
     Args:
         ends: Where an SAE reads and writes.
@@ -89,14 +120,14 @@ class Spared:
         if not self.keep_first:
             self._replaced[:, 0] = False
 
-    def note(self, point: Point) -> Replacement:
-        """What the clean pass does at a point: it looks."""
+    def note(self, point: Point, then: Replacement | None = None) -> Replacement:
+        """Replacement of the clean pass at a point: finds the rows that count, calls `then`."""
 
         def noted(activation: Tensor) -> Tensor:
             if self.counted is not None:
                 counts = self.counted.at([point]).mask([activation], None)
                 self._replaced &= counts.to(self._replaced.device)
-            return activation
+            return activation if then is None else then(activation)
 
         return noted
 
@@ -104,11 +135,15 @@ class Spared:
         """Positions that are replaced; known once the clean pass has run."""
         return self._replaced
 
-    def sparing(self, replacement: Replacement) -> Replacement:
-        """The same replacement, of these positions alone."""
+    def only(self, replacement: Replacement) -> Replacement:
+        """The same replacement at these positions alone."""
+        return lambda activation: at(self._replaced, replacement)(activation)
 
-        def spared(activation: Tensor) -> Tensor:
+    def rows(self, x: Float[Tensor, "rows width"]) -> Replacement:
+        """A replacement by one row for each of these positions, in their order."""
+
+        def put(activation: Tensor) -> Tensor:
             mask = self._replaced[..., None].to(activation.device)
-            return torch.where(mask, replacement(activation).to(activation), activation)
+            return activation.masked_scatter(mask, x.to(activation))
 
-        return spared
+        return put

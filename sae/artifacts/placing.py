@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sae.activations.rows import Rows
 from sae.artifacts.places import in_lm, place_of
 from sae.dictionaries.sae import SAE
 from sae.errors import ConfigError
@@ -101,11 +100,6 @@ def put_in_place(
         "test_fraction": 1.0,
         **{name: settings[name] for name in ("dtype", "seed", "keep_first", "stream")},
     }
-
-
-def check_width(sae: SAE, rows: Rows) -> None:
-    """Raise ConfigError unless the SAE takes vectors as wide as these."""
-    _check_width(sae, rows.d_in - (sae.config.d_out or 0), "the test activations")
 
 
 def _check_width(sae: SAE, width: int, what: str) -> None:

@@ -55,7 +55,7 @@ _CORE = {
 """SAEBench's groups and names, each with ours."""
 
 
-def to_saebench(
+def saebench_content(
     word: str, results: Mapping[str, EvalResult], sae: SAE, name: str
 ) -> dict[str, Any]:
     """One result as the file that SAEBench would have written.
@@ -70,8 +70,8 @@ def to_saebench(
     Raises:
         ConfigError: If SAEBench has no such evaluation.
     """
-    if word not in WORDS:
-        raise ConfigError(f"SAEBench has no {word}. There are: {', '.join(WORDS)}.")
+    if word not in NAMES:
+        raise ConfigError(f"SAEBench has no {word}. There are: {', '.join(NAMES)}.")
     signed = sae.config.activation in _SIGNED
     metrics, details, missing = _core(results, signed) if word == "core" else _OTHERS[word](results)
     result = results[word]
@@ -193,5 +193,5 @@ def _absorption(results: Mapping[str, EvalResult]) -> Written:
 _OTHERS: dict[str, Callable[[Mapping[str, EvalResult]], Written]] = {
     "sparse_probing": _sparse_probing, "tpp": _tpp, "scr": _scr, "absorption": _absorption,
 }  # fmt: skip
-WORDS = ("core", *_OTHERS)
+NAMES = ("core", *_OTHERS)
 """Evaluations of ours that SAEBench has a schema for."""

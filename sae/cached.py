@@ -1,0 +1,46 @@
+"""One way to keep computed tensors in the cache."""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from sae.checksums import load_tensors, save_tensors
+from sae.errors import ArtifactError
+from sae.provenance import cache_dir, content_key
+from sae.writing import replacing
+
+if TYPE_CHECKING:  # programs that end early need not wait for it
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+Made = tuple[dict[str, "Tensor"], Any]
+"""Tensors by name, and facts about them: plain JSON values."""
+
+
+def cached(name: str, identity: Mapping[str, object], make: Callable[[], Made]) -> Made:
+    """Tensors out of the cache, made first where it lacks them or has them damaged.
+
+    Processes that want the same at the same time make it once.
+
+    Args:
+        name: Folder in the cache, and the beginning of the file's name: `baselines/pca-`.
+        identity: What decides them; JSON-able.
+        make: Makes them.
+    """
+    file = cache_dir() / f"{name}{content_key(identity)}.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{file}.lock"):
+        if file.exists():
+            try:
+                found = load_tensors(file)
+            except ArtifactError as error:
+                log.warning("%s It is made again.", error)
+            else:
+                log.info("taken from the cache: %s", file)
+                return found
+        tensors, facts = make()
+        with replacing(file) as temporary:
+            save_tensors(temporary, tensors, facts)
+    return tensors, facts

@@ -1,0 +1,111 @@
+"""Edits of codes, written back into the activation they came from."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sae.dictionaries.sae import SAE
+from sae.errors import ConfigError
+from sae.language.lm import Replacement
+
+Edit = Callable[[Tensor], Tensor]
+"""Makes, of codes [batch ctx d_sae], other codes of the same shape."""
+Latents = Sequence[int] | Tensor
+"""Indices of latents, or a mask [d_sae]."""
+
+
+def set_to(latents: Latents, value: float | Tensor) -> Edit:
+    """Give latents a value, or one each; 0 ablates them."""
+
+    def edit(f: Tensor) -> Tensor:
+        changed = f.clone()
+        changed[..., _tensor(latents, f)] = torch.as_tensor(value, dtype=f.dtype, device=f.device)
+        return changed
+
+    return edit
+
+
+def scaled(latents: Latents, factor: float) -> Edit:
+    """Multiply latents by a factor."""
+
+    def edit(f: Tensor) -> Tensor:
+        changed = f.clone()
+        changed[..., _tensor(latents, f)] *= factor
+        return changed
+
+    return edit
+
+
+def swapped(latents: Latents, other: Float[Tensor, "... d_sae"]) -> Edit:
+    """Take the values of latents from another code, such as that of a counterfactual prompt."""
+    return lambda f: set_to(latents, other.to(f)[..., _tensor(latents, f)])(f)
+
+
+def edited(sae: SAE, edit: Edit, error: Literal["kept", "dropped"] = "kept") -> Replacement:
+    """The activation with its code edited.
+
+    Args:
+        sae: Encodes and decodes.
+        edit: The edit.
+        error: `kept`: `x + (edit(f) - f) @ W_dec`, so that the part of x that the SAE misses stays
+            and an edit that changes nothing has no effect. `dropped`: `decode(edit(f))`.
+
+    Raises:
+        ConfigError: If the SAE writes to another place than it reads.
+    """
+    if sae.d_out != sae.d_in or sae.W_skip is not None:
+        raise ConfigError("A transcoder's code cannot be written back into what it reads.")
+
+    def replace(x: Tensor) -> Tensor:
+        f = sae.encode(x)
+        if error == "dropped":
+            return sae.decode(edit(f)).to(x)
+        return x + ((edit(f) - f) @ sae.W_dec).to(x)
+
+    return replace
+
+
+def projected_out(directions: Float[Tensor, "n d_in"]) -> Replacement:
+    """The activation without its part in the span of some directions, such as decoder rows."""
+    basis = torch.linalg.qr(directions.float().T)[0]
+    return lambda x: x - (x.float() @ basis.to(x.device) @ basis.to(x.device).T).to(x)
+
+
+def at(positions: Bool[Tensor, "batch ctx"], replacement: Replacement) -> Replacement:
+    """The replacement at some positions; the activation stays as it is at the others."""
+
+    def replace(x: Tensor) -> Tensor:
+        return torch.where(positions[..., None].to(x.device), replacement(x).to(x), x)
+
+    return replace
+
+
+def without(
+    x: Float[Tensor, "batch d_in"],
+    f: Float[Tensor, "batch d_sae"],
+    latents: Bool[Tensor, " d_sae"],
+    W_dec: Float[Tensor, "d_sae d_in"],
+) -> Float[Tensor, "batch d_in"]:
+    """Activations with some latents set to zero and the SAE's error kept: `x - f[S] @ W_dec[S]`.
+
+    Decoding is linear, so this also holds for means of activations and of their codes.
+
+    Args:
+        x: Activations.
+        f: Their codes.
+        latents: Latents that are set to zero.
+        W_dec: Decoder.
+
+    Example:
+        >>> x, f = torch.tensor([[3.0, 5.0]]), torch.tensor([[1.0, 2.0]])
+        >>> without(x, f, torch.tensor([False, True]), torch.eye(2)).tolist()
+        [[3.0, 3.0]]
+    """
+    return x - f[:, latents] @ W_dec[latents].float()
+
+
+def _tensor(latents: Latents, f: Tensor) -> Tensor:
+    return torch.as_tensor(latents, device=f.device)
