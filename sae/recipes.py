@@ -54,6 +54,7 @@ Config = Mapping[str, Any]
 log = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class Recorder(Protocol):
     """Keeps the times of a run."""
 

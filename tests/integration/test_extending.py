@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -51,7 +52,7 @@ def test_the_walk_through_gives_what_it_says(tmp_path):
     assert len(commands) >= 2
     environment = os.environ | {"PYTHONPATH": str(house), "SAE_CACHE": str(tmp_path / "cache")}
     for command in commands:
-        program, *words = command.split()
+        program, *words = shlex.split(command)
         program = {"python": [sys.executable], "pytest": [sys.executable, "-m", "pytest"]}[program]
         done = subprocess.run(
             [*program, *words], cwd=house, env=environment, capture_output=True, text=True,
