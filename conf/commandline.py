@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import errno
 import logging
 import os
 import sys
@@ -32,6 +33,7 @@ from sae.writing import refusal
 
 log = logging.getLogger(__name__)
 FOLDER = Path(__file__).parent
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 OPTIONS = ("experiment", "sweep", "launcher", "sweeper", "debug")
 """Groups whose files set keys all over the configuration."""
 
@@ -201,6 +203,7 @@ def as_sweep(arguments: Sequence[str]) -> list[str]:
 def run_program(config_name: str, program: Any) -> None:
     """Run a Hydra main with errors that a user can read, and no traceback for theirs."""
     _require_utf8()
+    folder = ""
     try:
         if config_name == "train":
             sys.argv[1:] = as_sweep(sys.argv[1:])
@@ -213,9 +216,12 @@ def run_program(config_name: str, program: Any) -> None:
             return
         if configs and config_name == "train":
             sys.argv[1:] = _in_own_folder(sys.argv[1:], configs[0])
+            folder = configs[0]["run_dir" if len(configs) == 1 else "sweep_dir"]
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # or it would print tracebacks and leave
         program()
     except (SAEError, OSError, HydraException, OmegaConfBaseException) as error:
+        if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+            error.filename = folder or None  # Hydra wrote its files there, and names none
         fail(error)
 
 

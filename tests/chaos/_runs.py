@@ -127,7 +127,9 @@ KINDS = (
         sweep=True,
     ),
     Kind(
-        "joblib, 2 workers", (*WORLD, "sae=l1", "l1=1e-3,1e-2", "launcher=joblib"),
+        "joblib, 8 workers",
+        (*WORLD, "sae=l1", "l1=1e-3,2e-3,4e-3,8e-3,1e-2,2e-2,4e-2,8e-2", "launcher=joblib",
+         "hydra.launcher.n_jobs=8"),
         sweep=True, weight=0.2,
     ),
     Kind(

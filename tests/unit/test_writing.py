@@ -177,3 +177,20 @@ def test_our_own_mistakes_keep_their_traceback():
     for error in (TypeError("a"), OSError("no file"), KeyError("b")):
         with pytest.raises(type(error)):
             fail(error)
+
+
+def test_a_disk_that_is_full_for_hydras_own_files_is_named(tmp_path, monkeypatch, capsys):
+    """Hydra writes its files when the run begins, and an error of `write` names no file."""
+    import errno
+    import os
+
+    from conf.commandline import run_program
+
+    def program():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("sys.argv", ["train.py", "debug=tiny", f"run_dir={tmp_path / 'run'}"])
+    with pytest.raises(SystemExit):
+        run_program("train", program)
+    told = capsys.readouterr().err
+    assert str(tmp_path / "run") in told and len(told.splitlines()) == 1
