@@ -193,4 +193,5 @@ def test_a_disk_that_is_full_for_hydras_own_files_is_named(tmp_path, monkeypatch
     with pytest.raises(SystemExit):
         run_program("train", program)
     told = capsys.readouterr().err
-    assert str(tmp_path / "run") in told and len(told.splitlines()) == 1
+    assert str(tmp_path / "run") in told
+    assert len(told.splitlines()) == 1
