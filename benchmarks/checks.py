@@ -17,7 +17,6 @@ import torch
 
 from benchmarks.common import Result, Table, arguments, interleaved, ratios, spread
 from benchmarks.runs import configuration, prepared_data, temporary_cache
-from callbacks import checkpoint as checkpoints
 from callbacks.from_config import build_loggers
 from callbacks.manifest import Manifest
 from callbacks.metrics_csv import MetricsCSV
@@ -26,6 +25,7 @@ from sae.activations.datamodule import ActivationDataModule
 from sae.artifacts import load, native, save_sae
 from sae.checksums import crc32_of
 from sae.dictionaries.sae import SAE, SAEConfig
+from sae.training import checkpoints
 from sae.training.build import build_module
 
 TRAINING = (
