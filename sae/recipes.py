@@ -58,7 +58,10 @@ log = logging.getLogger(__name__)
 class Recorder(Protocol):
     """Keeps the times of a run."""
 
-    training: Mapping[str, float]
+    @property
+    def training(self) -> Mapping[str, float]:
+        """Of the training: vectors, seconds, vectors_per_second."""
+        ...
 
     def stage(self, name: str) -> AbstractContextManager[None]:
         """Time a stage outside training."""

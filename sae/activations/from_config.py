@@ -91,5 +91,7 @@ def build_source(
         counts = {name: getattr(own, name) for name in ("tokens", "val_tokens", "test_tokens")}
         return SuperpositionActivations(own.world, **counts, max_norm=own.max_norm)
     assert isinstance(own, FolderSettings)
-    fractions = {"val_fraction": own.val_fraction, "test_fraction": own.test_fraction}
-    return FolderActivations(own.path, **fractions, max_norm=own.max_norm)
+    return FolderActivations(
+        own.path, val_fraction=own.val_fraction, test_fraction=own.test_fraction,
+        max_norm=own.max_norm,
+    )  # fmt: skip
