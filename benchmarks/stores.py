@@ -1,7 +1,6 @@
 """A store on disk of any size without an LM: the format and the code path of a harvest."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,33 +10,25 @@ from sae.activations.cache import StoreSpec
 from sae.activations.harvest import harvest
 from sae.activations.rows import Rows
 from sae.activations.store import ActivationStore
-from sae.language import corpus_from_config
+from sae.language import GivenLM, LanguageModel, corpus_from_config
 from sae.types import Point, Split
 
 POINT = Point("resid", 0)
 _CTX = 128
 
 
-class RandomLM:
-    """Says random vectors, always the same few; also the source that it is loaded from.
+class RandomLM(LanguageModel):
+    """Says random vectors, always the same few.
 
     Args:
         d_in: Width of the vectors.
     """
 
-    name = "random vectors"
-
     def __init__(self, d_in: int) -> None:
         generator = torch.Generator().manual_seed(0)
+        self.name, self.model = "random vectors", torch.nn.Identity()
+        self.identity = {"kind": "benchmark"}
         self.vectors = torch.randn(_CTX, d_in, generator=generator)
-
-    def load(self, device: str = "cpu") -> "RandomLM":
-        """Itself."""
-        return self
-
-    def load_tokenizer(self) -> Any:
-        """None is needed: the store holds its tokens already."""
-        raise NotImplementedError
 
     def check(self, point: Point) -> None:
         """It has every point."""
@@ -46,7 +37,7 @@ class RandomLM:
         """Of the vectors."""
         return self.vectors.shape[1]
 
-    def capture(self, tokens: Tensor, points: Sequence[Point]) -> Mapping[Point, Tensor]:
+    def capture(self, tokens: Tensor, points: Sequence[Point]) -> dict[Point, Tensor]:
         """The vectors."""
         return {point: self.vectors.expand(len(tokens), -1, -1) for point in points}
 
@@ -75,7 +66,7 @@ class StoredVectors:
         ActivationStore.create(self.spec, contexts, contexts, names)
         # the store has its tokens: the text is not read
         corpus = corpus_from_config({"kind": "random_words", "name": "none"})
-        harvest(self.spec, [POINT], source=self.lm, corpus=corpus)
+        harvest(self.spec, [POINT], source=GivenLM(self.lm), corpus=corpus)
 
     def split(self, name: Split) -> Rows:
         """The rows; one split is all there is."""

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from sae import cached
 from sae.activations.datamodule import ActivationDataModule
 from sae.activations.folder import TensorActivations
 from sae.artifacts import load, save_sae
@@ -12,7 +13,6 @@ from sae.dictionaries.baselines.base import linear_sae
 from sae.dictionaries.baselines.random import least_squares_gain
 from sae.errors import ConfigError, DegenerateInputError
 from sae.functional import fvu
-from sae.training import baselines as fitting
 from sae.training.baselines import TrainingVectors, fit_baseline
 
 D_IN = 6
@@ -310,7 +310,7 @@ def test_a_fit_that_was_killed_leaves_nothing_behind(x, monkeypatch):
         raise KeyboardInterrupt
 
     config = {"sae": {"architecture": "pca", **SETTINGS["pca"]}}
-    monkeypatch.setattr(fitting, "save_tensors", killed)
+    monkeypatch.setattr(cached, "save_tensors", killed)
     with pytest.raises(KeyboardInterrupt):
         fit_baseline(config, data_of(x))
     monkeypatch.undo()

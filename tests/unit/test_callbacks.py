@@ -25,6 +25,7 @@ from sae.dictionaries import build_dictionary
 from sae.dictionaries.codes import DenseCode
 from sae.errors import ConfigError
 from sae.evals import DownstreamEval
+from sae.language import LanguageModel
 from sae.types import Point
 
 ROWS, D = 48, 6
@@ -257,8 +258,10 @@ def test_the_identity_recovers_everything_and_zero_ablation_nothing(downstream):
 def test_ablations_are_made_once_and_the_lm_is_loaded_late(lm, downstream, caplog):
     calls, loads = [], []
 
-    class Counting:
+    class Counting(LanguageModel):
         device, dtype, identity = lm.device, lm.dtype, lm.identity
+
+        def __init__(self): ...
 
         def logits(self, tokens, replace=None):
             calls.append(1)

@@ -261,7 +261,7 @@ def test_heavy_rows_below_the_cut_are_seen_by_what_stands_beside_fvu(tmp_path):
 
 
 def test_the_mean_scores_fvu_1_and_recovers_nothing_of_the_mean_ablation(tmp_path):
-    rows = make(identity_sae(), tmp_path / "a", counted=COUNTED, lm=HeavyLM()).rows
+    rows = make(identity_sae(), tmp_path / "a", counted=COUNTED, lm=HeavyLM()).rows("test")
     mean = torch.from_numpy(rows.stats.mean).float()
     context = make(constant_sae(mean), tmp_path / "b", counted=COUNTED, lm=HeavyLM())
     core = values(CoreEval().run(context))
