@@ -170,7 +170,7 @@ def lockstep(members: Mapping[str, Callable[[], T]]) -> dict[str, T]:
     failed = [member.error for member in everyone if member.error is not None]
     if failed:
         raise BaseExceptionGroup("members of a lockstep failed", failed)
-    return {member.name: member.result for member in everyone}
+    return {name: member.result for name, member in zip(members, everyone, strict=True)}
 
 
 def _served(waiting: Sequence[_Member], streams: dict[Hashable, _Stream]) -> dict[_Member, Any]:
