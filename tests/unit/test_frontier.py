@@ -154,6 +154,7 @@ def test_live_latents_are_grouped_by_what_else_differs(runs):
     assert len(live_by_size(rows)) == 4  # by l1, and by the place
 
 
+@pytest.mark.slow
 def test_files_are_written(runs, tmp_path):
     folder = write_frontier(runs, tmp_path / "out")
     with (folder / "frontier.csv").open() as file:
@@ -197,6 +198,7 @@ def runs_of(tmp_path, **made):
     return {name: write(tmp_path, name, found) for name, found in made.items()}
 
 
+@pytest.mark.slow
 def test_seeds_of_one_setting_are_one_point_with_a_spread(tmp_path):
     folders = runs_of(
         tmp_path,
@@ -271,6 +273,7 @@ def test_the_interval_of_an_area_holds_that_of_drawing_documents_again(tmp_path)
     assert 1 <= (high - low) / (truth[1] - truth[0]) < 1.2
 
 
+@pytest.mark.slow
 def test_areas_come_with_their_interval(runs, tmp_path):
     frontier = read_frontier(runs)
     line = next(line for line in frontier.lines if line["area"] is not None)

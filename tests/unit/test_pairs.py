@@ -237,6 +237,7 @@ def metrics(results, name):
 EVALS = {"core": {"resamples": 20}, "downstream": {"num_tokens": 640, "resamples": 20}}
 
 
+@pytest.mark.slow
 def test_a_transcoder_that_computes_the_projection_changes_nothing(tiny_lm):
     """The skip connection is the LM's own matrix; the latents never fire."""
     source = lm_activations(LM, TEXT, PAIR, COUNTS)
@@ -266,6 +267,7 @@ def test_a_transcoder_that_computes_the_projection_changes_nothing(tiny_lm):
     assert abs(of_silent["delta_ce"]) > 1e-4
 
 
+@pytest.mark.slow
 def test_a_crosscoder_is_spliced_in_at_all_layers(tiny_lm):
     source = lm_activations(LM, TEXT, LAYERS, COUNTS)
     source.prepare()

@@ -111,6 +111,7 @@ def test_an_overflow_above_the_site_comes_before_training(overflowing, tmp_path)
     assert results["downstream"]["metrics"]["ce_clean"]["value"] > 0
 
 
+@pytest.mark.slow
 def test_predictions_that_are_no_numbers_are_named_by_the_evaluation(overflowing, tmp_path):
     """Trained without the LM's predictions, then measured by them."""
     from evaluate import evaluate

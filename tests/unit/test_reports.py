@@ -213,6 +213,7 @@ def test_a_long_sweep_reads_a_bounded_number_of_jobs_for_each(tmp_path, monkeypa
     assert not (tmp_path / module._COUNTS).exists()
 
 
+@pytest.mark.slow
 def test_counts_of_a_sweep_that_are_damaged_are_those_of_a_new_one(sweep):
     from sae.reports import sweep as module
 

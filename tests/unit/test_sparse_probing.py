@@ -46,6 +46,7 @@ def run(monkeypatch, lm, sae, texts, limit=None, **settings) -> EvalResult:
     return SparseProbingEval(**defaults | settings).run(context_of(sae, lm, limit))
 
 
+@pytest.mark.slow
 def test_planted_concept_is_found(monkeypatch, planted_lm):
     texts = words(120)
     result = run(monkeypatch, planted_lm, concept_sae(), texts)
@@ -57,6 +58,7 @@ def test_planted_concept_is_found(monkeypatch, planted_lm):
     assert EvalResult.from_json(result.to_json()) == result
 
 
+@pytest.mark.slow
 def test_shuffled_labels_are_not_found(monkeypatch, planted_lm):
     texts = words(300)
     shuffled = np.random.default_rng(1).permutation(texts.labels)
@@ -68,6 +70,7 @@ def test_shuffled_labels_are_not_found(monkeypatch, planted_lm):
         assert found.low < found.value < found.high
 
 
+@pytest.mark.slow
 def test_a_massive_last_token_gives_way_to_the_one_before_it(monkeypatch, lm):
     """Every text ends in a stop that tells nothing; the letter before it tells the class."""
     texts = words(120)

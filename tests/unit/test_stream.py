@@ -145,6 +145,7 @@ def test_a_later_harvest_uses_the_same_tokens():
     assert cached.points() == [POINT]
 
 
+@pytest.mark.slow
 def test_scale_of_a_large_split_is_measured_on_a_sample_that_stays():
     streamed, exact = prepared(stream=True).split("train"), prepared().split("train").stats
     chosen = measured_chunks(streamed.all.store.spec)
@@ -198,6 +199,7 @@ def test_mistakes_come_before_training():
         source(stream=True, seed=9).split("train")
 
 
+@pytest.mark.slow
 def test_one_lm_serves_threads_that_read_and_splice_at_once():
     streamed = prepared(stream=True)
     rows, lm = streamed.split("train"), streamed.load_lm("cpu")
@@ -228,6 +230,7 @@ def test_rows_do_not_depend_on_the_mode_of_the_reader():
     assert not val.is_inference()
 
 
+@pytest.mark.slow
 def test_leaving_does_not_wait_for_the_rest_of_a_block():
     rows = prepared(stream=True).split("train")
     order = ShuffledOrder(rows, seed=0, buffer_rows=1000)
