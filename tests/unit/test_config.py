@@ -165,6 +165,7 @@ def test_mistakes_are_explained(overrides, message):
         check_command_line("train", overrides)
 
 
+@pytest.mark.slow
 def test_every_job_of_a_sweep_is_checked_before_it_starts():
     check_command_line("train", ["-m", "l1=1e-3,1e-2", "layer=2,4"])
     with pytest.raises(ConfigError, match="l1=-1.0"):
@@ -194,6 +195,7 @@ def test_swept_values_of_an_option_are_checked_too():
         check_command_line("train", ["sweep=l1", "sae=topk"])
 
 
+@pytest.mark.slow
 def test_every_job_is_composed_once(monkeypatch):
     import conf.commandline as module
 
