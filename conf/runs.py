@@ -54,6 +54,7 @@ def saved_config(run_dir: Path) -> dict[str, Any] | None:
     if not isinstance(config, dict) or "sae" not in config:
         raise ArtifactError(f"{path} is not the configuration of a run. Choose another run_dir.")
     try:
+        _as_it_was_meant(config)
         if key := lacking_key(config):
             raise ArtifactError(
                 f"{path} lacks {key}: another version wrote it. Add {key} there with the value "
@@ -62,6 +63,14 @@ def saved_config(run_dir: Path) -> dict[str, Any] | None:
         return check_nodes(config)
     except ConfigError as error:
         raise ArtifactError(f"{path}: {error}") from None
+
+
+def _as_it_was_meant(config: dict[str, Any]) -> None:
+    """Fill in what an older version did without a setting: all rows counted, on one node."""
+    for name, meant in (("activations", {"max_norm": None}), ("trainer", {"num_nodes": 1})):
+        if isinstance(node := config.get(name), dict):
+            of_lm = {"special": "keep"} if node.get("kind") == "lm" else {}
+            config[name] = {**meant, **of_lm, **node}
 
 
 def continued(

@@ -181,18 +181,23 @@ def _lists(node: Mapping[str, Any]) -> dict[str, Any]:
 
 def lacking_key(plain: Mapping[str, Any]) -> str | None:
     """The first key that the configuration of a run should have and has not."""
-    nodes = [("", plain, TrainSettings)] + [
-        (f"{name}.", node, settings_of(name, node)) for name, node in _nodes(plain)
-        if name in PARTS
-    ]  # fmt: skip
-    found = [
-        prefix + key
-        for prefix, node, settings in nodes
-        for key, field in settings.model_fields.items()
-        # what is off (null, false) may be missing: the version that wrote it did not know it
-        if key not in node and (field.is_required() or field.get_default() not in (None, False))
-    ]
-    return next(iter(found), None)
+    for prefix, node, settings in _with_settings(plain):
+        for key, field in settings.model_fields.items():
+            # what is off (null, false) may be missing: the version that wrote it did not know it
+            needed = field.is_required() or field.get_default() not in (None, False)
+            if needed and key not in node:
+                return prefix + key
+    return None
+
+
+def _with_settings(
+    plain: Mapping[str, Any],
+) -> Iterator[tuple[str, Mapping[str, Any], type[Settings]]]:
+    """The configuration itself and its nodes: where they are, their content and their class."""
+    yield "", plain, TrainSettings
+    for name, node in _nodes(plain):
+        if name in PARTS:
+            yield f"{name}.", node, settings_of(name, node)
 
 
 def _nodes(plain: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -323,6 +323,7 @@ TAGS = (
 )
 
 
+@pytest.mark.slow
 def test_yaml_tags_and_targets(watched, tmp_path):
     from sae.reports.files import read_yaml
 

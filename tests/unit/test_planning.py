@@ -62,6 +62,7 @@ def test_trained_numbers_of_transcoders_and_crosscoders():
     assert parameters(config, d_in=10, widths=(5, 5)) == 2 * 10 * 10 + 10 + 10
 
 
+@pytest.mark.slow
 def test_cache_bytes_and_steps_are_those_of_a_real_harvest(cache):
     from sae.activations.from_config import build_source
     from sae.training.build import build_data
@@ -82,6 +83,7 @@ def test_cache_bytes_and_steps_are_those_of_a_real_harvest(cache):
     assert (after["harvest"].disk, after["harvest"].time({})) == (0, 0)
 
 
+@pytest.mark.slow
 def test_a_half_finished_harvest_needs_only_the_rest(cache):
     from sae.activations.from_config import lm_activations
     from sae.types import Point

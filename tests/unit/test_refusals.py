@@ -31,6 +31,7 @@ def train(folder, *overrides):
 # --- numbers ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_dictionary_of_one_latent(tmp_path):
     """torchmetrics takes the axis from tensors of one entry."""
     results = train(tmp_path, *WORLD, "k=1", "dict_ratio=0.125")
