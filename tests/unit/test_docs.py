@@ -38,7 +38,7 @@ def commands(text):
 
 
 def all_commands():
-    """Those of docs/extending.md need the parts that it adds: tests/integration/test_extending.py."""
+    """docs/extending.md adds parts first: tests/integration/test_extending.py runs its commands."""
     return [
         pytest.param(words, id=f"{name_of(path)}: {' '.join(words)}"[:90])
         for path in DOCUMENTS
