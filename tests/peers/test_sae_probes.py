@@ -36,7 +36,7 @@ def sets(sae_probes):
     import pyarrow
     from sae_probes.constants import DATA_PATH
 
-    from sae.language import labelled
+    from sae.tasks import labelled
 
     def read(name):
         path = str(DATA_PATH / "cleaned_data" / f"{name}.csv.zst")
