@@ -135,9 +135,10 @@ def check_nodes(plain: dict[str, Any]) -> dict[str, Any]:
     for name, node in _nodes(plain):
         settings = settings_of(name, node)
         group, _, word = name.partition(".")
-        if word:  # what is not given may be as in another run
-            found = settings(**{key: value for key, value in node.items() if value is not None})
-            known = found.model_dump()
+        if word:  # only what is given: evaluate.py takes the rest, and null, from the run
+            as_in_run = [k for k, v in node.items() if v is None and program is EvaluateSettings]
+            found = settings(**{k: v for k, v in node.items() if k not in as_in_run})
+            known = found.model_dump() | dict.fromkeys(as_in_run)
             right = {key: known.get(key, getattr(found, key, None)) for key in node}
             plain[group] = plain[group] | {word: _lists(right)}
         else:

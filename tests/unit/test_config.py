@@ -215,6 +215,14 @@ def test_every_job_is_composed_once(monkeypatch):
     assert len(composed) == 6
 
 
+def test_null_is_no_number_in_a_training_and_means_as_in_the_run_in_an_evaluation():
+    with pytest.raises(ConfigError, match="eval.downstream.num_tokens=null must be a whole"):
+        composed("eval.downstream.num_tokens=null")
+    words = ["run=x", "eval.downstream.num_tokens=null"]
+    config = check(compose_job("evaluate", words), names_of(parse(words)))
+    assert config["eval"]["downstream"]["num_tokens"] is None
+
+
 def test_integral_floats_become_whole_numbers_everywhere():
     config = composed(
         "activations.buffer_rows=1e6", "activations.val_tokens=2e3",
