@@ -115,7 +115,20 @@ def check(config: DictConfig, given: Sequence[str] = ()) -> dict[str, Any]:
     if missing := sorted(OmegaConf.missing_keys(config)):
         raise ConfigError(_no_value(missing[0]))
     plain: Any = OmegaConf.to_container(config, resolve=True)
+    _drop_keys_of_other_kinds(plain, given)
     return check_nodes(plain)
+
+
+def _drop_keys_of_other_kinds(plain: dict[str, Any], given: Sequence[str]) -> None:
+    """Drop keys of `activations` that a file such as debug=tiny sets whatever the kind is."""
+    node = plain.get("activations")
+    if isinstance(node, dict):
+        from sae.activations.settings import KINDS
+
+        known = KINDS.find(node.get("kind")).model_fields
+        for key in {key for kind in KINDS.values() for key in kind.model_fields} - set(known):
+            if f"activations.{key}" not in given:
+                node.pop(key, None)
 
 
 def check_nodes(plain: dict[str, Any]) -> dict[str, Any]:

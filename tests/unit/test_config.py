@@ -215,6 +215,13 @@ def test_every_job_is_composed_once(monkeypatch):
     assert len(composed) == 6
 
 
+def test_a_file_may_set_keys_of_one_kind_of_activations_whatever_the_kind():
+    words = ["debug=tiny", "activations=folder", "activations.path=x"]
+    assert "ctx" not in composed(*words)["activations"]
+    with pytest.raises(ConfigError, match="activations.ctx is not known"):
+        composed(*words, "+activations.ctx=8")
+
+
 def test_null_is_no_number_in_a_training_and_means_as_in_the_run_in_an_evaluation():
     with pytest.raises(ConfigError, match="eval.downstream.num_tokens=null must be a whole"):
         composed("eval.downstream.num_tokens=null")
