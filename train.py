@@ -35,9 +35,7 @@ def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
 def harvest(config: dict[str, Any]) -> None:
     """Fill the cache for every layer and site of the configuration, in one LM pass a split."""
     from sae import recipes
-    from sae.training.build import resolve_dtypes
 
-    resolve_dtypes(config)
     recipes.harvest(config)
 
 

@@ -36,6 +36,7 @@ from sae.training.build import (
     check_settings,
     l1_equivalents,
     resolve_device,
+    resolve_dtypes,
 )
 from sae.training.checkpoints import (
     check_unchanged,
@@ -251,10 +252,11 @@ def finished(run_dir: Path, config: Config) -> dict[str, Any] | None:
     return None
 
 
-def harvest(config: Config) -> None:
+def harvest(config: dict[str, Any]) -> None:
     """Fill the cache for every layer and site of the configuration, in one LM pass a split."""
+    resolve_dtypes(config)
     device = resolve_device(config["trainer"]["accelerator"])
-    check_fits(plan_runs([dict(config)]), Machine.here(device))
+    check_fits(plan_runs([config]), Machine.here(device))
     points = points_of(config["activations"])
     source_at(config, points[0], device).prepare(also=points[1:])
 
