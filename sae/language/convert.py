@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sae.errors import SourceError
-from sae.language.quiet import quiet
+from sae.language.quiet import first_line, quiet
 from sae.language.weights import refuse_other_keys
 from sae.progress import progress
 
@@ -20,14 +20,17 @@ def gguf_to_folder(gguf: Path, folder: Path) -> None:
     """Write a GGUF file's model in bfloat16 and its tokenizer as `save_pretrained` does.
 
     Raises:
-        SourceError: If a weight of the model is not in the file, or a tensor of the file has no
-            place in the model.
+        SourceError: If it is no GGUF file, a weight of the model is not in it, or a tensor of the
+            file has no place in the model.
     """
     import transformers
 
     # In percent of the time that each step took with SmolLM2-135M.
     with quiet(), _no_reader_bar(), progress("convert the LM, once", 100, unit="%") as advance:
-        config = transformers.AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        try:
+            config = transformers.AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        except Exception as error:  # bytes that are no GGUF file can raise anything
+            raise SourceError(f"{gguf} cannot be read as GGUF: {first_line(error)}.") from error
         advance(18)
         model = model_of(gguf, config)
         advance(62)

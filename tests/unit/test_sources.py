@@ -302,6 +302,17 @@ def test_a_file_in_pieces_is_joined(toy_wheel, cache):
     assert swapped.converted != whole.converted
 
 
+@pytest.mark.parametrize("content", [b"GGUF", b"", b"GGUF\x03\0\0\0" + 40 * b"\xff"])
+def test_a_file_that_is_no_gguf_is_named(content, tmp_path):
+    from sae.errors import SourceError
+    from sae.language.convert import gguf_to_folder
+
+    file = tmp_path / "lm.gguf"
+    file.write_bytes(content)
+    with pytest.raises(SourceError, match=r"lm\.gguf cannot be read as GGUF"):
+        gguf_to_folder(file, tmp_path / "out")
+
+
 def test_an_lm_in_a_wheel_is_converted_once(toy_wheel, tiny_lm, monkeypatch, cache, no_network):
     from sae.errors import SourceError
     from sae.language import wheel_lm
