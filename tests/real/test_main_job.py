@@ -26,6 +26,7 @@ def readme_command() -> list[str]:
 def main_job(tmp_path_factory):
     folder = tmp_path_factory.mktemp("main_job")
     environment = os.environ | {"SAE_CACHE": str(folder / "cache")}
+    environment.pop("OMP_NUM_THREADS", None)  # of workers of pytest: users have all cores
     command = [sys.executable, *readme_command(), f"run_dir={folder / 'run'}"]
     start = time.monotonic()
     result = subprocess.run(
