@@ -42,7 +42,7 @@ class LoadsLM(Protocol):
         ...
 
     def identity(self) -> dict:
-        """What decides the activations."""
+        """Identity of the LM: everything in it that decides the activations."""
         ...
 
     def to_config(self) -> dict:

@@ -14,7 +14,7 @@ KINDS: "Registry[type[ActivationsSettings]]" = Registry("activations.kind", "kin
 
 
 class ActivationsSettings(Settings):
-    """What every kind of source has."""
+    """Settings that all kinds of sources share."""
 
     where = "activations."
 
@@ -52,7 +52,7 @@ class SuperpositionSettings(ActivationsSettings, World):
 
     @property
     def world(self) -> World:
-        """What is drawn from."""
+        """The world that the vectors are drawn from."""
         return World(**{name: getattr(self, name) for name in World.model_fields})
 
 

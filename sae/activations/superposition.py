@@ -24,7 +24,7 @@ class SuperpositionRows:
     """One split: `Rows`. Chunk `i` follows from (world, split, i) alone, so it is never kept.
 
     Args:
-        world: What is drawn from.
+        world: The world that the vectors are drawn from.
         split: Which split.
         num_rows: Number of vectors; more of them only add to what there is.
     """
@@ -104,7 +104,7 @@ class SuperpositionActivations:
     """A source of vectors with known features.
 
     Args:
-        world: What is drawn from.
+        world: The world that the vectors are drawn from.
         tokens: Training vectors.
         val_tokens: Validation vectors.
         test_tokens: Test vectors.

@@ -11,7 +11,7 @@ from sae.provenance import content_key
 
 
 def changed(sae: SAE, source: ActivationSource) -> tuple[str, ...]:
-    """What stands behind the activations by the same name as in the training, but is another.
+    """Names of LM and text that mean other files than in the training.
 
     Keys are compared, which are hashes of content: a folder that was moved is the same, one whose
     files were overwritten is not. What was chosen anew (another LM, another text) is no change.

@@ -225,7 +225,7 @@ def _lm(own: Mapping[str, Any], given: Mapping[str, Any], device: str) -> dict[s
 
 
 def find_device(device: str) -> str:
-    """What PyTorch calls the device; `auto` is a GPU where there is one.
+    """PyTorch's name of the device; `auto` is a GPU where there is one.
 
     Raises:
         ConfigError: If this machine has no such device.

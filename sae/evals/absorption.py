@@ -29,7 +29,7 @@ _LEAST_PARAMETERS, _LEAST_LATENTS = 1_000_000_000, 16_000
 
 
 class Letter(NamedTuple):
-    """What was found for one letter.
+    """Measurements of one letter.
 
     Args:
         letter: In lower case.

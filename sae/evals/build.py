@@ -175,7 +175,7 @@ def _joined(evaluations: dict[str, Evaluation], ends: Ends) -> dict[str, Evaluat
 
 
 def offers_of(source: ActivationSource) -> frozenset[str]:
-    """What stands behind the activations of a source; see `Evaluation.needs`."""
+    """Requirements of evaluations that a source meets; see `Evaluation.needs`."""
     if isinstance(source, SuperpositionActivations):
         return frozenset({"truth"})
     return frozenset({"tokens", "predictions"} if isinstance(source, LMActivations) else ())

@@ -278,7 +278,7 @@ class GivenLM:
         return {"kind": self.kind, "name": self.name, **self.identity()}
 
     def identity(self) -> dict[str, object]:
-        """What decides the activations."""
+        """Identity of the LM: everything in it that decides the activations."""
         return dict(self.lm.identity)
 
     def load(self, device: str = "cpu") -> LanguageModel:

@@ -175,17 +175,8 @@ class PretrainedLM(LMSource, ABC):
         """Its transformers configuration, fetched where it has to be; the weights are not."""
 
 
-@LMS.register("folder")
-class FolderLM(PretrainedLM):
-    """An LM that `save_pretrained` wrote, with its tokenizer."""
-
-    path: Absolute = setting(help="the folder")
-
-    def _trained_identity(self) -> dict[str, object]:
-        """Hashes of the files, so that it changes with them but not with the folder's place."""
-        folder = self._folder()
-        files = [path for path in lm_files(folder) if path.is_file()]
-        return {"kind": self.kind, "files": files_identity(files, folder), "dtype": self.dtype}
+class LMInFolder(PretrainedLM, ABC):
+    """Base of the kinds whose weights and tokenizer are, or get, in a folder."""
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer, without loading the weights."""
@@ -197,7 +188,25 @@ class FolderLM(PretrainedLM):
     def _architecture(self) -> Any:
         return config_in(self._folder())
 
-    _config = _architecture
+    @abstractmethod
+    def _folder(self) -> Path:
+        """The folder, written first where it has to be."""
+
+
+@LMS.register("folder")
+class FolderLM(LMInFolder):
+    """An LM that `save_pretrained` wrote, with its tokenizer."""
+
+    path: Absolute = setting(help="the folder")
+
+    def _trained_identity(self) -> dict[str, object]:
+        """Hashes of the files, so that it changes with them but not with the folder's place."""
+        folder = self._folder()
+        files = [path for path in lm_files(folder) if path.is_file()]
+        return {"kind": self.kind, "files": files_identity(files, folder), "dtype": self.dtype}
+
+    def _config(self) -> Any:
+        return self._architecture()
 
     def _folder(self) -> Path:
         folder = Path(self.path)

