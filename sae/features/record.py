@@ -1,0 +1,145 @@
+"""The record of one latent: where it fires, how strongly, and what its weights say."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+INTERVALS = 10
+"""Intervals of equal width on [0, max] of a latent's activations."""
+DECILES = 10
+"""Groups of equally many positive activations; decile 1 holds the strongest."""
+HISTOGRAM_BINS = 40
+"""Bins of equal width on [0, max]."""
+Group = Literal["top", "interval", "random", "zero"]
+
+
+class Shown(NamedTuple):
+    """A context that was kept for a latent.
+
+    Args:
+        group: `top`: the contexts of largest maximum, without duplicates; `interval`: drawn from
+            those whose maximum lies in one interval; `random`: drawn from all contexts; `zero`:
+            drawn from those where it never fires.
+        context: Number of the context in the split.
+        peak: Position of the maximum; -1 where the latent does not fire.
+        value: The maximum, in the LM's units; 0 where it does not fire.
+        interval: Interval of the maximum, 1 to 10; 0 where it does not fire.
+        decile: Decile of the maximum among all positive activations, 1 (strongest) to 10; 0 where
+            it does not fire.
+        positions: Positions where the latent fires, ascending.
+        values: Its activations there.
+    """
+
+    group: Group
+    context: int
+    peak: int
+    value: float
+    interval: int
+    decile: int
+    positions: Int[np.ndarray, " firings"]
+    values: Float[np.ndarray, " firings"]
+
+
+class Listed(NamedTuple):
+    """Tokens, latents or neurons with a number each, the first one foremost.
+
+    Args:
+        ids: Token ids, latents or indices of neurons.
+        values: A number for each.
+    """
+
+    ids: Int[np.ndarray, " n"]
+    values: Float[np.ndarray, " n"]
+
+
+NOTHING = Listed(np.zeros(0, np.int64), np.zeros(0))
+"""An empty list: not measured, or nothing there."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A latent on a text. Numbers are exact over all rows that count; contexts are a choice.
+
+    Signed codes (PCA, ICA, neurons) have two records a latent, one of each sign, with the size of
+    the activations as values.
+
+    Attributes:
+        latent: Its number in the SAE.
+        sign: 1, or -1 for the negative side of a signed code.
+        firings: Rows on which it fires.
+        density: Share of the rows that count on which it fires.
+        contexts_fired: Contexts in which it fires.
+        max: Its largest activation, in the LM's units.
+        mean: Mean of its activations where it fires.
+        interval_counts: Firings in each interval, the weakest first.
+        decile_edges: Largest activation of decile 1, smallest of decile 1, …, of decile 10.
+        histogram: Firings by bin on [0, max] and token: a column for each of `histogram_tokens`,
+            the last one for all others.
+        histogram_tokens: The tokens that hold most of the activation mass.
+        by_mass: Tokens by their share of the sum of activations.
+        by_mean: Tokens by the mean activation over their firings.
+        positions: Firings by position in the context.
+        co_firing: Latents that fire most often on the same rows, and on how many; empty where not
+            computed.
+        jaccard: For each of them, rows on which both fire as a share of those where either does.
+        top_logits: Tokens whose logits the atom raises most (`logit_lens`), and by how much for
+            one unit of activation; empty without an LM.
+        bottom_logits: Tokens whose logits it lowers most.
+        nearest: Latents with the most similar atoms, and the cosines.
+        neurons: Basis directions with the largest entries of the atom, by size, and the entries.
+        encoder_cosine: Cosine of its encoder direction and its atom.
+        stability: Mean over other seeds of the largest cosine with an atom there; None without
+            other seeds.
+        contexts: Contexts that were kept; empty where fewer than one fires.
+    """
+
+    latent: int
+    sign: int
+    firings: int
+    density: float
+    contexts_fired: int
+    max: float
+    mean: float
+    interval_counts: Int[np.ndarray, " intervals"]
+    decile_edges: Float[np.ndarray, " edges"]
+    histogram: Int[np.ndarray, "bins tokens"]
+    histogram_tokens: Int[np.ndarray, " tokens"]
+    by_mass: Listed
+    by_mean: Listed
+    positions: Int[np.ndarray, " ctx"]
+    co_firing: Listed = NOTHING
+    jaccard: Float[np.ndarray, " n"] = field(default_factory=lambda: np.zeros(0))
+    top_logits: Listed = NOTHING
+    bottom_logits: Listed = NOTHING
+    nearest: Listed = NOTHING
+    neurons: Listed = NOTHING
+    encoder_cosine: float = float("nan")
+    stability: float | None = None
+    contexts: Sequence[Shown] = ()
+
+    @property
+    def name(self) -> str:
+        """Its number, with the sign where the code is signed: `12`, `-12`."""
+        return f"{'-' if self.sign < 0 else ''}{self.latent}"
+
+
+@dataclass(frozen=True)
+class Text:
+    """The text that records were read on.
+
+    Attributes:
+        name: For people: corpus and split.
+        is_training: Whether the SAE was trained on it.
+        tokens: The contexts.
+        counted: Whether the row of each position counts; the others have no activation.
+        vocabulary: Bytes of each token, by id; tokens may end inside a character.
+    """
+
+    name: str
+    is_training: bool
+    tokens: Int[np.ndarray, "contexts ctx"]
+    counted: np.ndarray
+    vocabulary: Sequence[bytes]
