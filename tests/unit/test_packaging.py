@@ -1,0 +1,19 @@
+"""What `pip install .` installs."""
+
+import tomllib
+from pathlib import Path
+
+from setuptools import find_packages
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_room_is_installed():
+    found = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    installed = set(find_packages(str(ROOT), **found["find"]))
+    rooms = {
+        ".".join(file.parent.relative_to(ROOT).parts)
+        for top in ("sae", "callbacks", "conf")
+        for file in (ROOT / top).rglob("*.py")
+    }
+    assert installed == rooms
