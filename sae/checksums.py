@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # programs that end early need not wait for it
 
 FOLDER_FILE = "checksums.json"
 _BLOCK_BYTES = 1 << 22
-_CRC, _FACTS = "crc32", "facts"
+_SEALED, _CRC, _FACTS = "sealed", "crc32", "facts"
 _SEAL = re.compile("# crc32 ([0-9a-f]{8}) of the lines below")
 
 
@@ -159,7 +159,8 @@ def save_tensors(file: Path, tensors: "Mapping[str, Tensor]", facts: object = No
     made = {name: tensor.contiguous() for name, tensor in tensors.items()}
     text = json.dumps(facts)
     with naming(file):
-        save_file(made, file, metadata={_FACTS: text, _CRC: _crc_of(made, text)})
+        # one entry: safetensors writes several in any order, and equal content shall be equal bytes
+        save_file(made, file, metadata={_SEALED: f"{_crc_of(made, text)} {text}"})
     follow_umask(file)
 
 
@@ -175,8 +176,10 @@ def load_tensors(file: Path) -> "tuple[dict[str, Tensor], Any]":
         with safetensors.safe_open(file, framework="pt") as content:
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
             noted = content.metadata() or {}
-        text = noted.get(_FACTS, "null")
-        if _CRC in noted and noted[_CRC] != _crc_of(tensors, text):
+        crc, _, text = noted.get(_SEALED, "").partition(" ")
+        if not crc:  # written before the two were one entry
+            crc, text = noted.get(_CRC, ""), noted.get(_FACTS, "null")
+        if crc and crc != _crc_of(tensors, text):
             raise ArtifactError(f"{file} is damaged: its checksum differs.")
         return tensors, json.loads(text)
     except (safetensors.SafetensorError, OSError, ValueError, RuntimeError) as error:

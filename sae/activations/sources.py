@@ -200,7 +200,7 @@ class LMActivations:
             store = self.store(name)
             return [store.rows(point) for point in self.ends.points]
         except StoreError as error:
-            if self._missing(name):
+            if not self.is_cached(name):
                 raise StoreError(
                     f"The {name} activations of {self.ends} are not harvested yet. "
                     "Call prepare() (of the data module: prepare_data()) first."
@@ -231,11 +231,12 @@ class LMActivations:
             "identities": {"lm": content_key(train.lm), "corpus": content_key(train.corpus)},
         }
 
-    def _missing(self, name: Split) -> bool:
+    def is_cached(self, name: Split) -> bool:
+        """Whether the activations of a split are there, so that no LM has to run."""
         folder = self.specs[name].folder
         published = [folder / "activations" / str(point) for point in self.ends.points]
         files = [path / "metadata.json" for path in (folder, *published)]
-        return not all(file.exists() for file in files)
+        return all(file.exists() for file in files)
 
 
 def joined(parts: Sequence[TokenRows]) -> TokenRows:

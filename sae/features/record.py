@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 INTERVALS = 10
 """Intervals of equal width on [0, max] of a latent's activations."""
@@ -52,11 +52,30 @@ class Listed(NamedTuple):
     """
 
     ids: Int[np.ndarray, " n"]
-    values: Float[np.ndarray, " n"]
+    values: Shaped[np.ndarray, " n"]
 
 
 NOTHING = Listed(np.zeros(0, np.int64), np.zeros(0))
 """An empty list: not measured, or nothing there."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """The text that records were read on.
+
+    Attributes:
+        name: For people: corpus and split.
+        is_training: Whether the SAE was trained on it.
+        tokens: The contexts.
+        counted: Whether the row of each position counts; the others have no activation.
+        vocabulary: Bytes of each token, by id; tokens may end inside a character.
+    """
+
+    name: str
+    is_training: bool
+    tokens: Int[np.ndarray, "contexts ctx"]
+    counted: np.ndarray
+    vocabulary: Sequence[bytes]
 
 
 @dataclass(frozen=True)
@@ -80,7 +99,8 @@ class Record:
             the last one for all others.
         histogram_tokens: The tokens that hold most of the activation mass.
         by_mass: Tokens by their share of the sum of activations.
-        by_mean: Tokens by the mean activation over their firings.
+        by_mean: Tokens by the mean activation over their occurrences that count, silent ones
+            included; tokens with at least 5 of them.
         positions: Firings by position in the context.
         co_firing: Latents that fire most often on the same rows, and on how many; empty where not
             computed.
@@ -93,7 +113,8 @@ class Record:
         encoder_cosine: Cosine of its encoder direction and its atom.
         stability: Mean over other seeds of the largest cosine with an atom there; None without
             other seeds.
-        contexts: Contexts that were kept; empty where fewer than one fires.
+        contexts: Contexts that were kept.
+        text: The text; None if it was not kept.
     """
 
     latent: int
@@ -105,7 +126,7 @@ class Record:
     mean: float
     interval_counts: Int[np.ndarray, " intervals"]
     decile_edges: Float[np.ndarray, " edges"]
-    histogram: Int[np.ndarray, "bins tokens"]
+    histogram: Int[np.ndarray, "bins columns"]
     histogram_tokens: Int[np.ndarray, " tokens"]
     by_mass: Listed
     by_mean: Listed
@@ -119,27 +140,9 @@ class Record:
     encoder_cosine: float = float("nan")
     stability: float | None = None
     contexts: Sequence[Shown] = ()
+    text: Text | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
         """Its number, with the sign where the code is signed: `12`, `-12`."""
         return f"{'-' if self.sign < 0 else ''}{self.latent}"
-
-
-@dataclass(frozen=True)
-class Text:
-    """The text that records were read on.
-
-    Attributes:
-        name: For people: corpus and split.
-        is_training: Whether the SAE was trained on it.
-        tokens: The contexts.
-        counted: Whether the row of each position counts; the others have no activation.
-        vocabulary: Bytes of each token, by id; tokens may end inside a character.
-    """
-
-    name: str
-    is_training: bool
-    tokens: Int[np.ndarray, "contexts ctx"]
-    counted: np.ndarray
-    vocabulary: Sequence[bytes]

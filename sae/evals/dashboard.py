@@ -1,0 +1,59 @@
+"""`dashboard`: records of all latents that fire, for the pages that show them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from sae.artifacts import load
+from sae.artifacts.placed import PlacedSAE
+from sae.evals.base import Estimate, Evaluation, Measured, register
+from sae.features import records
+from sae.settings import setting
+from sae.types import Split
+
+
+@register
+class DashboardEval(Evaluation):
+    """Where every latent fires, how strongly, and what its weights say (docs/dashboard.md).
+
+    Table `latents` has a row per latent that fires. The training text may be read, since pages are
+    for people to look at; no score comes from it.
+    """
+
+    name: ClassVar[str] = "dashboard"
+    needs: ClassVar[frozenset[str]] = frozenset({"tokens"})
+    joined: ClassVar[bool] = True
+    text: Literal["auto", "train", "test"] = setting(
+        "auto", help="the split that is read; auto: train where its activations are cached"
+    )
+    num_tokens: int = setting(1_000_000, ge=1, help="tokens that are read, the first of the split")
+    against: tuple[str, ...] = setting((), help="runs of other seeds, for the stability of latents")
+    seed: int = setting(0, ge=0, help="of the contexts that are drawn")
+    batch_rows: int = setting(2048, ge=1, help="vectors encoded at once; decides memory")
+
+    def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:
+        """Make the records, or find them in the cache."""
+        (one,) = subjects
+        found = records(
+            one,
+            split=on if self.text == "test" else "train" if self.text == "train" else None,
+            num_tokens=self.num_tokens,
+            seed=self.seed,
+            batch_rows=self.batch_rows,
+            against=[load(Path(run)) for run in self.against],
+        )
+        latents = found.facts["latents"]
+        metrics = {
+            "live": Estimate(len(found)), "silent": Estimate(1 - len(found) / latents)
+        }  # fmt: skip
+        stability = found.stability()
+        metrics |= {name: Estimate(value) for name, value in stability.items()}
+        return Measured(
+            metrics=metrics,
+            tokens={"tokens": found.facts["tokens"], "vectors": found.num_rows},
+            details={
+                "records": str(found.folder), "weights": found.weights,
+                "text": found.facts["text"], "split": found.facts["split"],
+            },
+            tables={"latents": found.table()},
+        )  # fmt: skip

@@ -1,0 +1,175 @@
+"""Makes the records of an SAE on a text, step by step; a killed one goes on where it stopped."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from sae.activations.sources import LMActivations
+from sae.artifacts import load
+from sae.artifacts.placed import PlacedSAE, source_of
+from sae.checksums import load_tensors, save_tensors, seal
+from sae.dictionaries.sae import SAE
+from sae.errors import ArtifactError, ConfigError
+from sae.features.co_firing import co_firing
+from sae.features.columns import pack
+from sae.features.firings import SIGNED, FiringStore, collect
+from sae.features.records import CO_FIRING, FACTS, TEXT, Records, group_file
+from sae.features.summary import Place, summarise
+from sae.features.weights import weight_statistics
+from sae.language.pieces import token_bytes
+from sae.progress import progress
+from sae.provenance import cache_dir, content_key, make_cache_dir, write_json
+from sae.types import Split
+from sae.writing import replacing
+
+log = logging.getLogger(__name__)
+FORMAT_VERSION = 1
+
+
+def records(
+    run: str | Path | PlacedSAE,
+    *,
+    split: Split | None = None,
+    num_tokens: int = 1_000_000,
+    seed: int = 0,
+    batch_rows: int = 2048,
+    against: Sequence[SAE] = (),
+) -> Records:
+    """Records of all latents that fire, made at the first call and read from the cache after.
+
+    Args:
+        run: A run folder, or an SAE at its place (`sae.evaluation.place`).
+        split: The text; None: the training text where its activations are cached, else the test
+            text. What is scored must not be read from the training text.
+        num_tokens: Tokens that are read at most, the first ones.
+        seed: Of the contexts that are drawn.
+        batch_rows: Vectors encoded at once.
+        against: SAEs of other seeds, for the stability.
+
+    Raises:
+        SAEError: If there is no SAE or no text, or no room on the disk.
+    """
+    if not isinstance(run, PlacedSAE):
+        run = PlacedSAE(load(Path(run)), source_of)
+    source = run.source
+    if not isinstance(source, LMActivations):
+        raise ConfigError(
+            "Records need the tokens behind the activations, which are not known here. Choose an "
+            "SAE of an LM's activations."
+        )
+    if split is None:
+        split = "train" if source.is_cached("train") else "test"
+    run.prepare(split)
+    store = source.store(split)
+    contexts = min(store.num_contexts, max(1, num_tokens // store.spec.ctx))
+    rows, counted = run.rows(split), source.counted
+    identity = {
+        "version": FORMAT_VERSION, "weights": _digest(run.sae), "sae": asdict(run.sae.config),
+        "store": store.spec.key, "ends": str(run.ends), "contexts": contexts, "seed": seed,
+        "counted": counted.to_json(),
+    }  # fmt: skip
+    folder = cache_dir() / "features" / content_key(identity)
+    make_cache_dir(folder)
+    with FileLock(f"{folder}.lock"):
+        if not _is_complete(folder):
+            tokens = store.tokens[:contexts]
+            first = store.spec.ctx - store.spec.rows_per_context
+            firings = collect(folder, run.sae, rows, contexts * store.spec.rows_per_context,
+                              batch_rows)  # fmt: skip
+            mask = np.zeros(tokens.shape, dtype=bool)
+            mask[:, first:] = firings.counted.reshape(contexts, -1)
+            _once(folder / TEXT, lambda: _text(tokens, mask, source))
+            _once(folder / CO_FIRING, lambda: co_firing(firings))
+            occurrences = np.bincount(tokens[mask], minlength=int(tokens.max()) + 1)
+            groups = _summarise(folder, firings, Place(tokens, first, occurrences, seed))
+            facts = {
+                "d_sae": run.sae.d_sae,
+                "latents": firings.num_latents,
+                "groups": groups,
+                "signed": run.sae.config.activation in SIGNED,
+                "rows": int(mask.sum()),
+                "split": split,
+                "text": f"{source.corpus.name} ({split})",
+                "tokens": tokens.size,
+                "ctx": store.spec.ctx,
+                "lm": source.source.name,
+                "point": str(run.ends),
+            }
+            write_json(folder / FACTS, seal(facts))
+        weights = _weights(folder, run, against)
+    return Records(folder, weights)
+
+
+def _is_complete(folder: Path) -> bool:
+    if not (folder / FACTS).exists():
+        return False
+    with suppress(ArtifactError):
+        Records(folder)
+        return True
+    log.warning("%s is damaged; its facts are made again.", folder)
+    return False
+
+
+def _summarise(folder: Path, firings: FiringStore, place: Place) -> list[int]:
+    """Write the files of all groups that are missing; returns the first latent of each."""
+    groups = firings.groups()
+    with progress("summarise latents", firings.num_latents, "latents") as advance:
+        for n, group in enumerate(groups):
+            _once(group_file(folder, n), lambda group=group: _group(firings, group, place))
+            advance(len(group))
+    return [group.start for group in groups]
+
+
+def _group(firings: FiringStore, group: range, place: Place) -> dict[str, Tensor]:
+    fired = {i: one for i, one in zip(group, firings.read(group), strict=True) if len(one.row)}
+    return pack(list(fired), [summarise(i, one, place) for i, one in fired.items()])
+
+
+def _text(tokens: np.ndarray, mask: np.ndarray, source: LMActivations) -> dict[str, Tensor]:
+    vocabulary = token_bytes(source.source.load_tokenizer())
+    joined = np.frombuffer(b"".join(vocabulary), np.uint8).copy()
+    return {
+        "tokens": torch.from_numpy(tokens), "counted": torch.from_numpy(mask),
+        "bytes": torch.from_numpy(joined), "token_bytes": torch.tensor(list(map(len, vocabulary))),
+    }  # fmt: skip
+
+
+def _weights(folder: Path, run: PlacedSAE, against: Sequence[SAE]) -> str:
+    """Name of the file of weight statistics, written first where it is missing."""
+    others = content_key({"against": [_digest(sae) for sae in against]})
+    file = folder / ("weights.safetensors" if not against else f"weights-{others}.safetensors")
+    ends = run.ends
+    point = None if ends is None or len(ends.writes) > 1 else ends.writes[0]
+    _once(file, lambda: weight_statistics(run.sae, run.lm, point, against))
+    return file.name
+
+
+def _once(file: Path, make: Callable[[], Mapping[str, Tensor]]) -> None:
+    """Write a file of tensors unless it is there, whole."""
+    if file.exists():
+        try:
+            load_tensors(file)
+            return
+        except ArtifactError as error:
+            log.warning("%s It is made again.", error)
+    tensors = make()
+    with replacing(file) as temporary:
+        save_tensors(temporary, tensors)
+
+
+def _digest(sae: SAE) -> str:
+    digest = sha256()
+    for name, tensor in sorted(sae.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype}".encode())
+        values: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        digest.update(values)
+    return digest.hexdigest()

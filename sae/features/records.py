@@ -1,0 +1,179 @@
+"""Records of all latents of an SAE on a text: made once, then read latent by latent.
+
+<cache>/features/<key>/
+part-<n>.safetensors     every firing (firings.py)
+group-<n>.safetensors    summaries of latents that follow each other (columns.py)
+text, co_firing, weights .safetensors
+facts.json               written last: the records are complete
+"""
+
+from collections.abc import Iterator
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sae.checksums import load_tensors, unseal
+from sae.features.columns import unpack
+from sae.features.firings import Firings, FiringStore, open_firings
+from sae.features.record import Listed, Record, Text
+from sae.features.summary import Summary
+from sae.features.weights import of_latent
+from sae.reading import read_object
+from sae.tables import Column, Table
+
+FACTS, TEXT, CO_FIRING = "facts.json", "text.safetensors", "co_firing.safetensors"
+
+
+class Records:
+    """Records of the latents that fire, one read each.
+
+    Args:
+        folder: Where `sae.features.records` wrote them.
+        weights: The file of `weight_statistics`.
+
+    Raises:
+        ArtifactError: If they are not complete, or damaged.
+
+    `records[123]` is the record of latent 123, `records["-12"]` that of the negative side of 12.
+    """
+
+    def __init__(self, folder: str | Path, weights: str = "weights.safetensors"):
+        self.folder, self.weights = Path(folder), weights
+        self.facts = unseal(read_object(self.folder / FACTS), self.folder / FACTS)
+        self.d_sae: int = self.facts["d_sae"]
+        self.num_rows: int = self.facts["rows"]
+        self._first = np.array(self.facts["groups"])
+        self._group = lru_cache(2)(self._load_group)
+
+    @cached_property
+    def text(self) -> Text:
+        """The text."""
+        tensors = _arrays(self.folder / TEXT)
+        ends = np.cumsum(tensors["token_bytes"])
+        joined = tensors["bytes"].tobytes()
+        starts = [0, *ends[:-1].tolist()]
+        return Text(
+            name=self.facts["text"], is_training=self.facts["split"] == "train",
+            tokens=tensors["tokens"], counted=tensors["counted"],
+            vocabulary=[joined[a:b] for a, b in zip(starts, ends.tolist(), strict=True)],
+        )  # fmt: skip
+
+    @cached_property
+    def latents(self) -> list[str]:
+        """Names of the latents that fire; silent ones have no record."""
+        return [self._name(i) for i in self._alive.tolist()]
+
+    @cached_property
+    def _alive(self) -> np.ndarray:
+        parts = [self._group(n)["latent"] for n in range(len(self._first))]
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._alive)
+
+    def __getitem__(self, latent: int | str) -> Record:
+        index = self._index(latent)
+        group = int(np.searchsorted(self._first, index, side="right")) - 1
+        packed = self._group(group)
+        i = int(np.searchsorted(packed["latent"], index))
+        if i == len(packed["latent"]) or packed["latent"][i] != index:
+            raise KeyError(f"Latent {latent} is silent on {self.facts['text']}.")
+        return self._record(index, unpack(packed, i))
+
+    def __iter__(self) -> Iterator[Record]:
+        for group in range(len(self._first)):
+            packed = self._group(group)
+            for i, index in enumerate(packed["latent"].tolist()):
+                yield self._record(index, unpack(packed, i))
+
+    def firings(self, latent: int | str) -> Firings:
+        """Every firing of a latent, by rows of the store."""
+        index = self._index(latent)
+        (found,) = self._firings.read(range(index, index + 1))
+        return found
+
+    def table(self) -> Table:
+        """Numbers of each latent that fires."""
+        packed = [self._group(n) for n in range(len(self._first))]
+        packed = [group for group in packed if len(group["latent"])]
+
+        def joined(name: str) -> np.ndarray:
+            return np.concatenate([group[name] for group in packed])
+
+        firings = joined("firings")
+        columns = {
+            "latent": Column("string", "", self.latents),
+            "firings": Column("int64", "", firings),
+            "density": Column("float64", "share", firings / self.num_rows),
+            "contexts_fired": Column("int64", "", joined("contexts_fired")),
+            "max": Column("float64", "activation", joined("max")),
+            "mean": Column("float64", "activation", joined("mean")),
+            "top_token": Column("int64", "", joined("by_mass.ids")[:, 0]),
+            "top_token_mass": Column("float64", "share", joined("by_mass.values")[:, 0]),
+        }
+        latent = self._alive % self.d_sae
+        for name, unit in (("encoder_cosine", "cosine"), ("stability", "cosine")):
+            if name in self._weights:
+                columns[name] = Column("float64", unit, self._weights[name][latent])
+        return Table(columns)
+
+    def stability(self) -> dict[str, float]:
+        """Mean over the latents that fire of their stability, and of a random dictionary's."""
+        latent = self._alive % self.d_sae
+        return {
+            name: float(self._weights[name][latent].mean())
+            for name in ("stability", "stability_random")
+            if name in self._weights and len(latent)
+        }
+
+    @cached_property
+    def _firings(self) -> FiringStore:
+        return open_firings(self.folder, self.facts["latents"])
+
+    @cached_property
+    def _weights(self) -> dict[str, np.ndarray]:
+        return _arrays(self.folder / self.weights)
+
+    @cached_property
+    def _together(self) -> dict[str, np.ndarray]:
+        file = self.folder / CO_FIRING
+        return _arrays(file) if file.exists() else {}
+
+    def _load_group(self, n: int) -> dict[str, np.ndarray]:
+        return _arrays(group_file(self.folder, n))
+
+    def _name(self, index: int) -> str:
+        sign, latent = divmod(index, self.d_sae)
+        return f"{'-' if sign else ''}{latent}"
+
+    def _index(self, latent: int | str) -> int:
+        word = str(latent)
+        number = int(word.removeprefix("-")) if word.removeprefix("-").isdigit() else -1
+        if not 0 <= number < self.d_sae or (word.startswith("-") and not self.facts["signed"]):
+            raise KeyError(f"There is no latent {latent}; latents are 0 to {self.d_sae - 1}.")
+        return number + self.d_sae * word.startswith("-")
+
+    def _record(self, index: int, summary: Summary) -> Record:
+        negative, latent = divmod(index, self.d_sae)
+        more: dict[str, Any] = of_latent(self._weights, latent, -1 if negative else 1)
+        if self._together:
+            there = self._together["count"][index] > 0
+            more["co_firing"] = Listed(
+                self._together["latent"][index][there], self._together["count"][index][there]
+            )
+            more["jaccard"] = self._together["jaccard"][index][there]
+        return Record(
+            latent=latent, sign=-1 if negative else 1, density=summary.firings / self.num_rows,
+            text=self.text, **summary._asdict(), **more,
+        )  # fmt: skip
+
+
+def group_file(folder: Path, n: int) -> Path:
+    """The file of a group of latents."""
+    return folder / f"group-{n:05d}.safetensors"
+
+
+def _arrays(file: Path) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in load_tensors(file)[0].items()}

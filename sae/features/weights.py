@@ -1,0 +1,97 @@
+"""What the weights of an SAE say about its latents; no text is read."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae.dictionaries.sae import SAE
+from sae.features.record import Listed
+from sae.language.lm import LanguageModel
+from sae.language.logit_lens import direct_logits, has_direct_path
+from sae.types import Point
+
+NEAREST, NEURONS, LOGITS = 10, 3, 10
+"""Entries of each list."""
+_BLOCK = 256
+
+
+@torch.no_grad()
+def weight_statistics(
+    sae: SAE, lm: LanguageModel | None, point: Point | None, others: Sequence[SAE] = ()
+) -> dict[str, Tensor]:
+    """Lists and numbers of every latent.
+
+    Args:
+        sae: The SAE.
+        lm: For the logits; None leaves them out.
+        point: Where the SAE writes; None leaves the logits out.
+        others: SAEs of other seeds, for the stability.
+
+    Returns:
+        `nearest` and `cosine` [d_sae 10]: latents with the most similar atoms; `neuron` and
+        `entry` [d_sae 3]: the largest entries of the atom by size; `encoder_cosine` [d_sae] with
+        the atom (NaN for transcoders); `top`, `top_value`, `bottom`, `bottom_value` [d_sae 10]:
+        `direct_logits` of the atom; with `others`, `stability` and
+        `stability_random` [d_sae]: the mean over them of the largest cosine with an atom, and the
+        same with as many random atoms.
+    """
+    W_dec = sae.W_dec.float()
+    k = min(NEAREST, sae.d_sae - 1)
+    found: dict[str, list[Tensor]] = {}
+
+    def keep(**values: Tensor) -> None:
+        for name, value in values.items():
+            found.setdefault(name, []).append(value.cpu())
+
+    for block in torch.arange(sae.d_sae, device=W_dec.device).split(_BLOCK):
+        atoms = W_dec[block]
+        cosines = atoms @ W_dec.T
+        cosines[torch.arange(len(block)), block] = -torch.inf
+        nearest = cosines.topk(k, dim=1)
+        neuron = atoms.abs().topk(min(NEURONS, sae.d_out), dim=1).indices
+        keep(nearest=nearest.indices, cosine=nearest.values,
+             neuron=neuron, entry=atoms.gather(1, neuron))  # fmt: skip
+        if sae.d_in == sae.d_out:
+            encoder = torch.nn.functional.normalize(sae.W_enc[:, block].T.float(), dim=1)
+            keep(encoder_cosine=(encoder * atoms).sum(1))
+        if lm is not None and point is not None and has_direct_path(point):
+            logits = direct_logits(lm, atoms, point)
+            top = logits.topk(LOGITS, dim=1)
+            bottom = logits.topk(LOGITS, dim=1, largest=False)
+            keep(top=top.indices, top_value=top.values,
+                 bottom=bottom.indices, bottom_value=bottom.values)  # fmt: skip
+        if others:
+            keep(**_stability(atoms, others, sae.d_sae))
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def _stability(atoms: Float[Tensor, "n d"], others: Sequence[SAE], d_sae: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    random = torch.randn(d_sae, atoms.shape[1], generator=generator).to(atoms)
+    random = torch.nn.functional.normalize(random, dim=1)
+    best = [(atoms @ other.W_dec.to(atoms).T).amax(1) for other in others]
+    return {
+        "stability": torch.stack(best).mean(0), "stability_random": (atoms @ random.T).amax(1)
+    }  # fmt: skip
+
+
+def of_latent(statistics: dict[str, Any], latent: int, sign: int) -> dict[str, Any]:
+    """The fields of `Record` for one latent; the negative side has the opposite atom."""
+
+    def listed(ids: str, values: str, factor: int = 1) -> Listed:
+        return Listed(statistics[ids][latent], factor * statistics[values][latent])
+
+    found: dict[str, Any] = {
+        "nearest": listed("nearest", "cosine"), "neurons": listed("neuron", "entry", sign),
+    }  # fmt: skip
+    if "encoder_cosine" in statistics:
+        found["encoder_cosine"] = float(statistics["encoder_cosine"][latent])
+    if "top" in statistics:
+        sides = [listed("top", "top_value", sign), listed("bottom", "bottom_value", sign)]
+        found["top_logits"], found["bottom_logits"] = sides[::sign]
+    if "stability" in statistics:
+        found["stability"] = float(statistics["stability"][latent])
+    return found
