@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
+from jaxtyping import Bool
 from torch import Tensor
 
 from sae.activations.sources import LMActivations
+from sae.activations.store import ActivationStore
 from sae.artifacts import load
 from sae.artifacts.placed import PlacedSAE, source_of
 from sae.checksums import load_tensors, save_tensors, seal
@@ -22,6 +24,7 @@ from sae.errors import ArtifactError, ConfigError
 from sae.features.co_firing import co_firing
 from sae.features.columns import pack
 from sae.features.firings import SIGNED, FiringStore, collect
+from sae.features.record import Text
 from sae.features.records import CO_FIRING, FACTS, TEXT, Records, group_file
 from sae.features.summary import Place, summarise
 from sae.features.weights import weight_statistics
@@ -81,25 +84,21 @@ def records(
     make_cache_dir(folder)
     with FileLock(f"{folder}.lock"):
         if not _is_complete(folder):
-            tokens = store.tokens[:contexts]
-            first = store.spec.ctx - store.spec.rows_per_context
-            firings = collect(folder, run.sae, rows, contexts * store.spec.rows_per_context,
-                              batch_rows)  # fmt: skip
-            mask = np.zeros(tokens.shape, dtype=bool)
-            mask[:, first:] = firings.counted.reshape(contexts, -1)
-            _once(folder / TEXT, lambda: _text(tokens, mask, source))
+            num_rows = contexts * store.spec.rows_per_context
+            firings = collect(folder, run.sae, rows, num_rows, batch_rows)
+            text = text_of(source, split, firings.counted, contexts)
+            _once(folder / TEXT, lambda: _packed(text))
             _once(folder / CO_FIRING, lambda: co_firing(firings))
-            occurrences = np.bincount(tokens[mask], minlength=int(tokens.max()) + 1)
-            groups = _summarise(folder, firings, Place(tokens, first, occurrences, seed))
+            groups = _summarise(folder, firings, place_of(text, store, seed))
             facts = {
                 "d_sae": run.sae.d_sae,
                 "latents": firings.num_latents,
                 "groups": groups,
                 "signed": run.sae.config.activation in SIGNED,
-                "rows": int(mask.sum()),
+                "rows": int(text.counted.sum()),
                 "split": split,
-                "text": f"{source.corpus.name} ({split})",
-                "tokens": tokens.size,
+                "text": text.name,
+                "tokens": text.tokens.size,
                 "ctx": store.spec.ctx,
                 "lm": source.source.name,
                 "point": str(run.ends),
@@ -134,12 +133,39 @@ def _group(firings: FiringStore, group: range, place: Place) -> dict[str, Tensor
     return pack(list(fired), [summarise(i, one, place) for i, one in fired.items()])
 
 
-def _text(tokens: np.ndarray, mask: np.ndarray, source: LMActivations) -> dict[str, Tensor]:
-    vocabulary = token_bytes(source.source.load_tokenizer())
-    joined = np.frombuffer(b"".join(vocabulary), np.uint8).copy()
+def text_of(
+    source: LMActivations, split: Split, counted: Bool[np.ndarray, " rows"], contexts: int
+) -> Text:
+    """The first contexts of a split.
+
+    Args:
+        source: Where they come from.
+        split: The split.
+        counted: Which of their rows count.
+        contexts: How many.
+    """
+    store = source.store(split)
+    tokens = store.tokens[:contexts]
+    mask = np.zeros(tokens.shape, dtype=bool)
+    mask[:, store.spec.ctx - store.spec.rows_per_context :] = counted.reshape(contexts, -1)
+    return Text(
+        name=f"{source.corpus.name} ({split})", is_training=split == "train", tokens=tokens,
+        counted=mask, vocabulary=token_bytes(source.source.load_tokenizer()),
+    )  # fmt: skip
+
+
+def place_of(text: Text, store: ActivationStore, seed: int) -> Place:
+    """The text by rows of its store."""
+    occurrences = np.bincount(text.tokens[text.counted], minlength=int(text.tokens.max()) + 1)
+    return Place(text.tokens, store.spec.ctx - store.spec.rows_per_context, occurrences, seed)
+
+
+def _packed(text: Text) -> dict[str, Tensor]:
+    joined = np.frombuffer(b"".join(text.vocabulary), np.uint8).copy()
     return {
-        "tokens": torch.from_numpy(tokens), "counted": torch.from_numpy(mask),
-        "bytes": torch.from_numpy(joined), "token_bytes": torch.tensor(list(map(len, vocabulary))),
+        "tokens": torch.from_numpy(text.tokens), "counted": torch.from_numpy(text.counted),
+        "bytes": torch.from_numpy(joined),
+        "token_bytes": torch.tensor(list(map(len, text.vocabulary))),
     }  # fmt: skip
 
 

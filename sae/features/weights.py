@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.dictionaries.sae import SAE
@@ -20,7 +20,11 @@ _BLOCK = 256
 
 @torch.no_grad()
 def weight_statistics(
-    sae: SAE, lm: LanguageModel | None, point: Point | None, others: Sequence[SAE] = ()
+    sae: SAE,
+    lm: LanguageModel | None,
+    point: Point | None,
+    others: Sequence[SAE] = (),
+    latents: Int[Tensor, " latents"] | None = None,
 ) -> dict[str, Tensor]:
     """Lists and numbers of every latent.
 
@@ -29,14 +33,15 @@ def weight_statistics(
         lm: For the logits; None leaves them out.
         point: Where the SAE writes; None leaves the logits out.
         others: SAEs of other seeds, for the stability.
+        latents: Which latents; None: all.
 
     Returns:
-        `nearest` and `cosine` [d_sae 10]: latents with the most similar atoms; `neuron` and
-        `entry` [d_sae 3]: the largest entries of the atom by size; `encoder_cosine` [d_sae] with
-        the atom (NaN for transcoders); `top`, `top_value`, `bottom`, `bottom_value` [d_sae 10]:
-        `direct_logits` of the atom; with `others`, `stability` and
-        `stability_random` [d_sae]: the mean over them of the largest cosine with an atom, and the
-        same with as many random atoms.
+        For each of them `nearest` and `cosine` [latents 10]: latents with the most similar atoms;
+        `neuron` and `entry` [latents 3]: the largest entries of the atom by size;
+        `encoder_cosine` [latents] with the atom (of transcoders none); `top`, `top_value`,
+        `bottom`, `bottom_value` [latents 10]: `direct_logits` of the atom; with `others`,
+        `stability` and `stability_random` [latents]: the mean over them of the largest cosine with
+        an atom, and the same with as many random atoms.
     """
     W_dec = sae.W_dec.float()
     k = min(NEAREST, sae.d_sae - 1)
@@ -46,7 +51,8 @@ def weight_statistics(
         for name, value in values.items():
             found.setdefault(name, []).append(value.cpu())
 
-    for block in torch.arange(sae.d_sae, device=W_dec.device).split(_BLOCK):
+    latents = torch.arange(sae.d_sae) if latents is None else latents
+    for block in latents.to(W_dec.device).split(_BLOCK):
         atoms = W_dec[block]
         cosines = atoms @ W_dec.T
         cosines[torch.arange(len(block)), block] = -torch.inf

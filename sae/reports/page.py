@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -69,6 +70,7 @@ class Section:
         plots: In a grid.
         tables: Below each other, or two beside each other.
         texts: By name.
+        latents: As `sae.features.plain.as_plain` gives them: cards with coloured contexts.
         narrow: Whether tables fit beside each other.
     """
 
@@ -76,6 +78,7 @@ class Section:
     plots: Sequence[Plot] = ()
     tables: Sequence[Table] = ()
     texts: Mapping[str, str] = field(default_factory=dict)
+    latents: Sequence[Mapping[str, Any]] = ()
     narrow: bool = False
 
 
@@ -90,7 +93,10 @@ def render(
         sections: In order.
         tiles: `label`, `value` and `note` of the numbers to look at first.
     """
-    shown = [part for part in sections if part.plots or part.tables or any(part.texts.values())]
+    shown = [
+        part for part in sections
+        if part.plots or part.tables or part.latents or any(part.texts.values())
+    ]  # fmt: skip
     plots = [plot for part in shown for plot in part.plots]
     page = _template().render(
         title=title, subtitle=subtitle, tiles=tiles, sections=shown,
@@ -135,6 +141,20 @@ def number(name: str, value: float | int | None) -> Cell:
     return Cell(format_number(name, value), value)
 
 
+def visible(piece: str) -> str:
+    r"""A token as a reader sees it: newlines as signs, control characters replaced.
+
+    Example:
+        >>> visible("a\n\0")
+        'a↵\ufffd'
+    """
+    return "".join(
+        "↵" if letter == "\n" else "→" if letter == "\t"
+        else "\ufffd" if unicodedata.category(letter) in ("Cc", "Cs") else letter
+        for letter in piece
+    )  # fmt: skip
+
+
 @cache
 def _packed_plotly() -> str:
     """Plotly's script; a third of its size, since every run has a page of its own."""
@@ -145,4 +165,5 @@ def _template() -> Any:
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    environment.filters["visible"] = visible
     return environment.get_template("report.html")

@@ -76,6 +76,7 @@ def write_report(run_folder: str | Path) -> Path:
     sections = [
         Section("Curves", plots=_plots(results, curves)),
         Section("Results", tables=[*_tables(results), *training], narrow=True),
+        Section("What it learned", latents=_latents(results)),
         Section("Sessions", tables=_sessions(manifest)),
         Section("Settings", texts={
             "config.yaml": config_text,
@@ -220,3 +221,8 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 def _text(path: Path) -> str:
     return path.read_text() if path.is_file() else ""
+
+
+def _latents(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The latents of the evaluation `glimpse`."""
+    return (results.get("glimpse") or {}).get("details", {}).get("latents", [])

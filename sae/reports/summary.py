@@ -5,8 +5,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sae.evals.base import EvalResult
+from sae.reports.page import visible
+
+_LATENTS = 3
 
 
 def print_summary(results: Mapping[str, Any], title: str) -> None:
@@ -55,6 +59,9 @@ def print_summary(results: Mapping[str, Any], title: str) -> None:
     rate = training["vectors_per_second"]
     table.add_row("vectors/s", _number(rate), "")
     Console().print(table)
+    latents = results.get("glimpse", {}).get("details", {}).get("latents", [])
+    for one in latents[len(latents) // 8 :: max(1, len(latents) // 3)][:_LATENTS]:
+        Console().print(_latent(one))
 
 
 def print_results(results: Mapping[str, EvalResult], title: str) -> None:
@@ -71,6 +78,19 @@ def print_results(results: Mapping[str, EvalResult], title: str) -> None:
                 measured_on,
             )
     Console().print(table)
+
+
+def _latent(one: Mapping[str, Any]) -> Text:
+    """A latent and its strongest context; the darker a token, the more it fires there."""
+    line = Text(f"latent {one['latent']} ({100 * one['density']:.2g} % of the rows): ", "dim")
+    if not one["contexts"]:
+        return line
+    context = one["contexts"][0]
+    for i, (piece, value) in enumerate(zip(context["pieces"], context["values"], strict=True)):
+        share = (value or 0) / one["max"]
+        style = "bold reverse" if i == context["peak"] else "bold" if share > 0.5 else ""
+        line.append(visible(piece), style or ("underline" if share > 0 else ""))
+    return line
 
 
 def _number(value: float | None) -> str:

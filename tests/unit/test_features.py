@@ -5,13 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from sae.features import Records, firings, make, records, summary
-from sae.features.summary import Place, summarise
 
 from sae.activations.sources import LMActivations
 from sae.artifacts.placed import PlacedSAE
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ConfigError, StoreError
+from sae.features import Records, firings, make, records, summary
+from sae.features.glimpse import choose, glimpse
+from sae.features.plain import as_plain
+from sae.features.summary import Place, summarise
 from sae.types import Point
 
 POINT, CTX = Point("resid", 1), 16
@@ -20,8 +22,8 @@ POINT, CTX = Point("resid", 1), 16
 @pytest.fixture
 def source(tiny_source, random_corpus):
     made = LMActivations(
-        tiny_source("gpt2"), random_corpus(), POINT, tokens=16_384, val_tokens=256, test_tokens=2048,
-        ctx=CTX, dtype="float32",
+        tiny_source("gpt2"), random_corpus(), POINT, tokens=16_384, val_tokens=256,
+        test_tokens=2048, ctx=CTX, dtype="float32",
     )  # fmt: skip
     made.prepare()
     return made
@@ -119,7 +121,8 @@ def test_top_contexts_are_the_largest_without_duplicates(source):
             )
             assert (f[one.context] > 0).sum() == len(one.positions)
             if one.group == "zero":
-                assert one.peak == -1 and not len(one.positions)
+                assert one.peak == -1
+                assert not len(one.positions)
             if one.group == "interval":
                 assert one.interval == min(int(one.value / record.max * 10), 9) + 1
             if one.value > 0:
@@ -234,7 +237,8 @@ def test_the_text_is_named_and_its_bytes_are_kept(source):
     found = records(PlacedSAE(make_sae(source), source))
     assert (found.text.is_training, found.facts["split"]) == (True, "train")
     test = records(PlacedSAE(make_sae(source), source), split="test")
-    assert not test.text.is_training and test.folder != found.folder
+    assert not test.text.is_training
+    assert test.folder != found.folder
     separator = source.source.load_tokenizer().eos_token_id
     text = b"".join(found.text.vocabulary[i] for i in found.text.tokens[0] if i != separator)
     read = "".join(source.corpus.documents())
@@ -276,3 +280,47 @@ def test_incomplete_records_are_no_records(tmp_path):
 
     with pytest.raises(ArtifactError):
         Records(tmp_path)
+
+
+def plain(contexts):
+    return [(*one[:6], one.positions.tolist(), one.values.tolist()) for one in contexts]
+
+
+def test_a_glimpse_shows_the_same_latents_as_the_records(source):
+    placed = PlacedSAE(make_sae(source), source)
+    shown = glimpse(placed, "train", num_tokens=16_384, per_bin=2)
+    found = records(placed)
+    assert shown
+    for record in shown:
+        same = found[record.latent]
+        assert (record.firings, record.max) == (same.firings, same.max)
+        assert plain(record.contexts) == plain(same.contexts)
+        assert record.top_logits.ids.tolist() == same.top_logits.ids.tolist()
+    density = [record.density for record in shown]
+    assert min(density) >= 1e-4
+    assert max(density) < 0.1
+
+
+def test_latents_are_chosen_blindly_in_every_bin():
+    density = np.geomspace(1e-5, 1, 4000)
+    chosen = choose(density, per_bin=3)
+    assert len(chosen) == 24
+    assert chosen == choose(density.tolist(), per_bin=3)
+    bins = np.floor(8 * np.log(density[chosen] / 1e-4) / np.log(1000))
+    assert bins.tolist() == np.repeat(np.arange(8.0), 3).tolist()
+
+
+def test_a_window_has_a_value_for_every_token_that_counts(source):
+    placed = PlacedSAE(make_sae(source), source)
+    record = records(placed)[0]
+    for one, shown in zip(
+        as_plain(record)["contexts"],
+        [context for context in record.contexts if context.group == "top"],
+        strict=False,
+    ):
+        assert len(one["pieces"]) == len(one["values"]) <= 33
+        assert one["values"][one["peak"]] == pytest.approx(shown.value)
+        expected = {shown.peak - one["peak"] + i: v for i, v in enumerate(one["values"]) if v}
+        assert set(expected) <= set(shown.positions.tolist())
+        if shown.peak < 16:
+            assert one["values"][0] is None, "position 0 does not count"

@@ -1,0 +1,84 @@
+"""A first look: some latents, chosen by how often they fire and otherwise blindly."""
+
+import tempfile
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sae.activations.sources import LMActivations
+from sae.artifacts.placed import PlacedSAE
+from sae.errors import ConfigError
+from sae.features.firings import collect
+from sae.features.make import place_of, text_of
+from sae.features.record import Record
+from sae.features.summary import summarise
+from sae.features.weights import of_latent, weight_statistics
+from sae.types import Split
+
+LOWEST, HIGHEST, BINS = 1e-4, 0.1, 8
+
+
+def glimpse(
+    one: PlacedSAE, split: Split, *, num_tokens: int = 131_072, per_bin: int = 3,
+    batch_rows: int = 2048,
+) -> list[Record]:  # fmt: skip
+    """Records of a few live latents from each bin of density, the rarest first.
+
+    Among the latents of a bin the hash of the number decides, so that nobody chose them by eye.
+    Nothing is written but a temporary folder, and no LM runs; its unembedding gives the logits.
+
+    Args:
+        one: An SAE of an LM's activations, whose split is prepared.
+        split: The text.
+        num_tokens: Tokens that are read at most, the first ones.
+        per_bin: Latents from each of 8 logarithmic bins between 1e-4 and 0.1.
+        batch_rows: Vectors encoded at once.
+
+    Raises:
+        ConfigError: If the tokens behind the activations are not known.
+    """
+    source = one.source
+    if not isinstance(source, LMActivations):
+        raise ConfigError("A look at latents needs the tokens behind the activations.")
+    store = source.store(split)
+    contexts = min(store.num_contexts, max(1, num_tokens // store.spec.ctx))
+    with tempfile.TemporaryDirectory() as folder:
+        num_rows = contexts * store.spec.rows_per_context
+        firings = collect(Path(folder), one.sae, one.rows(split), num_rows, batch_rows)
+        text = text_of(source, split, firings.counted, contexts)
+        num_counted = int(text.counted.sum())
+        chosen = choose(firings.counts / num_counted, per_bin)
+        place = place_of(text, store, seed=0)
+        found = {i: summarise(i, firings.read(range(i, i + 1))[0], place) for i in chosen}
+    latents = sorted({i % one.sae.d_sae for i in chosen})
+    ends = one.ends
+    point = None if ends is None or len(ends.writes) > 1 else ends.writes[0]
+    weights = weight_statistics(one.sae, one.lm, point, latents=torch.tensor(latents))
+    records = []
+    for index, summary in found.items():
+        negative, latent = divmod(index, one.sae.d_sae)
+        records.append(Record(
+            latent=latent, sign=-1 if negative else 1, density=summary.firings / num_counted,
+            text=text, **summary._asdict(),
+            **of_latent(weights, latents.index(latent), -1 if negative else 1),
+        ))  # fmt: skip
+    return records
+
+
+def choose(density: Sequence[float] | np.ndarray, per_bin: int) -> list[int]:
+    """Latents of each bin of density, those with the smallest hashes of their numbers.
+
+    Example:
+        >>> choose([0.0, 0.5, 0.01, 0.011, 2e-4], per_bin=1)
+        [4, 3]
+    """
+    edges = np.geomspace(LOWEST, HIGHEST, BINS + 1)
+    bins = np.searchsorted(edges, density, side="right") - 1
+    chosen = []
+    for n in range(BINS):
+        those = np.flatnonzero(bins == n).tolist()
+        chosen += sorted(those, key=lambda i: sha256(str(i).encode()).digest())[:per_bin]
+    return chosen
