@@ -5,13 +5,14 @@ import torch
 from torch import Tensor
 
 from sae.features.firings import FiringStore
+from sae.kernels.pairs import add_pairs
 from sae.progress import progress
 
 KEPT = 20
 """Latents listed for each latent."""
 MOST_L0 = 500
 """Codes with more latents a row are not counted: their pairs grow with the square."""
-_BLOCK_ENTRIES = 2**25
+_BLOCK_ENTRIES, _ROWS = 2**25, 128
 
 
 def co_firing(firings: FiringStore) -> dict[str, Tensor]:
@@ -31,12 +32,14 @@ def co_firing(firings: FiringStore) -> dict[str, Tensor]:
     with progress("count pairs", len(blocks) * len(firings), "parts") as advance:
         for block in blocks:
             both = np.zeros((len(block), num_latents), np.int32)
-            for ones in firings.by_row():
-                product = (ones[:, block.start : block.stop].T.tocsr() @ ones).tocoo()
-                both[product.row, product.col] += product.data
+            for by_latent, by_row in firings.both_ways():
+                add_pairs(both, block, by_latent, by_row)
                 advance(1)
             both[np.arange(len(block)), block] = 0
-            found.append(_largest(both, counts, block))
+            found += [
+                _largest(both[i : i + _ROWS], counts, block[i : i + _ROWS])
+                for i in range(0, len(block), _ROWS)
+            ]
     latent, count, jaccard = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return {
         "latent": torch.from_numpy(latent), "count": torch.from_numpy(count),

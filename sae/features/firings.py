@@ -27,6 +27,7 @@ from sae.activations.rows import Rows
 from sae.checksums import load_tensors, save_tensors
 from sae.dictionaries.sae import SAE
 from sae.errors import ArtifactError, StoreError
+from sae.memory import return_freed_memory
 from sae.progress import progress
 from sae.writing import free_space, replacing
 
@@ -35,6 +36,10 @@ SIGNED = ("identity", "abs_topk")
 """Activation functions whose codes have signs; each sign is a latent of its own here."""
 _PART_FIRINGS = 4_000_000  # 32 MB on disk, about 300 MB while they are put in order
 _GROUP_FIRINGS = 8_000_000
+
+
+Lists = tuple[np.ndarray, np.ndarray]
+"""Where each list begins, and all of them, one after the other."""
 
 
 class Firings(NamedTuple):
@@ -107,12 +112,14 @@ class FiringStore:
                 pieces[i].append(Firings(row[own] + first, value[own]))
         return [Firings(*map(np.concatenate, zip(*one, strict=True))) for one in pieces]
 
-    def by_row(self) -> Iterator[sparse.csr_matrix]:
-        """Ones where latents fire [rows latents], part by part."""
+    def both_ways(self) -> Iterator[tuple[Lists, Lists]]:
+        """The rows of each latent and the latents of each row, part by part."""
         for part in self._parts:
             row = part.read("row")
             shape = (len(part.counted), self.num_latents)
-            yield sparse.csc_matrix((np.ones(len(row), np.int32), row, part.start), shape).tocsr()
+            ones = np.ones(len(row), np.int8)
+            by_row = sparse.csc_matrix((ones, row, part.start), shape).tocsr()
+            yield (part.start, row), (by_row.indptr, by_row.indices)
 
 
 def collect(folder: Path, sae: SAE, rows: Rows, num_rows: int, batch_rows: int) -> FiringStore:
@@ -142,6 +149,7 @@ def collect(folder: Path, sae: SAE, rows: Rows, num_rows: int, batch_rows: int) 
             with replacing(file) as temporary:
                 save_tensors(temporary, block.by_latent(num_latents))
             parts.append(_Part(file))
+            return_freed_memory()
             first += len(block.counted)
             advance(len(block.counted))
     return FiringStore(parts, num_latents)
@@ -217,7 +225,8 @@ def _encoded(sae: SAE, rows: Rows, chunk: int, num_rows: int, batch_rows: int) -
     for part in range(0, num_rows, batch_rows):
         some = slice(part, min(part + batch_rows, num_rows))
         x, _ = functional.input_and_target(stored[some].to(sae.device), sae.d_in)
-        f = sae.encode(x).float() * counted[some, None].to(sae.device)
+        f = sae.encode(x).float()
+        f[~counted[some].to(sae.device)] = 0
         if sae.config.activation in SIGNED:
             f = torch.cat([f.relu(), (-f).relu()], dim=1)
         row, latent = f.nonzero(as_tuple=True)

@@ -29,6 +29,7 @@ from sae.features.records import CO_FIRING, FACTS, TEXT, Records, group_file
 from sae.features.summary import Place, summarise
 from sae.features.weights import weight_statistics
 from sae.language.pieces import token_bytes
+from sae.memory import return_freed_memory
 from sae.progress import progress
 from sae.provenance import cache_dir, content_key, make_cache_dir, write_json
 from sae.types import Split
@@ -83,6 +84,7 @@ def records(
     folder = cache_dir() / "features" / content_key(identity)
     make_cache_dir(folder)
     with FileLock(f"{folder}.lock"):
+        weights = _weights(folder, run, against)  # first: the LM is gone when the rest needs room
         if not _is_complete(folder):
             num_rows = contexts * store.spec.rows_per_context
             firings = collect(folder, run.sae, rows, num_rows, batch_rows)
@@ -104,7 +106,6 @@ def records(
                 "point": str(run.ends),
             }
             write_json(folder / FACTS, seal(facts))
-        weights = _weights(folder, run, against)
     return Records(folder, weights)
 
 
@@ -175,7 +176,15 @@ def _weights(folder: Path, run: PlacedSAE, against: Sequence[SAE]) -> str:
     file = folder / ("weights.safetensors" if not against else f"weights-{others}.safetensors")
     ends = run.ends
     point = None if ends is None or len(ends.writes) > 1 else ends.writes[0]
-    _once(file, lambda: weight_statistics(run.sae, run.lm, point, against))
+    lm = run.__dict__.get("lm")  # where another evaluation loaded it
+
+    def make() -> Mapping[str, Tensor]:
+        return weight_statistics(
+            run.sae, lm or run.source.load_lm(str(run.sae.device)), point, against
+        )
+
+    _once(file, make)
+    return_freed_memory()
     return file.name
 
 

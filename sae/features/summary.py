@@ -69,13 +69,15 @@ def summarise(latent: int, fired: Firings, place: Place) -> Summary:
     context, position = place.locate(fired.row)
     token = place.tokens[context, position]
     largest = float(value.max())
-    ids, which = np.unique(token, return_inverse=True)
-    mass = np.bincount(which, value)
-    stacked = _first(mass, STACKED_TOKENS)
-    column = np.full(len(ids), len(stacked))
-    column[stacked] = np.arange(len(stacked))
-    cells = equal_width(value, largest, HISTOGRAM_BINS) * (STACKED_TOKENS + 1) + column[which]
+    falling = np.sort(value)[::-1]
+    mass_of = np.bincount(token, value)
+    ids = np.flatnonzero(mass_of)
+    mass = mass_of[ids]
     by_mass = _first(mass, LISTED_TOKENS)
+    stacked = ids[by_mass[:STACKED_TOKENS]]
+    column = np.full(len(mass_of), STACKED_TOKENS)
+    column[stacked] = np.arange(len(stacked))
+    cells = equal_width(value, largest, HISTOGRAM_BINS) * (STACKED_TOKENS + 1) + column[token]
     often = np.flatnonzero(place.occurrences[ids] >= MIN_OCCURRENCES)
     mean = mass[often] / place.occurrences[ids[often]]
     by_mean = _first(mean, LISTED_TOKENS)
@@ -85,15 +87,15 @@ def summarise(latent: int, fired: Firings, place: Place) -> Summary:
         max=largest,
         mean=float(value.mean()),
         interval_counts=np.bincount(equal_width(value, largest, INTERVALS), minlength=INTERVALS),
-        decile_edges=decile_edges(value),
+        decile_edges=decile_edges(falling),
         histogram=np.bincount(
             cells, minlength=HISTOGRAM_BINS * (STACKED_TOKENS + 1)
         ).reshape(HISTOGRAM_BINS, -1),
-        histogram_tokens=ids[stacked],
+        histogram_tokens=stacked,
         by_mass=Listed(ids[by_mass], mass[by_mass] / mass.sum()),
         by_mean=Listed(ids[often[by_mean]], mean[by_mean]),
         positions=np.bincount(position, minlength=place.tokens.shape[1]),
-        contexts=_Choice(latent, context, position, value, place).shown(),
+        contexts=_Choice(latent, context, position, value, falling, place).shown(),
     )  # fmt: skip
 
 
@@ -107,24 +109,23 @@ def equal_width(value: Float[np.ndarray, " n"], largest: float, bins: int) -> In
     return np.minimum((value / largest * bins).astype(np.int64), bins - 1)
 
 
-def decile_edges(value: Float[np.ndarray, " n"]) -> Float[np.ndarray, " edges"]:
-    """The largest value, then the smallest of each of ten equal parts, the strongest first.
+def decile_edges(falling: Float[np.ndarray, " n"]) -> Float[np.ndarray, " edges"]:
+    """The largest value, then the smallest of each of ten equal parts of falling values.
 
     Example:
-        >>> decile_edges(np.arange(1.0, 21.0))
+        >>> decile_edges(np.arange(20.0, 0.0, -1.0))
         array([20., 19., 17., 15., 13., 11.,  9.,  7.,  5.,  3.,  1.])
     """
-    falling = np.sort(value)[::-1]
-    last = -(-np.arange(1, DECILES + 1) * len(value) // DECILES) - 1
+    last = -(-np.arange(1, DECILES + 1) * len(falling) // DECILES) - 1
     return np.concatenate([falling[:1], falling[last]])
 
 
 def decile(
-    of: Float[np.ndarray, " n"], value: Float[np.ndarray, " firings"]
+    of: Float[np.ndarray, " n"], falling: Float[np.ndarray, " firings"]
 ) -> Int[np.ndarray, " n"]:
     """The decile of some activations among all of a latent: 1 holds the strongest tenth."""
-    rank = len(value) - np.searchsorted(np.sort(value), of, side="right")
-    return rank * DECILES // len(value) + 1
+    rank = np.searchsorted(-falling, -of, side="left")
+    return rank * DECILES // len(falling) + 1
 
 
 class _Choice:
@@ -136,6 +137,7 @@ class _Choice:
         context: Int[np.ndarray, " firings"],
         position: Int[np.ndarray, " firings"],
         value: Float[np.ndarray, " firings"],
+        falling: Float[np.ndarray, " firings"],
         place: Place,
     ):
         self.place, self.position, self.value = place, position, value
@@ -144,8 +146,8 @@ class _Choice:
         self.context = context[starts]
         self.bounds = np.append(starts, len(context))
         self.peak_value = np.maximum.reduceat(value, starts)
-        self.interval = equal_width(self.peak_value, float(value.max()), INTERVALS) + 1
-        self.decile = decile(self.peak_value, value)
+        self.interval = equal_width(self.peak_value, float(falling[0]), INTERVALS) + 1
+        self.decile = decile(self.peak_value, falling)
 
     def shown(self) -> list[Shown]:
         """The contexts of all groups."""
@@ -160,8 +162,11 @@ class _Choice:
         contexts = len(self.place.tokens)
         for context in self._draw(np.arange(contexts), RANDOM):
             found.append(self._any("random", int(context)))
-        silent = self._draw(np.setdiff1d(np.arange(contexts), self.context), ZERO)
-        return found + [self._any("zero", int(context)) for context in silent]
+        silent = np.ones(contexts, dtype=bool)
+        silent[self.context] = False
+        return found + [
+            self._any("zero", int(context)) for context in self._draw(np.flatnonzero(silent), ZERO)
+        ]
 
     def _top(self) -> list[int]:
         """The contexts of largest maximum, of those with equal windows the first alone."""
