@@ -131,6 +131,8 @@ def evaluate(
         file = result_file(folder, result, first)
         result.save(file)
         log.info("wrote %s", file)
+        if write_pages(result, pages := file.with_suffix("")):
+            log.info("wrote %s", pages / "index.html")
         if saebench and name in NAMES:
             written = file.with_name(f"{file.stem}_saebench.json")
             write_json(written, saebench_content(name, results, first.sae, Path(runs[0]).name))

@@ -146,3 +146,9 @@ class Record:
     def name(self) -> str:
         """Its number, with the sign where the code is signed: `12`, `-12`."""
         return f"{'-' if self.sign < 0 else ''}{self.latent}"
+
+    def _repr_html_(self) -> str | None:
+        """Shown by notebooks."""
+        from sae.features.plain import as_html
+
+        return None if self.text is None else as_html(self)

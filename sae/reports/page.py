@@ -2,7 +2,6 @@
 
 import base64
 import gzip
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -12,6 +11,8 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import escape
 from plotly.offline import get_plotlyjs
+
+from sae.features.plain import visible
 
 _PERCENT = {"silent", "dense", "dead", "left_out", "predictions_left_out"}
 
@@ -139,20 +140,6 @@ def interval(name: str, low: float | None, high: float | None) -> str:
 def number(name: str, value: float | int | None) -> Cell:
     """A metric's cell."""
     return Cell(format_number(name, value), value)
-
-
-def visible(piece: str) -> str:
-    r"""A token as a reader sees it: newlines as signs, control characters replaced.
-
-    Example:
-        >>> visible("a\n\0")
-        'a↵\ufffd'
-    """
-    return "".join(
-        "↵" if letter == "\n" else "→" if letter == "\t"
-        else "\ufffd" if unicodedata.category(letter) in ("Cc", "Cs") else letter
-        for letter in piece
-    )  # fmt: skip
 
 
 @cache

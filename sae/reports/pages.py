@@ -4,16 +4,34 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sae.evals.base import EvalResult
+from sae.features import Records
+from sae.reports.case_study import write_case_study
 from sae.reports.compare import write_comparison
+from sae.reports.dashboard import write_dashboard
 from sae.reports.frontier import write_frontier
 
+
+def _write_latents(result: EvalResult, folder: Path) -> None:
+    found = Records(result.details["records"], result.details["weights"])
+    facts = found.facts
+    shown = {
+        "LM": facts["lm"], "point": facts["point"], "text": facts["text"],
+        "tokens": f"{facts['tokens']:,}", "rows that count": f"{facts['rows']:,}",
+        "latents that fire": f"{len(found):,} of {facts['latents']:,}",
+    }  # fmt: skip
+    title = f"Latents of {facts['point']} · {facts['lm']}"
+    write_dashboard(folder, found, found.text, title=title, facts=shown)
+
+
 PAGES: dict[str, Callable[[EvalResult, Path], None]] = {
-    "compare": write_comparison, "frontier": write_frontier,
+    "compare": write_comparison, "frontier": write_frontier, "dashboard": _write_latents,
+    "case_study": write_case_study,
 }  # fmt: skip
 """Writers of pages by the name of the evaluation."""
 
 
-def write_pages(result: EvalResult, folder: Path) -> None:
-    """Write the pages of a result, if its evaluation has any."""
+def write_pages(result: EvalResult, folder: Path) -> bool:
+    """Write the pages of a result; returns whether its evaluation has any."""
     if result.eval in PAGES:
         PAGES[result.eval](result, folder)
+    return result.eval in PAGES

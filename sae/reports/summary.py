@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sae.evals.base import EvalResult
-from sae.reports.page import visible
+from sae.features.plain import visible
 
 _LATENTS = 3
 

@@ -1,6 +1,7 @@
 """Records of latents, against slow loops over dense codes."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -324,3 +325,13 @@ def test_a_window_has_a_value_for_every_token_that_counts(source):
         assert set(expected) <= set(shown.positions.tolist())
         if shown.peak < 16:
             assert one["values"][0] is None, "position 0 does not count"
+
+
+def test_a_notebook_shows_a_record_and_escapes_its_text(source):
+    found = records(PlacedSAE(make_sae(source), source))
+    vocabulary = [b"<script>alert(1)</script>"] * len(found.text.vocabulary)
+    hostile = replace(found[0], text=replace(found.text, vocabulary=vocabulary))
+    shown = hostile._repr_html_()
+    assert shown is not None
+    assert "<script" not in shown
+    assert shown.count("&lt;script&gt;") > 20

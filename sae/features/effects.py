@@ -1,0 +1,219 @@
+"""What a latent does: the LM's predictions and the latents above without it."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sae import functional
+from sae.artifacts.placed import PlacedSAE
+from sae.errors import ConfigError
+from sae.features.record import Record
+from sae.interventions import Positions, edited, set_to
+from sae.language.lm import LanguageModel, Replacement
+from sae.language.text import tokenise
+from sae.types import Point
+
+BATCH_CONTEXTS = 4
+"""Contexts in a pass; their logits are the largest thing in memory."""
+
+
+class Effect(NamedTuple):
+    """A latent set to zero where it fires, with the error of the SAE kept.
+
+    Args:
+        logits: Mean change of each token's logit over those positions.
+        kl: Mean KL(clean || ablated) there, in nats.
+        kl_random: The same with an equally long step in a random direction.
+        positions: How many positions.
+    """
+
+    logits: Float[Tensor, " vocab"]
+    kl: float
+    kl_random: float
+    positions: int
+
+
+class Contexts(NamedTuple):
+    """Contexts of a latent.
+
+    Args:
+        tokens: Token ids.
+        fires: Where it fires.
+        peak: Position of its maximum in each.
+    """
+
+    tokens: Int[Tensor, "contexts ctx"]
+    fires: Bool[Tensor, "contexts ctx"]
+    peak: Int[Tensor, " contexts"]
+
+
+def strongest(record: Record, count: int) -> Contexts:
+    """The contexts of largest maximum of a record."""
+    text = record.text
+    assert text is not None
+    shown = [one for one in record.contexts if one.group == "top"][:count]
+    fires = np.zeros((len(shown), text.tokens.shape[1]), dtype=bool)
+    for row, one in zip(fires, shown, strict=True):
+        row[one.positions] = True
+    tokens = text.tokens[[one.context for one in shown]].astype(np.int64)
+    peak = torch.tensor([one.peak for one in shown])
+    return Contexts(torch.from_numpy(tokens), torch.from_numpy(fires), peak)
+
+
+@torch.no_grad()
+def ablate(one: PlacedSAE, lm: LanguageModel, record: Record, contexts: Contexts) -> Effect:
+    """Mean change of the logits where a latent fires, when it does not.
+
+    Source: arXiv 2309.08600, section 5.1 ("less than rank one" ablation).
+
+    Args:
+        one: The SAE; it reads and writes one point.
+        lm: Its LM.
+        record: Of the latent.
+        contexts: Its contexts.
+    """
+    point, positions = _at_one_point(one)
+    sae, latent = one.sae, record.latent
+    generator = torch.Generator().manual_seed(0)
+    random = torch.nn.functional.normalize(torch.randn(sae.d_in, generator=generator), dim=0)
+
+    def off(f: Tensor) -> Tensor:
+        changed = f.clone()
+        changed[..., latent] -= record.sign * (record.sign * f[..., latent]).relu()
+        return changed
+
+    def away(x: Tensor) -> Tensor:
+        f = (record.sign * sae.encode(x)[..., latent, None]).relu()
+        return x - f.to(x) * random.to(x)
+
+    edits: list[Replacement] = [edited(sae, off), away]
+    total = torch.zeros(lm.vocab_size, dtype=torch.float64)
+    kl, count = [0.0, 0.0], 0
+    for start in range(0, len(contexts.tokens), BATCH_CONTEXTS):
+        part = slice(start, start + BATCH_CONTEXTS)
+        tokens, fires = contexts.tokens[part].to(lm.device), contexts.fires[part]
+        positions.start(tokens)
+        conditions = [{point: positions.note(point)}]
+        conditions += [{point: positions.only(edit)} for edit in edits]
+        clean = None
+        for i, logits in enumerate(lm.logits_under(tokens, conditions)):
+            there = logits[fires.to(logits.device)].float()
+            if clean is None:
+                clean = there
+                continue
+            kl[i - 1] += functional.kl_divergence(clean, there).double().sum().item()
+            if i == 1:
+                total += (there - clean).double().sum(0).cpu()
+        count += int(fires.sum())
+    return Effect((total / count).float(), kl[0] / count, kl[1] / count, count)
+
+
+class Feed(NamedTuple):
+    """A latent of a lower SAE, and what it does to a latent above.
+
+    Args:
+        latent: Its number.
+        activation: Its mean activation at the peak of the latent above.
+        product: Mean activation times the product of its atom and the encoder direction above: the
+            straight path through the residual stream.
+        change: Mean change of the latent above at its peak when this one is set to zero at all
+            positions: the straight path and all that attention and MLPs make of it.
+    """
+
+    latent: int
+    activation: float
+    product: float
+    change: float
+
+
+@torch.no_grad()
+def feeding(
+    one: PlacedSAE, below: PlacedSAE, lm: LanguageModel, record: Record, contexts: Contexts,
+    count: int = 10,
+) -> list[Feed]:  # fmt: skip
+    """Latents of a lower SAE that a latent depends on, the strongest effect first.
+
+    Those with the largest products are ablated exactly.
+
+    Args:
+        one: The SAE of the latent.
+        below: An SAE that reads and writes a lower point of the same LM.
+        lm: The LM.
+        record: Of the latent.
+        contexts: Its contexts.
+        count: How many are ablated.
+
+    Raises:
+        ConfigError: If `below` is not lower, or of another LM.
+    """
+    (upper, _), (lower, positions) = _at_one_point(one), _at_one_point(below)
+    if lower.layer >= upper.layer or below.sae.d_in != one.sae.d_in:
+        raise ConfigError(
+            f"below={below.name or 'the given run'} is at {lower}; latents that feed one at "
+            f"{upper} are those of a lower layer of the same LM."
+        )
+    tokens, peak = contexts.tokens.to(lm.device), contexts.peak
+    rows = torch.arange(len(tokens))
+    positions.start(tokens)
+    seen = _activations(lm, tokens, {lower: positions.note(lower)}, upper)
+    x_lower = lm.capture(tokens, [lower])[lower]
+    f_lower = below.sae.encode(x_lower[rows, peak]).float().mean(0)
+    products = f_lower * (below.sae.W_dec.float() @ one.sae.W_enc[:, record.latent].float())
+    before = one.sae.encode(seen[rows, peak])[:, record.latent].float().mean()
+    found = []
+    for latent in products.abs().topk(min(count, len(products))).indices.tolist():
+        edit = positions.only(edited(below.sae, set_to([latent], 0.0)))
+        x = _activations(lm, tokens, {lower: edit}, upper)[rows, peak]
+        after = one.sae.encode(x)[:, record.latent].float().mean()
+        found.append(
+            Feed(latent, float(f_lower[latent]), float(products[latent]), float(after - before))
+        )
+    return sorted(found, key=lambda feed: feed.change)
+
+
+def _activations(
+    lm: LanguageModel, tokens: Tensor, replace: dict[Point, Replacement], point: Point
+) -> Tensor:
+    seen: list[Tensor] = []
+
+    def noted(x: Tensor) -> Tensor:
+        seen.append(x)
+        return x
+
+    lm.logits(tokens, {**replace, point: noted})
+    return seen[0]
+
+
+@torch.no_grad()
+def on_last_token(
+    one: PlacedSAE, lm: LanguageModel, text: str, count: int = 10
+) -> list[tuple[int, float]]:
+    """Latents on the last token of a text, the strongest first.
+
+    The document separator stands before the text, whose first token would else be a sink.
+
+    Args:
+        one: The SAE.
+        lm: Its LM.
+        text: The text.
+        count: How many.
+    """
+    point, _ = _at_one_point(one)
+    ids = [lm.separator_id, *tokenise(lm.tokenizer, [text])[0]]
+    x = lm.capture(torch.tensor([ids]), [point])[point][0, -1]
+    strongest = one.sae.encode(x).float().topk(min(count, one.sae.d_sae))
+    pairs = zip(strongest.indices.tolist(), strongest.values.tolist(), strict=True)
+    return [(latent, value) for latent, value in pairs if value > 0]
+
+
+def _at_one_point(one: PlacedSAE) -> tuple[Point, Positions]:
+    if one.point is None or one.ends is None:
+        raise ConfigError(
+            "Effects are measured of SAEs that read and write one point; transcoders and "
+            "crosscoders are not among them."
+        )
+    keep_first = one.source.specs["test"].keep_first
+    return one.point, Positions(one.ends, one.counted, keep_first)
