@@ -11,6 +11,8 @@ from sae.features import records
 from sae.settings import setting
 from sae.types import Split
 
+Format = Literal["saedashboard", "neuronpedia", "circuit_tracer", "delphi"]
+
 
 @register
 class DashboardEval(Evaluation):
@@ -28,6 +30,9 @@ class DashboardEval(Evaluation):
     )
     num_tokens: int = setting(1_000_000, ge=1, help="tokens that are read, the first of the split")
     against: tuple[str, ...] = setting((), help="runs of other seeds, for the stability of latents")
+    export: tuple[Literal["saedashboard", "neuronpedia", "circuit_tracer", "delphi"], ...] = (
+        setting((), help="formats of other tools, written into export/ beside the pages")
+    )
     seed: int = setting(0, ge=0, help="of the contexts that are drawn")
     batch_rows: int = setting(2048, ge=1, help="vectors encoded at once; decides memory")
 
@@ -53,6 +58,7 @@ class DashboardEval(Evaluation):
             tokens={"tokens": found.facts["tokens"], "vectors": found.num_rows},
             details={
                 "records": str(found.folder), "weights": found.weights,
+                "export": list(self.export),
                 "text": found.facts["text"], "split": found.facts["split"],
             },
             tables={"latents": found.table()},

@@ -65,6 +65,8 @@ class _Part:
 
     def read(self, name: str, bounds: slice = slice(None)) -> np.ndarray:  # noqa: B008
         with safe_open(self.file, framework="np") as content:
+            if bounds.start is not None and bounds.start == bounds.stop:  # refused at the very end
+                return content.get_tensor(name)[:0]
             return content.get_slice(name)[bounds]
 
 

@@ -102,6 +102,7 @@ def records(
                 "text": text.name,
                 "tokens": text.tokens.size,
                 "ctx": store.spec.ctx,
+                "rows_per_context": store.spec.rows_per_context,
                 "lm": source.source.name,
                 "point": str(run.ends),
             }

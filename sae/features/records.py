@@ -90,9 +90,28 @@ class Records:
 
     def firings(self, latent: int | str) -> Firings:
         """Every firing of a latent, by rows of the store."""
-        index = self._index(latent)
+        return self.every_firing(self._index(latent))
+
+    def every_firing(self, index: int) -> Firings:
+        """`firings` by the index in `indices`."""
         (found,) = self._firings.read(range(index, index + 1))
         return found
+
+    def locate(self, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Context and position of rows of the store."""
+        ctx, first = self.facts["ctx"], self.facts["ctx"] - self.facts["rows_per_context"]
+        context, within = np.divmod(row, ctx - first)
+        return context, within + first
+
+    def groups(self) -> list[range]:
+        """All latents, in the groups that lie in one file."""
+        ends = [*self.facts["groups"][1:], self.facts["latents"]]
+        return [range(*pair) for pair in zip(self.facts["groups"], ends, strict=True)]
+
+    @property
+    def indices(self) -> list[int]:
+        """Indices of the latents that fire; d_sae + j is the negative side of latent j."""
+        return self._alive.tolist()
 
     def table(self) -> Table:
         """Numbers of each latent that fires."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sae.evals.base import EvalResult
 from sae.features import Records
+from sae.features.exports import export
 from sae.reports.case_study import write_case_study
 from sae.reports.compare import write_comparison
 from sae.reports.dashboard import write_dashboard
@@ -20,6 +21,8 @@ def _write_latents(result: EvalResult, folder: Path) -> None:
         "latents that fire": f"{len(found):,} of {facts['latents']:,}",
     }  # fmt: skip
     title = f"Latents of {facts['point']} · {facts['lm']}"
+    for word in result.details["export"]:
+        export(found, word, folder / "export" / word)
     write_dashboard(folder, found, found.text, title=title, facts=shown)
 
 

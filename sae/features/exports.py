@@ -1,0 +1,237 @@
+"""Records in the formats of other tools. Nothing is sent anywhere.
+
+`saedashboard`: `batch-<n>.json` as SAEDashboard 0.8 writes and reads them.
+`neuronpedia`: `upload-<n>.json`, bodies of Neuronpedia's `POST /api/feature/upload-batch`.
+`circuit_tracer`: `<latent>.json`, the feature files that viewers of attribution graphs read.
+`delphi`: `<hook>/<first>_<last>.safetensors` and `config.json`, which delphi explains from.
+
+What a format asks for and records do not hold (correlations with neurons, histograms of all logits)
+stays empty.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sae.features.plain import words
+from sae.features.record import INTERVALS, Listed, Record, Shown
+from sae.features.records import Records
+from sae.language.names import NAMES
+from sae.language.pieces import pieces
+from sae.provenance import write_json
+from sae.types import Ends, Point
+from sae.writing import replacing
+
+BATCH = 128
+"""Latents in a file; Neuronpedia takes no more in a call."""
+_LOGITS = 20
+
+
+def export(records: Records, word: str, folder: Path) -> None:
+    """Write records in another format.
+
+    Args:
+        records: The records.
+        word: A key of `EXPORTS`.
+        folder: Made if it is missing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    EXPORTS[word](records, folder)
+
+
+def _saedashboard(records: Records, folder: Path) -> None:
+    facts = records.facts
+    for n, batch in enumerate(_batches(records)):
+        content = {
+            "model_id": facts["lm"], "layer": _point(records).layer,
+            "sae_set": _point(records).site, "sae_id_suffix": None,
+            "features": [_of_saedashboard(record, records) for record in batch],
+        }  # fmt: skip
+        write_json(folder / f"batch-{n}.json", content)
+    write_json(folder / "skipped_indexes.json", {"skipped_indexes": _silent(records)})
+
+
+def _of_saedashboard(record: Record, records: Records) -> dict[str, Any]:
+    width = record.max / len(record.histogram)
+    middles = [(i + 0.5) * width for i in range(len(record.histogram))]
+    negative, positive = _logits(record, "bottom_logits"), _logits(record, "top_logits")
+    return {
+        "feature_index": _index(record, records),
+        "neuron_alignment_indices": record.neurons.ids.tolist(),
+        "neuron_alignment_values": record.neurons.values.tolist(),
+        "neg_str": [one["token"] for one in negative],
+        "neg_values": [one["value"] for one in negative],
+        "pos_str": [one["token"] for one in positive],
+        "pos_values": [one["value"] for one in positive],
+        "frac_nonzero": record.density,
+        "freq_hist_data_bar_values": middles,
+        "freq_hist_data_bar_heights": record.histogram.sum(1).tolist(),
+        "n_prompts_total": records.facts["tokens"] // records.facts["ctx"],
+        "n_tokens_in_prompt": records.facts["ctx"],
+        "dataset": records.facts["text"],
+        "activations": [_of_prompt(one, record) for one in _fired(record)],
+    }
+
+
+def _of_prompt(shown: Shown, record: Record) -> dict[str, Any]:
+    tokens, values = _tokens_and_values(shown, record)
+    low, high, share = _interval(shown, record)
+    return {
+        "bin_min": low, "bin_max": high, "bin_contains": share,
+        "tokens": tokens, "values": values, "qualifying_token_index": shown.peak,
+    }  # fmt: skip
+
+
+def _neuronpedia(records: Records, folder: Path) -> None:
+    point = _point(records)
+    for n, batch in enumerate(_batches(records)):
+        content = {
+            "modelId": records.facts["lm"],
+            "source": f"{point.layer}-{point.site}",
+            "features": [_of_neuronpedia(record, records) for record in batch],
+        }
+        write_json(folder / f"upload-{n}.json", content)
+
+
+def _of_neuronpedia(record: Record, records: Records) -> dict[str, Any]:
+    activations = []
+    for shown in _fired(record):
+        tokens, values = _tokens_and_values(shown, record)
+        low, high, share = _interval(shown, record)
+        activations.append({
+            "tokens": tokens[:1024], "values": values[:1024],
+            "quantileMin": low, "quantileMax": high, "quantileFraction": share,
+        })  # fmt: skip
+    return {
+        "index": _index(record, records), "density": record.density,
+        "topLogits": _logits(record, "top_logits"),
+        "bottomLogits": _logits(record, "bottom_logits"),
+        "explanations": [], "activations": activations,
+    }  # fmt: skip
+
+
+def _circuit_tracer(records: Records, folder: Path) -> None:
+    for record in records:
+        groups = [("Top activations", [one for one in record.contexts if one.group == "top"])]
+        for interval in range(INTERVALS, 0, -1):
+            those = [
+                one for one in record.contexts
+                if one.group == "interval" and one.interval == interval
+            ]  # fmt: skip
+            groups.append((f"Interval {interval}", those))
+        content = {
+            "transcoder_id": records.facts["point"],
+            "index": _index(record, records),
+            "examples_quantiles": [
+                {"quantile_name": name, "examples": [_example(one, record) for one in shown]}
+                for name, shown in groups
+                if shown
+            ],
+            "top_logits": [one["token"] for one in _logits(record, "top_logits")],
+            "bottom_logits": [one["token"] for one in _logits(record, "bottom_logits")],
+            "act_min": 0.0,
+            "act_max": record.max,
+            "quantile_values": record.decile_edges.tolist(),
+            "histogram": record.histogram.sum(1).tolist(),
+            "activation_frequency": record.density,
+        }
+        write_json(folder / f"{_index(record, records)}.json", content)
+
+
+def _example(shown: Shown, record: Record) -> dict[str, Any]:
+    tokens, values = _tokens_and_values(shown, record)
+    return {
+        "tokens": tokens, "tokens_acts_list": values, "train_token_ind": shown.peak,
+        "is_repeated_datapoint": False,
+    }  # fmt: skip
+
+
+def _delphi(records: Records, folder: Path) -> None:
+    from safetensors.numpy import save_file
+
+    facts, tokens = records.facts, records.text.tokens
+    hook = f"{_point(records).layer}.{NAMES[_point(records).site].transformer_lens}"
+    (folder / hook).mkdir(exist_ok=True)
+    groups = records.groups()
+    for group in groups:
+        locations, activations = [], []
+        for latent in group:
+            row, value = records.every_firing(latent)
+            context, position = records.locate(row)
+            number = np.full(len(row), latent - group.start)
+            locations.append(np.stack([context, position, number], axis=1))
+            activations.append(value)
+        places = np.concatenate(locations)
+        kind = np.uint16 if places.max(initial=0) < 2**16 else np.uint32
+        content = {
+            "locations": places.astype(kind), "tokens": tokens.astype(np.int64),
+            "activations": np.concatenate(activations).astype(np.float16),
+        }  # fmt: skip
+        file = folder / hook / f"{group.start}_{group.stop - 1}.safetensors"
+        with replacing(file) as temporary:
+            save_file(content, temporary)
+    write_json(folder / hook / "config.json", {
+        "model_name": facts["lm"], "dataset_repo": facts["text"], "dataset_split": facts["split"],
+        "dataset_name": "", "dataset_column": "text", "batch_size": 32,
+        "cache_ctx_len": facts["ctx"], "n_tokens": facts["tokens"], "n_splits": len(groups),
+    })  # fmt: skip
+
+
+EXPORTS: dict[str, Callable[[Records, Path], None]] = {
+    "saedashboard": _saedashboard, "neuronpedia": _neuronpedia,
+    "circuit_tracer": _circuit_tracer, "delphi": _delphi,
+}  # fmt: skip
+"""Writers by the word of the format."""
+
+
+def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    left = iter(records)
+    while batch := list(islice(left, BATCH)):
+        yield batch
+
+
+def _fired(record: Record) -> list[Shown]:
+    return [one for one in record.contexts if one.group in ("top", "interval")]
+
+
+def _interval(shown: Shown, record: Record) -> tuple[float, float, float]:
+    """Range and share of the firings of its interval; -1, 99, -1 for the strongest contexts."""
+    if shown.group == "top":  # as SAEDashboard marks them
+        return -1.0, 99.0, -1.0
+    width = record.max / INTERVALS
+    share = float(record.interval_counts[shown.interval - 1] / record.firings)
+    return (shown.interval - 1) * width, shown.interval * width, share
+
+
+def _tokens_and_values(shown: Shown, record: Record) -> tuple[list[str], list[float]]:
+    """The whole context; no NUL, which the databases behind these formats refuse."""
+    assert record.text is not None
+    ids = record.text.tokens[shown.context].tolist()
+    values = np.zeros(len(ids))
+    values[shown.positions] = shown.values
+    tokens = [piece.replace("\0", "\ufffd") for piece in pieces(ids, record.text.vocabulary)]
+    return tokens, values.tolist()
+
+
+def _logits(record: Record, name: str) -> list[dict[str, Any]]:
+    found: Listed = getattr(record, name)
+    assert record.text is not None
+    tokens = [word.replace("\0", "\ufffd") for word in words(found.ids, record.text)]
+    values = found.values.tolist()
+    return [{"token": t, "value": v} for t, v in zip(tokens, values, strict=True)][:_LOGITS]
+
+
+def _index(record: Record, records: Records) -> int:
+    """The negative sides of signed codes come after all positive ones."""
+    return record.latent + records.d_sae * (record.sign < 0)
+
+
+def _silent(records: Records) -> list[int]:
+    return sorted(set(range(records.facts["latents"])) - set(records.indices))
+
+
+def _point(records: Records) -> Point:
+    return Ends.parse(records.facts["point"]).writes[0]

@@ -1,0 +1,134 @@
+"""Records in the formats of other tools."""
+
+import json
+
+import jsonschema
+import numpy as np
+import pytest
+from _features import make_sae, placed_on, source
+from safetensors.numpy import load_file
+
+from sae.features import records
+from sae.features.exports import EXPORTS, export
+
+__all__ = ["source"]  # a fixture
+TEXT = {"type": "string", "pattern": "^[^\\u0000]*$"}
+LOGITS = {
+    "type": "array", "maxItems": 20,
+    "items": {"type": "object", "required": ["token", "value"], "additionalProperties": False,
+              "properties": {"token": TEXT, "value": {"type": "number"}}},
+}  # fmt: skip
+UPLOAD = {
+    "type": "object",
+    "required": ["modelId", "source", "features"],
+    "additionalProperties": False,
+    "properties": {
+        "modelId": {"type": "string", "minLength": 1},
+        "source": {"type": "string", "minLength": 1},
+        "features": {
+            "type": "array", "minItems": 1, "maxItems": 128,
+            "items": {
+                "type": "object",
+                "required": ["index", "density", "topLogits", "bottomLogits", "explanations",
+                             "activations"],
+                "additionalProperties": False,
+                "properties": {
+                    "index": {"type": "integer", "minimum": 0, "maximum": 10**7},
+                    "density": {"type": "number", "minimum": 0, "maximum": 1},
+                    "topLogits": LOGITS, "bottomLogits": LOGITS,
+                    "explanations": {"type": "array"},
+                    "activations": {
+                        "type": "array", "minItems": 1,
+                        "items": {
+                            "type": "object",
+                            "required": ["tokens", "values"],
+                            "properties": {
+                                "tokens": {"type": "array", "minItems": 1, "maxItems": 1024,
+                                           "items": TEXT},
+                                "values": {"type": "array", "items": {"type": "number"}},
+                            },
+                        },
+                    },
+                },
+            },
+        },
+    },
+}  # fmt: skip
+"""The limits of Neuronpedia's `POST /api/feature/upload-batch`."""
+
+
+@pytest.fixture
+def found(source):
+    return records(placed_on(source, make_sae(source)))
+
+
+def test_neuronpedia_uploads_keep_its_limits(found, tmp_path):
+    export(found, "neuronpedia", tmp_path)
+    seen = []
+    for file in sorted(tmp_path.glob("upload-*.json")):
+        content = json.loads(file.read_text())
+        jsonschema.validate(content, UPLOAD)
+        for feature in content["features"]:
+            seen.append(feature["index"])
+            for one in feature["activations"]:
+                assert len(one["tokens"]) == len(one["values"])
+            record = found[feature["index"]]
+            assert max(feature["activations"][0]["values"]) == pytest.approx(record.max)
+    assert seen == found.indices
+
+
+def test_circuit_tracer_has_a_file_a_latent(found, tmp_path):
+    export(found, "circuit_tracer", tmp_path / "out")
+    files = {int(one.stem): json.loads(one.read_text()) for one in (tmp_path / "out").iterdir()}
+    assert sorted(files) == found.indices
+    for index, content in files.items():
+        first = content["examples_quantiles"][0]["examples"][0]
+        assert first["tokens_acts_list"][first["train_token_ind"]] == pytest.approx(
+            found[index].max
+        )
+        assert sum(content["histogram"]) == found[index].firings
+
+
+def test_delphi_finds_every_firing(found, tmp_path):
+    export(found, "delphi", tmp_path / "out")
+    (hook,) = (tmp_path / "out").iterdir()
+    config = json.loads((hook / "config.json").read_text())
+    assert config["cache_ctx_len"] == found.text.tokens.shape[1]
+    total = 0
+    for file in hook.glob("*.safetensors"):
+        first = int(file.stem.split("_")[0])
+        content = load_file(file)
+        np.testing.assert_array_equal(content["tokens"], found.text.tokens)
+        total += len(content["locations"])
+        for latent in (0, 7):
+            mine = content["locations"][:, 2] == latent
+            expected = found.firings(first + latent)
+            np.testing.assert_allclose(content["activations"][mine], expected.value, rtol=2e-3)
+            record = found[first + latent]
+            strongest = content["locations"][mine][expected.value.argmax()]
+            shown = record.contexts[0]
+            assert (shown.context, shown.peak) == tuple(strongest[:2])
+    assert total == sum(record.firings for record in found)
+
+
+@pytest.mark.peers
+def test_saedashboard_reads_its_batches(found, tmp_path):
+    from sae_dashboard.neuronpedia.neuronpedia_dashboard import NeuronpediaDashboardBatch
+
+    export(found, "saedashboard", tmp_path)
+    for file in tmp_path.glob("batch-*.json"):
+        content = json.loads(file.read_text())
+        read = NeuronpediaDashboardBatch(**content)
+        again = read.to_dict()
+        assert [one["feature_index"] for one in again["features"]] == [
+            one["feature_index"] for one in content["features"]
+        ]
+        for before, after in zip(content["features"], again["features"], strict=True):
+            assert before["activations"] == after["activations"]
+            assert before.items() <= {name: after[name] for name in before}.items()
+
+
+def test_there_is_a_writer_for_every_word_of_the_setting():
+    from sae.evals.dashboard import DashboardEval
+
+    assert set(EXPORTS) == set(DashboardEval(export=tuple(EXPORTS)).export)
