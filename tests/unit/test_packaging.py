@@ -17,3 +17,20 @@ def test_every_room_is_installed():
         for file in (ROOT / top).rglob("*.py")
     }
     assert installed == rooms
+
+
+def test_every_page_script_and_licence_is_installed():
+    found = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    installed = {
+        file
+        for package, patterns in found["package-data"].items()
+        for pattern in patterns
+        for file in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    beside = {
+        file
+        for file in (ROOT / "sae").rglob("*")
+        if file.is_file() and file.suffix not in (".py", ".pyc")
+    }
+    assert len(beside) > 10
+    assert beside <= installed

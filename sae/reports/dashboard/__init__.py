@@ -1,0 +1,5 @@
+"""A dashboard of latents that opens from disk, with no network and no server."""
+
+from sae.reports.dashboard.writer import write_dashboard
+
+__all__ = ["write_dashboard"]
