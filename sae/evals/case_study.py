@@ -10,7 +10,7 @@ from sae.errors import ConfigError
 from sae.evals.base import Estimate, Evaluation, Measured, refuse_transcoder, register
 from sae.features import Record, Records, records
 from sae.features.effects import Effect, ablate, feeding, on_last_token, strongest
-from sae.features.plain import as_plain, words
+from sae.features.plain import words
 from sae.settings import setting
 from sae.types import Split
 
@@ -69,7 +69,7 @@ class CaseStudyEval(Evaluation):
                 "text": every.facts["text"],
                 "split": every.facts["split"],
                 "found": found,
-                "record": as_plain(record, self.contexts),
+                "record": record.as_plain(self.contexts),
                 "by_token": _by_token(record),
                 "logits": _changes(effect, record),
                 "below": self.below,

@@ -6,7 +6,6 @@ from typing import ClassVar
 from sae.artifacts.placed import PlacedSAE
 from sae.evals.base import Evaluation, Measured, register
 from sae.features.glimpse import BINS, glimpse
-from sae.features.plain import as_plain
 from sae.settings import setting
 from sae.types import Split
 
@@ -34,5 +33,5 @@ class GlimpseEval(Evaluation):
         return Measured(
             metrics={},
             tokens={"tokens": tokens},
-            details={"latents": [as_plain(record, self.contexts) for record in found]},
+            details={"latents": [record.as_plain(self.contexts) for record in found]},
         )

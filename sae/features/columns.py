@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae.features.record import Group, Listed, Shown
+from sae.features.record import Listed, Shown
+from sae.features.shown import Group
 from sae.features.summary import LISTED_TOKENS, STACKED_TOKENS, Summary
 
 _GROUPS: tuple[str, ...] = get_args(Group)

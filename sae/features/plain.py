@@ -1,50 +1,18 @@
-"""A record as plain JSON values, with its tokens as text: for results, reports and the screen."""
+"""Tokens as text and as HTML: for results, reports, notebooks and the screen."""
 
 import unicodedata
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from sae.features.record import Record, Shown, Text
+from sae.features.shown import Shown, Text
 from sae.language.pieces import pieces
 
 WINDOW = 16
 """Tokens on each side of the maximum."""
-
-
-def as_plain(record: Record, contexts: int = 5) -> dict[str, Any]:
-    """The numbers of a record and its strongest contexts.
-
-    Args:
-        record: With its text.
-        contexts: How many of the group `top`.
-
-    Returns:
-        `latent`, `density`, `max`, `tokens` (pairs of a token and its share of the activation
-        mass), `top_logits`, `bottom_logits`, `histogram` (firings by bin on [0, max]) and
-        `contexts`: of each `pieces`, the text of the tokens in the window, `values`, their
-        activations (None where the row does not count), and `peak`, the index of the maximum.
-    """
-    text = record.text
-    assert text is not None
-    top = [one for one in record.contexts if one.group == "top"][:contexts]
-    return {
-        "latent": record.name,
-        "density": record.density,
-        "max": record.max,
-        "tokens": [
-            [word, float(share)]
-            for word, share in zip(
-                words(record.by_mass.ids, text), record.by_mass.values, strict=True
-            )
-        ],
-        "top_logits": words(record.top_logits.ids, text),
-        "bottom_logits": words(record.bottom_logits.ids, text),
-        "histogram": record.histogram.sum(1).tolist(),
-        "contexts": [window(one, text) for one in top],
-    }  # fmt: skip
 
 
 def window(shown: Shown, text: Text, size: int = WINDOW) -> dict[str, Any]:
@@ -59,9 +27,12 @@ def window(shown: Shown, text: Text, size: int = WINDOW) -> dict[str, Any]:
     return {"pieces": pieces(ids, text.vocabulary), "values": values, "peak": shown.peak - first}
 
 
-def as_html(record: Record) -> str:
-    """A record as notebooks show it; text of the corpus is escaped."""
-    one = as_plain(record)
+def as_html(one: Mapping[str, Any]) -> str:
+    """A record as notebooks show it; text of the corpus is escaped.
+
+    Args:
+        one: As `Record.as_plain` gives it.
+    """
     most = max(one["histogram"], default=1)
     bars = "".join(
         f'<i style="flex:1;background:#2563eb;height:{100 * count / most:.1f}%"></i>'
@@ -79,7 +50,7 @@ def as_html(record: Record) -> str:
     )
 
 
-def _coloured(context: dict[str, Any], largest: float) -> str:
+def _coloured(context: Mapping[str, Any], largest: float) -> str:
     spans = []
     for i, (piece, value) in enumerate(zip(context["pieces"], context["values"], strict=True)):
         weight = ";font-weight:bold" if i == context["peak"] else ""

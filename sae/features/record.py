@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
+
+from sae.features.plain import as_html, window, words
+from sae.features.shown import NOTHING, Listed, Shown, Text
 
 INTERVALS = 10
 """Intervals of equal width on [0, max] of a latent's activations."""
@@ -13,69 +16,6 @@ DECILES = 10
 """Groups of equally many positive activations; decile 1 holds the strongest."""
 HISTOGRAM_BINS = 40
 """Bins of equal width on [0, max]."""
-Group = Literal["top", "interval", "random", "zero"]
-
-
-class Shown(NamedTuple):
-    """A context that was kept for a latent.
-
-    Args:
-        group: `top`: the contexts of largest maximum, without duplicates; `interval`: drawn from
-            those whose maximum lies in one interval; `random`: drawn from all contexts; `zero`:
-            drawn from those where it never fires.
-        context: Number of the context in the split.
-        peak: Position of the maximum; -1 where the latent does not fire.
-        value: The maximum, in the LM's units; 0 where it does not fire.
-        interval: Interval of the maximum, 1 to 10; 0 where it does not fire.
-        decile: Decile of the maximum among all positive activations, 1 (strongest) to 10; 0 where
-            it does not fire.
-        positions: Positions where the latent fires, ascending.
-        values: Its activations there.
-    """
-
-    group: Group
-    context: int
-    peak: int
-    value: float
-    interval: int
-    decile: int
-    positions: Int[np.ndarray, " firings"]
-    values: Float[np.ndarray, " firings"]
-
-
-class Listed(NamedTuple):
-    """Tokens, latents or neurons with a number each, the first one foremost.
-
-    Args:
-        ids: Token ids, latents or indices of neurons.
-        values: A number for each.
-    """
-
-    ids: Int[np.ndarray, " n"]
-    values: Shaped[np.ndarray, " n"]
-
-
-NOTHING = Listed(np.zeros(0, np.int64), np.zeros(0))
-"""An empty list: not measured, or nothing there."""
-
-
-@dataclass(frozen=True)
-class Text:
-    """The text that records were read on.
-
-    Attributes:
-        name: For people: corpus and split.
-        is_training: Whether the SAE was trained on it.
-        tokens: The contexts.
-        counted: Whether the row of each position counts; the others have no activation.
-        vocabulary: Bytes of each token, by id; tokens may end inside a character.
-    """
-
-    name: str
-    is_training: bool
-    tokens: Int[np.ndarray, "contexts ctx"]
-    counted: np.ndarray
-    vocabulary: Sequence[bytes]
 
 
 @dataclass(frozen=True)
@@ -147,8 +87,33 @@ class Record:
         """Its number, with the sign where the code is signed: `12`, `-12`."""
         return f"{'-' if self.sign < 0 else ''}{self.latent}"
 
+    def as_plain(self, contexts: int = 5) -> dict[str, Any]:
+        """The numbers and the strongest contexts as JSON values, tokens as text.
+
+        Args:
+            contexts: How many of the group `top`.
+
+        Returns:
+            `latent`, `density`, `max`, `tokens` (pairs of a token and its share of the activation
+            mass), `top_logits`, `bottom_logits`, `histogram` (firings by bin on [0, max]) and
+            `contexts`: of each `pieces`, the text of the tokens in the window, `values`, their
+            activations (None where the row does not count), and `peak`, the index of the maximum.
+        """
+        text = self.text
+        assert text is not None
+        top = [one for one in self.contexts if one.group == "top"][:contexts]
+        tokens = zip(words(self.by_mass.ids, text), self.by_mass.values.tolist(), strict=True)
+        return {
+            "latent": self.name,
+            "density": self.density,
+            "max": self.max,
+            "tokens": [list(pair) for pair in tokens],
+            "top_logits": words(self.top_logits.ids, text),
+            "bottom_logits": words(self.bottom_logits.ids, text),
+            "histogram": self.histogram.sum(1).tolist(),
+            "contexts": [window(one, text) for one in top],
+        }
+
     def _repr_html_(self) -> str | None:
         """Shown by notebooks."""
-        from sae.features.plain import as_html
-
-        return None if self.text is None else as_html(self)
+        return None if self.text is None else as_html(self.as_plain())

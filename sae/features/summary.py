@@ -6,7 +6,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from sae.features.firings import Firings
-from sae.features.record import DECILES, HISTOGRAM_BINS, INTERVALS, Group, Listed, Shown
+from sae.features.record import DECILES, HISTOGRAM_BINS, INTERVALS, Listed, Shown
+from sae.features.shown import Group
 
 TOP, PER_INTERVAL, RANDOM, ZERO = 20, 5, 10, 10
 """Contexts kept in each group, of intervals in each of them."""

@@ -71,7 +71,7 @@ class Section:
         plots: In a grid.
         tables: Below each other, or two beside each other.
         texts: By name.
-        latents: As `sae.features.plain.as_plain` gives them: cards with coloured contexts.
+        latents: As `Record.as_plain` gives them: cards with coloured contexts.
         narrow: Whether tables fit beside each other.
     """
 

@@ -13,7 +13,6 @@ from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ConfigError, StoreError
 from sae.features import Records, firings, make, records, summary
 from sae.features.glimpse import choose, glimpse
-from sae.features.plain import as_plain
 from sae.features.summary import Place, summarise
 
 __all__ = ["source"]  # a fixture
@@ -157,6 +156,7 @@ def test_signed_codes_have_a_record_of_each_sign(source):
     np.testing.assert_allclose(negative.top_logits.values, -positive.bottom_logits.values)
 
 
+@pytest.mark.slow
 def test_a_killed_pass_goes_on_and_ends_with_the_same_bytes(source, monkeypatch, cache):
     monkeypatch.setattr(firings, "_PART_FIRINGS", 9_000)
     monkeypatch.setattr(firings, "_GROUP_FIRINGS", 13_000)
@@ -289,7 +289,7 @@ def test_a_window_has_a_value_for_every_token_that_counts(source):
     placed = PlacedSAE(make_sae(source), source)
     record = records(placed)[0]
     for one, shown in zip(
-        as_plain(record)["contexts"],
+        record.as_plain()["contexts"],
         [context for context in record.contexts if context.group == "top"],
         strict=False,
     ):

@@ -30,7 +30,7 @@ def test_every_page_script_and_licence_is_installed():
     beside = {
         file
         for file in (ROOT / "sae").rglob("*")
-        if file.is_file() and file.suffix not in (".py", ".pyc")
+        if file.is_file() and file.suffix != ".py" and "__pycache__" not in file.parts
     }
     assert len(beside) > 10
     assert beside <= installed
