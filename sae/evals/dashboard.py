@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from sae.artifacts import load
 from sae.artifacts.placed import PlacedSAE
+from sae.errors import ConfigError
 from sae.evals.base import Estimate, Evaluation, Measured, register
 from sae.features import records
 from sae.settings import setting
@@ -39,17 +40,24 @@ class DashboardEval(Evaluation):
     def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:
         """Make the records, or find them in the cache."""
         (one,) = subjects
+        others = [load(Path(run)) for run in self.against]
+        for run, other in zip(self.against, others, strict=True):
+            if other.d_out != one.sae.d_out:
+                raise ConfigError(
+                    f"eval.dashboard.against={run} has atoms of width {other.d_out}, this SAE of "
+                    f"width {one.sae.d_out}. Give SAEs of the same point, of other seeds."
+                )
         found = records(
             one,
             split=on if self.text == "test" else "train" if self.text == "train" else None,
             num_tokens=self.num_tokens,
             seed=self.seed,
             batch_rows=self.batch_rows,
-            against=[load(Path(run)) for run in self.against],
+            against=others,
         )
         latents = found.facts["latents"]
         metrics = {
-            "live": Estimate(len(found)), "silent": Estimate(1 - len(found) / latents)
+            "live": Estimate(float(len(found))), "silent": Estimate(1 - len(found) / latents)
         }  # fmt: skip
         stability = found.stability()
         metrics |= {name: Estimate(value) for name, value in stability.items()}

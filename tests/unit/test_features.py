@@ -8,9 +8,11 @@ import pytest
 import torch
 from _features import CTX, POINT, make_sae, source
 
+from sae.artifacts import save_sae
 from sae.artifacts.placed import PlacedSAE
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ConfigError, StoreError
+from sae.evals.dashboard import DashboardEval
 from sae.features import Records, firings, make, records, summary
 from sae.features.glimpse import choose, glimpse
 from sae.features.summary import Place, summarise
@@ -309,3 +311,16 @@ def test_a_notebook_shows_a_record_and_escapes_its_text(source):
     assert shown is not None
     assert "<script" not in shown
     assert shown.count("&lt;script&gt;") > 20
+
+
+def test_the_evaluation_compares_with_seeds_of_the_same_width(source, tmp_path):
+    sae = make_sae(source)
+    save_sae(tmp_path / "seed1", make_sae(source, seed=1))
+    narrow = SAE(torch.eye(4), torch.zeros(4), torch.eye(4), torch.zeros(4),
+                 SAEConfig("l1", "relu", 4, 4))  # fmt: skip
+    save_sae(tmp_path / "narrow", narrow)
+    result = DashboardEval(against=(str(tmp_path / "seed1"),)).run(PlacedSAE(sae, source))
+    assert 0 < result.metrics["stability"].value < 1
+    assert len(result.tables["latents"]) == result.metrics["live"].value
+    with pytest.raises(ConfigError, match="width 4"):
+        DashboardEval(against=(str(tmp_path / "narrow"),)).run(PlacedSAE(sae, source))
