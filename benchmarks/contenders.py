@@ -130,9 +130,9 @@ class OurStep:
             counts = output.code.firing_counts()
         self.optimizer.zero_grad()
         loss.backward()
-        self.dictionary.constrain_gradients()
+        self.dictionary.before_step()
         self.optimizer.step()
-        self.dictionary.constrain_parameters()
+        self.dictionary.after_step()
         self.since_fired += len(x)
         self.since_fired[counts > 0] = 0
 

@@ -3,12 +3,13 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import linear
 
-from sae.dictionaries.base import Tensors, register
+from sae.dictionaries.base import PENALTY, Tensors, register
 from sae.dictionaries.codes import Code, SparseCode
 from sae.dictionaries.penalty import L1Config, StartConfig
+from sae.dictionaries.products import relu_code
 from sae.dictionaries.shape import Init, Shape
+from sae.dictionaries.step import Encoding, StepState
 from sae.dictionaries.untied import GRADIENT_NORM, Untied
 
 START_NORM = 1.0
@@ -36,10 +37,10 @@ class April(Untied):
 
     coefficient = "l1"
     gradient_norm = GRADIENT_NORM
+    unit_atoms = False
 
     def __init__(self, config: Config, shape: Shape, init: Init) -> None:
         super().__init__(config, shape, init)
-        self.l1 = config.l1
         bias = START_NORM * init.bias(config.start_bias)
         mean = torch.zeros(shape.d_in) if init.mean is None else init.mean.float()
         with torch.no_grad():
@@ -54,30 +55,24 @@ class April(Untied):
         """The input, the encoder's rows and its bias."""
         return x, self.encoder_rows, self.b_enc
 
-    def pre(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
-        """Pre-activations."""
-        return linear(*self.encoder_terms(x))
-
     def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
         """ReLU of the pre-activations."""
-        return self._relu_code(*self.encoder_terms(x))
+        return relu_code(*self.encoder_terms(x), self.kernels)
 
-    def row_penalties(self, code: Code) -> dict[str, Float[Tensor, " batch"]]:
+    def loss_rows(self, found: Encoding, state: StepState) -> dict[str, Tensor]:
         """`l1` times the sum of f times the norm of its decoder row."""
-        norms = self.W_dec.norm(dim=1)
+        code, norms = found.code, self.atom_norms()
         if isinstance(code, SparseCode):
             norms = norms[code.pattern.latents]
-        return {"sparsity": self.l1 * code.with_values(code.values * norms).l1()}
+        return {PENALTY: self.config.l1 * code.with_values(code.values * norms).l1()}
+
+    def atom_norms(self) -> Float[Tensor, " d_sae"]:
+        """Norms of the decoder's rows."""
+        return self.W_dec.norm(dim=1)
 
     def tensors(self) -> Tensors:
         """The four tensors as they are."""
-        return Tensors(self.W_enc, self.b_enc, self.W_dec, self.output_bias())
-
-    def constrain_gradients(self) -> None:
-        """Nothing: the decoder is free."""
-
-    def constrain_parameters(self) -> None:
-        """Nothing: the decoder is free."""
+        return Tensors(self.W_enc, self.b_enc, self.W_dec, self.output_bias(), self.W_skip)
 
     @torch.no_grad()
     def revive(self, latents: Tensor, x: Tensor, direction: Tensor, alive: Tensor) -> None:

@@ -1,16 +1,15 @@
 """BatchTopK dictionary: the k * batch largest of a batch fire (arXiv 2412.06410)."""
 
-from dataclasses import replace
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae.dictionaries.base import NOMINAL, Moment, StepOutput, register
+from sae.dictionaries.base import register
 from sae.dictionaries.codes import Code, SparseCode
-from sae.dictionaries.sae import SAEConfig
+from sae.dictionaries.products import selected_code
 from sae.dictionaries.selected import Selected, wider
 from sae.dictionaries.shape import Init, Shape
+from sae.dictionaries.step import Encoding, StepState
 from sae.kernels import Pattern, select_batch_topk, select_positive
 
 THRESHOLD_PACE = 1e-2
@@ -28,6 +27,7 @@ class BatchTopK(Selected):
     whole run would end far above the last batches' threshold.
     """
 
+    activation = "jumprelu"
     betas = (0.5, 0.99)  # FVU .0633; .0680 with 0.999, after 3 M vectors (docs/architectures.md)
     threshold: Tensor
     batches: Tensor
@@ -40,25 +40,25 @@ class BatchTopK(Selected):
 
     def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
         """What exceeds the threshold: the code of a vector whatever the others are."""
-        code = self.selected_code(
-            *self.encoder_terms(x), select=lambda pre: select_positive(pre - self.threshold)
+        code = selected_code(
+            *self.encoder_terms(x), self.kernels, lambda pre: select_positive(pre - self.threshold)
         )
         if isinstance(code, SparseCode):
             values = code.values * (code.values > self.threshold)
             return SparseCode(code.pattern, values)
         return code
 
-    def training_output(
-        self, batch: Float[Tensor, "batch width"], moment: Moment = NOMINAL
-    ) -> StepOutput:
-        """Selects over the batch, and notes the smallest pre-activation that fired."""
-        x, target = self.split(batch)
-        code = self.selected_code(
+    def encoding(self, x: Tensor, target: Tensor, state: StepState | None = None) -> Encoding:
+        """In training selects over the batch, and notes the smallest pre-activation that fired."""
+        if state is None:
+            return super().encoding(x, target)
+        code = selected_code(
             *self.encoder_terms(x),
+            self.kernels,
             select=self._select,
-            candidates=lambda pre: select_batch_topk(pre, min(wider(self.k), self.d_sae)),
+            candidates=lambda pre: select_batch_topk(pre, min(wider(self.config.k), self.d_sae)),
         )
-        return self._output(x, target, code, self.reconstruct(code, x), moment)
+        return Encoding(x, target, code, self.reconstruct(code, x))
 
     def _select(self, pre: Float[Tensor, "batch d_sae"]) -> Pattern:
         """The smallest selected pre-activation is noted as it was selected.
@@ -66,16 +66,16 @@ class BatchTopK(Selected):
         The smallest of the recomputed values would lie below it: it is the extreme of many values
         near the border, each moved a little by the rounding of the selection.
         """
-        pattern = select_batch_topk(pre, self.k)
+        pattern = select_batch_topk(pre, self.config.k)
         fired = pre.detach()[pattern.rows, pattern.latents]
         # None: nothing was positive
         self._smallest = fired.min().to(self.threshold) if len(fired) else None
         return pattern
 
     @torch.no_grad()
-    def constrain_parameters(self) -> None:
+    def after_step(self) -> None:
         """Unit decoder rows, and the threshold of the batch that was just trained on."""
-        super().constrain_parameters()
+        super().after_step()
         if self._smallest is None:
             return
         self.batches += 1
@@ -85,7 +85,3 @@ class BatchTopK(Selected):
     def thresholds(self) -> Float[Tensor, " d_sae"]:
         """The same for every latent."""
         return self.threshold.expand(self.d_sae)
-
-    def inference_config(self) -> SAEConfig:
-        """How the saved SAE encodes: JumpReLU."""
-        return replace(super().inference_config(), activation="jumprelu")

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from sae.dictionaries.april import April
 from sae.dictionaries.base import register
-from sae.dictionaries.codes import Code, SparseCode
 from sae.dictionaries.shape import Init, Shape
 
 
@@ -31,9 +30,6 @@ class Crosscoder(April):
         super().__init__(config, shape, init)
         self.widths = list(shape.layers) or [shape.d_in]
 
-    def row_penalties(self, code: Code) -> dict[str, Float[Tensor, " batch"]]:
-        """`l1` times the sum of f times the summed norms of its decoder rows, one a layer."""
-        norms = torch.stack([part.norm(dim=1) for part in self.W_dec.split(self.widths, 1)]).sum(0)
-        if isinstance(code, SparseCode):
-            norms = norms[code.pattern.latents]
-        return {"sparsity": self.l1 * code.with_values(code.values * norms).l1()}
+    def atom_norms(self) -> Float[Tensor, " d_sae"]:
+        """Norms of the decoder's rows in each layer, summed."""
+        return torch.stack([part.norm(dim=1) for part in self.W_dec.split(self.widths, 1)]).sum(0)

@@ -36,6 +36,7 @@ def build_dictionary(
     spread: float | None = None,
     long_run: bool = False,
     seed: int = 0,
+    kernels: str = "auto",
 ) -> Dictionary:
     """Build the dictionary that a configuration names.
 
@@ -50,6 +51,7 @@ def build_dictionary(
         spread: Standard deviation of ordinary scaled activations; None: unknown.
         long_run: See `Init`.
         seed: Seed of the initial weights.
+        kernels: See `Init`.
 
     Raises:
         ConfigError: If the architecture is unknown or a setting is missing, unknown or invalid.
@@ -66,7 +68,7 @@ def build_dictionary(
     return make(
         settings,
         Shape(d_in, d_sae, d_out, tuple(widths)),
-        Init(start, target, spread, long_run, generator),
+        Init(start, target, spread, long_run, generator, kernels),
     )
 
 

@@ -1,6 +1,5 @@
 """JumpReLU dictionary: each latent learns the threshold above which it fires (arXiv 2407.14435)."""
 
-from dataclasses import replace
 from math import log, sqrt
 from typing import Any, Literal
 
@@ -9,17 +8,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from sae.dictionaries.base import (
-    NOMINAL,
-    LatentParameter,
-    Moment,
-    StepOutput,
-    register,
-)
+from sae.dictionaries.base import PENALTY, register
 from sae.dictionaries.codes import Code, DenseCode, SparseCode
 from sae.dictionaries.penalty import PenaltyConfig
-from sae.dictionaries.sae import SAEConfig
+from sae.dictionaries.products import sparse_enough
 from sae.dictionaries.shape import Init, Shape
+from sae.dictionaries.step import Encoding, StepState
 from sae.dictionaries.untied import ENCODER_START, GRADIENT_NORM, Untied
 from sae.kernels import (
     Pattern,
@@ -79,13 +73,13 @@ class JumpReLU(Untied):
             None, gt=0, help="thresholds at the start, in the scaled space; null: by the penalty"
         )
 
-    coefficient = "l0_coefficient"
+    activation, coefficient = "jumprelu", "l0_coefficient"
+    per_latent = (*Untied.per_latent, "t")
     gradient_norm = GRADIENT_NORM
     encoder_start = ENCODER_START
 
     def __init__(self, config: Config, shape: Shape, init: Init) -> None:
         super().__init__(config, shape, init)
-        self.l0_coefficient, self.penalty = config.l0_coefficient, config.penalty
         unit = sqrt(shape.d_in) if config.penalty == "l0" else 1.0
         threshold, bandwidth = (suits * unit for suits in STARTS[config.penalty])
         self.bandwidth = config.bandwidth or bandwidth
@@ -96,9 +90,7 @@ class JumpReLU(Untied):
         """Pre-activations of all that fires or is within reach of the kernel, and thresholds."""
         centred, rows, bias = self.encoder_terms(x)
         theta, pre = self.thresholds(), linear(centred, rows, bias)
-        pattern = None
-        if self.kernels != "dense":
-            pattern = self._sparse_enough(pre, theta - self.bandwidth / 2)
+        pattern = sparse_enough(pre, self.kernels, theta - self.bandwidth / 2)
         if pattern is None:
             return DenseCode(pre), theta
         values = latent_values(centred, rows, bias, pattern)
@@ -108,45 +100,39 @@ class JumpReLU(Untied):
         """What exceeds its threshold."""
         return self._code(*self._pre(x))
 
-    def training_output(
-        self, batch: Float[Tensor, "batch width"], moment: Moment = NOMINAL
-    ) -> StepOutput:
-        """Reconstruction and penalty, with the estimated gradients of the thresholds."""
-        x, target = self.split(batch)
+    def encoding(self, x: Tensor, target: Tensor, state: StepState | None = None) -> Encoding:
+        """In training with the estimated gradients of the thresholds; with `l0`, the count too."""
         pre, theta = self._pre(x)
-        fires = self._firing(pre, theta)
-        if fires is None:
+        fires = None if state is None else self._firing(pre, theta)
+        if state is None or fires is None:
             code = self._code(pre, theta)
             x_hat = self.reconstruct(code, x)
         else:  # tanh(4 f) rises by 4 where f is 0
-            at_zero = 4 * self.l0_coefficient * moment.penalty / len(x)
+            at_zero = 4 * self.config.l0_coefficient * state.penalty / len(x)
             values, atoms = _JumpStep.apply(
                 *self.encoder_terms(x), theta, self.W_dec, pre.values.detach(), fires,
                 self.bandwidth, at_zero,
             )  # pyright: ignore[reportGeneralTypeIssues]  # fmt: skip
             code, x_hat = SparseCode(fires, values), atoms + self.base(x)
-        if self.penalty == "l0":  # the value of `row_penalties`, with a gradient
-            counted: Any = _Fires.apply(pre.values, theta, self.bandwidth)
-            penalties = {"sparsity": self.l0_coefficient * pre.with_values(counted).sums()}
-        else:
-            penalties = self.row_penalties(code)
-        output = self._with_penalties(target, code, x_hat, moment, penalties)
-        if self.penalty == "tanh" and moment.dead is not None:
-            output.terms["pull"] = self._pull(x, moment.dead)
-        return output
+        if self.config.penalty == "tanh":
+            return Encoding(x, target, code, x_hat)
+        counted: Any = _Fires.apply(pre.values, theta, self.bandwidth)
+        return Encoding(x, target, code, x_hat, pre.with_values(counted))
 
-    def row_penalties(self, code: Code) -> dict[str, Float[Tensor, " batch"]]:
+    def loss_rows(self, found: Encoding, state: StepState) -> dict[str, Tensor]:
         """`l0_coefficient` times the count of what fires, or times the sum of tanh(4 f)."""
-        f = code.values
-        counted = torch.tanh(4 * f) if self.penalty == "tanh" else (f > 0).to(f.dtype)
-        return {"sparsity": self.l0_coefficient * code.with_values(counted).sums()}
+        code = found.other or found.code.with_values(torch.tanh(4 * found.code.values))
+        terms = {PENALTY: self.config.l0_coefficient * code.sums()}
+        if self.config.penalty == "tanh" and state.dead is not None:
+            terms["pull"] = self._pull(found.x, state.dead)
+        return terms
 
     def _firing(self, pre: Code, theta: Tensor) -> Pattern | None:
         """What fires of dense float32 pre-activations, if that is little; for `penalty=tanh`."""
         dense = isinstance(pre, DenseCode) and pre.values.dtype == self.W_dec.dtype
-        if self.kernels == "dense" or self.penalty != "tanh" or not dense:
+        if self.config.penalty != "tanh" or not dense:
             return None
-        return self._sparse_enough(pre.values, theta)
+        return sparse_enough(pre.values, self.kernels, theta)
 
     def _pull(self, x: Tensor, dead: Tensor) -> Tensor:
         """`PULL` / d_in times what the dead latents lack to their thresholds."""
@@ -157,12 +143,8 @@ class JumpReLU(Untied):
         return PULL / len(self.b_dec) * lack
 
     def _code(self, pre: Code, theta: Tensor) -> Code:
-        to_pre = self.penalty == "tanh"
+        to_pre = self.config.penalty == "tanh"
         return pre.with_values(_Jump.apply(pre.values, theta, self.bandwidth, to_pre))  # pyright: ignore[reportArgumentType]
-
-    def latent_parameters(self) -> list[LatentParameter]:
-        """Those of `Untied`, and the thresholds."""
-        return [*super().latent_parameters(), LatentParameter(self.t, 0)]
 
     @torch.no_grad()
     def revive(self, latents: Tensor, x: Tensor, direction: Tensor, alive: Tensor) -> None:
@@ -173,10 +155,6 @@ class JumpReLU(Untied):
     def thresholds(self) -> Float[Tensor, " d_sae"]:
         """As learned."""
         return (PACE * self.t).exp()
-
-    def inference_config(self) -> SAEConfig:
-        """How the saved SAE encodes: JumpReLU."""
-        return replace(super().inference_config(), activation="jumprelu")
 
 
 def _near(pre: Tensor, theta: Tensor, bandwidth: float) -> Tensor:

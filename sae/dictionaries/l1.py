@@ -3,10 +3,12 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from sae.dictionaries.base import register
+from sae.dictionaries.base import PENALTY, register
 from sae.dictionaries.codes import Code
 from sae.dictionaries.penalty import L1Config, StartConfig
+from sae.dictionaries.products import relu_code
 from sae.dictionaries.shape import Init, Shape
+from sae.dictionaries.step import Encoding, StepState
 from sae.dictionaries.untied import GRADIENT_NORM, Untied
 
 
@@ -22,13 +24,12 @@ class L1(Untied):
 
     def __init__(self, config: Config, shape: Shape, init: Init) -> None:
         super().__init__(config, shape, init)
-        self.l1 = config.l1
         self.b_enc.data.fill_(init.bias(config.start_bias))
 
     def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
         """ReLU of the pre-activations."""
-        return self._relu_code(*self.encoder_terms(x))
+        return relu_code(*self.encoder_terms(x), self.kernels)
 
-    def row_penalties(self, code: Code) -> dict[str, Float[Tensor, " batch"]]:
+    def loss_rows(self, found: Encoding, state: StepState) -> dict[str, Tensor]:
         """`l1` times the sum of f."""
-        return {"sparsity": self.l1 * code.l1()}
+        return {PENALTY: self.config.l1 * found.code.l1()}

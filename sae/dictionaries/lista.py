@@ -1,7 +1,5 @@
 """An encoder of several steps: unrolled iterative shrinkage (LISTA)."""
 
-from dataclasses import replace
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -10,8 +8,7 @@ from torch.nn.functional import linear
 from sae.dictionaries.base import register
 from sae.dictionaries.codes import Code, DenseCode, SparseCode
 from sae.dictionaries.l1 import L1
-from sae.dictionaries.sae import SAEConfig
-from sae.dictionaries.shape import Init, Shape
+from sae.dictionaries.products import sparse_enough
 from sae.kernels import Pattern, latent_values
 from sae.settings import setting
 
@@ -33,34 +30,27 @@ class Lista(L1):
 
         steps: int = setting(3, ge=1, le=100, help="refinements of the code")
 
+    activation = "lista"
     transcodes = False  # the code is refined by what the input lacks
-
-    def __init__(self, config: Config, shape: Shape, init: Init) -> None:
-        super().__init__(config, shape, init)
-        self.steps = config.steps
 
     def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
         """The refined code."""
         code = super().encode_code(x)
-        for _ in range(self.steps):
+        for _ in range(self.config.steps):
             code = self._refined(code, x)
         return code
 
     def _refined(self, code: Code, x: Tensor) -> Code:
-        missed, rows = x - self.decode_code(code), self.encoder_rows
+        missed, rows = x - self.reconstruct(code, x), self.encoder_rows
         if isinstance(code, SparseCode):
             with torch.no_grad():
                 u = linear(missed, rows, self.b_enc)
                 u.view(-1)[_places(code.pattern)] += code.values.to(u.dtype)
-                pattern = self._sparse_enough(u)
+                pattern = sparse_enough(u, self.kernels)
             if pattern is not None:
                 change = latent_values(missed, rows, self.b_enc, pattern)
                 return SparseCode(pattern, (_at(code, pattern) + change).relu())
         return DenseCode((code.dense() + linear(missed, rows, self.b_enc)).relu())
-
-    def inference_config(self) -> SAEConfig:
-        """How the saved SAE encodes."""
-        return replace(super().inference_config(), activation="lista", steps=self.steps)
 
 
 def _places(pattern: Pattern) -> Tensor:

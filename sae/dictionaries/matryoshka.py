@@ -6,10 +6,11 @@ from jaxtyping import Float
 from pydantic import field_validator
 from torch import Tensor
 
-from sae.dictionaries.base import Moment, StepOutput, register
+from sae.dictionaries.base import register
 from sae.dictionaries.batch_topk import BatchTopK
 from sae.dictionaries.codes import Code, SparseCode
 from sae.dictionaries.shape import Init, Shape
+from sae.dictionaries.step import Encoding, StepState
 from sae.settings import setting
 
 
@@ -44,24 +45,16 @@ class Matryoshka(BatchTopK):
         super().__init__(config, shape, init)
         self.ends = sorted({max(1, round(share * shape.d_sae)) for share in config.prefixes})
 
-    def _output(
-        self, x: Tensor, target: Tensor, code: Code, x_hat: Tensor, moment: Moment
-    ) -> StepOutput:
-        output = super()._output(x, target, code, x_hat, moment)
+    def loss_rows(self, found: Encoding, state: StepState) -> dict[str, Tensor]:
+        """AuxK, and the errors of all prefixes but the whole, summed."""
+        terms = super().loss_rows(found, state)
         if len(self.ends) == 1:
-            return output
-        loss = self.more_errors(x, target, code).mean()
-        return output._replace(terms=output.terms | {"prefixes": loss})
-
-    def more_errors(
-        self, x: Float[Tensor, "batch d_in"], target: Float[Tensor, "batch d_out"], code: Code
-    ) -> Float[Tensor, " batch"]:
-        """Those of all prefixes but the whole, summed."""
-        so_far, errors = self.base(x), x.new_zeros(len(x))
+            return terms
+        so_far, errors = self.base(found.x), found.x.new_zeros(len(found.x))
         for start, end in pairwise([0, *self.ends[:-1]]):
-            so_far = so_far + self._part(code, start, end)
-            errors = errors + (target - so_far.to(x.dtype)).square().mean(dim=1)
-        return errors
+            so_far = so_far + self._part(found.code, start, end)
+            errors = errors + (found.target - so_far.to(found.x.dtype)).square().mean(dim=1)
+        return terms | {"prefixes": errors}
 
     def _part(self, code: Code, start: int, end: int) -> Float[Tensor, "batch d_out"]:
         """What the latents of a range add to the reconstruction."""

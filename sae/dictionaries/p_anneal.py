@@ -1,13 +1,13 @@
 """L1 dictionary whose penalty turns from the sum of f into the sum of f^p (arXiv 2408.00113)."""
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from sae.dictionaries.base import NOMINAL, Moment, StepOutput, register
+from sae.dictionaries.base import PENALTY, register
 from sae.dictionaries.codes import Code
 from sae.dictionaries.l1 import L1
 from sae.dictionaries.shape import Init, Shape
+from sae.dictionaries.step import Encoding, StepState
 from sae.settings import setting
 
 STAGES = 10
@@ -38,24 +38,21 @@ class PAnneal(L1):
 
     def __init__(self, config: Config, shape: Shape, init: Init) -> None:
         super().__init__(config, shape, init)
-        self.p_end, self.anneal_start = config.p_end, config.anneal_start
         self.register_buffer("p", torch.ones((), dtype=torch.float64))
         self.register_buffer("factor", torch.ones((), dtype=torch.float64))
 
-    def training_output(
-        self, batch: Float[Tensor, "batch width"], moment: Moment = NOMINAL
-    ) -> StepOutput:
-        """Moves p on where it is time, then as `l1`."""
-        x, target = self.split(batch)
-        code, x_hat = self._encode_decode(x)
-        self._anneal(code, moment.progress)
-        return self._output(x, target, code, x_hat, moment)
+    def encoding(self, x: Tensor, target: Tensor, state: StepState | None = None) -> Encoding:
+        """As `l1`; moves p on where it is time."""
+        found = super().encoding(x, target)
+        if state is not None:
+            self._anneal(found.code, state.progress)
+        return found
 
     @torch.no_grad()
     def _anneal(self, code: Code, progress: float) -> None:
-        share = (progress - self.anneal_start) / (1 - self.anneal_start)
+        share = (progress - self.config.anneal_start) / (1 - self.config.anneal_start)
         stage = min(STAGES, max(0, int(share * (STAGES + 1))))
-        p = 1 - (1 - self.p_end) * stage / STAGES
+        p = 1 - (1 - self.config.p_end) * stage / STAGES
         if p == float(self.p):
             return
         before, after = (_powers(code, power).l1().double().sum() for power in (float(self.p), p))
@@ -63,13 +60,10 @@ class PAnneal(L1):
             self.factor *= before / after
         self.p.fill_(p)
 
-    def row_penalties(self, code: Code) -> dict[str, Float[Tensor, " batch"]]:
+    def loss_rows(self, found: Encoding, state: StepState) -> dict[str, Tensor]:
         """`l1` times c times the sum of f^p."""
-        return {
-            "sparsity": self.l1
-            * _powers(code, float(self.p)).l1()
-            * self.factor.to(code.values.dtype)
-        }
+        powers = _powers(found.code, float(self.p)).l1()
+        return {PENALTY: self.config.l1 * powers * self.factor.to(found.code.values.dtype)}
 
 
 def _powers(code: Code, p: float) -> Code:

@@ -32,13 +32,13 @@ class PositiveTied(Tied):
         )
 
     def __init__(self, config: Config, shape: Shape, init: Init) -> None:
-        Dictionary.__init__(self, config, shape)
-        self._start(config.l1, torch.full((shape.d_in,), -config.shift), -1.0, init.generator)
+        Dictionary.__init__(self, config, shape, init)
+        self._start(torch.full((shape.d_in,), -config.shift), -1.0, init.generator)
         with torch.no_grad():
             self.W.abs_()
 
     @torch.no_grad()
-    def constrain_parameters(self) -> None:
+    def after_step(self) -> None:
         """No weight below 0."""
         self.W.clamp_(min=0)
 

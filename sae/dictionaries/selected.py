@@ -3,9 +3,8 @@
 from torch import Tensor
 
 from sae.dictionaries.auxk import auxk_loss
-from sae.dictionaries.base import Moment, StepOutput
-from sae.dictionaries.codes import Code
 from sae.dictionaries.shape import Init, Shape
+from sae.dictionaries.step import Encoding, StepState
 from sae.dictionaries.untied import Untied
 from sae.errors import ConfigError
 from sae.settings import setting
@@ -38,15 +37,9 @@ class Selected(Untied):
         super().__init__(config, shape, init)
         if config.k > shape.d_sae:
             raise ConfigError(f"k={config.k} must be at most d_sae={shape.d_sae}.")
-        self.k, self.auxk = config.k, config.auxk
 
-    def _output(
-        self, x: Tensor, target: Tensor, code: Code, x_hat: Tensor, moment: Moment
-    ) -> StepOutput:
-        output = super()._output(x, target, code, x_hat, moment)
-        if not self.auxk or moment.dead is None:
-            return output
-        loss = auxk_loss(self, x, output.x_hat, target, moment.dead)
-        # 0, not nothing: Lightning would log the last value that there was
-        auxk = output.x_hat.new_zeros(()) if loss is None else self.auxk * loss
-        return output._replace(terms=output.terms | {"auxk": auxk})
+    def loss_rows(self, found: Encoding, state: StepState) -> dict[str, Tensor]:
+        """AuxK."""
+        if not self.config.auxk or state.dead is None:
+            return {}
+        return {"auxk": self.config.auxk * auxk_loss(self, found, state.dead)}

@@ -1,4 +1,4 @@
-"""Sizes and start values of a dictionary: everything it is built from but its settings."""
+"""Sizes, start values and kernels: everything a dictionary is built from but its settings."""
 
 from dataclasses import dataclass
 
@@ -49,6 +49,7 @@ class Init:
         long_run: Start as published: encoder biases at 0, encoder rows of full length
             (`LONG_RUN_STEPS`).
         generator: Source of the initial weights.
+        kernels: Products that compute codes, as `trainer.kernels` names them.
     """
 
     mean: Float[Tensor, " d_in"] | None = None
@@ -56,6 +57,7 @@ class Init:
     spread: float | None = None
     long_run: bool = False
     generator: torch.Generator | None = None
+    kernels: str = "auto"
 
     def bias(self, given: float | None) -> float:
         """Encoder biases at the start: the given one, or the one that suits run and activations."""

@@ -1,6 +1,5 @@
 """The authors' thresholding dictionary: tied, with a learned soft step in place of the ReLU."""
 
-from dataclasses import replace
 from math import log
 
 import torch
@@ -8,9 +7,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from sae.dictionaries.base import LatentParameter, Tensors, register
+from sae.dictionaries.base import Tensors, register
 from sae.dictionaries.codes import Code, DenseCode, SparseCode
-from sae.dictionaries.sae import SAEConfig, smooth_jump
+from sae.dictionaries.products import few_or_dense
+from sae.dictionaries.sae import smooth_jump
 from sae.dictionaries.shape import Init, Shape
 from sae.dictionaries.tied import Tied
 from sae.kernels import latent_entries, latent_values, unit_rows
@@ -40,6 +40,9 @@ class Thresholding(Tied):
             0.0, help="encoder biases at the start; the thresholds keep the start sparse"
         )
 
+    activation = "smooth_jumprelu"
+    per_latent = (*Tied.per_latent, "log_threshold", "log_gain")
+
     def __init__(self, config: Config, shape: Shape, init: Init) -> None:
         super().__init__(config, shape, init)
         self.log_threshold = nn.Parameter(torch.full((shape.d_sae,), log(START)))
@@ -50,7 +53,7 @@ class Thresholding(Tied):
         x, W = self._centred(x), unit_rows(self.W)
         t, gain = self.log_threshold.exp(), self.log_gain.exp()
         with torch.no_grad():
-            pattern = self._few_or_dense(x, W, self.b_enc - 0.9 * t)
+            pattern = few_or_dense(x, W, self.b_enc - 0.9 * t, self.kernels)
         if isinstance(pattern, Tensor):
             pre = linear(x, W, self.b_enc)
             return DenseCode(gain * smooth_jump(pre, t))
@@ -66,11 +69,6 @@ class Thresholding(Tied):
         """As learned."""
         return self.log_threshold.exp()
 
-    def latent_parameters(self) -> list[LatentParameter]:
-        """Those of `Tied`, thresholds and gains."""
-        own = [LatentParameter(self.log_threshold, 0), LatentParameter(self.log_gain, 0)]
-        return [*super().latent_parameters(), *own]
-
     @torch.no_grad()
     def revive(self, latents: Tensor, x: Tensor, direction: Tensor, alive: Tensor) -> None:
         """As in `Tied`, with a threshold that the drawn input exceeds twice."""
@@ -78,7 +76,3 @@ class Thresholding(Tied):
         response = ((x - self.centre) * direction).sum(dim=1) + self.b_enc[latents]
         self.log_threshold[latents] = (response / 2).clamp_min(1e-3).log()
         self.log_gain[latents] = 0.0
-
-    def inference_config(self) -> SAEConfig:
-        """How the saved SAE encodes."""
-        return replace(super().inference_config(), activation="smooth_jumprelu")

@@ -6,10 +6,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sae.dictionaries.base import Dictionary, LatentParameter, Tensors, register
+from sae.dictionaries.base import PENALTY, Dictionary, Tensors, register
 from sae.dictionaries.codes import Code
 from sae.dictionaries.penalty import L1Config, StartConfig
+from sae.dictionaries.products import relu_code
 from sae.dictionaries.shape import Init, Shape
+from sae.dictionaries.step import Encoding, StepState
 from sae.dictionaries.untied import GRADIENT_NORM
 from sae.errors import ConfigError
 from sae.kernels import unit_rows
@@ -38,19 +40,18 @@ class Tied(Dictionary):
         )
 
     coefficient = "l1"
+    per_latent = ("W", "b_enc")
     gradient_norm = GRADIENT_NORM
 
     def __init__(self, config: Config, shape: Shape, init: Init) -> None:
-        super().__init__(config, shape)
+        super().__init__(config, shape, init)
         if config.centre == "mean" and init.mean is None:
             raise ConfigError("sae.centre=mean needs the mean of the training activations.")
         centre = init.mean if config.centre == "mean" else None
-        self._start(config.l1, centre, init.bias(config.start_bias), init.generator)
+        self._start(centre, init.bias(config.start_bias), init.generator)
 
-    def _start(
-        self, l1: float, centre: Tensor | None, bias: float, generator: torch.Generator | None
-    ) -> None:
-        self.l1, self.centred = l1, centre is not None
+    def _start(self, centre: Tensor | None, bias: float, generator: torch.Generator | None) -> None:
+        self.centred = centre is not None
         self.W = nn.Parameter(
             nn.init.xavier_uniform_(torch.empty(self.d_sae, self.d_in), generator=generator)
         )
@@ -61,30 +62,26 @@ class Tied(Dictionary):
 
     def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
         """ReLU code of the centred input."""
-        return self._relu_code(self._centred(x), unit_rows(self.W), self.b_enc)
+        return relu_code(self._centred(x), unit_rows(self.W), self.b_enc, self.kernels)
 
-    def decode_code(self, code: Code) -> Float[Tensor, "batch d_in"]:
+    def reconstruct(
+        self, code: Code, x: Float[Tensor, "batch d_in"]
+    ) -> Float[Tensor, "batch d_in"]:
         """Sum of the firing atoms, plus the centre."""
-        return self._uncentred(code.atoms_sum(unit_rows(self.W)))
+        x_hat = code.atoms_sum(unit_rows(self.W))
+        return x_hat + self.centre if self.centred else x_hat
 
     def _centred(self, x: Tensor) -> Tensor:
         return x - self.centre if self.centred else x
 
-    def _uncentred(self, x_hat: Tensor) -> Tensor:
-        return x_hat + self.centre if self.centred else x_hat
-
-    def row_penalties(self, code: Code) -> dict[str, Float[Tensor, " batch"]]:
+    def loss_rows(self, found: Encoding, state: StepState) -> dict[str, Tensor]:
         """`l1` times the sum of f."""
-        return {"sparsity": self.l1 * code.l1()}
+        return {PENALTY: self.config.l1 * found.code.l1()}
 
     def tensors(self) -> Tensors:
         """The equivalent untied tensors; the centre is folded into both biases."""
         W = unit_rows(self.W)
         return Tensors(W.T, self.b_enc - W @ self.centre, W, self.centre)
-
-    def latent_parameters(self) -> list[LatentParameter]:
-        """The rows of M and the entries of b."""
-        return [LatentParameter(self.W, 0), LatentParameter(self.b_enc, 0)]
 
     @torch.no_grad()
     def revive(

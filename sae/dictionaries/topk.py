@@ -1,17 +1,15 @@
 """TopK dictionary: the k largest pre-activations fire (arXiv 2406.04093)."""
 
-from dataclasses import replace
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from sae.dictionaries.base import NOMINAL, Moment, StepOutput, register
+from sae.dictionaries.base import register
 from sae.dictionaries.codes import Code, SparseCode
-from sae.dictionaries.sae import SAEConfig
+from sae.dictionaries.products import selected_code
 from sae.dictionaries.selected import Selected, wider
-from sae.dictionaries.shape import Init, Shape
+from sae.dictionaries.step import Encoding, StepState
 from sae.dictionaries.untied import ENCODER_START
 from sae.kernels import Pattern, latent_values, select_topk
 from sae.settings import setting
@@ -31,41 +29,38 @@ class TopK(Selected):
             False, help="true adds the loss of the code with 4 k latents: serves other k, too"
         )
 
+    activation = "topk"
     encoder_start = ENCODER_START
     betas = (0.5, 0.999)
 
-    def __init__(self, config: Config, shape: Shape, init: Init) -> None:
-        super().__init__(config, shape, init)
-        self.multi_k = config.multi_k
-
     def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
         """Indices and values of the k largest pre-activations."""
-        return self.selected_code(
+        return selected_code(
             *self.encoder_terms(x),
-            select=lambda pre: select_topk(pre, min(self.k, pre.shape[1])),
-            candidates=lambda pre: select_topk(pre, min(wider(self.k), self.d_sae)),
+            self.kernels,
+            select=lambda pre: select_topk(pre, min(self.config.k, pre.shape[1])),
+            candidates=lambda pre: select_topk(pre, min(wider(self.config.k), self.d_sae)),
         )
 
-    def training_output(
-        self, batch: Float[Tensor, "batch width"], moment: Moment = NOMINAL
-    ) -> StepOutput:
-        """With `multi_k`, the larger code is selected from the same pre-activations."""
-        if not self.multi_k:
-            return super().training_output(batch, moment)
-        x, target = self.split(batch)
+    def encoding(self, x: Tensor, target: Tensor, state: StepState | None = None) -> Encoding:
+        """With `multi_k`, a larger code is selected from the same pre-activations."""
+        if state is None or not self.config.multi_k:
+            return super().encoding(x, target)
         larger: list[Pattern] = []
 
         def select(pre: Tensor) -> Pattern:
-            larger.append(select_topk(pre, min(MULTI_K_FACTOR * self.k, self.d_sae)))
-            return select_topk(pre, self.k)
+            larger.append(select_topk(pre, min(MULTI_K_FACTOR * self.config.k, self.d_sae)))
+            return select_topk(pre, self.config.k)
 
         terms = self.encoder_terms(x)
-        code = self.selected_code(*terms, select=select)
-        output = self._output(x, target, code, self.reconstruct(code, x), moment)
+        code = selected_code(*terms, self.kernels, select)
         more = SparseCode(larger[0], torch.relu(latent_values(*terms, larger[0])))
-        error = mse_loss(self.reconstruct(more, x).to(x.dtype), target)
-        return output._replace(terms=output.terms | {"multi_k": MULTI_K_WEIGHT * error})
+        return Encoding(x, target, code, self.reconstruct(code, x), more)
 
-    def inference_config(self) -> SAEConfig:
-        """How the saved SAE encodes: TopK, then ReLU."""
-        return replace(super().inference_config(), activation="topk", k=self.k)
+    def loss_rows(self, found: Encoding, state: StepState) -> dict[str, Tensor]:
+        """AuxK, and the error of the larger code's reconstruction."""
+        terms = super().loss_rows(found, state)
+        if found.other is None:
+            return terms
+        x_hat = self.reconstruct(found.other, found.x).to(found.target.dtype)
+        return terms | {"multi_k": MULTI_K_WEIGHT * mse_loss(x_hat, found.target)}

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from sae.dictionaries.base import Dictionary, LatentParameter, Tensors
+from sae.dictionaries.base import Dictionary, Tensors
 from sae.dictionaries.codes import Code
 from sae.dictionaries.shape import Init, Shape
 from sae.kernels import normalize_rows_, project_off_rows_, unit_rows
@@ -57,16 +57,19 @@ class Untied(Dictionary):
             False, help="true keeps the decoder as it was drawn, a control (docs/controls.md)"
         )
 
+    per_latent = ("encoder_rows", "b_enc", "W_dec")
+    encoder = "encoder_rows"
     transcodes = True
-    untied = True
     betas = (0.5, 0.99)
     bias_rate = 5.0  # a bias must travel several units, entries of unit rows some hundredths
     encoder_start: ClassVar[float] = 1.0
+    unit_atoms: ClassVar[bool] = True
+    """Whether decoder rows are kept at length 1."""
     centre: Tensor | None
     W_skip: nn.Parameter | None
 
     def __init__(self, config: Config, shape: Shape, init: Init) -> None:
-        super().__init__(config, shape)
+        super().__init__(config, shape, init)
         rows = atoms = self.start_rows(shape, init)
         if shape.d_out is not None:
             drawn = torch.randn(shape.d_sae, shape.d_out, generator=init.generator)
@@ -110,10 +113,6 @@ class Untied(Dictionary):
             return x - self.centre, rows, self.b_enc
         return x - self.b_dec.detach(), rows, _EncoderBias.apply(self.b_enc, self.b_dec, rows)  # pyright: ignore[reportReturnType]
 
-    def decode_code(self, code: Code) -> Float[Tensor, "batch d_out"]:
-        """Sum of the firing atoms plus the decoder bias."""
-        return code.atoms_sum(self.W_dec) + self.b_dec
-
     def reconstruct(
         self, code: Code, x: Float[Tensor, "batch d_in"]
     ) -> Float[Tensor, "batch d_out"]:
@@ -126,38 +125,31 @@ class Untied(Dictionary):
             return self.b_dec
         return (x - self.shift) @ self.W_skip + self.b_dec
 
-    def skip(self) -> Float[Tensor, "d_in d_out"] | None:
-        """Weights of the skip connection."""
-        return None if self.W_skip is None else self.W_skip.detach()
-
     def tensors(self) -> Tensors:
-        """The four tensors, with what is subtracted from the input folded into the biases."""
-        W_enc = self.W_enc
-        return Tensors(W_enc, self.b_enc - self.shift @ W_enc, self.W_dec, self.output_bias())
+        """The weights, with what is subtracted from the input folded into the biases."""
+        return self.read_shifted(self.W_enc, self.b_enc)
+
+    def read_shifted(self, W_enc: Tensor, b_enc: Tensor) -> Tensors:
+        """The weights with an encoder that reads `x - shift`."""
+        bias = b_enc - self.shift @ W_enc
+        return Tensors(W_enc, bias, self.W_dec, self.output_bias(), self.W_skip)
 
     def output_bias(self) -> Float[Tensor, " d_out"]:
         """b_dec for a skip connection that reads the input as it is."""
         return self.b_dec if self.W_skip is None else self.b_dec - self.shift @ self.W_skip
 
-    def latent_parameters(self) -> list[LatentParameter]:
-        """Encoder rows, encoder bias entries, decoder rows."""
-        return [
-            LatentParameter(self.encoder_rows, 0),
-            LatentParameter(self.b_enc, 0),
-            LatentParameter(self.W_dec, 0),
-        ]
-
     @torch.no_grad()
-    def constrain_gradients(self) -> None:
+    def before_step(self) -> None:
         """Remove the component of each decoder row's gradient that is parallel to the row."""
         grad = self.W_dec.grad
-        if grad is not None:
+        if self.unit_atoms and grad is not None:
             project_off_rows_(grad, self.W_dec.detach())
 
     @torch.no_grad()
-    def constrain_parameters(self) -> None:
+    def after_step(self) -> None:
         """Bring the decoder rows back to length 1."""
-        if not self.frozen_decoder:  # even a division by 1.0000001 would move them
+        # even a division by 1.0000001 would move frozen ones
+        if self.unit_atoms and not self.frozen_decoder:
             normalize_rows_(self.W_dec.detach())
 
     @torch.no_grad()
@@ -196,7 +188,6 @@ class _EncoderBias(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, b_enc: Tensor, b_dec: Tensor, rows: Tensor) -> Tensor:
-        del b_dec
         ctx.save_for_backward(rows.detach())
         return b_enc.view_as(b_enc)
 

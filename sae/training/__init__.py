@@ -1,6 +1,7 @@
 """One optimiser step of a dictionary and what surrounds it.
 
 module.py       the LightningModule
+optimized.py    its optimiser: rates, norm of the gradients
 resampling.py   when dead latents start again, and what counts as dead
 revival.py      which inputs they get, and what is set from these
 ranks.py        what several training processes tell each other

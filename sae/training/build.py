@@ -40,9 +40,8 @@ def build_module(config: Mapping[str, Any], data: ActivationDataModule) -> SAEMo
     dictionary = build_dictionary(
         settings, d_in=d_in, d_out=d_out, widths=() if pair or len(widths) == 1 else widths,
         mean=data.mean * data.scale, spread=math.sqrt(sum(s**2 for s in read) / len(read)),
-        long_run=long_run, seed=config["seed"],
+        long_run=long_run, seed=config["seed"], kernels=config["trainer"]["kernels"],
     )  # fmt: skip
-    dictionary.kernels = config["trainer"]["kernels"]
     kind, more = _kind(config, data)
     open_norm = config["trainer"].get("gradient_clip") is None and not long_run
     return kind(

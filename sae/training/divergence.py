@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from sae.errors import DivergedError
+from sae.training.ranks import mean_over_ranks
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,28 @@ class Watch:
             self._best, self._since = fvu, step
         elif step - self._since >= self._patience:
             raise self.diverged(step, f"{self.suspect}, for {step - self._since} steps")
+
+    def check_loss(self, step: int, terms: Mapping[str, Tensor]) -> None:
+        """Check the named terms of a loss.
+
+        Raises:
+            DivergedError: If their sum is not finite, in the mean over all ranks: all of them stop.
+        """
+        loss = torch.stack(list(terms.values())).sum()
+        if not bool(torch.isfinite(mean_over_ranks(loss))):
+            what = ", ".join(f"{name} {term.item():g}" for name, term in terms.items())
+            raise self.diverged(step, f"the loss is not finite ({what})")
+
+    def check_state(
+        self, step: int, module: nn.Module, optimizer: torch.optim.Optimizer | None
+    ) -> None:
+        """Check parameters, gradients and what an optimiser keeps of them.
+
+        Raises:
+            DivergedError: If one of them is not finite.
+        """
+        if name := not_finite(dict(state_of(module, optimizer))):
+            raise self.diverged(step, f"{name} holds NaN or infinite values")
 
     def diverged(self, step: int, what: str) -> DivergedError:
         """The error for what went wrong."""

@@ -11,7 +11,8 @@ from torch import Tensor
 from sae import functional
 from sae.activations.contexts import ContextBatch
 from sae.activations.counted import Counted
-from sae.dictionaries.base import Dictionary, StepOutput
+from sae.dictionaries.base import Dictionary
+from sae.dictionaries.step import StepOutput
 from sae.interventions import Positions, note
 from sae.language import LanguageModel
 from sae.settings import Settings, setting
@@ -86,7 +87,7 @@ class EndToEndModule(SAEModule):
         """The scaled activations of the contexts' rows that count, and the losses."""
         clean, x, counts = self._clean(batch.tokens)
         self._num_rows = sum_over_ranks(counts.sum())
-        output = self.dictionary.training_output(x, self._moment())
+        output = self.dictionary.training_output(x, self._state())
         _, x_hat = self._in_lm_units(x, output.x_hat)
         spliced = self._spliced(batch.tokens, x_hat)
         mask = functional.prediction_mask(batch.document, keep_first=self.positions.keep_first)

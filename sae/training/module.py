@@ -1,23 +1,22 @@
 """The LightningModule: one optimiser step of a dictionary, and what must happen around it."""
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
 from typing import Any, ClassVar, TypedDict
 
-import lightning as L
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae.dictionaries.base import Dictionary, Moment, StepOutput
+from sae.dictionaries.base import Dictionary
 from sae.dictionaries.codes import Code
-from sae.errors import ConfigError
+from sae.dictionaries.step import StepOutput, StepState
 from sae.functional import reconstruction_metrics, reconstruction_terms
-from sae.training.divergence import FEWEST_ROWS, Watch, not_finite, state_of
-from sae.training.optimizers import OptimizerSettings, renew
+from sae.training.divergence import FEWEST_ROWS, Watch
+from sae.training.optimized import OptimizedModule
+from sae.training.optimizers import OptimizerSettings
 from sae.training.ranks import copy_from_first_rank, mean_over_ranks, sum_over_ranks
 from sae.training.resampling import ResampleSettings, dead_latents, resample
-from sae.training.schedules import linear_decay, span_tokens, warmup
+from sae.training.schedules import RunLength, warmup
 from sae.training.target_l0 import TargetL0
 
 
@@ -30,25 +29,7 @@ class Evaluated(TypedDict):
     code: Code
 
 
-@dataclass(frozen=True)
-class RunLength:
-    """Length of a run: the schedules are shares of it.
-
-    Attributes:
-        steps: Optimiser steps.
-        batch_size: Vectors per step, over all ranks; a vector is an LM token.
-    """
-
-    steps: int
-    batch_size: int
-
-    @property
-    def tokens(self) -> int:
-        """Vectors seen in the whole run."""
-        return self.steps * self.batch_size
-
-
-class SAEModule(L.LightningModule):
+class SAEModule(OptimizedModule):
     """Trains a `Dictionary` on scaled activation batches.
 
     All edits beside the gradient (decoder constraint, firing counters, resampling) happen inside
@@ -58,18 +39,17 @@ class SAEModule(L.LightningModule):
     Args:
         dictionary: What is trained.
         length: Steps and batch size, for schedules in tokens.
-        optimizer: Optimiser and learning-rate schedule.
+        optimizer: See `OptimizedModule`.
         resampling: Dead window and resampling times.
         sparsity_warmup_tokens: Linear warm-up of all penalties; tokens or a share ("5%").
         target_l0: L0 that the penalty's coefficient is steered to; None: it stays as given.
-        gradient_norm: Norm that all gradients together are brought to in every step; None: they
-            are clipped at the trainer's `gradient_clip_val`, or left as they are.
+        gradient_norm: See `OptimizedModule`.
         scale: Factor that the batches were multiplied with, or one for each column; metrics
             divide by it.
         seed: Seed of the resampler's draws.
         resample_inputs: `(n, seed) -> [n d_in]` random scaled training vectors; default: the
             trainer's datamodule.
-        renewed: Fields of `optimizer` that replace what a checkpoint says.
+        renewed: See `OptimizedModule`.
 
     Attributes:
         look: Whether this step is looked at for divergence though it is not logged: set by who
@@ -96,30 +76,21 @@ class SAEModule(L.LightningModule):
         resample_inputs: Callable[[int, int], Tensor] | None = None,
         renewed: Collection[str] = (),
     ) -> None:
-        super().__init__()
-        self.dictionary = dictionary
-        self.length, self.seed, self.gradient_norm = length, seed, gradient_norm
+        super().__init__(dictionary, length, optimizer, gradient_norm, renewed)
+        self.seed = seed
         self.scale: float | Tensor
         if isinstance(scale, Tensor):
             self.register_buffer("scale", scale, persistent=False)  # moves with the module
         else:
             self.scale = scale
-        self.optimizer_settings = optimizer or OptimizerSettings()
         self.resampling = (resampling or ResampleSettings(at_tokens=[])).resolve(length.tokens)
         self.resampling.check(type(dictionary), dictionary.frozen_decoder)
-        self.sparsity_warmup_steps = self._steps(sparsity_warmup_tokens, "sparsity_warmup_tokens")
-        self._warmup_steps = self._steps(
-            self.optimizer_settings.warmup_tokens, "optimizer.warmup_tokens"
-        )
-        self._decay_steps = self._steps(
-            self.optimizer_settings.decay_tokens, "optimizer.decay_tokens"
-        )
+        self.sparsity_warmup_steps = length.part(sparsity_warmup_tokens, "sparsity_warmup_tokens")
         self.target_l0 = (
             None if target_l0 is None else TargetL0(target_l0, dictionary, length.steps)
         )
-        self._resample_inputs, self._renewed = resample_inputs, renewed
+        self._resample_inputs = resample_inputs
         self.look, self._fvu = False, torch.tensor(torch.nan)
-        self._norm: Tensor | None = None
         self.watch = Watch(length.steps, self.dead_after_tokens, self._advice())
         self._counts: Tensor | None = None
         self._num_rows: Tensor | int = length.batch_size  # end to end, those that count
@@ -151,7 +122,7 @@ class SAEModule(L.LightningModule):
         logged = (self.global_step + 1) % self._log_every == 0
         self.look |= logged or self._last_step
         if self.look or loss.device.type == "cpu":  # on an accelerator every look costs a wait
-            self._check_loss(output.terms)
+            self.watch.check_loss(self.global_step, output.terms)
         if self.look:
             sums = self._reconstruction_sums(x, output.x_hat.detach())
             self._fvu = reconstruction_metrics(sums)["fvu"]
@@ -169,11 +140,11 @@ class SAEModule(L.LightningModule):
 
     def output(self, batch: Any) -> tuple[Float[Tensor, "batch width"], StepOutput]:
         """The activations of a batch, and what the dictionary makes of them."""
-        return batch, self.dictionary.training_output(batch, self._moment())
+        return batch, self.dictionary.training_output(batch, self._state())
 
-    def _moment(self) -> Moment:
+    def _state(self) -> StepState:
         penalty = self._sparsity_factor
-        return Moment(
+        return StepState(
             penalty if self.target_l0 is None else penalty * self.target_l0.gain(),
             self.global_step / self.length.steps,
             dead_latents(self.tokens_since_fired, self.dead_after_tokens),
@@ -221,36 +192,11 @@ class SAEModule(L.LightningModule):
         )
         self.log_dict(values)
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let the architecture edit its gradients."""
-        self.dictionary.constrain_gradients()
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Bring all gradients together to `gradient_norm`, or clip them at `gradient_clip_val`.
-
-        Lightning refuses a fused Adam here, which would undo the scaling of float16 by itself;
-        bfloat16 and float32 have no such scaling.
-        """
-        parameters = [p for p in self.dictionary.parameters() if p.grad is not None]
-        if self.gradient_norm:
-            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-            for parameter in parameters:
-                assert parameter.grad is not None
-                parameter.grad.mul_(self.gradient_norm / (norm + 1e-12))
-            self._norm = norm
-        elif gradient_clip_val:
-            self._norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
-
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then everything that must be part of the step (see the class)."""
         seen = self.tokens_seen  # Lightning counts the step only after this method
         super().optimizer_step(*args, **kwargs)
-        self.dictionary.constrain_parameters()
+        self.dictionary.after_step()
         self._count_firing()
         if self.look:
             self._judge()
@@ -267,7 +213,9 @@ class SAEModule(L.LightningModule):
 
     def _resample(self, seen: int) -> None:
         assert self._loss is not None
-        self._check_loss({"loss": self._loss})  # rows are drawn by their losses
+        self.watch.check_loss(
+            self.global_step, {"loss": self._loss}
+        )  # rows are drawn by their losses
         dead = dead_latents(self.tokens_since_fired, self.dead_after_tokens)
         draw = hash((self.seed, seen)) % 2**63
         inputs = self._resample_inputs or self.trainer.datamodule.sample_rows  # pyright: ignore
@@ -293,30 +241,6 @@ class SAEModule(L.LightningModule):
 
     test_step = validation_step
 
-    def configure_optimizers(self) -> Any:
-        """The optimiser with linear warm-up and linear decay, stepped per batch."""
-        settings = self.optimizer_settings
-        optimizer = settings.build(
-            self.dictionary.parameter_groups(settings.lr, settings.bias_rate), self.dictionary.betas
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda step: self._lr_factor(step),  # a plain function stays out of checkpoints
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
-
-    def _lr_factor(self, step: int) -> float:
-        decay = linear_decay(step, self.length.steps, self._decay_steps)
-        return warmup(step, self._warmup_steps) * decay
-
-    def on_train_start(self) -> None:
-        """Set the learning rate anew: a run that is continued for longer has another schedule."""
-        for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = group["initial_lr"] * self._lr_factor(self.global_step)
-
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Keep Lightning's counts on the step: logging and validation follow them.
 
@@ -335,26 +259,6 @@ class SAEModule(L.LightningModule):
         self._check_state()
         if self.watch.suspect and self.global_step >= self.length.steps:
             raise self.watch.diverged(self.global_step, self.watch.suspect)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put renewed settings of the optimiser in place of those that it was saved with.
-
-        Raises:
-            ConfigError: If `bias_rate` would need another optimiser.
-        """
-        if not self._renewed:
-            return
-        settings = self.optimizer_settings
-        groups = self.dictionary.parameter_groups(settings.lr, settings.bias_rate)
-        (state,) = checkpoint["optimizer_states"]
-        if len(groups) != len(state["param_groups"]):
-            raise ConfigError(
-                f"optimizer.bias_rate={settings.bias_rate} cannot change while a run goes on with "
-                f"sae={self.dictionary.architecture}: biases had the common rate. Drop it."
-            )
-        renew(state["param_groups"], groups, settings, self._renewed)
-        for schedule in checkpoint["lr_schedulers"]:
-            schedule["base_lrs"] = [group["initial_lr"] for group in state["param_groups"]]
 
     def _judge(self) -> None:
         """Look at the step that was done.
@@ -382,22 +286,12 @@ class SAEModule(L.LightningModule):
     def _check_state(self) -> None:
         trainer = self._trainer  # None where a module is used without one
         optimizer = trainer.optimizers[0] if trainer is not None and trainer.optimizers else None
-        if name := not_finite(dict(state_of(self.dictionary, optimizer))):
-            raise self.watch.diverged(self.global_step, f"{name} holds NaN or infinite values")
-
-    def _steps(self, span: int | float | str, name: str) -> int:
-        return round(span_tokens(span, self.length.tokens, name) / self.length.batch_size)
-
-    def _check_loss(self, terms: Mapping[str, Tensor]) -> None:
-        loss = torch.stack(list(terms.values())).sum()
-        if bool(torch.isfinite(mean_over_ranks(loss))):  # so that all ranks stop, or none
-            return
-        what = ", ".join(f"{name} {term.item():g}" for name, term in terms.items())
-        raise self.watch.diverged(self.global_step, f"the loss is not finite ({what})")
+        self.watch.check_state(self.global_step, self.dictionary, optimizer)
 
     def _advice(self) -> str:
-        settings, name = self.optimizer_settings, self.dictionary.coefficient
-        lower = "" if name is None else f" or {name} (now {getattr(self.dictionary, name):g})"
+        settings, name, lower = self.optimizer_settings, self.dictionary.coefficient, ""
+        if name is not None:
+            lower = f" or {name} (now {getattr(self.dictionary.config, name):g})"
         return (
             f"Try a smaller optimizer.lr (now {settings.lr:g}){lower}, a longer "
             "optimizer.warmup_tokens, or look for wrong values in your own activations."

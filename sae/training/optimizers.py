@@ -1,6 +1,6 @@
 """Optimisers by word: Adam, and Adam as the authors of the paper really ran it."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -65,38 +65,6 @@ class OptimizerSettings(Settings):
         both = tuple(b if a is None else a for a, b in zip(own, betas, strict=True))
         extra = {} if self.name == "authors_adam" else {"fused": True}
         return kind(parameters, lr=self.lr, betas=both, eps=self.eps, **extra)
-
-
-def renew(
-    saved: Sequence[dict[str, Any]],
-    groups: Sequence[Mapping[str, Any]],
-    settings: OptimizerSettings,
-    names: Collection[str],
-) -> None:
-    """Put some settings into the parameter groups of a saved optimiser.
-
-    What is not named stays as it was saved: a short run that goes on as a long one keeps its
-    moments and rates.
-
-    Args:
-        saved: Of the checkpoint; changed in place.
-        groups: What the settings make of the same parameters, in the same order.
-        settings: The settings.
-        names: Which of them are new.
-    """
-    ratio = settings.lr / saved[0]["initial_lr"]
-    betas = {"beta1": settings.beta1, "beta2": settings.beta2}
-    for old, new in zip(saved, groups, strict=True):
-        if "bias_rate" in names or ("lr" in names and old is saved[0]):
-            old["initial_lr"] = new["lr"]
-        elif "lr" in names:
-            old["initial_lr"] *= ratio
-        if "eps" in names:
-            old["eps"] = settings.eps
-        old["betas"] = tuple(
-            then if beta is None or name not in names else beta
-            for then, (name, beta) in zip(old["betas"], betas.items(), strict=True)
-        )
 
 
 class AuthorsAdam(torch.optim.Optimizer):

@@ -27,9 +27,9 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
-from sae.dictionaries.base import Dictionary, LatentParameter
+from sae.dictionaries.base import Dictionary
 from sae.errors import ConfigError
 from sae.settings import Settings, Span, setting
 from sae.training.revival import STRATEGIES, Drawn, Strategy
@@ -80,7 +80,7 @@ class ResampleSettings(Settings):
         """
         if not self.at_tokens:
             return
-        if not self.build().sets_decoder and not architecture.untied:
+        if not self.build().sets_decoder and architecture.encoder is None:
             raise ConfigError(
                 f"resample.strategy={self.strategy} sets encoders and leaves decoders, and in "
                 f"sae={architecture.architecture} they are one matrix. Use sae=l1 or another "
@@ -137,14 +137,14 @@ def dead_latents(tokens_since_fired: Int[Tensor, " d_sae"], window: int) -> Bool
 
 def reset_adam_rows(
     optimizer: torch.optim.Optimizer,
-    parameters: Sequence[LatentParameter],
+    parameters: Sequence[nn.Parameter],
     latents: Int[Tensor, " n"],
 ) -> None:
     """Rule 7: zero every moment of the rows that belong to `latents`, and of no other."""
-    for parameter, axis in parameters:
+    for parameter in parameters:
         for value in optimizer.state.get(parameter, {}).values():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
-                value.index_fill_(axis, latents.to(value.device), 0.0)
+                value.index_fill_(0, latents.to(value.device), 0.0)
 
 
 @torch.no_grad()

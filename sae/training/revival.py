@@ -14,7 +14,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae.dictionaries.base import Dictionary
-from sae.dictionaries.untied import Untied
 from sae.errors import ConfigError
 from sae.kernels import unit_rows
 
@@ -124,7 +123,6 @@ class WorstExample(Strategy):
         generator: torch.Generator,
     ) -> Int[Tensor, " count"]:
         """The worst first, by squared error alone; from the first again where they run out."""
-        del generator
         errors = _by_parts(lambda part: _errors(dictionary, part), x)
         order = errors.argsort(descending=True, stable=True)
         return order[torch.arange(count, device=order.device) % len(order)]
@@ -137,9 +135,8 @@ class WorstExample(Strategy):
         alive: Bool[Tensor, " d_sae"],
     ) -> None:
         """Encoder rows only."""
-        del alive
-        assert isinstance(dictionary, Untied)  # see `ResampleSettings.check`
-        encoder = dictionary.encoder_rows
+        assert dictionary.encoder is not None  # see `ResampleSettings.check`
+        encoder = dictionary.get_parameter(dictionary.encoder)
         encoder[latents] = dictionary.split(x)[0] * (self.share / encoder.norm(dim=1).mean())
 
 

@@ -1,6 +1,30 @@
 """Pure schedules. A span is given in tokens or as a share of the run."""
 
+from dataclasses import dataclass
+
 from sae.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """Length of a run: the schedules are shares of it.
+
+    Attributes:
+        steps: Optimiser steps.
+        batch_size: Vectors per step, over all ranks; a vector is an LM token.
+    """
+
+    steps: int
+    batch_size: int
+
+    @property
+    def tokens(self) -> int:
+        """Vectors seen in the whole run."""
+        return self.steps * self.batch_size
+
+    def part(self, span: int | float | str, name: str) -> int:
+        """Steps in a span (`span_tokens`)."""
+        return round(span_tokens(span, self.tokens, name) / self.batch_size)
 
 
 def span_tokens(span: int | float | str, total_tokens: int, name: str = "span") -> int:

@@ -49,7 +49,7 @@ class TargetL0(nn.Module):
                 f"no penalty to steer (where there is a k, k is the L0). Drop target_l0, or choose "
                 f"sae= one of {', '.join(able)}."
             )
-        if not getattr(dictionary, dictionary.coefficient) > 0:
+        if not getattr(dictionary.config, dictionary.coefficient) > 0:
             raise ConfigError(
                 f"target_l0={target:g} steers {dictionary.coefficient}, which starts at 0. Give a "
                 f"{dictionary.coefficient} above 0 to start from."
@@ -69,7 +69,7 @@ class TargetL0(nn.Module):
     def coefficient(self, dictionary: Dictionary) -> dict[str, float]:
         """The coefficient that the dictionary is trained with now, by its name."""
         assert dictionary.coefficient is not None
-        start = getattr(dictionary, dictionary.coefficient)
+        start = getattr(dictionary.config, dictionary.coefficient)
         return {dictionary.coefficient: start * math.exp(self.integral.item())}
 
     @torch.no_grad()

@@ -94,7 +94,7 @@ def test_l1_equals_sae_lens_standard_on_the_sphere(kernels):
     sae = sae_lens_of(dictionary, "Standard", l1_coefficient=1.0, apply_b_dec_to_input=True)
     output = stepped(dictionary, x)
     result = sae_lens_step(sae, x, {"l1": 0.02 * D_IN})
-    dictionary.constrain_gradients()
+    dictionary.before_step()
     grads = {name: getattr(sae, name).grad for name in ("W_enc", "W_dec", "b_enc", "b_dec")}
     rows = dictionary.W_dec.detach()
     grads["W_dec"] = grads["W_dec"] - (grads["W_dec"] * rows).sum(1, keepdim=True) * rows

@@ -80,12 +80,12 @@ def without_shift(dictionary, x):
 def largest_of_each(dictionary, x):
     values = pre(dictionary, x)
     ranks = values.argsort(dim=1, descending=True).argsort(dim=1)
-    return (values * (ranks < dictionary.k)).relu()
+    return (values * (ranks < dictionary.config.k)).relu()
 
 
 def largest_of_all(dictionary, x):
     values = pre(dictionary, x)
-    smallest = values.flatten().topk(dictionary.k * len(x)).values.min()
+    smallest = values.flatten().topk(dictionary.config.k * len(x)).values.min()
     return (values * (values >= smallest)).relu()
 
 
@@ -102,7 +102,7 @@ def above_threshold(dictionary, x):
 
 def refined(dictionary, x):
     f = relu(dictionary, x)
-    for _ in range(dictionary.steps):
+    for _ in range(dictionary.config.steps):
         missed = x - f @ dictionary.W_dec - dictionary.b_dec
         f = (f + missed @ dictionary.W_enc + dictionary.b_enc).relu()
     return f
@@ -145,13 +145,13 @@ def auxk(dictionary, batch):
     top = values.topk(min(int(batch.dead.sum()), max(1, dictionary.d_in // 2)))
     f = torch.zeros_like(values).scatter(1, top.indices, top.values.relu())
     missed = (batch.y - batch.y_hat).detach() - f @ dictionary.W_dec
-    return {"auxk": dictionary.auxk * missed.square().mean()}
+    return {"auxk": dictionary.config.auxk * missed.square().mean()}
 
 
 def multi_k(dictionary, batch):
-    if not dictionary.multi_k:
+    if not dictionary.config.multi_k:
         return auxk(dictionary, batch)
-    top = (values := pre(dictionary, batch.x)).topk(4 * dictionary.k)
+    top = (values := pre(dictionary, batch.x)).topk(4 * dictionary.config.k)
     larger = torch.zeros_like(values).scatter(1, top.indices, top.values.relu())
     y_hat = larger @ dictionary.W_dec + base(dictionary, batch.x)
     return {"multi_k": (batch.y - y_hat).square().mean() / 8, **auxk(dictionary, batch)}
@@ -184,7 +184,7 @@ CASES = {
     "thresholding": Case({**L1, "centre": "none", "start_bias": -1.0}, smooth, l1, gain=True),
     "positive_tied": Case({**L1, "shift": 0.18}, tied, l1),
 }  # fmt: skip
-UNTIED = sorted(word for word in CASES if ARCHITECTURES[word].untied)
+UNTIED = sorted(word for word in CASES if ARCHITECTURES[word].encoder)
 TRANSCODERS = sorted(word for word in CASES if ARCHITECTURES[word].transcodes)
 PENALISED = sorted(word for word in CASES if ARCHITECTURES[word].coefficient)
 WITH_AUXK = sorted(word for word in CASES if "auxk" in CASES[word].settings)

@@ -9,14 +9,14 @@ from _architectures import CASES, D_IN, D_SAE, WITH_AUXK, build, x_of
 
 from sae.dictionaries import build_dictionary
 from sae.dictionaries.auxk import auxk_loss
-from sae.dictionaries.base import Moment
 from sae.dictionaries.jumprelu import PACE, PULL
 from sae.dictionaries.p_anneal import SMALLEST
 from sae.dictionaries.sae import smooth_jump
+from sae.dictionaries.step import StepState
 
 
-def loss_of(dictionary, x, moment=Moment()):  # noqa: B008
-    return torch.stack(list(dictionary.training_output(x, moment).terms.values())).sum()
+def loss_of(dictionary, x, state=StepState()):  # noqa: B008
+    return torch.stack(list(dictionary.training_output(x, state).terms.values())).sum()
 
 
 @pytest.mark.parametrize("kernels", ["dense", "sparse"])
@@ -61,7 +61,7 @@ def compare_with_differences(parameters, loss):
 
 def _trained_loss(dictionary, x):
     """The loss as a function of the parameters, with what the gradient must not see held fixed."""
-    if getattr(dictionary, "gate_trains_decoder", True):
+    if getattr(dictionary.config, "gate_trains_decoder", True) is not False:
         return loss_of(dictionary, x).item()
     output = dictionary.training_output(x)
     gate = dictionary.pre(x).relu()
@@ -117,7 +117,7 @@ def test_jumprelu_by_tanh_lets_the_jump_reach_weights_and_pulls_dead_latents(ker
     dictionary = build("jumprelu", penalty="tanh", bandwidth=0.85, threshold=0.57).double()
     dictionary.kernels = kernels
     x, dead = x_of(50, dtype=torch.float64), torch.arange(D_SAE) < 5
-    output = dictionary.training_output(x, Moment(dead=dead))
+    output = dictionary.training_output(x, StepState(dead=dead))
     torch.stack(list(output.terms.values())).sum().backward()
     with torch.no_grad():
         pre, theta, width = dictionary.pre(x), dictionary.thresholds(), dictionary.bandwidth
@@ -197,13 +197,13 @@ def test_auxk_trains_both_sides_of_dead_latents_and_of_no_others(word, kernels):
     dictionary.kernels = kernels
     dead = torch.zeros(D_SAE, dtype=torch.bool)
     dead[[1, 5, 20]] = True
-    output = dictionary.training_output(x, Moment(dead=dead))
+    output = dictionary.training_output(x, StepState(dead=dead))
     output.terms["auxk"].backward()
     for parameter in (dictionary.encoder_rows, dictionary.W_dec, dictionary.b_enc):
         moved = parameter.grad.reshape(D_SAE, -1).abs().sum(1) > 0
         assert torch.equal(moved, dead)
     assert dictionary.b_dec.grad is None  # all latents stand on it
-    assert dictionary.training_output(x, Moment(dead=~dead & dead)).terms["auxk"] == 0
+    assert dictionary.training_output(x, StepState(dead=~dead & dead)).terms["auxk"] == 0
     assert "auxk" not in dictionary.training_output(x).terms
 
 
@@ -213,11 +213,12 @@ def test_auxk_gradients_equal_finite_differences(kernels):
     dictionary, x = build("topk", k=2).double(), x_of(dtype=torch.float64)
     dictionary.kernels = kernels
     dead = torch.arange(D_SAE) % 3 == 0
-    x_hat = dictionary(x).detach()
-    auxk_loss(dictionary, x, x_hat, x, dead).backward()
+    found = dictionary.encoding(x, x)
+    found = found._replace(x_hat=found.x_hat.detach())
+    auxk_loss(dictionary, found, dead).backward()
     compare_with_differences(
         {name: getattr(dictionary, name) for name in ("encoder_rows", "b_enc", "W_dec")},
-        lambda: auxk_loss(dictionary, x, x_hat, x, dead).item(),
+        lambda: auxk_loss(dictionary, found, dead).item(),
     )
 
 
@@ -225,7 +226,7 @@ def test_auxk_equals_a_slow_loop():
     dictionary, x = build("topk", k=2), x_of(30)
     dead = torch.arange(D_SAE) % 3 == 0  # 8 dead latents, of which d_in / 2 = 4 may fire
     x_hat = dictionary(x).detach()
-    loss = auxk_loss(dictionary, x, x_hat, x, dead)
+    loss = auxk_loss(dictionary, dictionary.encoding(x, x), dead)
     latents = dead.nonzero().flatten().tolist()
     missed = 0.0
     for row, error in zip(x, x - x_hat, strict=True):
@@ -246,10 +247,10 @@ def test_multi_k_adds_an_eighth_of_the_larger_codes_error():
 
 def test_p_anneal_keeps_the_penalty_where_p_changes():
     dictionary, x = build("p_anneal"), x_of(200)
-    before = dictionary.training_output(x, Moment(progress=0.1)).terms["sparsity"]
+    before = dictionary.training_output(x, StepState(progress=0.1)).terms["sparsity"]
     seen = []
     for progress in (0.3, 0.5, 1.0):
-        seen.append(dictionary.training_output(x, Moment(progress=progress)).terms["sparsity"])
+        seen.append(dictionary.training_output(x, StepState(progress=progress)).terms["sparsity"])
         torch.testing.assert_close(seen[-1], before)
     assert dictionary.p.item() == pytest.approx(0.2)
     f = dictionary.encode(x).detach()
@@ -257,7 +258,7 @@ def test_p_anneal_keeps_the_penalty_where_p_changes():
     expected = 1e-2 * dictionary.factor.float() * powers
     torch.testing.assert_close(seen[-1].detach(), expected)
     other = x_of(200, seed=2)  # the factor is kept, not made anew for each batch
-    now = dictionary.training_output(other, Moment(progress=1.0)).terms["sparsity"]
+    now = dictionary.training_output(other, StepState(progress=1.0)).terms["sparsity"]
     assert not torch.isclose(now, dictionary.training_output(x).terms["sparsity"], rtol=1e-6)
 
 
@@ -284,7 +285,7 @@ def test_april_norms_are_free_and_scaling_them_changes_nothing():
         dictionary.b_enc /= 3.0
     after = dictionary.training_output(x)
     torch.testing.assert_close(after.terms, before.terms)
-    dictionary.constrain_parameters()
+    dictionary.after_step()
     assert dictionary.W_dec.norm(dim=1).mean().item() == pytest.approx(3.0)
 
 
@@ -297,10 +298,10 @@ def test_the_order_of_latents_means_nothing(word):
     order = torch.randperm(D_SAE, generator=torch.Generator().manual_seed(0))
     f, x_hat = dictionary.encode(x), dictionary(x)
     with torch.no_grad():
-        for parameter, axis in dictionary.latent_parameters():
-            parameter.copy_(parameter.index_select(axis, order))
+        for parameter in dictionary.latent_parameters():
+            parameter.copy_(parameter[order])
     torch.testing.assert_close(dictionary.encode(x), f[:, order])
     torch.testing.assert_close(dictionary(x), x_hat)
-    named = {parameter for parameter, _ in dictionary.latent_parameters()}
+    named = set(dictionary.latent_parameters())
     for name, parameter in dictionary.named_parameters():
         assert parameter in named or D_SAE not in parameter.shape, name

@@ -6,8 +6,8 @@ from _architectures import CASES, RATIO, WITH_AUXK, config_of, expected_terms
 
 import sae
 from sae.dictionaries import ARCHITECTURES, build_dictionary
-from sae.dictionaries.base import Moment
 from sae.dictionaries.codes import DenseCode, SparseCode
+from sae.dictionaries.step import StepState
 from sae.errors import ConfigError
 from sae.kernels import select_topk
 
@@ -64,7 +64,7 @@ def test_loss_terms_are_what_the_architecture_says(word):
     """Every term of every architecture by a dense formula, at 0.5 of the penalty."""
     dictionary, x = build(word), x_of()
     for dead in (None, torch.arange(D_IN * RATIO) % 5 == 0):
-        output = dictionary.training_output(x, Moment(0.5, dead=dead))
+        output = dictionary.training_output(x, StepState(0.5, dead=dead))
         expected = expected_terms(word, dictionary, x, x, output, penalty=0.5, dead=dead)
         assert output.terms.keys() == expected.keys()
         torch.testing.assert_close(output.terms, expected)
@@ -75,8 +75,8 @@ def test_auxk_is_zero_where_nothing_is_dead(word):
     """A term that were left out would be logged with the last value that it had."""
     dictionary = build(word)
     nobody = torch.zeros(D_IN * RATIO, dtype=torch.bool)
-    assert dictionary.training_output(x_of(), Moment(dead=nobody)).terms["auxk"] == 0
-    assert dictionary.training_output(x_of(), Moment(dead=~nobody)).terms["auxk"] > 0
+    assert dictionary.training_output(x_of(), StepState(dead=nobody)).terms["auxk"] == 0
+    assert dictionary.training_output(x_of(), StepState(dead=~nobody)).terms["auxk"] > 0
 
 
 def test_row_losses_average_to_the_loss(word):
@@ -103,7 +103,7 @@ def shaken(word):
         for name, buffer in dictionary.named_buffers():
             if name == "threshold":  # what batch_topk and matryoshka learn without a gradient
                 buffer += 0.7
-        dictionary.constrain_parameters()
+        dictionary.after_step()
     return dictionary
 
 
@@ -151,12 +151,12 @@ def test_decoder_stays_on_the_sphere_and_moves_along_it(word):
     dictionary = build(word)
     optimizer = torch.optim.SGD(dictionary.parameters(), lr=0.1)
     sum(dictionary.training_output(x_of(200)).terms.values()).backward()
-    dictionary.constrain_gradients()
+    dictionary.before_step()
     parallel = (dictionary.W_dec.grad * dictionary.W_dec).sum(1)
     torch.testing.assert_close(parallel, torch.zeros_like(parallel), atol=1e-6, rtol=0)
     before = dictionary.W_dec.detach().clone()
     optimizer.step()
-    dictionary.constrain_parameters()
+    dictionary.after_step()
     torch.testing.assert_close(dictionary.W_dec.norm(dim=1), torch.ones(D_IN * RATIO))
     assert not torch.equal(before, dictionary.W_dec)
 
@@ -207,7 +207,7 @@ def test_batch_topk_shares_the_budget_and_ends_as_jumprelu():
     assert f.count_nonzero() == 4 * 50
     assert len(set((f != 0).sum(1).tolist())) > 1  # some vectors have more latents than others
 
-    dictionary.constrain_parameters()
+    dictionary.after_step()
     assert torch.equal(dictionary.threshold, smallest)  # exact while few batches were seen
     torch.testing.assert_close(dictionary.encode(x), pre * (pre > smallest))
     alone = torch.cat([dictionary.encode(row[None]) for row in x])
@@ -220,7 +220,7 @@ def test_batch_topk_where_nothing_fires(kernels):
     dictionary.kernels = kernels
     output = dictionary.training_output(torch.zeros(8, D_IN))
     sum(output.terms.values()).backward()
-    dictionary.constrain_parameters()
+    dictionary.after_step()
     assert output.code.l0().sum() == 0
     assert dictionary.threshold == 0
 
@@ -232,7 +232,7 @@ def test_batch_topk_threshold_is_a_running_mean():
         x = x_of(50, seed)
         seen.append(dictionary.pre(x).flatten().topk(4 * 50).values.min())
         dictionary.training_output(x)
-        dictionary.constrain_parameters()
+        dictionary.after_step()
     torch.testing.assert_close(dictionary.threshold, torch.stack(seen).mean())
 
 

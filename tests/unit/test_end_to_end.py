@@ -45,9 +45,9 @@ def module_of(data, settings, *, kind=EndToEndModule, word="l1"):
 @pytest.fixture
 def at_full_penalty(monkeypatch):
     """A module outside of a trainer has no steps to count."""
-    from sae.dictionaries.base import NOMINAL
+    from sae.dictionaries.step import NOMINAL
 
-    monkeypatch.setattr(SAEModule, "_moment", lambda self: NOMINAL)
+    monkeypatch.setattr(SAEModule, "_state", lambda self: NOMINAL)
 
 
 @pytest.mark.slow

@@ -168,12 +168,14 @@ def test_training_ends_at_the_same_dictionary(word):
             loss = torch.stack(list(dictionary.training_output(batch(256)).terms.values())).sum()
             optimizer.zero_grad()
             loss.backward()
-            dictionary.constrain_gradients()
+            dictionary.before_step()
             optimizer.step()
-            dictionary.constrain_parameters()
+            dictionary.after_step()
         dictionary.kernels, x = "dense", batch(4096)
         code = dictionary.encode_code(x)
-        error = (x - dictionary.decode_code(code)).square().sum() / (x - x.mean(0)).square().sum()
+        error = (x - dictionary.reconstruct(code, x)).square().sum() / (
+            x - x.mean(0)
+        ).square().sum()
         ends.append((error.item(), code.l0().double().mean().item()))
     assert ends[0][0] < 0.95
     assert ends[1] == pytest.approx(ends[0], rel=0.01)

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae.dictionaries import build_dictionary
-from sae.dictionaries.base import SPARSE_BELOW, Moment
 from sae.dictionaries.codes import DenseCode, SparseCode
+from sae.dictionaries.products import SPARSE_BELOW
+from sae.dictionaries.step import StepState
 from sae.kernels import (
     Pattern,
     atoms_sum,
@@ -242,9 +243,9 @@ def train(word, kernels, steps=200, autocast=False, dtype=torch.float32):
         loss = torch.stack(list(output.terms.values())).sum()
         optimizer.zero_grad()
         loss.backward()
-        dictionary.constrain_gradients()
+        dictionary.before_step()
         optimizer.step()
-        dictionary.constrain_parameters()
+        dictionary.after_step()
         losses.append(loss.item())
     return torch.tensor(losses), dictionary, batch(8192)
 
@@ -267,7 +268,7 @@ def test_sparse_and_dense_codes_fire_apart_only_within_rounding(word):
     config = {"architecture": word, "dict_ratio": 4, **SAES[word]}
     dictionary, x = build_dictionary(config, d_in=24), torch.randn(64, 24)
     with torch.no_grad():
-        W, _, _, _ = dictionary.tensors()
+        W = dictionary.tensors().W_enc
         border = 0.0 if word in ("gated", "l1") else dictionary.thresholds()
         border = 0.9 * border if word == "thresholding" else border  # where its ramp begins
         dictionary.b_enc.copy_(border - x[0] @ W)
@@ -294,7 +295,7 @@ def test_jumprelu_steps_by_what_fires_where_more_is_within_reach():
         dictionary = build_dictionary(config, d_in=24).double()
         dictionary.encoder_rows.data.mul_(0.7 / dictionary.encoder_rows.norm(dim=1, keepdim=True))
         dictionary.kernels = kernels
-        output = dictionary.training_output(x, Moment(penalty=0.5))
+        output = dictionary.training_output(x, StepState(penalty=0.5))
         torch.stack(list(output.terms.values())).sum().backward()
         grads.append({name: p.grad for name, p in dictionary.named_parameters()})
         outputs.append(output)
@@ -316,7 +317,9 @@ def test_selecting_in_bfloat16_ends_at_the_same_dictionary(word):
     for kernels, autocast in (("dense", False), ("sparse", True)):
         _, dictionary, x = train(word, kernels, steps=400, autocast=autocast)
         code = dictionary.encode_code(x)
-        error = (x - dictionary.decode_code(code)).square().sum() / (x - x.mean(0)).square().sum()
+        error = (x - dictionary.reconstruct(code, x)).square().sum() / (
+            x - x.mean(0)
+        ).square().sum()
         ends.append((error.item(), code.l0().double().mean().item()))
     (fvu, l0), (other_fvu, other_l0) = ends
     # float32 runs of `thresholding` that differ in rounding alone end 0.3 % apart on these 8,192

@@ -7,7 +7,7 @@ import torch
 from sae.activations.datamodule import ActivationDataModule
 from sae.activations.folder import TensorActivations
 from sae.dictionaries import build_dictionary
-from sae.dictionaries.base import Moment
+from sae.dictionaries.step import StepState
 from sae.errors import DivergedError
 from sae.training.module import RunLength, SAEModule
 from sae.training.optimizers import OptimizerSettings
@@ -102,7 +102,7 @@ def test_sparsity_warms_up_linearly():
     module, _ = train(sparsity_warmup_tokens=4 * BATCH)
     x = torch.randn(50, 8)
     full = module.dictionary.training_output(x).terms["sparsity"]
-    half = module.dictionary.training_output(x, Moment(warmup(1, 4))).terms["sparsity"]
+    half = module.dictionary.training_output(x, StepState(warmup(1, 4))).terms["sparsity"]
     torch.testing.assert_close(half, full / 2)
     assert module.sparsity_warmup_steps == 4
 

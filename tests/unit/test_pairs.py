@@ -12,8 +12,8 @@ from sae.activations.from_config import ends_of, lm_activations, points_of
 from sae.activations.rows import JoinedRows
 from sae.artifacts.placed import source_of
 from sae.dictionaries import ARCHITECTURES, build_dictionary
-from sae.dictionaries.base import Moment
 from sae.dictionaries.sae import SAE, SAEConfig
+from sae.dictionaries.step import StepState
 from sae.errors import ConfigError, SiteError, StoreError
 from sae.evals import CoreEval, DownstreamEval
 from sae.evals.build import run_evals
@@ -49,7 +49,7 @@ def shaken(dictionary):
     with torch.no_grad():
         for parameter in dictionary.parameters():
             parameter += 0.1 * numbers(*parameter.shape, seed=len(parameter))
-    dictionary.constrain_parameters()
+    dictionary.after_step()
     return dictionary
 
 
@@ -143,7 +143,7 @@ def test_the_loss_is_about_the_target(word, changes):
     dictionary = shaken(transcoder(word, skip=True, **changes))
     x, y = (batch := numbers(30, D_IN + D_OUT)).split([D_IN, D_OUT], dim=1)
     dead = torch.arange(dictionary.d_sae) % 5 == 0
-    output = dictionary.training_output(batch, Moment(dead=dead))
+    output = dictionary.training_output(batch, StepState(dead=dead))
     y_hat = (x - dictionary.shift) @ dictionary.W_skip + dictionary.b_dec
     y_hat = output.code.dense() @ dictionary.W_dec + y_hat
     torch.testing.assert_close(output.x_hat, y_hat)
@@ -180,7 +180,7 @@ def test_folded_crosscoder_maps_lm_units_to_lm_units():
 def test_the_crosscoders_penalty_sums_norms_over_layers(kernels):
     dictionary, x = shaken(crosscoder()), numbers(20, 12)
     dictionary.kernels = kernels
-    output = dictionary.training_output(x, Moment(0.5))
+    output = dictionary.training_output(x, StepState(0.5))
     penalty = 0.0
     for row in output.code.dense().detach():
         for f, atom in zip(row, dictionary.W_dec.detach(), strict=True):

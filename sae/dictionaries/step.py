@@ -1,0 +1,56 @@
+"""What a training step tells a dictionary, and what the dictionary gives back."""
+
+from typing import NamedTuple
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sae.dictionaries.codes import Code
+
+
+class StepState(NamedTuple):
+    """When in the training a step happens, as far as losses depend on it.
+
+    Attributes:
+        penalty: Factor of the sparsity penalty: the warm-up, times what `target_l0` steers.
+        progress: Share of the run that is done, from 0 to 1.
+        dead: Latents that count as dead; None where nobody counts.
+    """
+
+    penalty: float | Tensor = 1.0
+    progress: float = 0.0
+    dead: Bool[Tensor, " d_sae"] | None = None
+
+
+NOMINAL = StepState()
+"""The full penalty, the start of the run, nothing known to be dead."""
+
+
+class Encoding(NamedTuple):
+    """A batch, its code and its reconstruction: what every loss term is made from.
+
+    Attributes:
+        x: Input.
+        target: What should be reconstructed; the input but for transcoders.
+        code: Feature activations.
+        x_hat: Reconstruction.
+        other: A second code that the loss needs: of a gate, of a larger k, of a count.
+    """
+
+    x: Float[Tensor, "batch d_in"]
+    target: Float[Tensor, "batch d_out"]
+    code: Code
+    x_hat: Float[Tensor, "batch d_out"]
+    other: Code | None = None
+
+
+class StepOutput(NamedTuple):
+    """What a training step needs of an architecture.
+
+    `terms` are the named parts of the loss, each already multiplied by its coefficient; their sum
+    is the loss, and each is logged as `train/loss_<name>`.
+    """
+
+    x_hat: Float[Tensor, "batch d_out"]
+    code: Code
+    terms: dict[str, Float[Tensor, ""]]
