@@ -40,15 +40,6 @@ class HubLM(PretrainedLM):
         check_repo("lm.repo", repo)
         return repo
 
-    @property
-    def at_hand(self) -> bool:
-        """Whether the hub's own cache has all of it; an LM in several files counts as absent."""
-        from huggingface_hub import try_to_load_from_cache
-
-        needed = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
-        found = [try_to_load_from_cache(self.repo, n, revision=self.revision) for n in needed]
-        return all(isinstance(path, str) for path in found)
-
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer, without loading the weights."""
         from transformers import AutoTokenizer

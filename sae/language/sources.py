@@ -91,11 +91,6 @@ class LMSource(Settings, ABC):
 
         return sharing().once(("lm", content_key(self.identity()), device), made)
 
-    @property
-    def at_hand(self) -> bool:
-        """Whether `load` needs neither the network nor a conversion."""
-        return True
-
     @abstractmethod
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer, without loading the weights."""

@@ -36,11 +36,6 @@ class WheelLM(LMInFolder):
         "fetched; the fetched file decides what runs",
     )
 
-    @property
-    def at_hand(self) -> bool:
-        """Whether it was fetched and converted before."""
-        return self.converted.exists()
-
     def _trained_identity(self) -> dict[str, object]:
         """The wheel's hash and the file in it: the same from whatever index it came."""
         return {"kind": self.kind, **self._file(), "dtype": self.dtype}

@@ -1,4 +1,4 @@
-"""What a run costs and whether it fits, known before anything starts."""
+"""What a run needs and whether it fits, known before anything starts."""
 
 from sae.planning.machine import Machine
 from sae.planning.plan import Plan, Stage, check_fits

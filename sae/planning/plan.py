@@ -6,7 +6,6 @@ from pathlib import Path
 
 from sae.errors import ConfigError
 from sae.planning.machine import Machine, free_disk
-from sae.planning.measured import Capture
 
 PROGRAM_BYTES = 700_000_000
 """Python with PyTorch, Lightning and transformers, before any data."""
@@ -36,8 +35,6 @@ class Stage:
         disk: Bytes that the cache will grow by; None: unknown until the LM is there.
         memory: Bytes of RAM held at its peak beside the program, by what holds them; None: unknown.
         steps: Optimiser steps.
-        captures: LM passes, if they are what the stage does; None: only the stage itself can tell
-            its time.
     """
 
     name: str
@@ -45,22 +42,11 @@ class Stage:
     disk: int | None = 0
     memory: dict[str, int] | None = field(default_factory=dict)
     steps: int | None = 0
-    captures: list[Capture] | None = field(default_factory=list)
 
     @property
     def peak(self) -> int | None:
         """Bytes of RAM at the peak, the program included."""
         return None if self.memory is None else PROGRAM_BYTES + sum(self.memory.values())
-
-    def time(self, paces: Mapping[str, float]) -> float | None:
-        """Seconds of the LM's passes; None while they are unknown.
-
-        Args:
-            paces: What `measured.measure` found.
-        """
-        if self.captures is None or any(one.kind not in paces for one in self.captures):
-            return None
-        return sum((one.tokens * paces[one.kind] for one in self.captures), 0.0)
 
     def hold(self, memory: Mapping[str, int]) -> None:
         """Take these bytes as the peak where they are more than what was known."""
@@ -69,7 +55,7 @@ class Stage:
 
     def unknown(self) -> None:
         """Sizes are not known yet: put nothing invented."""
-        self.disk = self.memory = self.captures = self.steps = None
+        self.disk = self.memory = self.steps = None
 
 
 @dataclass

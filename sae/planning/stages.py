@@ -10,7 +10,6 @@ from sae.activations.stream import SMALL
 from sae.dictionaries import ARCHITECTURES
 from sae.language.wheel_lm import WheelLM
 from sae.planning import costs
-from sae.planning.measured import Capture
 from sae.planning.member import Member, points_in
 from sae.planning.plan import Plan, Stage, joined, size
 from sae.training.resampling import ResampleSettings
@@ -115,7 +114,7 @@ def _fetch(members: Sequence[Member]) -> Stage:
             if stage.disk is not None:
                 stage.disk += wheel.bytes or 0
     if words:
-        stage.found, stage.captures = joined(words), None
+        stage.found = joined(words)
     return stage
 
 
@@ -167,21 +166,14 @@ def _harvest(members: Sequence[Member]) -> Stage:
         full = sum(costs.points_bytes(spec, width) for width in widths)
         stage.disk = (stage.disk or 0) + max(0, full - size_there)  # a killed harvest goes on
         contexts = member.activations["batch_contexts"]
-        tokens = spec.tokens // spec.ctx * spec.ctx
-        lm: Any = member.source.source  # pyright: ignore[reportAttributeAccessIssue]
-        assert stage.captures is not None
-        shape = (contexts, spec.ctx)
-        stage.captures.append(Capture(lm, member.device, tokens, shape, tuple(points)))
         stage.hold(costs.harvest_memory(sizes, member.lm_dtype, spec, widths, contexts))
-    if new and not missing:  # tokens alone
-        stage.captures = None
     return stage
 
 
 def _train(jobs: Sequence[Sequence[Member]]) -> Stage:
     """Steps, resampling and validations. SAEs of one job are in memory together."""
     steps = sum(member.steps for job in jobs for member in job)
-    stage = Stage("train", steps=steps, captures=None)
+    stage = Stage("train", steps=steps)
     for job in jobs:
         if any(m.d_in is None or (m.watched and m.sizes is None) for m in job):
             stage.unknown()
@@ -239,7 +231,7 @@ def _hold_training(stage: Stage, job: Sequence[Member]) -> None:
 
 def _evaluate(members: Sequence[Member]) -> Stage:
     """Evaluations of every saved SAE on the test split; SAEs are float32 there."""
-    stage = Stage("evaluate", captures=None)
+    stage = Stage("evaluate")
     for member in members:
         if member.d_in is None:
             stage.unknown()
