@@ -45,7 +45,6 @@ class Sharing:
             start: First item.
             make: Iterates over the stream from a given item on.
         """
-        del key
         yield from make(start)
 
     def value(self, key: Hashable, make: Callable[[], T]) -> T:
@@ -53,12 +52,10 @@ class Sharing:
 
         It is not kept, and nobody may write into it.
         """
-        del key
         return make()
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """A value made by the first that asks, and kept until all have ended."""
-        del key
         return make()
 
     def meet(self) -> None:

@@ -171,34 +171,27 @@ class Rows(Protocol):
     @property
     def num_rows(self) -> int:
         """Number of vectors."""
-        ...
 
     @property
     def d_in(self) -> int:
         """Their width."""
-        ...
 
     @property
     def num_chunks(self) -> int:
         """Number of chunks; all but the last have the same number of rows."""
-        ...
 
     @property
     def stats(self) -> Stats:
         """What is known about all rows."""
-        ...
 
     def chunk_bounds(self, i: int) -> tuple[int, int]:
         """First row of chunk `i` and the row after its last."""
-        ...
 
     def read(self, i: int) -> Float[Tensor, "rows d_in"]:
         """Chunk `i` in the LM's own units and the dtype it was stored in."""
-        ...
 
     def documents(self, i: int) -> Int[np.ndarray, " rows"] | None:
         """The document that each row of chunk `i` comes from; None if nothing is known."""
-        ...
 
 
 @runtime_checkable
@@ -207,7 +200,6 @@ class TokenRows(Rows, Protocol):
 
     def tokens(self, i: int) -> Int[np.ndarray, " rows"] | None:
         """The token of each row of chunk `i`; None if there are none."""
-        ...
 
 
 class JoinedRows:
@@ -264,12 +256,10 @@ class Part(Protocol):
     @property
     def d_in(self) -> int:
         """Width of its activations."""
-        ...
 
     @property
     def stats(self) -> Stats:
         """What is known about them."""
-        ...
 
 
 def parts_of(rows: Rows) -> tuple[Part, ...]:

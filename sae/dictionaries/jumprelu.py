@@ -194,7 +194,6 @@ class _JumpStep(torch.autograd.Function):
         ctx: Any, x: Tensor, rows: Tensor, bias: Tensor, theta: Tensor, W_dec: Tensor, pre: Tensor,
         fires: Pattern, bandwidth: float, at_zero: float | Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        del bias
         values = pre[fires.rows, fires.latents]
         ctx.save_for_backward(x, rows, theta, W_dec, pre, values)
         ctx.fires, ctx.bandwidth, ctx.at_zero = fires, bandwidth, at_zero

@@ -173,7 +173,6 @@ class SAE(nn.Module):
 
 
 def _relu(pre: Tensor, sae: SAE) -> Tensor:
-    del sae
     return pre.relu()
 
 
@@ -214,7 +213,6 @@ def _abs_topk(pre: Tensor, sae: SAE) -> Tensor:
 
 def _identity(pre: Tensor, sae: SAE) -> Tensor:
     """All pre-activations, signed: rotations and other baselines that are not sparse."""
-    del sae
     return pre
 
 

@@ -3,7 +3,7 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from sae.dictionaries.base import PENALTY, Dictionary, Tensors, register
@@ -84,13 +84,7 @@ class Tied(Dictionary):
         return Tensors(W.T, self.b_enc - W @ self.centre, W, self.centre)
 
     @torch.no_grad()
-    def revive(
-        self,
-        latents: Int[Tensor, " n"],
-        x: Float[Tensor, "n d_in"],
-        direction: Float[Tensor, "n d_in"],
-        alive: Bool[Tensor, " d_sae"],
-    ) -> None:
+    def revive(self, latents: Tensor, x: Tensor, direction: Tensor, alive: Tensor) -> None:
         """Row := the direction; b := -(1 - 0.2) times the projection of the (centred) input.
 
         The published rule shrinks the revived *encoder* row to 0.2 times the mean alive norm so

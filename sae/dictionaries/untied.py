@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
@@ -153,13 +153,7 @@ class Untied(Dictionary):
             normalize_rows_(self.W_dec.detach())
 
     @torch.no_grad()
-    def revive(
-        self,
-        latents: Int[Tensor, " n"],
-        x: Float[Tensor, "n d_in"],
-        direction: Float[Tensor, "n d_out"],
-        alive: Bool[Tensor, " d_sae"],
-    ) -> None:
+    def revive(self, latents: Tensor, x: Tensor, direction: Tensor, alive: Tensor) -> None:
         """Decoder row := the direction; encoder row := 0.2 of the alive norm times it; bias 0.
 
         In a transcoder the direction is one of the output; the encoder row points at the input

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Generator, Tensor
 
 from sae.dictionaries.base import Dictionary
 from sae.errors import ConfigError
@@ -32,7 +32,7 @@ class Strategy(ABC):
         dictionary: Dictionary,
         x: Float[Tensor, "n width"],
         count: int,
-        generator: torch.Generator,
+        generator: Generator,
     ) -> Int[Tensor, " count"]:
         """Indices of `count` of the inputs, one for each dead latent in order.
 
@@ -71,26 +71,14 @@ class Drawn(Strategy):
         if self.toward not in ("input", "residual"):
             raise ConfigError(f"resample.toward={self.toward!r} must be input or residual.")
 
-    def choose(
-        self,
-        dictionary: Dictionary,
-        x: Float[Tensor, "n width"],
-        count: int,
-        generator: torch.Generator,
-    ) -> Int[Tensor, " count"]:
+    def choose(self, dictionary: Dictionary, x: Tensor, count: int, generator: Generator) -> Tensor:
         """Rules 2 and 3: the losses of the sample, and the draw by their squares."""
         losses = _by_parts(dictionary.row_losses, x)
         for side in dictionary.split(x):  # a vector of zeros has no direction to point at
             losses[side.norm(dim=1) == 0] = 0.0
         return draw_inputs(losses, count, generator)
 
-    def start(
-        self,
-        dictionary: Dictionary,
-        latents: Int[Tensor, " count"],
-        x: Float[Tensor, "count width"],
-        alive: Bool[Tensor, " d_sae"],
-    ) -> None:
+    def start(self, dictionary: Dictionary, latents: Tensor, x: Tensor, alive: Tensor) -> None:
         """Rules 4 to 6; what is reconstructed exactly has no residual, and revives nothing."""
         x, target = dictionary.split(x)
         if self.toward == "residual":
@@ -115,25 +103,13 @@ class WorstExample(Strategy):
     sets_decoder = False
     share = 0.2
 
-    def choose(
-        self,
-        dictionary: Dictionary,
-        x: Float[Tensor, "n width"],
-        count: int,
-        generator: torch.Generator,
-    ) -> Int[Tensor, " count"]:
+    def choose(self, dictionary: Dictionary, x: Tensor, count: int, generator: Generator) -> Tensor:
         """The worst first, by squared error alone; from the first again where they run out."""
         errors = _by_parts(lambda part: _errors(dictionary, part), x)
         order = errors.argsort(descending=True, stable=True)
         return order[torch.arange(count, device=order.device) % len(order)]
 
-    def start(
-        self,
-        dictionary: Dictionary,
-        latents: Int[Tensor, " count"],
-        x: Float[Tensor, "count width"],
-        alive: Bool[Tensor, " d_sae"],
-    ) -> None:
+    def start(self, dictionary: Dictionary, latents: Tensor, x: Tensor, alive: Tensor) -> None:
         """Encoder rows only."""
         assert dictionary.encoder is not None  # see `ResampleSettings.check`
         encoder = dictionary.get_parameter(dictionary.encoder)
@@ -144,7 +120,7 @@ STRATEGIES: dict[str, type[Strategy]] = {"drawn": Drawn, "worst_example": WorstE
 
 
 def draw_inputs(
-    losses: Float[Tensor, " n"], count: int, generator: torch.Generator
+    losses: Float[Tensor, " n"], count: int, generator: Generator
 ) -> Int[Tensor, " count"]:
     """Rule 3: indices drawn with probability proportional to loss squared.
 
