@@ -7,10 +7,10 @@ Weights & Biases, Hydra or the screen.
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from lightning import Trainer
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -21,6 +21,7 @@ from sae.activations.passes import harvest_all, source_at
 from sae.activations.sources import ActivationSource
 from sae.artifacts import load, save_sae
 from sae.checksums import FOLDER_FILE, check_folder, seal_files
+from sae.dictionaries.sae import SAE
 from sae.errors import ArtifactError
 from sae.evals.build import check_evals, ctx_of, offers_of, run_evals
 from sae.planning import Machine, check_fits, plan_runs
@@ -46,6 +47,7 @@ from sae.training.checkpoints import (
     read_checkpoint,
 )
 from sae.training.divergence import WORST_FVU
+from sae.training.module import SAEModule
 from sae.training.predictions import check_predictions
 from sae.training.ranks import part
 
@@ -123,89 +125,83 @@ def run(config: Config, run_dir: Path, tools: Tools) -> dict[str, Any]:
     with tools.recorder.stage("harvest"):
         source.prepare()
     check_predictions(source, config)
-    if is_fitted(config):
-        return _fit(config, run_dir, source, tools, device)
-    return _train(config, run_dir, source, checkpoint, tools, device)
-
-
-def _train(
-    config: Config, run_dir: Path, source: ActivationSource, checkpoint: dict[str, Any] | None,
-    tools: Tools, device: str,
-) -> dict[str, Any]:  # fmt: skip
     data = build_data(config, source)
-    module = build_module(config, data)
-    start = 0 if checkpoint is None else int(checkpoint["global_step"])
+    module = None if is_fitted(config) else build_module(config, data)
     if rank_zero_only.rank == 0:
         (run_dir / FOLDER_FILE).unlink(missing_ok=True)  # what it notes will change
         tools.begin()
+    start = 0 if checkpoint is None else int(checkpoint["global_step"])
+    state = None if checkpoint is None else checkpoint_file(run_dir)
+    if checkpoint is not None and start >= data.steps:  # killed between last step and results
+        state = checkpoint["state_dict"]
     loggers = tools.loggers(start, checksum_of_curves(checkpoint))
+    del checkpoint  # its memory is the training's
     try:
+        with tools.recorder.session() if module is None else nullcontext():
+            if module is None:
+                made = _fit(config, data, tools)
+            else:
+                made = _train(config, module, data, state, tools, loggers)
+            if rank_zero_only.rank != 0:  # the rest is one process's work
+                return {}
+            made.sae.metadata.update(_metadata(config, data) | made.metadata)
+            save_sae(run_dir / "sae", made.sae)
+            with tools.recorder.stage("evaluate"):
+                results = _evaluate(config, run_dir, source, device)
+        results["training"] = {"epochs": config["epochs"], **made.training}
+        _publish(results, run_dir, loggers, 0 if module is None else data.steps)
+        forget_previous(run_dir)
+    finally:
         for logger in loggers:
-            logger.log_hyperparams({"l1_equivalents": l1_equivalents(config, data)})
-        trainer = tools.trainer(data, loggers)
-        check_processes(trainer.world_size, config["trainer"])
-        if start < data.steps:
-            path = None if checkpoint is None else checkpoint_file(run_dir)
-            del checkpoint
-            trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
-            part()
-            sharing().meet()  # nobody measures while a neighbour trains
-        elif checkpoint is not None:  # killed between the last step and the results
-            module.load_state_dict(checkpoint["state_dict"])
-        if rank_zero_only.rank != 0:  # the rest is one process's work
-            return {}
-        metadata = _metadata(config, data) | {
-            "l1_equivalents": l1_equivalents(config, data),
-            "tokens": data.steps * data.batch_size,
-            "dead": module.dead_share(),
-            "steered": module.coefficient,
-        }
-        save_sae(run_dir / "sae", module.dictionary.folded(data.scale, metadata))
-        with tools.recorder.stage("evaluate"):
-            results = _evaluate(config, run_dir, source, device)
-        results["training"] = {
-            "epochs": config["epochs"],
-            "tokens": data.steps * data.batch_size,
-            "dead": module.dead_share(),
+            getattr(logger, "close", lambda: None)()
+    return results
+
+
+class Made(NamedTuple):
+    """What a recipe makes: the SAE, what its metadata and the results say of its making."""
+
+    sae: SAE
+    metadata: dict[str, Any]
+    training: dict[str, Any]
+
+
+def _train(
+    config: Config, module: SAEModule, data: ActivationDataModule,
+    state: Path | dict[str, Any] | None, tools: Tools, loggers: list[Any],
+) -> Made:  # fmt: skip
+    equivalents = l1_equivalents(config, data)
+    for logger in loggers:
+        logger.log_hyperparams({"l1_equivalents": equivalents})
+    trainer = tools.trainer(data, loggers)
+    check_processes(trainer.world_size, config["trainer"])
+    if isinstance(state, dict):
+        module.load_state_dict(state)
+    else:
+        trainer.fit(module, datamodule=data, ckpt_path=state, weights_only=True)
+        part()
+        sharing().meet()  # nobody measures while a neighbour trains
+    seen = {"tokens": data.steps * data.batch_size, "dead": module.dead_share()}
+    return Made(
+        module.dictionary.folded(data.scale),
+        {"l1_equivalents": equivalents, **seen, "steered": module.coefficient},
+        {
+            **seen,
             "dead_after_tokens": module.dead_after_tokens,
             "revived": int(module.revived),
             "vectors_per_second": tools.recorder.training.get("vectors_per_second"),
-            **l1_equivalents(config, data),
+            **equivalents,
             **module.coefficient,
-        }
-        _publish(results, run_dir, loggers, data.steps)
-        forget_previous(run_dir)
-    finally:
-        _close(loggers)
-    return results
+        },
+    )
 
 
-def _fit(
-    config: Config, run_dir: Path, source: ActivationSource, tools: Tools, device: str
-) -> dict[str, Any]:
+def _fit(config: Config, data: ActivationDataModule, tools: Tools) -> Made:
     """Fit a baseline. The run folder is that of a training, without curves and checkpoint."""
-    data = build_data({**config, "trainer": {**config["trainer"], "validations": 0}}, source)
-    tools.begin()
-    loggers = tools.loggers(0, None)
-    try:
-        with tools.recorder.session():
-            with tools.recorder.stage("fit"):
-                baseline, facts = fit_baseline(config, data)
-            baseline.metadata.update(_metadata(config, data) | {"fit": facts})
-            save_sae(run_dir / "sae", baseline)
-            with tools.recorder.stage("evaluate"):
-                results = _evaluate(config, run_dir, source, device)
-        results["training"] = {
-            "epochs": config["epochs"],
-            "tokens": data.rows("train").num_rows,
-            "dead": None,
-            "vectors_per_second": None,
-            **{name: fact for name, fact in facts.items() if not isinstance(fact, list)},
-        }
-        _publish(results, run_dir, loggers, 0)
-    finally:
-        _close(loggers)
-    return results
+    with tools.recorder.stage("fit"):
+        baseline, facts = fit_baseline(config, data)
+    numbers = {name: fact for name, fact in facts.items() if not isinstance(fact, list)}
+    seen = {"tokens": data.rows("train").num_rows, "dead": None, "vectors_per_second": None}
+    return Made(baseline, {"fit": facts}, {**seen, **numbers})
 
 
 def is_fitted(config: Config) -> bool:
@@ -303,11 +299,6 @@ def _publish(results: dict[str, Any], run_dir: Path, loggers: Sequence[Any], ste
 
 def _seal(run_dir: Path) -> None:
     seal_files(run_dir, [file for name in SEALED if (file := run_dir / name).exists()])
-
-
-def _close(loggers: Sequence[Any]) -> None:
-    for logger in loggers:
-        getattr(logger, "close", lambda: None)()
 
 
 def objectives(results: Mapping[str, Any]) -> tuple[float, float] | None:

@@ -155,7 +155,8 @@ def build_data(config: Mapping[str, Any], source: ActivationSource) -> Activatio
         seed=activations["seed"],
         normalize=activations["normalize"],
     )
-    needed: list[Split] = ["train", "test", *(["val"] if trainer["validations"] else [])]
+    validated = trainer["validations"] and config["sae"].get("kind") is None
+    needed: list[Split] = ["train", "test", *(["val"] if validated else [])]
     for split in needed:
         check_range(split, data.rows(split))
     return data
