@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sae.activations.cache import DAMAGE
-from sae.activations.store import open_foreign_zarr
+from sae.activations.chunks import open_foreign_zarr
 from sae.errors import StoreError
 from sae.intact import require_content, visible
 

@@ -12,8 +12,9 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from sae.activations.cache import StoreSpec, refuse_write, store_lock
+from sae.activations.chunks import ChunkedArray
 from sae.activations.rows import RunningStats, all_finite
-from sae.activations.store import ActivationStore, ChunkedArray
+from sae.activations.store import ActivationStore
 from sae.errors import StoreError
 from sae.language.corpus import Corpus
 from sae.language.lm import LanguageModel

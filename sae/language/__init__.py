@@ -17,7 +17,8 @@ import sae.language.textfiles
 import sae.language.wheel_lm  # noqa: F401
 from sae.language.corpora import corpus_from_config  # noqa: E402
 from sae.language.corpus import Corpus  # noqa: E402
-from sae.language.lm import GivenLM, LanguageModel  # noqa: E402
+from sae.language.given_lm import GivenLM
+from sae.language.lm import LanguageModel  # noqa: E402
 from sae.language.sites import FAMILIES, Family  # noqa: E402
 from sae.language.sources import LMSource  # noqa: E402
 from sae.language.text import Contexts, build_contexts, separator_id  # noqa: E402
