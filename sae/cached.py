@@ -1,14 +1,16 @@
-"""One way to keep computed tensors in the cache."""
+"""One way to keep what was computed in the cache: tensors, or a JSON object."""
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from sae.checksums import load_tensors, save_tensors
+from sae.checksums import load_tensors, read_sealed, save_tensors, seal
 from sae.errors import ArtifactError
-from sae.provenance import cache_dir, content_key
+from sae.provenance import cache_dir, content_key, write_json
 from sae.writing import replacing
 
 if TYPE_CHECKING:  # programs that end early need not wait for it
@@ -44,3 +46,22 @@ def cached(name: str, identity: Mapping[str, object], make: Callable[[], Made]) 
         with replacing(file) as temporary:
             save_tensors(temporary, tensors, facts)
     return tensors, facts
+
+
+def cached_json(file: Path | None, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a file holds, made and written first where it is missing or damaged.
+
+    Args:
+        file: The file; None: it is not kept.
+        make: Makes the object, plain JSON values.
+    """
+    if file is None:
+        return make()
+    with suppress(ArtifactError):
+        return read_sealed(file)
+    content = make()
+    try:
+        write_json(file, seal(content))
+    except OSError as error:  # a cache that others own may be read-only
+        log.warning("%s was not kept for the next run: %s.", file.name, error)
+    return content

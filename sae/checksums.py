@@ -81,6 +81,15 @@ def unseal(content: dict[str, Any], file: Path) -> dict[str, Any]:
     return plain
 
 
+def read_sealed(file: Path) -> dict[str, Any]:
+    """The object in a JSON file without its checksum.
+
+    Raises:
+        ArtifactError: If it cannot be read, or its checksum is missing or differs.
+    """
+    return unseal(read_object(file), file)
+
+
 def read_unsealed(file: Path) -> dict[str, Any]:
     """The object in a JSON file without its checksum; one that has none passes.
 

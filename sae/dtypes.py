@@ -18,9 +18,9 @@ from filelock import FileLock
 from torch import Tensor
 from torch.nn.functional import linear
 
-from sae.checksums import read_unsealed, seal
+from sae.cached import cached_json
 from sae.kernels import int8
-from sae.provenance import content_key, cpu_features, cpu_model, write_json
+from sae.provenance import content_key, cpu_features, cpu_model
 
 Kind = Literal["lm", "sae", "selection"]
 Clock = Callable[[Tensor, Tensor, str], float]
@@ -103,11 +103,8 @@ def speedup(kind: Kind, dtype: str, rows: int | None = None) -> float:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.lock"):  # ranks that start together agree, and measure undisturbed
-            known = _read(file)
-            if known is None:
-                known = measure(kind, dtype, rows)
-                write_json(file, seal({**identity, "speedup": known}))
-            return known
+            made = cached_json(file, lambda: {**identity, "speedup": measure(kind, dtype, rows)})
+            return float(made["speedup"])
     except OSError:
         return measure(kind, dtype, rows)
 
@@ -179,11 +176,4 @@ def _folder() -> Path | None:
     try:
         return Path(platformdirs.user_cache_dir("lightning-sae")).expanduser() / "speed"
     except (RuntimeError, KeyError):  # a user whom the system does not know, without HOME
-        return None
-
-
-def _read(file: Path) -> float | None:
-    try:
-        return float(read_unsealed(file)["speedup"])
-    except (ValueError, KeyError, TypeError, OverflowError):  # measured again
         return None

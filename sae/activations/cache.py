@@ -10,10 +10,10 @@ from typing import Literal, NoReturn, get_args
 import numpy as np
 from filelock import FileLock, Timeout
 
+from sae import checksums
 from sae.activations.rows import ROWS_PER_CHUNK
-from sae.errors import ConfigError, StoreError
-from sae.provenance import cache_dir, content_key, write_json
-from sae.reading import read_object
+from sae.errors import ArtifactError, ConfigError, StoreError
+from sae.provenance import cache_dir, content_key
 from sae.types import SPLITS, Point, Split
 from sae.writing import free_space
 
@@ -189,17 +189,9 @@ def remedy(folder: Path, point: Point | None = None) -> str:
     )
 
 
-def write_sealed(path: Path, content: dict) -> None:
-    """Write JSON with a checksum."""
-    write_json(path, content | {"checksum": content_key(content)})
-
-
 def read_sealed(path: Path, advice: str) -> dict:
     """Read JSON and check its checksum; `advice` ends the error if it is missing or damaged."""
     try:
-        content = read_object(path, StoreError)
-        if content.pop("checksum") != content_key(content):
-            raise ValueError("the checksum differs")
-    except DAMAGE as error:
+        return checksums.read_sealed(path)
+    except ArtifactError as error:
         raise StoreError(f"{path} is damaged or missing ({error}). {advice}") from error
-    return content

@@ -2,8 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae.activations.cache import read_sealed, write_sealed
 from sae.activations.counted import Counted, RowRule, limits_from_json
 from sae.activations.rows import Rows, RunningStats, Stats, TokenRows, joined_stats, parts_of
+from sae.cached import cached_json
 from sae.errors import DegenerateInputError, StoreError
 from sae.progress import progress
 from sae.provenance import content_key
@@ -105,7 +104,7 @@ class CountedRows:
         """Measured at the first use by any run, then read from the cache."""
         identity = {"counted": self.counted.to_json(), "rows": self.all.num_rows}
         file = self._folder and self._folder / f"counted-{content_key(identity)}.json"
-        counts = Counts.from_json(kept_json(file, lambda: self._measure().to_json()))
+        counts = Counts.from_json(cached_json(file, lambda: self._measure().to_json()))
         if not sum(counts.sizes):
             raise DegenerateInputError(
                 f"None of the {self.all.num_rows:,} rows counts under activations.special="
@@ -197,21 +196,7 @@ def median_norm(
         return {"median": running.result().norm_quantiles.get("0.5", 0.0)}
 
     key = content_key({"special_ids": ids.tolist(), "chunks": len(chunks)})
-    return float(kept_json(folder and folder / f"median-{key}.json", make)["median"])
-
-
-def kept_json(file: Path | None, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What a file holds, made and written first where it is missing or damaged."""
-    if file is None:
-        return make()
-    with suppress(StoreError):
-        return read_sealed(file, "")
-    content = make()
-    try:
-        write_sealed(file, content)
-    except OSError as error:  # a cache that others own may be read-only
-        log.warning("%s was not kept for the next run: %s.", file.name, error)
-    return content
+    return float(cached_json(folder and folder / f"median-{key}.json", make)["median"])
 
 
 def count_rows(rows: TokenRows, counted: Counted, folder: Path | None = None) -> Rows:

@@ -10,64 +10,44 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae.activations.cache import DAMAGE, read_sealed, refuse_write, write_sealed
+from sae.activations.cache import DAMAGE
 from sae.activations.counted import Counted, RowRule
 from sae.activations.counted_rows import count_rows, counted_of
 from sae.activations.files import Part, find_files, open_part, refuse_file
 from sae.activations.ranges import LARGEST, check_norms
-from sae.activations.rows import ROWS_PER_CHUNK, Rows, RunningStats, Stats, all_finite
+from sae.activations.rows import EvenRows, Rows, Stats, all_finite
+from sae.cached import cached_json
 from sae.errors import ConfigError, StoreError
-from sae.progress import progress
 from sae.provenance import cache_dir, content_key
 from sae.types import Split
 
 
-class OwnRows:
+class OwnRows(EvenRows):
     """A range of the rows of some parts, taken one after the other: `Rows`."""
 
     def __init__(self, parts: Sequence[Part], start: int, stop: int):
+        super().__init__(stop - start, parts[0].d_in, "measure your activations")
         self._parts, self._start = parts, start
-        self.num_rows, self.d_in = stop - start, parts[0].d_in
-        self.num_chunks = -(-self.num_rows // ROWS_PER_CHUNK)
-        self._stats: Stats | None = None
 
-    @property
+    @cached_property
     def stats(self) -> Stats:
-        """Read all rows once, and check them.
+        """Measured and checked at the first use.
 
         Raises:
             StoreError: If a value is not finite or too large; names the file and the row.
         """
-        if self._stats is None:
-            self._stats = self._measured()
-        return self._stats
-
-    @stats.setter
-    def stats(self, known: Stats) -> None:
-        self._stats = known
-
-    def _measured(self) -> Stats:
-        running = RunningStats(self.d_in)
-        with progress("measure your activations", self.num_rows, unit="rows") as advance:
-            for i in range(self.num_chunks):
-                rows = self.read(i)
-                if not all_finite(rows):
-                    self._refuse_row(i, ~torch.isfinite(rows), "holds NaN or infinite values")
-                sizes = rows.abs()
-                if float(largest := sizes.max()) > LARGEST / math.sqrt(self.d_in):
-                    what = f"holds {float(largest):.3g}, whose square float32 cannot hold,"
-                    self._refuse_row(i, sizes == largest, what)
-                running.update(rows)
-                advance(len(rows))
-        stats = running.result()
+        stats = self.measure()
         check_norms("your activations", stats)
         return stats
 
-    def chunk_bounds(self, i: int) -> tuple[int, int]:
-        """First row of chunk `i` and the row after its last."""
-        if not 0 <= i < self.num_chunks:
-            raise IndexError(f"chunk {i} of {self.num_chunks}")
-        return i * ROWS_PER_CHUNK, min((i + 1) * ROWS_PER_CHUNK, self.num_rows)
+    def check(self, i: int, rows: Float[Tensor, "rows d_in"]) -> None:
+        """Refuse values that are not finite, or whose squares float32 cannot hold."""
+        if not all_finite(rows):
+            self._refuse_row(i, ~torch.isfinite(rows), "holds NaN or infinite values")
+        sizes = rows.abs()
+        if float(largest := sizes.max()) > LARGEST / math.sqrt(self.d_in):
+            what = f"holds {float(largest):.3g}, whose square float32 cannot hold,"
+            self._refuse_row(i, sizes == largest, what)
 
     def read(self, i: int) -> Float[Tensor, "rows d_in"]:
         """Chunk `i`, in the dtype of its file.
@@ -86,15 +66,9 @@ class OwnRows:
                     refuse_file(part.path, f"cannot be read ({error})", error)
             first += part.num_rows
         rows = torch.cat(found)
-        if self._stats is not None and not all_finite(rows):  # changed since they were measured
+        if "stats" in self.__dict__ and not all_finite(rows):  # changed since they were measured
             self._refuse_row(i, ~torch.isfinite(rows), "holds NaN or infinite values")
         return rows
-
-    def documents(self, i: int) -> None:
-        """Nothing is known about documents."""
-
-    def tokens(self, i: int) -> None:
-        """Nor about tokens."""
 
     def _refuse_row(self, i: int, wrong: Tensor, what: str) -> NoReturn:
         row = self._start + self.chunk_bounds(i)[0] + int(wrong.any(dim=1).nonzero()[0])
@@ -203,18 +177,12 @@ class FolderActivations:
         """
         if self._measured:
             return
-        file = self._statistics_file()
-        try:
-            known = read_sealed(file, "")
-            stats = {split: Stats.from_json(known[split]) for split in self._splits}
-        except (StoreError, KeyError, ValueError):
-            stats = {split: rows.stats for split, rows in self._splits.items()}
-            try:
-                write_sealed(file, {split: found.to_json() for split, found in stats.items()})
-            except OSError as error:
-                refuse_write(file, error, None)
-        for split, rows in self._splits.items():
-            rows.stats = stats[split]
+        splits = self._splits.items()
+        found = cached_json(
+            self._statistics_file(), lambda: {split: rows.stats.to_json() for split, rows in splits}
+        )
+        for split, rows in splits:
+            rows.stats = Stats.from_json(found[split])
         self._measured = True
 
     def split(self, name: Split) -> Rows:

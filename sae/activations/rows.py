@@ -1,6 +1,7 @@
 """What a split of activations looks like to its readers, and the statistics kept beside it."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, Protocol, runtime_checkable
@@ -11,6 +12,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from sae.errors import DegenerateInputError, StoreError
+from sae.progress import progress
 
 # About 5 MB of bfloat16 at d_in 576: small enough to shuffle well, large enough to read fast.
 ROWS_PER_CHUNK = 4096
@@ -247,6 +249,51 @@ class JoinedRows:
     def tokens(self, i: int) -> Int[np.ndarray, " rows"] | None:
         """The token of each row of chunk `i`; None if there are none."""
         return self.parts[0].tokens(i)
+
+
+class EvenRows(ABC):
+    """Rows without documents and tokens, in chunks of `ROWS_PER_CHUNK`: `Rows`.
+
+    Args:
+        num_rows: Number of vectors.
+        d_in: Their width.
+        title: What is shown while they are measured.
+    """
+
+    def __init__(self, num_rows: int, d_in: int, title: str):
+        self.num_rows, self.d_in, self._title = num_rows, d_in, title
+        self.num_chunks = -(-num_rows // ROWS_PER_CHUNK)
+
+    @abstractmethod
+    def read(self, i: int) -> Float[Tensor, "rows d_in"]:
+        """Chunk `i`."""
+
+    @abstractmethod
+    def check(self, i: int, rows: Float[Tensor, "rows d_in"]) -> None:
+        """Refuse values of chunk `i` that nothing can be computed with."""
+
+    def measure(self) -> Stats:
+        """Read all rows once, and check them."""
+        running = RunningStats(self.d_in)
+        with progress(self._title, self.num_rows, "rows") as advance:
+            for i in range(self.num_chunks):
+                rows = self.read(i)
+                self.check(i, rows)
+                running.update(rows)
+                advance(len(rows))
+        return running.result()
+
+    def chunk_bounds(self, i: int) -> tuple[int, int]:
+        """First row of chunk `i` and the row after its last."""
+        if not 0 <= i < self.num_chunks:
+            raise IndexError(f"chunk {i} of {self.num_chunks}")
+        return i * ROWS_PER_CHUNK, min((i + 1) * ROWS_PER_CHUNK, self.num_rows)
+
+    def documents(self, i: int) -> Int[np.ndarray, " rows"] | None:  # noqa: B027
+        """Nothing is known about documents."""
+
+    def tokens(self, i: int) -> None:  # noqa: B027
+        """Nor about tokens."""
 
 
 @runtime_checkable

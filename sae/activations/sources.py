@@ -8,10 +8,11 @@ from typing import Any, Protocol, runtime_checkable
 
 from sae.activations.cache import StoredDtype, StoreSpec
 from sae.activations.counted import Counted, RowRule, Special, limits_from_json
-from sae.activations.counted_rows import count_rows, kept_json, median_norm
+from sae.activations.counted_rows import count_rows, median_norm
 from sae.activations.harvest import LoadsLM, harvest
 from sae.activations.rows import JoinedRows, Rows, TokenRows
 from sae.activations.store import ActivationStore
+from sae.cached import cached_json
 from sae.errors import ConfigError, StoreError
 from sae.language.corpus import Corpus
 from sae.language.lm import LanguageModel
@@ -182,7 +183,7 @@ class LMActivations:
 
         there = [spec.folder for spec in self.specs.values() if spec.folder.exists()]
         file = there[0] / f"special-{word}.json" if there else None
-        return tuple(kept_json(file, make)["ids"])
+        return tuple(cached_json(file, make)["ids"])
 
     def _median(self, point: Point, ids: tuple[int, ...]) -> float:
         rows = self._stored(self.median_of)[self.ends.points.index(point)]

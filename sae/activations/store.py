@@ -28,12 +28,12 @@ from sae.activations.cache import (
     read_sealed,
     refuse_write,
     remedy,
-    write_sealed,
 )
 from sae.activations.chunks import ChunkedArray, create_group
 from sae.activations.rows import Stats
+from sae.checksums import seal
 from sae.errors import ConfigError, StoreError
-from sae.provenance import provenance
+from sae.provenance import provenance, write_json
 from sae.types import Point
 
 
@@ -97,7 +97,7 @@ class ActivationStore:
                 for i in range(array.layout.num_chunks):
                     array.write(i, torch.from_numpy(values[slice(*array.layout.bounds(i))]))
             content = {"spec": asdict(spec), "names": dict(names), "num_contexts": len(tokens)}
-            write_sealed(folder / "metadata.json", content | {"provenance": provenance()})
+            write_json(folder / "metadata.json", seal(content | {"provenance": provenance()}))
         except OSError as error:
             refuse_write(folder, error, 2 * tokens.nbytes)
         return cls(folder)
@@ -174,7 +174,7 @@ class ActivationStore:
         try:
             for leftover in array.path.glob("c/*/*.partial"):  # zarr's, of a killed process
                 leftover.unlink()
-            write_sealed(array.path / "metadata.json", content | {"provenance": provenance()})
+            write_json(array.path / "metadata.json", seal(content | {"provenance": provenance()}))
             # What has the right name but no readable metadata.json was damaged: it makes room.
             shutil.rmtree(self.folder_of(point), ignore_errors=True)
             os.replace(array.path, self.folder_of(point))

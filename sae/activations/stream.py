@@ -7,6 +7,7 @@ streamed run sees the rows of a cached one in the same order. What differs is wr
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,14 @@ from torch import Tensor
 
 from sae.activations.cache import (
     StoreSpec,
-    read_sealed,
-    refuse_write,
-    remedy,
     store_lock,
-    write_sealed,
 )
 from sae.activations.counted_rows import CountedRows, Counts, measure, median_norm
 from sae.activations.harvest import LoadsLM, harvest, rows_of
 from sae.activations.rows import JoinedRows, Rows, RunningStats, Stats, parts_of
 from sae.activations.sources import LMActivations, LoadedOnce
 from sae.activations.store import ActivationStore
+from sae.cached import cached_json
 from sae.errors import StoreError
 from sae.language.corpus import Corpus
 from sae.language.lm import LanguageModel
@@ -84,26 +82,16 @@ class StreamedRows:
         """The token of each row of chunk `i`."""
         return self.store.tokens_of(i)
 
-    @property
+    @cached_property
     def stats(self) -> Stats:
         """Of all rows where they are `SMALL`, else of a sample; that is kept beside the tokens."""
-        return self._stats
-
-    @cached_property
-    def _stats(self) -> Stats:
         if self.num_rows <= SMALL:
             return self._measure()
         folder = self.store.folder
         file = folder / "samples" / f"{self.point}.json"
-        if not file.exists():
-            with store_lock(folder):
-                if not file.exists():  # another process may have measured it meanwhile
-                    content = {"stats": self._measure().to_json()}
-                    try:
-                        write_sealed(file, content)
-                    except OSError as error:
-                        refuse_write(file, error, None)
-        return Stats.from_json(read_sealed(file, remedy(folder))["stats"])
+        with nullcontext() if file.exists() else store_lock(folder):  # measured by one process
+            found = cached_json(file, lambda: {"stats": self._measure().to_json()})
+        return Stats.from_json(found["stats"])
 
     def _measure(self) -> Stats:
         running, spec = RunningStats(self.d_in), self.store.spec

@@ -2,25 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae.activations.cache import read_sealed, refuse_write, write_sealed
 from sae.activations.counted import Counted, RowRule
 from sae.activations.counted_rows import count_rows, counted_of
-from sae.activations.rows import ROWS_PER_CHUNK, Rows, RunningStats, Stats, all_finite
-from sae.errors import ConfigError, StoreError
-from sae.progress import progress
+from sae.activations.rows import ROWS_PER_CHUNK, EvenRows, Rows, Stats, all_finite
+from sae.cached import cached_json
+from sae.errors import ConfigError
 from sae.provenance import cache_dir, content_key
 from sae.synthetic import Sample, World, seed_of
 from sae.types import SPLITS, Split
 
 
-class SuperpositionRows:
+class SuperpositionRows(EvenRows):
     """One split: `Rows`. Chunk `i` follows from (world, split, i) alone, so it is never kept.
 
     Args:
@@ -30,53 +28,25 @@ class SuperpositionRows:
     """
 
     def __init__(self, world: World, split: Split, num_rows: int):
-        self.world, self.split_name, self.num_rows = world, split, num_rows
-        self.d_in = world.d_in
-        self.num_chunks = -(-num_rows // ROWS_PER_CHUNK)
-        self._stats: Stats | None = None
+        super().__init__(num_rows, world.d_in, f"measure {split} vectors")
+        self.world, self.split_name = world, split
 
-    @property
+    @cached_property
     def stats(self) -> Stats:
         """Measured at the first use by any run, then read from the cache."""
-        if self._stats is None:
-            self._stats = self._known() or self._measured()
-        return self._stats
-
-    def _known(self) -> Stats | None:
-        try:
-            return Stats.from_json(read_sealed(self._statistics_file(), "")["stats"])
-        except (StoreError, KeyError, ValueError):
-            return None
-
-    def _measured(self) -> Stats:
-        running = RunningStats(self.d_in)
-        with progress(f"measure {self.split_name} vectors", self.num_rows, "rows") as advance:
-            for i in range(self.num_chunks):
-                rows = self.read(i)
-                if not all_finite(rows):
-                    raise ConfigError(
-                        f"activations.noise={self.world.noise:g} gives values that float32 cannot "
-                        "hold. Use less."
-                    )
-                running.update(rows)
-                advance(len(rows))
-        stats, file = running.result(), self._statistics_file()
-        try:
-            write_sealed(file, {"stats": stats.to_json()})
-        except OSError as error:
-            refuse_write(file, error, None)
-        return stats
-
-    def _statistics_file(self) -> Path:
         identity = {"world": self.world.to_config(), "split": self.split_name}
         key = content_key({**identity, "num_rows": self.num_rows})
-        return cache_dir() / "superposition" / f"{key}.json"
+        file = cache_dir() / "superposition" / f"{key}.json"
+        found = cached_json(file, lambda: {"stats": self.measure().to_json()})
+        return Stats.from_json(found["stats"])
 
-    def chunk_bounds(self, i: int) -> tuple[int, int]:
-        """First row of chunk `i` and the row after its last."""
-        if not 0 <= i < self.num_chunks:
-            raise IndexError(f"chunk {i} of {self.num_chunks}")
-        return i * ROWS_PER_CHUNK, min((i + 1) * ROWS_PER_CHUNK, self.num_rows)
+    def check(self, i: int, rows: Float[Tensor, "rows d_in"]) -> None:
+        """Refuse values that float32 cannot hold."""
+        if not all_finite(rows):
+            raise ConfigError(
+                f"activations.noise={self.world.noise:g} gives values that float32 cannot hold. "
+                "Use less."
+            )
 
     def sample(self, i: int) -> Sample:
         """Chunk `i` with its ground truth."""
@@ -95,9 +65,6 @@ class SuperpositionRows:
         if self.world.branch == "correlated" and self.world.correlation_per == "batch":
             return np.full(stop - start, i)
         return np.arange(start, stop)
-
-    def tokens(self, i: int) -> None:
-        """There are none."""
 
 
 class SuperpositionActivations:

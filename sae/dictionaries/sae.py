@@ -240,6 +240,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor, SAE], Tensor]] = {
     "abs_topk": _abs_topk, "identity": _identity, "lista": _lista, "nearest": _nearest,
 }  # fmt: skip
 """Activation functions by the word that a saved config names."""
+SIGNED = ("abs_topk", "identity")
+"""Those whose codes have both signs, so that the sign of an atom means nothing."""
 WITH_K = ("topk", "abs_topk")
 WITH_STEPS = ("lista",)
 WITH_THRESHOLD = ("jumprelu", "smooth_jumprelu")

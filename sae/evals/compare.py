@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sae.activations.rows import Rows
 from sae.artifacts.placed import PlacedSAE
-from sae.dictionaries.sae import SAE
+from sae.dictionaries.sae import SAE, SIGNED
 from sae.errors import DegenerateInputError
 from sae.evals.base import PLACING, Evaluation, Measured, register
 from sae.metrics.similarity import (
@@ -28,8 +28,6 @@ from sae.settings import setting
 from sae.tables import Column, Table, Type
 from sae.types import Split
 
-SIGNED = ("identity", "abs_topk")
-"""Activations whose latents have no sign of their own: only |cosine| means something for them."""
 _PAIR: dict[str, tuple[Type, str]] = {
     "first": ("string", ""), "second": ("string", ""), "latents": ("int64", ""),
     "other_latents": ("int64", ""), "absolute": ("int64", ""), "mmcs": ("float64", "cosine"),

@@ -10,7 +10,7 @@ from torch import Tensor
 from sae.activations.counted_rows import all_rows
 from sae.activations.superposition import SuperpositionRows
 from sae.artifacts.placed import PlacedSAE
-from sae.dictionaries.sae import SAE
+from sae.dictionaries.sae import SAE, SIGNED
 from sae.errors import ConfigError
 from sae.evals.base import Measured, Resampled, estimates, register
 from sae.evals.core import measure
@@ -19,9 +19,6 @@ from sae.metrics.similarity import match
 from sae.settings import setting
 from sae.synthetic import World
 from sae.types import Split
-
-SIGNED = ("identity", "abs_topk")
-"""Activations whose codes have both signs, so that the sign of an atom means nothing."""
 
 
 @register

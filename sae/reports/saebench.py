@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 from uuid import uuid4
 
-from sae.dictionaries.sae import SAE
+from sae.dictionaries.sae import SAE, SIGNED
 from sae.errors import ConfigError
 from sae.evals.base import EvalResult
 from sae.provenance import provenance
@@ -21,8 +21,6 @@ _FREQUENCIES = (
     "freq_over_1_percent", "freq_over_10_percent", "normalized_freq_over_1_percent",
     "normalized_freq_over_10_percent",
 )  # fmt: skip
-_SIGNED = ("abs_topk", "identity")
-"""Activations whose codes have both signs, where SAEBench's sums and f > 0 differ from ours."""
 _CORE = {
     "model_behavior_preservation": {
         "kl_div_score": "kl_score", "kl_div_with_ablation": "kl_zero", "kl_div_with_sae": "kl",
@@ -72,7 +70,7 @@ def saebench_content(
     """
     if word not in NAMES:
         raise ConfigError(f"SAEBench has no {word}. There are: {', '.join(NAMES)}.")
-    signed = sae.config.activation in _SIGNED
+    signed = sae.config.activation in SIGNED  # SAEBench's sums and f > 0 differ from ours
     metrics, details, missing = _core(results, signed) if word == "core" else _OTHERS[word](results)
     result = results[word]
     return {
