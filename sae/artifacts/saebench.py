@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sae.artifacts.folding import require
 from sae.artifacts.places import hook_of, place_of
@@ -58,28 +58,9 @@ class SAEBenchSAE(nn.Module):
 
     def __init__(self, sae: SAE, cfg: SAEBenchConfig):
         super().__init__()
-        self.sae = sae
-        self.cfg = cfg
-
-    @property
-    def W_enc(self) -> nn.Parameter:
-        """The encoder."""
-        return self.sae.W_enc
-
-    @property
-    def b_enc(self) -> nn.Parameter:
-        """The encoder bias."""
-        return self.sae.b_enc
-
-    @property
-    def W_dec(self) -> nn.Parameter:
-        """The decoder."""
-        return self.sae.W_dec
-
-    @property
-    def b_dec(self) -> nn.Parameter:
-        """The decoder bias."""
-        return self.sae.b_dec
+        self.sae, self.cfg = sae, cfg
+        self.W_enc, self.b_enc, self.W_dec, self.b_dec = sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec
+        self.encode, self.decode, self.forward = sae.encode, sae.decode, sae.forward
 
     @property
     def device(self) -> torch.device:
@@ -90,18 +71,6 @@ class SAEBenchSAE(nn.Module):
     def dtype(self) -> torch.dtype:
         """Dtype of the weights."""
         return self.sae.dtype
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Feature activations."""
-        return self.sae.encode(x)
-
-    def decode(self, feature_acts: Tensor) -> Tensor:
-        """Reconstruction from feature activations."""
-        return self.sae.decode(feature_acts)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Reconstruction."""
-        return self.sae(x)
 
     def to(self, *args: Any, **kwargs: Any) -> "SAEBenchSAE":
         """Move or cast, and say so in `cfg`."""

@@ -1,6 +1,5 @@
 """Tables and a heat map of a comparison of dictionaries."""
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from matplotlib.figure import Figure
 
 from sae.dictionaries.from_config import sparsity_of
 from sae.evals.base import EvalResult
+from sae.reports.figures import png
 from sae.reports.files import table_bytes, write_bytes
 from sae.reports.page import Cell, Plot, Section, Table, number, plain, render
 
@@ -115,6 +115,4 @@ def _picture(names: Sequence[str], matrices: Mapping[str, Matrix]) -> bytes:
                     colour = "black" if value > 0.6 else "white"
                     axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8,
                               color=colour)  # fmt: skip
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return png(figure)

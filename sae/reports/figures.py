@@ -1,10 +1,13 @@
-"""Plots of a run, as Plotly draws them, and how axes are ticked."""
+"""Plots of a run, as Plotly draws them; how Matplotlib's axes are ticked and pictures written."""
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from sae.reports.page import Plot, plain
@@ -102,3 +105,25 @@ def _thinned(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[
     if points and kept[-1] != points[-1]:
         kept.append(points[-1])
     return [a for a, _ in kept], [b for _, b in kept]
+
+
+def finish(axes: Axes, x_label: str, y_label: str, values: Sequence[float]) -> None:
+    """Label axes, and tick the lower one by the logarithms of its values; say if there are none."""
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.grid(True, color="#e3e6ec", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if values:
+        axes.set_xscale("log")
+        plain_log_ticks(axes.xaxis, values)
+    else:
+        axes.text(0.5, 0.5, "no run has this", ha="center", va="center", color="#777777",
+                  transform=axes.transAxes)  # fmt: skip
+        axes.set(xticks=[], yticks=[])
+
+
+def png(figure: Figure) -> bytes:
+    """The picture as a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

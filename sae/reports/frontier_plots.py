@@ -1,13 +1,12 @@
 """Pictures of a frontier: fidelity over sparsity, live latents over size and penalty."""
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sae.metrics.lines import Row, drawn_line, error_of
-from sae.reports.figures import plain_log_ticks
+from sae.reports.figures import finish, plain_log_ticks, png
 
 FIDELITY = {
     "fvu": "FVU (lower is better)",
@@ -51,10 +50,10 @@ def fidelity_picture(lines: Lines) -> bytes:
                 *drawn_line(points, name), color=f"C{i % 10}", linewidth=1.3, zorder=1, label=line
             )
             drawn += points
-        _finish(axes, L0_LABEL, label, [row["l0"] for row in drawn])
+        finish(axes, L0_LABEL, label, [row["l0"] for row in drawn])
     _legend(figure, panels[0])
     figure.suptitle("hollow: another run is at least as good in both, better in one", fontsize=10)
-    return _png(figure)
+    return png(figure)
 
 
 def live_picture(rows: Sequence[Row]) -> bytes:
@@ -72,13 +71,13 @@ def live_picture(rows: Sequence[Row]) -> bytes:
             x, y = [row[key] for row in members], [row["live"] for row in members]
             axes.plot(x, y, "o-", markersize=5, linewidth=1.3, label=name)
         values = [float(row[key]) for members in groups.values() for row in members]
-        _finish(axes, label, LIVE_LABEL, values)
+        finish(axes, label, LIVE_LABEL, values)
         if values and min(row["live"] for row in known) > 0:
             axes.set_yscale("log")
             plain_log_ticks(axes.yaxis, [float(row["live"]) for row in known])
         if 0 < len(axes.get_legend_handles_labels()[0]) <= _MOST_NAMES:
             axes.legend(fontsize=7, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def _what(row: Row) -> str:
@@ -100,27 +99,7 @@ def _figure() -> tuple[Figure, list[Axes]]:
     return figure, list(figure.subplots(1, 2))
 
 
-def _finish(axes: Axes, x_label: str, y_label: str, values: Sequence[float]) -> None:
-    axes.set(xlabel=x_label, ylabel=y_label)
-    axes.grid(True, color="#e3e6ec", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    if values:
-        axes.set_xscale("log")
-        plain_log_ticks(axes.xaxis, values)
-    else:
-        axes.text(0.5, 0.5, "no run has this", ha="center", va="center", color="#777777",
-                  transform=axes.transAxes)  # fmt: skip
-        axes.set(xticks=[], yticks=[])
-
-
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, names = axes.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 3),
                   fontsize=8, frameon=False)  # fmt: skip
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()

@@ -1,6 +1,5 @@
 """All jobs of a sweep as tables, a picture and a page."""
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ from sae.errors import ArtifactError
 from sae.evals.frontier import pareto_front, read_frontier
 from sae.metrics.lines import by_line
 from sae.provenance import write_json
-from sae.reports.figures import plain_log_ticks
+from sae.reports.figures import finish, png
 from sae.reports.files import read_yaml, table_bytes, write_bytes
 from sae.reports.frontier_page import sections, sweep_page
+from sae.reports.frontier_plots import FIDELITY, L0_LABEL
 
 _METRICS = (
     ("core", "fvu"), ("core", "l0"), ("core", "fvu_median"), ("core", "fvu_under_4_medians"),
@@ -192,14 +192,14 @@ def _varied(jobs: Sequence[Mapping[str, str]]) -> list[str]:
 def _plot(rows: Sequence[Row], swept: Sequence[str]) -> bytes:
     figure = Figure(figsize=(11, 4.6), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2)
-    handles = _panel(left, rows, swept, "fvu", "FVU (lower is better)", shift=(5, 5))
+    handles = _panel(left, rows, swept, "fvu", FIDELITY["fvu"], shift=(5, 5))
     front = [row for row in pareto_front(rows) if row["l0"] > 0]
     if len(front) < sum(row["status"] == "finished" for row in rows):
         x, y = [row["l0"] for row in front], [row["fvu"] for row in front]
         handles += left.plot(x, y, "o--", color="#333333", markersize=10, markerfacecolor="none",
                              linewidth=1, label="front: no job is better in both")  # fmt: skip
-    label = "CE recovered, zero ablation (higher is better)"
-    _panel(right, rows, swept, "ce_recovered_zero", label, shift=(6, -9))
+    name = "ce_recovered_zero"
+    _panel(right, rows, swept, name, FIDELITY[name], shift=(6, -9))
     if len(handles) > 1:
         figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6),
                       frameon=False)  # fmt: skip
@@ -209,9 +209,7 @@ def _plot(rows: Sequence[Row], swept: Sequence[str]) -> bytes:
     figure.suptitle(
         f"{len(rows)} jobs: {', '.join(counts)}" if rows else "no jobs yet", fontsize=11
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return png(figure)
 
 
 def _panel(
@@ -241,17 +239,6 @@ def _panel(
             text = ", ".join(f"{key}={row[key]}" for key in knobs if row[key] is not None)
             axes.annotate(text or str(row["job"]), (row["l0"], row[name]), fontsize=7.5,
                           textcoords="offset points", xytext=shift, color="#555555")  # fmt: skip
-    axes.set_xlabel("L0, latents that fire per token")
-    axes.set_ylabel(label)
-    axes.grid(True, color="#e3e6ec", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.16, y=0.12)
-    if points:
-        axes.set_xscale("log")
-        plain_log_ticks(axes.xaxis, [row["l0"] for row in points])
-    else:
-        axes.text(0.5, 0.5, "no finished job yet", ha="center", va="center", color="#777777",
-                  transform=axes.transAxes)  # fmt: skip
-        axes.set(xticks=[], yticks=[])
+    finish(axes, L0_LABEL, label, [row["l0"] for row in points])
     return handles
