@@ -138,25 +138,30 @@ def whole(config: Mapping[str, Any], name: str, file: Path) -> int:
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path, *, over: bool = False) -> Iterator[Path]:
     """A folder to write to, which gets its name only when all is written.
 
+    Args:
+        folder: The folder.
+        over: Whether what is there already is replaced.
+
     Raises:
-        ArtifactError: If there is something in `folder` already: nothing is overwritten.
+        ArtifactError: If there is something in `folder` already that is not to be replaced.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not over and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ArtifactError(f"{folder} is there already and not empty. Choose a new folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    new = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("new", "old"))
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
     try:
         yield new
         if folder.exists():
-            folder.rmdir()
+            os.replace(folder, old)
         os.replace(new, folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def existing(file: Path) -> Path:

@@ -1,7 +1,5 @@
 """Write and read the house's own format of a saved SAE."""
 
-import os
-import shutil
 from dataclasses import asdict, fields
 from hashlib import sha256
 from pathlib import Path
@@ -10,7 +8,7 @@ import safetensors
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sae.artifacts.files import write_safetensors
+from sae.artifacts.files import new_folder, write_safetensors
 from sae.artifacts.format import Format
 from sae.checksums import seal, unseal
 from sae.dictionaries.sae import SAE, WITH_THRESHOLD, SAEConfig
@@ -45,34 +43,24 @@ def save_sae(folder: str | Path, sae: SAE) -> Path:
     Returns:
         The folder.
     """
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
-    try:
-        names = _tensors(sae.config.activation, sae.W_skip is not None)
-        tensors = {name: getattr(sae, name).detach().cpu().contiguous() for name in names}
-        write_safetensors(tensors, new / WEIGHTS_FILE)
-        content = seal(
-            {
-                "format": NAME,
-                "format_version": FORMAT_VERSION,
-                **{n: v for n, v in asdict(sae.config).items() if n not in _LATER or v is not None},
-                **({} if sae.W_skip is None else {"W_skip": True}),
-                "weights_sha256": _checksum(new / WEIGHTS_FILE),
-                "metadata": sae.metadata,
-            }
-        )
-        write_json(new / CONFIG_FILE, content)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(new, folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-    return folder
+    with new_folder(Path(folder), over=True) as new:
+        _write(new, sae)
+    return Path(folder)
+
+
+def _write(folder: Path, sae: SAE) -> None:
+    names = _tensors(sae.config.activation, sae.W_skip is not None)
+    tensors = {name: getattr(sae, name).detach().cpu().contiguous() for name in names}
+    write_safetensors(tensors, folder / WEIGHTS_FILE)
+    content = {
+        "format": NAME,
+        "format_version": FORMAT_VERSION,
+        **{n: v for n, v in asdict(sae.config).items() if n not in _LATER or v is not None},
+        **({} if sae.W_skip is None else {"W_skip": True}),
+        "weights_sha256": _checksum(folder / WEIGHTS_FILE),
+        "metadata": sae.metadata,
+    }
+    write_json(folder / CONFIG_FILE, seal(content))
 
 
 def load(path: Path) -> SAE:
@@ -172,8 +160,4 @@ def _checksum(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _save(folder: Path, sae: SAE) -> None:
-    save_sae(folder, sae)
-
-
-FORMAT = Format("native", _looks_like, load, _save)
+FORMAT = Format("native", _looks_like, load, _write)
