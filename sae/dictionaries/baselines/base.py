@@ -4,10 +4,13 @@ A baseline reads the training vectors in the LM's own units and becomes an ordin
 so that every evaluation measures it as it measures any other dictionary.
 """
 
+import logging
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,6 +20,7 @@ from sae.errors import ConfigError, DegenerateInputError
 from sae.registry import Registry
 from sae.settings import Settings, setting
 
+log = logging.getLogger(__name__)
 Centre = Literal["none", "mean"]
 Form = Literal["signed", "relu", "split"]
 
@@ -155,6 +159,22 @@ def check_sample(word: str, num_rows: int, latents: int) -> None:
             f"{num_rows} vectors do not decide the {latents} latents of sae={word}. Raise "
             "sae.sample_vectors, or harvest more tokens."
         )
+
+
+def converges(estimator: Any, x: np.ndarray) -> bool:
+    """Fit an estimator of scikit-learn; say, and warn, if its `max_iter` were too few."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        estimator.fit(x)
+    converged = not any(issubclass(w.category, ConvergenceWarning) for w in caught)
+    if not converged:
+        log.warning(
+            "%s did not converge in %d iterations; sae.max_iter=… gives it more.",
+            type(estimator).__name__, estimator.max_iter,
+        )  # fmt: skip
+    return converged
 
 
 def unit_rows_and_norms(

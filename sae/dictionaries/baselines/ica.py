@@ -1,12 +1,18 @@
 """Independent components, by scikit-learn's FastICA."""
 
 import logging
-import warnings
 from typing import ClassVar
 
 import torch
 
-from sae.dictionaries.baselines.base import Baseline, Learned, Vectors, check_sample, register
+from sae.dictionaries.baselines.base import (
+    Baseline,
+    Learned,
+    Vectors,
+    check_sample,
+    converges,
+    register,
+)
 from sae.dictionaries.sae import SAE
 from sae.settings import setting
 
@@ -37,7 +43,6 @@ class ICA(Baseline):
     def learn(self, x: Vectors) -> Learned:
         """Standardise, then unmix."""
         from sklearn.decomposition import FastICA
-        from sklearn.exceptions import ConvergenceWarning
         from sklearn.preprocessing import StandardScaler
 
         sample = x.sample(self.sample_vectors, self.seed).numpy()
@@ -45,15 +50,7 @@ class ICA(Baseline):
         scaler, ica = StandardScaler(), FastICA(random_state=self.seed, max_iter=self.max_iter)
         standardised = scaler.fit_transform(sample)
         log.info("FastICA of %d vectors, at most %d iterations", len(sample), self.max_iter)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            ica.fit(standardised)
-        converged = not any(issubclass(w.category, ConvergenceWarning) for w in caught)
-        if not converged:
-            log.warning(
-                "FastICA did not converge in %d iterations; sae.max_iter=… gives it more.",
-                self.max_iter,
-            )
+        converged = converges(ica, standardised)
         m, s, a, W, A = (
             torch.as_tensor(part).double()
             for part in (scaler.mean_, scaler.scale_, ica.mean_, ica.components_, ica.mixing_)

@@ -1,14 +1,18 @@
 """The axes that the LM itself computes in: every coordinate of the activation is a latent."""
 
+from typing import ClassVar
+
 import torch
 
-from sae.dictionaries.baselines.base import Centred, Learned, Vectors, register
+from sae.dictionaries.baselines.base import Centred, Form, Learned, Vectors, register
 from sae.dictionaries.sae import SAE
 
 
 @register("neurons")
 class Neurons(Centred):
     """Coordinates after a ReLU: the paper's "default basis" (the authors' `IdentityReLU`)."""
+
+    form: ClassVar[Form] = "relu"
 
     def latents(self, d_in: int) -> int:
         """One for each coordinate."""
@@ -21,14 +25,11 @@ class Neurons(Centred):
     def assemble(self, learned: Learned) -> SAE:
         """The unit matrix."""
         eye, mean = torch.eye(len(learned.tensors["mean"])), learned.tensors["mean"]
-        return self.sae(eye, eye, self.centre_of(mean), "relu")
+        return self.sae(eye, eye, self.centre_of(mean), self.form)
 
 
 @register("identity")
 class Identity(Neurons):
     """Coordinates with their signs; with k the k of largest size."""
 
-    def assemble(self, learned: Learned) -> SAE:
-        """The unit matrix."""
-        eye, mean = torch.eye(len(learned.tensors["mean"])), learned.tensors["mean"]
-        return self.sae(eye, eye, self.centre_of(mean), "signed")
+    form: ClassVar[Form] = "signed"

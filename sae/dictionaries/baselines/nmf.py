@@ -1,7 +1,6 @@
 """Non-negative parts, by scikit-learn's NMF."""
 
 import logging
-import warnings
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +10,7 @@ from sae.dictionaries.baselines.base import (
     Learned,
     Vectors,
     check_sample,
+    converges,
     register,
     unit_rows_and_norms,
 )
@@ -54,7 +54,6 @@ class NMF(Baseline):
     def learn(self, x: Vectors) -> Learned:
         """Shift a copy of the sample to 0 and up, then factorise."""
         from sklearn import decomposition
-        from sklearn.exceptions import ConvergenceWarning
 
         sample = x.sample(self.sample_vectors, self.seed)
         check_sample(self.word, len(sample), self.latents(x.d_in))
@@ -62,15 +61,7 @@ class NMF(Baseline):
         options: dict[str, Any] = {"n_components": self.latents(x.d_in)}
         nmf = decomposition.NMF(random_state=self.seed, max_iter=self.max_iter, **options)
         log.info("NMF of %d vectors, at most %d iterations", len(sample), self.max_iter)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            nmf.fit((sample - shift).numpy())
-        converged = not any(issubclass(w.category, ConvergenceWarning) for w in caught)
-        if not converged:
-            log.warning(
-                "NMF did not converge in %d iterations; sae.max_iter=… gives it more.",
-                self.max_iter,
-            )
+        converged = converges(nmf, (sample - shift).numpy())
         return Learned(
             {"rows": torch.as_tensor(nmf.components_).double(), "centre": shift.double()},
             {"vectors": len(sample), "iterations": int(nmf.n_iter_), "converged": converged},
