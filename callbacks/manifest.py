@@ -67,13 +67,10 @@ class Manifest(L.Callback):
     def session(self) -> Iterator[None]:
         """A session without a Trainer, around the work on what is fitted instead of trained."""
         self._open(0)
-        assert self._session is not None
         try:
             yield
         except BaseException as error:
-            interrupted = isinstance(error, _INTERRUPTIONS)
-            self._session["error"] = f"{type(error).__name__}: {error}"
-            self._note(0, "interrupted" if interrupted else "failed")
+            self._fail(0, error)
             raise
         self._note(0, "finished")
 
@@ -105,21 +102,19 @@ class Manifest(L.Callback):
         """Note how far the run is: a killed process cannot."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._lap("validate")
-            self._update(trainer, "running")
+            self._note(trainer.global_step, "running")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Close the session."""
         self._lap("train")
-        self._update(trainer, "finished" if not trainer.interrupted else "interrupted")
+        self._note(trainer.global_step, "interrupted" if trainer.interrupted else "finished")
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """Close the session and say what happened."""
         if self._session is not None:
-            interrupted = isinstance(exception, _INTERRUPTIONS)
-            self._session["error"] = f"{type(exception).__name__}: {exception}"
-            self._update(trainer, "interrupted" if interrupted else "failed")
+            self._fail(trainer.global_step, exception)
 
     def _lap(self, stage: str) -> None:
         now = time.perf_counter()
@@ -144,8 +139,10 @@ class Manifest(L.Callback):
         }
         self._write()
 
-    def _update(self, trainer: L.Trainer, status: str) -> None:
-        self._note(trainer.global_step, status)
+    def _fail(self, step: int, error: BaseException) -> None:
+        assert self._session is not None
+        self._session["error"] = f"{type(error).__name__}: {error}"
+        self._note(step, "interrupted" if isinstance(error, _INTERRUPTIONS) else "failed")
 
     def _note(self, step: int, status: str) -> None:
         """Note how the session stands; only a status other than `running` ends it."""

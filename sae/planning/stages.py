@@ -13,6 +13,7 @@ from sae.planning import costs
 from sae.planning.member import Member, points_in
 from sae.planning.plan import Plan, Stage, joined, size
 from sae.training.resampling import ResampleSettings
+from sae.training.revival import ENCODED_AT_ONCE
 from sae.types import Point
 
 _LISTS = (
@@ -21,7 +22,6 @@ _LISTS = (
 )  # fmt: skip
 _CONVERT_BYTES = 6
 """Of memory while a GGUF file is converted, for each parameter: float32 and bfloat16."""
-_RESAMPLED_AT_ONCE = 8192
 
 
 def plan_runs(configs: Sequence[Mapping[str, Any]], *, together: bool = False) -> Plan:
@@ -217,7 +217,7 @@ def _hold_training(stage: Stage, job: Sequence[Member]) -> None:
     peaks["step"] = step
     times_, sample = _resampling(widest)
     if times_:
-        peaks["resampling"] = costs.resampling_memory(sample, d_in, d_sae, _RESAMPLED_AT_ONCE)
+        peaks["resampling"] = costs.resampling_memory(sample, d_in, d_sae, ENCODED_AT_ONCE)
     if widest.validations:
         rows = min(widest.chunk_rows, widest.rows["val"])
         peaks["validation"] = costs.codes_memory(rows, d_in, d_sae)

@@ -17,7 +17,8 @@ from sae.dictionaries.base import Dictionary
 from sae.errors import ConfigError
 from sae.kernels import unit_rows
 
-_ENCODE_AT_ONCE = 8192
+ENCODED_AT_ONCE = 8192
+"""Vectors of the sample."""
 
 
 class Strategy(ABC):
@@ -139,4 +140,4 @@ def _errors(dictionary: Dictionary, batch: Float[Tensor, "n width"]) -> Float[Te
 
 
 def _by_parts(measure: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    return torch.cat([measure(part).float() for part in x.split(_ENCODE_AT_ONCE)])
+    return torch.cat([measure(part).float() for part in x.split(ENCODED_AT_ONCE)])

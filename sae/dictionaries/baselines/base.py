@@ -214,6 +214,4 @@ def build_baseline(config: Mapping[str, Any]) -> Baseline:
     Raises:
         ConfigError: If the name or a setting is unknown, or a value is not allowed.
     """
-    settings = {name: value for name, value in config.items() if name != "kind"}
-    cls: Any = BASELINES.find(settings.pop("architecture", None))
-    return cls(**settings)
+    return BASELINES.build({name: value for name, value in config.items() if name != "kind"})
