@@ -1,6 +1,7 @@
 """Activations on disk: harvested once, checked on every read, served as shuffled batches.
 
-rows.py        what a split of activations is (`Rows`), and its statistics
+rows.py        what a split of activations is (`Rows`)
+stats.py       its mean, scale and norms
 cache.py       the folder of stores: keys, locks, remedies
 chunks.py      zarr arrays, checked on every read; the only file that knows zarr
 store.py       one split on disk: tokens, documents, an array a point

@@ -10,8 +10,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sae.activations.datamodule import ActivationDataModule, Batches
-from sae.activations.rows import Normalize
 from sae.activations.sources import LMActivations
+from sae.activations.stats import Normalize
 from sae.errors import ConfigError
 from sae.provenance import content_key
 from sae.sharing import sharing

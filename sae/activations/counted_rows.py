@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae.activations.counted import Counted, RowRule, limits_from_json
-from sae.activations.rows import Rows, RunningStats, Stats, TokenRows, joined_stats, parts_of
+from sae.activations.rows import Rows, TokenRows, parts_of
+from sae.activations.stats import RunningStats, Stats, joined_stats
 from sae.cached import cached_json
 from sae.errors import DegenerateInputError, StoreError
 from sae.progress import progress

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from sae.activations.counted import EVERY_ROW, Counted
 from sae.activations.order import ShuffledOrder, shuffled_batches
-from sae.activations.rows import Normalize, Rows, parts_of
+from sae.activations.rows import Rows, parts_of
 from sae.activations.sources import ActivationSource
+from sae.activations.stats import Normalize
 from sae.errors import ConfigError, StoreError
 from sae.provenance import content_key
 from sae.sharing import sharing

@@ -15,7 +15,8 @@ from sae.activations.counted import Counted, RowRule
 from sae.activations.counted_rows import count_rows, counted_of
 from sae.activations.files import Part, find_files, open_part, refuse_file
 from sae.activations.ranges import LARGEST, check_norms
-from sae.activations.rows import EvenRows, Rows, Stats, all_finite
+from sae.activations.rows import EvenRows, Rows
+from sae.activations.stats import Stats, all_finite
 from sae.cached import cached_json
 from sae.errors import ConfigError, StoreError
 from sae.provenance import cache_dir, content_key

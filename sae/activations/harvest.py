@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sae.activations.cache import StoreSpec, refuse_write, store_lock
 from sae.activations.chunks import ChunkedArray
-from sae.activations.rows import RunningStats, all_finite
+from sae.activations.stats import RunningStats, all_finite
 from sae.activations.store import ActivationStore
 from sae.errors import StoreError
 from sae.language.corpus import Corpus

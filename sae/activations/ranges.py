@@ -6,7 +6,8 @@ import math
 import torch
 
 from sae.activations.counted_rows import all_rows
-from sae.activations.rows import Rows, Stats, parts_of
+from sae.activations.rows import Rows, parts_of
+from sae.activations.stats import Stats
 from sae.errors import StoreError
 
 log = logging.getLogger(__name__)

@@ -30,7 +30,7 @@ from sae.activations.cache import (
     remedy,
 )
 from sae.activations.chunks import ChunkedArray, create_group
-from sae.activations.rows import Stats
+from sae.activations.stats import Stats
 from sae.checksums import seal
 from sae.errors import ConfigError, StoreError
 from sae.provenance import provenance, write_json

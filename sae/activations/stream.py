@@ -23,8 +23,9 @@ from sae.activations.cache import (
 )
 from sae.activations.counted_rows import CountedRows, Counts, measure, median_norm
 from sae.activations.harvest import LoadsLM, harvest, rows_of
-from sae.activations.rows import JoinedRows, Rows, RunningStats, Stats, parts_of
+from sae.activations.rows import JoinedRows, Rows, parts_of
 from sae.activations.sources import LMActivations, LoadedOnce
+from sae.activations.stats import RunningStats, Stats
 from sae.activations.store import ActivationStore
 from sae.cached import cached_json
 from sae.errors import StoreError

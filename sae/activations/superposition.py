@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sae.activations.counted import Counted, RowRule
 from sae.activations.counted_rows import count_rows, counted_of
-from sae.activations.rows import ROWS_PER_CHUNK, EvenRows, Rows, Stats, all_finite
+from sae.activations.rows import ROWS_PER_CHUNK, EvenRows, Rows
+from sae.activations.stats import Stats, all_finite
 from sae.cached import cached_json
 from sae.errors import ConfigError
 from sae.provenance import cache_dir, content_key

@@ -11,7 +11,8 @@ from pydantic import field_validator
 from sae import functional
 from sae.activations.counted import within
 from sae.activations.counted_rows import CountedRows, all_rows
-from sae.activations.rows import Rows, Stats, parts_of
+from sae.activations.rows import Rows, parts_of
+from sae.activations.stats import Stats
 from sae.activations.store import ActivationStore
 from sae.artifacts.placed import PlacedSAE
 from sae.dictionaries.sae import SAE

@@ -134,7 +134,7 @@ class FakeRows:
     num_chunks = 2
 
     def __init__(self, x: Tensor, document: np.ndarray):
-        from sae.activations.rows import RunningStats
+        from sae.activations.stats import RunningStats
 
         self._x, self._document = x, document
         self.num_rows, self.d_in = x.shape

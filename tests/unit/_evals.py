@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sae.activations.counted import Counted
 from sae.activations.counted_rows import CountedRows
-from sae.activations.rows import RunningStats
+from sae.activations.stats import RunningStats
 from sae.activations.store import ActivationStore
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.evals import EvalResult, PlacedSAE

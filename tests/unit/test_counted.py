@@ -16,8 +16,9 @@ from sae.activations.counted import Counted, RowRule
 from sae.activations.counted_rows import CountedRows, all_rows
 from sae.activations.datamodule import ActivationDataModule
 from sae.activations.folder import TensorActivations
-from sae.activations.rows import RunningStats, parts_of
+from sae.activations.rows import parts_of
 from sae.activations.sources import LMActivations
+from sae.activations.stats import RunningStats
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ConfigError, DegenerateInputError
 from sae.evals import CoreEval, DownstreamEval

@@ -14,7 +14,8 @@ from sae.activations import cache
 from sae.activations.__main__ import main
 from sae.activations.cache import StoreSpec, store_lock
 from sae.activations.harvest import harvest
-from sae.activations.rows import ROWS_PER_CHUNK, RunningStats, Stats
+from sae.activations.rows import ROWS_PER_CHUNK
+from sae.activations.stats import RunningStats, Stats
 from sae.activations.store import ActivationStore
 from sae.errors import ConfigError, DegenerateInputError, StoreError
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from sae.activations.datamodule import ActivationDataModule
-from sae.activations.rows import ROWS_PER_CHUNK, Rows, RunningStats
+from sae.activations.rows import ROWS_PER_CHUNK, Rows
 from sae.activations.sources import ActivationSource
+from sae.activations.stats import RunningStats
 from sae.activations.superposition import SuperpositionActivations
 from sae.errors import ConfigError
 from sae.synthetic import World
