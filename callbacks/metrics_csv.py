@@ -18,10 +18,9 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
 
 from sae.errors import ArtifactError
-from sae.reading import read_text
+from sae.reading import FIRST, read_table
 from sae.writing import naming, replacing
 
-_FIRST: tuple[str, ...] = ("step", "tokens")
 _DROPPED = ("step", "epoch")  # Lightning adds `epoch` to everything; training is one epoch here
 
 
@@ -57,7 +56,7 @@ class MetricsCSV(Logger):
     ):
         super().__init__()
         self.path = Path(path)
-        self._columns = list(_FIRST)
+        self._columns = list(FIRST)
         self._rows: dict[int, dict[str, str]] = {}
         self._tail = 0  # byte at which the newest row's line starts
         self._start(resume_step, checksum)
@@ -111,9 +110,9 @@ class MetricsCSV(Logger):
                 f"{self.path} exists already. Choose another folder, or pass resume_step= "
                 "(the step of the checkpoint that training continues from; 0: from the start)."
             )
-        columns, rows = _read(self.path)
+        columns, rows = read_table(self.path)
         self._rows = {step: row for step, row in rows.items() if step <= resume_step}
-        used = set(_FIRST).union(*(row.keys() for row in self._rows.values()))
+        used = set(FIRST).union(*(row.keys() for row in self._rows.values()))
         self._columns = [name for name in columns if name in used]
         self._rows = dict(sorted(self._rows.items()))
         if checksum is not None and checksum != self.checksum:
@@ -163,25 +162,3 @@ def _line(cells: list[str]) -> bytes:
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerow(cells)
     return buffer.getvalue().encode()
-
-
-def _read(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
-    """Columns and rows by step, empty cells left out; a last line cut off by a kill is dropped."""
-    text = read_text(path)
-    complete = text[: text.rfind("\n") + 1]
-    if not complete:
-        return list(_FIRST), {}
-    try:
-        header, *lines = csv.reader(io.StringIO(complete))
-    except csv.Error as error:  # a null byte, a cell without end
-        raise ArtifactError(f"{path} is damaged ({error}). Restore or remove it.") from None
-    if tuple(header[: len(_FIRST)]) != _FIRST:
-        raise ArtifactError(
-            f"{path} is no table of metrics: its first columns are {header[:2]}, not "
-            f"{list(_FIRST)}. Move it away, or choose another folder."
-        )
-    rows = {}
-    for cells in lines:
-        if len(cells) == len(header) and cells[0].isdigit():
-            rows[int(cells[0])] = {n: c for n, c in zip(header, cells, strict=True) if c}
-    return header, rows

@@ -5,7 +5,9 @@ All of them are read here, so that every damage is one error that names the file
 follow, numbers of thousands of digits.
 """
 
+import csv
 import errno
+import io
 import json
 import os
 from pathlib import Path
@@ -17,6 +19,8 @@ from sae.errors import ArtifactError, SAEError
 from sae.intact import require_content
 
 _SHOWN = 200
+FIRST: tuple[str, ...] = ("step", "tokens")
+"""First columns of a table of metrics."""
 
 
 def read_bytes(file: Path, error: type[SAEError] = ArtifactError) -> bytes:
@@ -50,6 +54,34 @@ def read_text(file: Path, error: type[SAEError] = ArtifactError) -> str:
         return read_bytes(file, error).decode("utf-8-sig")  # Windows writes a byte order mark
     except UnicodeDecodeError as reason:
         raise error(f"{file} is damaged (not UTF-8: {reason.reason}).") from None
+
+
+def read_table(file: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
+    """Columns of a `metrics.csv`, and its rows by step without their empty cells.
+
+    A last line that a kill cut off is dropped.
+
+    Raises:
+        ArtifactError: If it cannot be read, or is no such table.
+    """
+    text = read_text(file)
+    complete = text[: text.rfind("\n") + 1]
+    if not complete:
+        return list(FIRST), {}
+    try:
+        header, *lines = csv.reader(io.StringIO(complete))
+    except csv.Error as error:  # a null byte, a cell without end
+        raise ArtifactError(f"{file} is damaged ({error}). Restore or remove it.") from None
+    if tuple(header[: len(FIRST)]) != FIRST:
+        raise ArtifactError(
+            f"{file} is no table of metrics: its first columns are {header[:2]}, not "
+            f"{list(FIRST)}. Move it away, or choose another folder."
+        )
+    rows = {}
+    for cells in lines:
+        if len(cells) == len(header) and cells[0].isdigit():
+            rows[int(cells[0])] = {n: c for n, c in zip(header, cells, strict=True) if c}
+    return header, rows
 
 
 def read_json(file: Path, error: type[SAEError] = ArtifactError) -> Any:

@@ -34,17 +34,17 @@ def read_metrics(path: Path) -> dict[str, tuple[list[float], list[float]]]:
     if not os.path.lexists(path):
         return {}
     check_folder(path.parent, [path.name])
-    text = io.StringIO(reading.read_text(path), newline="")
+    rows = reading.read_table(path)[1].values()
     curves: dict[str, tuple[list[float], list[float]]] = {}
     try:
-        for row in csv.DictReader(text):
-            position = row.get("tokens") or row.get("step")
+        for row in rows:
+            position = float(row.get("tokens") or row["step"])
             for name, cell in row.items():
-                if name not in ("step", "tokens") and cell and position:
+                if name not in reading.FIRST:
                     xs, ys = curves.setdefault(name, ([], []))
-                    xs.append(float(position))
+                    xs.append(position)
                     ys.append(float(cell))
-    except (ValueError, TypeError, csv.Error) as error:  # a row longer than the header is a list
+    except ValueError as error:
         raise ArtifactError(f"{path} is damaged ({error}). Restore or remove it.") from None
     return curves
 
