@@ -51,10 +51,8 @@ def make_wandb_logger(
     group: str | None = None,
     name: str | None = None,
     config: Mapping[str, Any] | None = None,
-    tags: Sequence[str] = (),
-    run_id_file: str | Path | None = None,
 ) -> "WandbRun | None":
-    """Start a W&B run, or continue the one whose id is in `run_id_file`.
+    """Start a W&B run, or continue the one whose id is in `wandb_id.txt` of its folder.
 
     Args:
         mode: `auto`: what `WANDB_MODE` says, else online when logged in and offline otherwise;
@@ -65,8 +63,6 @@ def make_wandb_logger(
         group: Name that all jobs of a sweep share.
         name: Name of the run.
         config: Configuration to show and filter by.
-        tags: Labels to filter by.
-        run_id_file: Keeps the run's id for resuming; default: `wandb_id.txt` in `folder`.
 
     Returns:
         A Lightning logger; None when W&B is off, cannot even start offline, or on other ranks.
@@ -82,20 +78,19 @@ def make_wandb_logger(
     folder = Path(folder).resolve()
     # read here, not by wandb, which looks at the environment once in the life of a process
     written_to = Path(os.environ.get("WANDB_DIR") or folder).resolve()
-    id_file = Path(run_id_file) if run_id_file else folder / "wandb_id.txt"
+    id_file = folder / "wandb_id.txt"
     arguments = {
         "project": project,
         "entity": entity,
         "group": group,
         "name": name,
         "config": dict(config or {}),
-        "tags": list(tags),
         "job_type": "train",
         "dir": str(written_to),
         "id": _run_id(id_file),
     }
     try:
-        for needed in (written_to, id_file.parent):
+        for needed in (written_to, folder):
             needed.mkdir(parents=True, exist_ok=True)
         run = _start(arguments, online=wish != "offline", expected=wish == "online")
         id_file.write_text(run.id + "\n")
@@ -158,9 +153,7 @@ class WandbRun(WandbLogger):
         if rows:
             self._attempt(send)
 
-    def log_sae(
-        self, folder: str | Path, *, name: str | None = None, metadata: Mapping | None = None
-    ) -> None:
+    def log_sae(self, folder: str | Path, metadata: Mapping | None = None) -> None:
         """Keep the folder of a saved SAE as an artifact of the run.
 
         Offline, its files stay where they are and are uploaded by `wandb sync`.
@@ -169,9 +162,8 @@ class WandbRun(WandbLogger):
         def send() -> None:
             import wandb
 
-            artifact = wandb.Artifact(
-                name or f"sae-{self._run.id}", type="sae", metadata=dict(metadata or {})
-            )
+            name, known = f"sae-{self._run.id}", dict(metadata or {})
+            artifact = wandb.Artifact(name, type="sae", metadata=known)
             # immutable: no second copy in W&B's staging area; a finished SAE does not change
             artifact.add_dir(str(folder), policy="immutable")
             self._run.log_artifact(artifact)

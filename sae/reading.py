@@ -23,37 +23,33 @@ FIRST: tuple[str, ...] = ("step", "tokens")
 """First columns of a table of metrics."""
 
 
-def read_bytes(file: Path, error: type[SAEError] = ArtifactError) -> bytes:
+def read_bytes(file: Path) -> bytes:
     """The bytes of a file.
 
-    Args:
-        file: The file.
-        error: What to raise.
-
     Raises:
-        SAEError: Of the class `error`, if there is no such file or it cannot be read.
+        ArtifactError: If there is no such file or it cannot be read.
     """
     try:
         if not os.path.lexists(file):
-            raise error(f"{file} is missing.")
-        require_content(file, error)
+            raise ArtifactError(f"{file} is missing.")
+        require_content(file, ArtifactError)
         return file.read_bytes()
-    except error:
+    except ArtifactError:
         raise
     except (OSError, ValueError) as reason:  # ValueError: a null byte in the name
-        raise error(f"{file} cannot be read ({_reason(reason)}).") from None
+        raise ArtifactError(f"{file} cannot be read ({_reason(reason)}).") from None
 
 
-def read_text(file: Path, error: type[SAEError] = ArtifactError) -> str:
+def read_text(file: Path) -> str:
     """A text in UTF-8.
 
     Raises:
-        SAEError: Of the class `error`, if it cannot be read or is not UTF-8.
+        ArtifactError: If it cannot be read or is not UTF-8.
     """
     try:
-        return read_bytes(file, error).decode("utf-8-sig")  # Windows writes a byte order mark
+        return read_bytes(file).decode("utf-8-sig")  # Windows writes a byte order mark
     except UnicodeDecodeError as reason:
-        raise error(f"{file} is damaged (not UTF-8: {reason.reason}).") from None
+        raise ArtifactError(f"{file} is damaged (not UTF-8: {reason.reason}).") from None
 
 
 def read_table(file: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
@@ -84,24 +80,24 @@ def read_table(file: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
     return header, rows
 
 
-def read_json(file: Path, error: type[SAEError] = ArtifactError) -> Any:
+def read_json(file: Path) -> Any:
     """The value in a JSON file.
 
     Raises:
-        SAEError: Of the class `error`, if it cannot be read or is not JSON.
+        ArtifactError: If it cannot be read or is not JSON.
     """
-    return parse_json(read_text(file, error), str(file), error)
+    return parse_json(read_text(file), str(file))
 
 
-def read_object(file: Path, error: type[SAEError] = ArtifactError) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        SAEError: Of the class `error`, if it cannot be read or holds anything else.
+        ArtifactError: If it cannot be read or holds anything else.
     """
-    content = read_json(file, error)
+    content = read_json(file)
     if not isinstance(content, dict):
-        raise error(f"{file} holds no JSON object. Is it the file of another program?")
+        raise ArtifactError(f"{file} holds no JSON object. Is it the file of another program?")
     return content
 
 
@@ -126,17 +122,17 @@ def parse_json(text: str, where: str, error: type[SAEError] = ArtifactError) -> 
         raise error(f"{where} is damaged (no JSON: {_reason(reason)}).") from None
 
 
-def read_yaml(file: Path, error: type[SAEError] = ArtifactError) -> Any:
+def read_yaml(file: Path) -> Any:
     """The value in a YAML file: plain values; tags build nothing and `${…}` is text.
 
     Raises:
-        SAEError: Of the class `error`, if it cannot be read or is not YAML.
+        ArtifactError: If it cannot be read or is not YAML.
     """
-    text = read_text(file, error)
+    text = read_text(file)
     try:
         return yaml.safe_load(text)
     except Exception as reason:  # its constructors raise what they like, AttributeError among it
-        raise error(f"{file} is damaged (no YAML: {_reason(reason)}).") from None
+        raise ArtifactError(f"{file} is damaged (no YAML: {_reason(reason)}).") from None
 
 
 def _reason(error: Exception) -> str:
