@@ -24,6 +24,7 @@ from benchmarks.quality.measure import measured
 from benchmarks.runs import configuration, temporary_cache
 from sae.activations.from_config import build_source
 from sae.dictionaries import ARCHITECTURES
+from sae.dictionaries.untied import Untied
 from sae.provenance import content_key, write_json
 from sae.training.build import build_module
 from sae.training.optimizers import LONG_RUN_STEPS
@@ -183,7 +184,7 @@ def trained(
     )  # fmt: skip
     order.limit = steps
     module = build_module(config, order)
-    if short_rows and module.dictionary.encoder and steps >= LONG_RUN_STEPS:
+    if short_rows and isinstance(module.dictionary, Untied) and steps >= LONG_RUN_STEPS:
         with torch.no_grad():
             module.dictionary.encoder_rows.mul_(module.dictionary.encoder_start)
     trainer = L.Trainer(

@@ -36,7 +36,7 @@ from benchmarks.runs import temporary_cache
 from benchmarks.stores import StoredVectors
 from sae.activations.datamodule import ActivationDataModule
 from sae.dictionaries import build_dictionary
-from sae.dictionaries.base import SPARSE_BELOW
+from sae.dictionaries.products import SPARSE_BELOW
 from sae.lockstep import lockstep
 
 Curves = dict[str, list[tuple[float, Spread]]]

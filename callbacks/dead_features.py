@@ -15,6 +15,7 @@ class HistogramLogger(Protocol):
 
     def log_firing_histogram(self, histogram: dict[str, Any], step: int) -> None:
         """Draw what `sae.functional.firing_histogram` returns."""
+        ...
 
 
 class DeadFeatures(L.Callback):

@@ -64,12 +64,15 @@ class Recorder(Protocol):
     @property
     def training(self) -> Mapping[str, float]:
         """Of the training: vectors, seconds, vectors_per_second."""
+        ...
 
     def stage(self, name: str) -> AbstractContextManager[None]:
         """Time a stage outside training."""
+        ...
 
     def session(self) -> AbstractContextManager[None]:
         """Enclose the work on what is fitted; a training is enclosed by its trainer."""
+        ...
 
 
 @runtime_checkable
@@ -78,9 +81,11 @@ class Dashboard(Protocol):
 
     def log_results(self, rows: list[dict[str, Any]]) -> None:
         """Show the rows of the table of results."""
+        ...
 
     def log_sae(self, folder: Path, metadata: Mapping[str, Any]) -> None:
         """Keep the saved SAE."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,11 @@ class Chunks(Protocol):
 
     def read(self, i: int) -> Tensor:
         """The rows of chunk `i`."""
+        ...
 
     def tokens(self, i: int) -> Any:
         """The token of each of them; None where there are none."""
+        ...
 
 
 class CountedPart(NamedTuple):

@@ -30,9 +30,8 @@ class OwnRows(EvenRows):
         super().__init__(stop - start, parts[0].d_in, "measure your activations")
         self._parts, self._start = parts, start
 
-    @cached_property
-    def stats(self) -> Stats:
-        """Measured and checked at the first use.
+    def find_stats(self) -> Stats:
+        """Measure and check all rows.
 
         Raises:
             StoreError: If a value is not finite or too large; names the file and the row.
@@ -67,7 +66,7 @@ class OwnRows(EvenRows):
                     refuse_file(part.path, f"cannot be read ({error})", error)
             first += part.num_rows
         rows = torch.cat(found)
-        if "stats" in self.__dict__ and not all_finite(rows):  # changed since they were measured
+        if self.known is not None and not all_finite(rows):  # changed since they were measured
             self._refuse_row(i, ~torch.isfinite(rows), "holds NaN or infinite values")
         return rows
 
@@ -183,7 +182,7 @@ class FolderActivations:
             self._statistics_file(), lambda: {split: rows.stats.to_json() for split, rows in splits}
         )
         for split, rows in splits:
-            rows.stats = Stats.from_json(found[split])
+            rows.known = Stats.from_json(found[split])
         self._measured = True
 
     def split(self, name: Split) -> Rows:

@@ -32,18 +32,23 @@ class LoadsLM(Protocol):
     @property
     def name(self) -> str:
         """For people."""
+        ...
 
     def load(self, device: str = "cpu") -> LanguageModel:
         """The LM, ready to run."""
+        ...
 
     def load_tokenizer(self) -> Tokenizer:
         """Its tokenizer, without the weights where that is possible."""
+        ...
 
     def identity(self) -> dict:
         """Identity of the LM: everything in it that decides the activations."""
+        ...
 
     def to_config(self) -> dict:
         """Configuration that builds the source again."""
+        ...
 
 
 def harvest(

@@ -24,27 +24,34 @@ class Rows(Protocol):
     @property
     def num_rows(self) -> int:
         """Number of vectors."""
+        ...
 
     @property
     def d_in(self) -> int:
         """Their width."""
+        ...
 
     @property
     def num_chunks(self) -> int:
         """Number of chunks; all but the last have the same number of rows."""
+        ...
 
     @property
     def stats(self) -> Stats:
         """What is known about all rows."""
+        ...
 
     def chunk_bounds(self, i: int) -> tuple[int, int]:
         """First row of chunk `i` and the row after its last."""
+        ...
 
     def read(self, i: int) -> Float[Tensor, "rows d_in"]:
         """Chunk `i` in the LM's own units and the dtype it was stored in."""
+        ...
 
     def documents(self, i: int) -> Int[np.ndarray, " rows"] | None:
         """The document that each row of chunk `i` comes from; None if nothing is known."""
+        ...
 
 
 @runtime_checkable
@@ -53,6 +60,7 @@ class TokenRows(Rows, Protocol):
 
     def tokens(self, i: int) -> Int[np.ndarray, " rows"] | None:
         """The token of each row of chunk `i`; None if there are none."""
+        ...
 
 
 class JoinedRows:
@@ -109,10 +117,14 @@ class EvenRows(ABC):
         num_rows: Number of vectors.
         d_in: Their width.
         title: What is shown while they are measured.
+
+    Attributes:
+        known: Their statistics; None before the first use.
     """
 
     def __init__(self, num_rows: int, d_in: int, title: str):
         self.num_rows, self.d_in, self._title = num_rows, d_in, title
+        self.known: Stats | None = None
         self.num_chunks = -(-num_rows // ROWS_PER_CHUNK)
 
     @abstractmethod
@@ -122,6 +134,17 @@ class EvenRows(ABC):
     @abstractmethod
     def check(self, i: int, rows: Float[Tensor, "rows d_in"]) -> None:
         """Refuse values of chunk `i` that nothing can be computed with."""
+
+    @abstractmethod
+    def find_stats(self) -> Stats:
+        """Measure them, or take what is known of them elsewhere."""
+
+    @property
+    def stats(self) -> Stats:
+        """What is known about all rows, from the first use on."""
+        if self.known is None:
+            self.known = self.find_stats()
+        return self.known
 
     def measure(self) -> Stats:
         """Read all rows once, and check them."""
@@ -154,10 +177,12 @@ class Part(Protocol):
     @property
     def d_in(self) -> int:
         """Width of its activations."""
+        ...
 
     @property
     def stats(self) -> Stats:
         """What is known about them."""
+        ...
 
 
 def parts_of(rows: Rows) -> tuple[Part, ...]:

@@ -27,12 +27,15 @@ class ActivationSource(Protocol):
 
     def prepare(self) -> None:
         """Make the splits readable: harvest, download, measure. Does nothing the second time."""
+        ...
 
     def split(self, name: Split) -> Rows:
         """The rows of one split."""
+        ...
 
     def describe(self) -> Mapping[str, object]:
         """JSON-able provenance. Its `key` changes whenever the rows or their order do."""
+        ...
 
 
 class LMActivations:

@@ -83,9 +83,13 @@ class StreamedRows:
         """The token of each row of chunk `i`."""
         return self.store.tokens_of(i)
 
-    @cached_property
+    @property
     def stats(self) -> Stats:
         """Of all rows where they are `SMALL`, else of a sample; that is kept beside the tokens."""
+        return self._stats
+
+    @cached_property
+    def _stats(self) -> Stats:
         if self.num_rows <= SMALL:
             return self._measure()
         folder = self.store.folder

@@ -32,9 +32,8 @@ class SuperpositionRows(EvenRows):
         super().__init__(num_rows, world.d_in, f"measure {split} vectors")
         self.world, self.split_name = world, split
 
-    @cached_property
-    def stats(self) -> Stats:
-        """Measured at the first use by any run, then read from the cache."""
+    def find_stats(self) -> Stats:
+        """Measure them at the first use by any run, then read the cache."""
         identity = {"world": self.world.to_config(), "split": self.split_name}
         key = content_key({**identity, "num_rows": self.num_rows})
         file = cache_dir() / "superposition" / f"{key}.json"

@@ -26,12 +26,15 @@ class Corpus(Protocol):
 
     def identity(self) -> dict[str, object]:
         """What decides the documents; JSON-able, and had without the network."""
+        ...
 
     def to_config(self) -> dict[str, object]:
         """The config that `corpus_from_config` reads."""
+        ...
 
     def documents(self) -> Iterator[str]:
         """The documents that are not empty."""
+        ...
 
 
 class CorpusKind(Settings, ABC):

@@ -24,9 +24,11 @@ class Tokenizer(Protocol):
 
     def get_vocab(self) -> dict[str, int]:
         """Ids by token."""
+        ...
 
     def __call__(self, text: Any, **options: Any) -> Mapping[str, Any]:
         """Token ids of texts."""
+        ...
 
 
 class Contexts(NamedTuple):

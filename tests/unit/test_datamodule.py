@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from sae.activations import folder
 from sae.activations import order as order_module
+from sae.activations import rows as rows_module
 from sae.activations.datamodule import ActivationDataModule
 from sae.activations.folder import TensorActivations
 from sae.activations.order import ShuffledOrder, prefetch, shuffled_batches
@@ -26,7 +26,7 @@ ROWS, D_IN = 1000, 4
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    monkeypatch.setattr(folder, "ROWS_PER_CHUNK", 64)
+    monkeypatch.setattr(rows_module, "ROWS_PER_CHUNK", 64)
 
 
 def numbered(rows=ROWS):

@@ -8,7 +8,7 @@ import torch
 import zarr
 from safetensors.torch import save_file
 
-from sae.activations import folder
+from sae.activations import folder, rows
 from sae.activations.datamodule import ActivationDataModule
 from sae.activations.folder import FolderActivations, TensorActivations
 from sae.errors import ConfigError, StoreError
@@ -19,7 +19,7 @@ X = np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32)
 @pytest.fixture(autouse=True)
 def _small_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SAE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(folder, "ROWS_PER_CHUNK", 64)
+    monkeypatch.setattr(rows, "ROWS_PER_CHUNK", 64)
 
 
 @pytest.fixture

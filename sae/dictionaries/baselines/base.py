@@ -32,20 +32,25 @@ class Vectors(Protocol):
     @property
     def d_in(self) -> int:
         """Their width."""
+        ...
 
     @property
     def num_rows(self) -> int:
         """How many there are."""
+        ...
 
     @property
     def mean(self) -> Float[Tensor, " d_in"]:
         """Their mean (of a streamed split: of a sample), float64."""
+        ...
 
     def chunks(self) -> Iterator[Float[Tensor, "rows d_in"]]:
         """All of them, once, in stored order."""
+        ...
 
     def sample(self, n: int, seed: int) -> Float[Tensor, "n d_in"]:
         """So many of them at random, or all where there are fewer: the same for the same seed."""
+        ...
 
 
 class Learned(NamedTuple):
