@@ -19,8 +19,12 @@ from sae.types import Ends, Point
 _EVALS: dict[str, Any] = {"core": CoreEval, "downstream": DownstreamEval}
 
 
+class Unknown(Exception):
+    """Raised by sizes of an LM that is not here yet."""
+
+
 class Member:
-    """One SAE: its configuration and what follows from it. Unknown sizes are None."""
+    """One SAE: its configuration and what follows from it."""
 
     def __init__(self, config: dict[str, Any]):
         self.config, self.activations, self.trainer = (
@@ -49,19 +53,14 @@ class Member:
         if config["sae"].get("kind") == "baseline":
             self.baseline, self.steps = build_baseline(config["sae"]), 0
 
-    @property
-    def vectors(self) -> int:
-        """Vectors trained on."""
-        return self.steps * self.batch_size
-
     @cached_property
-    def sizes(self) -> LMSizes | None:
-        """Of the LM; None where they are not known, or there is no LM."""
-        lm: Any = getattr(self.source, "source", None)
-        found = None if lm is None else _sizes(lm)
-        if found is not None:
-            for point in self.points:
-                found.check(point)
+    def sizes(self) -> LMSizes:
+        """Of the LM that there must be."""
+        found = _sizes(self.source.source)  # pyright: ignore[reportAttributeAccessIssue]
+        if found is None:
+            raise Unknown
+        for point in self.points:
+            found.check(point)
         return found
 
     @property
@@ -70,33 +69,29 @@ class Member:
         return () if self.ends is None else self.ends.points
 
     @cached_property
-    def widths(self) -> list[int] | None:
+    def widths(self) -> list[int]:
         """Width of the activations at each point."""
         if not isinstance(self.source, LMActivations):
             return [self.source.d_in]
         spec = self.specs["train"]
         if set(self.points) <= set(points_in(spec)):
             return [ActivationStore.open(spec).rows(point).d_in for point in self.points]
-        sizes = self.sizes
-        return None if sizes is None else [sizes.width(point) for point in self.points]
+        return [self.sizes.width(point) for point in self.points]
 
     @property
     def width(self) -> int:
         """Of a training batch."""
-        return sum(self.widths or ())
+        return sum(self.widths)
 
     @property
-    def d_in(self) -> int | None:
+    def d_in(self) -> int:
         """Width of what is read and written: with a target, the mean of both."""
-        if self.widths is None:
-            return None
         pair = self.ends is not None and self.ends.pair
         return self.width // 2 if pair else self.width
 
     @property
     def d_sae(self) -> int:
         """Number of latents."""
-        assert self.widths is not None
         num_layers = 1 if self.ends is None else len(self.ends.reads)
         d_layer = sum(self.widths[:num_layers]) / num_layers
         if self.baseline is not None:
@@ -106,7 +101,6 @@ class Member:
     @cached_property
     def parameters(self) -> int:
         """Trained numbers."""
-        assert self.widths is not None
         if self.baseline is not None:
             return 2 * self.width * self.d_sae + self.d_sae + self.width
         if self.ends is not None and self.ends.pair:
@@ -144,7 +138,6 @@ class Member:
 
     def lm_memory(self, batch_contexts: int) -> dict[str, int]:
         """LM and logits of next-token metrics."""
-        assert self.sizes is not None
         logits = costs.logits_memory(self.sizes.vocab_size, self.lm_dtype, self.ctx, batch_contexts)
         weights = self.sizes.parameters * costs.ITEMSIZE[self.lm_dtype]
         return {"LM": weights, "logits": logits}

@@ -1,6 +1,6 @@
 """Stages of a run and what each costs, added up over all SAEs of a command."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,10 +52,6 @@ class Stage:
         """Take these bytes as the peak where they are more than what was known."""
         if self.memory is not None and sum(memory.values()) > sum(self.memory.values()):
             self.memory = dict(memory)
-
-    def unknown(self) -> None:
-        """Sizes are not known yet: put nothing invented."""
-        self.disk = self.memory = self.steps = None
 
 
 @dataclass
@@ -130,8 +126,3 @@ def size(count: int | float) -> str:
         ('1.5 MB', '2.3 GB', '0.0 MB')
     """
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
-def joined(words: Sequence[str]) -> str:
-    """Words, each once."""
-    return ", ".join(dict.fromkeys(words))

