@@ -11,8 +11,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from callbacks.interruption import end_with_parent
-from conf.commandline import compose_job, fail, names_of, parse, resolve, searches, sweep_jobs
-from conf.runs import continued
+from conf.commandline import resolve, searches
+from conf.compose import compose_job, names_of, parse, sweep_jobs
+from conf.failures import fail
+from conf.resume import continued
 from conf.schema import check
 from sae.errors import ConfigError, SAEError
 from sae.owner import owned

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from sae.activations.settings import LMSettings
 from sae.artifacts.places import in_lm, place_of
 from sae.dictionaries.sae import SAE
 from sae.errors import ConfigError
@@ -24,7 +25,6 @@ def put_in_place(
     site: str | None,
     target: str | None,
     ctx: int | None,
-    settings: Mapping[str, Any],
 ) -> None:
     """Enter into the metadata of an SAE the activations that it is to be measured on.
 
@@ -39,7 +39,6 @@ def put_in_place(
         site: A word of `sae.types.SITES`.
         target: Likewise, what a transcoder gives, of the layer that it reads.
         ctx: Tokens in a context.
-        settings: The other settings of conf/activations/lm.yaml.
 
     Raises:
         ConfigError: If something is neither given nor known, or does not fit the LM.
@@ -88,6 +87,7 @@ def put_in_place(
                 f"This transcoder gives vectors of width {sae.d_out}; {ends.writes[0]} of "
                 f"lm={lm['name']} has width {sizes.width(ends.writes[0])}. Give its target."
             )
+    settings = LMSettings().model_dump()
     tokens = {split: settings[f"{split}_tokens"] for split in ("val", "test")}
     sae.metadata["activations"] = {
         "kind": "lm",

@@ -23,7 +23,7 @@ def targets(folder: Path, finished: Path, stopped: Path) -> list[Target]:
 
 
 def _of_a_finished_run(run: Path) -> list[Target]:
-    from conf.runs import saved_config
+    from conf.resume import saved_config
     from sae.artifacts import load
     from sae.artifacts.runs import read_json
     from sae.evals.base import Estimate, EvalResult

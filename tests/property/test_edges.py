@@ -19,8 +19,10 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from conf.commandline import check_command_line, compose_job, explained
-from conf.runs import continued, save_config, saved_config
+from conf.commandline import check_command_line
+from conf.compose import compose_job
+from conf.failures import explained
+from conf.resume import continued, save_config, saved_config
 from conf.schema import check
 
 SECONDS = 60

@@ -159,13 +159,13 @@ def test_an_sae_without_its_origin_says_so():
             {"core": {"legacy": ["ev_sae"]}},
             r"eval.core.legacy=\['ev_sae'\] must be names from ev_saebench_legacy, .*; or all",
         ),
-        ({"core": {"legacy": True}}, "eval.core.legacy=True must be a list"),
+        ({"core": {"legacy": True}}, "eval.core.legacy=true must be a list"),
         ({"core": {"legacy": [1]}}, "eval.core.legacy=1 must be a text"),
         (
             {"core": {"resamples": 0}},
             "eval.core.resamples=0 must be a whole number of at least 1",
         ),
-        ({"core": {"resamples": True}}, "eval.core.resamples=True must be"),
+        ({"core": {"resamples": True}}, "eval.core.resamples=true must be"),
         (
             {"core": {"bootstrap": {"level": 95}}},
             "^eval.core.bootstrap.level=95 must be a number above 0 and below 1",

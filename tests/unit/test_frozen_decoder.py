@@ -107,7 +107,7 @@ def test_what_cannot_be_frozen_is_refused_before_the_harvest():
 
 @pytest.mark.parametrize("word", sorted(CASES))
 def test_every_untied_yaml_offers_it(word):
-    from conf.commandline import FOLDER
+    from conf.options import FOLDER
 
     offered = "\nfrozen_decoder: false" in (FOLDER / "sae" / f"{word}.yaml").read_text()
     assert offered == (word in UNTIED)

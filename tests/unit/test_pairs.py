@@ -79,7 +79,7 @@ def test_ends_know_what_they_are():
 
 
 def test_who_reads_several_layers_is_known_to_the_command_line():
-    from conf.schema import JOINING
+    from conf.effects import JOINING
 
     assert {name for name, cls in ARCHITECTURES.items() if cls.joins} == set(JOINING)
 

@@ -12,7 +12,9 @@ import yaml
 from _architectures import CASES, config_of
 from _families import EVERY
 
-from conf.commandline import FOLDER, check_command_line, compose_job, names_of, parse, resolve
+from conf.commandline import check_command_line, resolve
+from conf.compose import compose_job, names_of, parse
+from conf.options import FOLDER
 from conf.schema import check
 from sae.errors import ConfigError
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conf.runs import saved_config
+from conf.resume import saved_config
 from evaluate import evaluate
 from sae.activations.from_config import build_source
 from sae.artifacts import load
