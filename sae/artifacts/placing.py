@@ -7,7 +7,7 @@ from sae.activations.settings import LMSettings
 from sae.artifacts.places import in_lm, place_of
 from sae.dictionaries.sae import SAE
 from sae.errors import ConfigError
-from sae.language import LMSource
+from sae.language import LMSource, corpus_from_config
 from sae.types import Ends, Point
 
 
@@ -44,7 +44,8 @@ def put_in_place(
         ConfigError: If something is neither given nor known, or does not fit the LM.
     """
     place = place_of(sae)
-    sizes = LMSource.from_config(lm).sizes() if lm is not None else None
+    source = None if lm is None else LMSource.from_config(lm)
+    sizes = None if source is None else source.sizes()
     model_type = sizes.model_type if sizes else None
     known, reason = in_lm(sae, model_type)
     layer = layer if layer is not None else known.layer if known else None
@@ -70,7 +71,7 @@ def put_in_place(
             f"{', '.join(missing)}{hint} Example: lm=smollm2-135m layer=4 site=resid; corpus=… and "
             "ctx=… are optional."
         )
-    assert lm is not None
+    assert source is not None
     assert layer is not None
     assert site is not None
     ends = Ends.at(Point(site, layer))
@@ -81,18 +82,18 @@ def put_in_place(
     if sizes is not None:
         for point in ends.points:
             sizes.check(point)
-        _check_width(sae, sizes.width(ends.reads[0]), f"{ends.reads[0]} of lm={lm['name']}")
+        _check_width(sae, sizes.width(ends.reads[0]), f"{ends.reads[0]} of lm={source.name}")
         if sae.d_out != sizes.width(ends.writes[0]):
             raise ConfigError(
                 f"This transcoder gives vectors of width {sae.d_out}; {ends.writes[0]} of "
-                f"lm={lm['name']} has width {sizes.width(ends.writes[0])}. Give its target."
+                f"lm={source.name} has width {sizes.width(ends.writes[0])}. Give its target."
             )
     settings = LMSettings().model_dump()
     tokens = {split: settings[f"{split}_tokens"] for split in ("val", "test")}
     sae.metadata["activations"] = {
         "kind": "lm",
-        "lm": dict(lm),
-        "corpus": dict(corpus),
+        "lm": source.to_config(),
+        "corpus": corpus_from_config(corpus).to_config(),
         "point": str(ends),
         "ctx": ctx or place.ctx or settings["ctx"],
         "tokens": {"train": tokens["test"], **tokens},
