@@ -24,6 +24,7 @@ from conf.schema import check, in_full
 from sae.errors import ConfigError, SAEError
 from sae.owner import new_folder
 from sae.settings import shown
+from sae.training.settings import TrainerSettings
 
 __all__ = ["as_sweep", "check_command_line", "explained", "parse", "run_program"]
 
@@ -166,8 +167,7 @@ def _in_own_folder(arguments: Sequence[str], config: Mapping[str, Any]) -> list[
     elsewhere = any(word.startswith(f"hydra.{hydras}.dir=") for word in arguments)
     if "${now:" not in str(raw[name]) or elsewhere:
         return list(arguments)
-    trainer = config["trainer"]
-    if trainer["devices"] * trainer["num_nodes"] > 1 and _processes_started() > 1:
+    if TrainerSettings(**config["trainer"]).processes > 1 and _processes_started() > 1:
         return list(arguments)  # the processes of one run must not have a folder each
     # overrides must stand together
     before = arguments.index(flags.overrides[0]) if flags.overrides else len(arguments)
@@ -269,10 +269,10 @@ def _check_job(config: Mapping[str, Any]) -> None:
 
     Lightning starts further processes with this command line: with -m, each would sweep.
     """
-    trainer = config["trainer"]
-    if trainer["devices"] * trainer["num_nodes"] > 1:
+    trainer = TrainerSettings(**config["trainer"])
+    if trainer.processes > 1:
         raise ConfigError(
-            f"trainer.devices={trainer['devices']} trainer.num_nodes={trainer['num_nodes']} means "
+            f"trainer.devices={trainer.devices} trainer.num_nodes={trainer.num_nodes} means "
             "several processes, which a sweep (-m) cannot start for its jobs. Use "
             "trainer.devices=1 with launcher=joblib or launcher=submitit, a device for each job, "
             "or start single runs with trainer=ddp (docs/cluster.md)."

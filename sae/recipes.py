@@ -48,6 +48,7 @@ from sae.training.checkpoints import (
 from sae.training.divergence import WORST_FVU
 from sae.training.predictions import check_predictions
 from sae.training.ranks import part
+from sae.training.settings import TrainerSettings
 
 SEALED = ("metrics.csv", "results.json")
 """Files of a finished run that a damaged byte would change without a word."""
@@ -148,7 +149,7 @@ def _train(
         for logger in loggers:
             logger.log_hyperparams({"l1_equivalents": l1_equivalents(config, data)})
         trainer = tools.trainer(data, loggers)
-        check_processes(trainer.world_size, config["trainer"])
+        check_processes(trainer.world_size, TrainerSettings(**config["trainer"]))
         if start < data.steps:
             path = None if checkpoint is None else checkpoint_file(run_dir)
             del checkpoint
