@@ -80,7 +80,7 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     """Train or fit in a run folder that is this process's own."""
     from callbacks.trainer import build_tools
     from sae import recipes
-    from sae.training.build import resolve_dtypes
+    from sae.training.from_config import resolve_dtypes
 
     resolve_dtypes(config)
     tools = build_tools(config, run_dir, begin=partial(save_config, run_dir, config))

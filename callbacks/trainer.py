@@ -19,8 +19,8 @@ from callbacks.manifest import Manifest
 from callbacks.progress import TrainingProgress
 from sae.activations.datamodule import ActivationDataModule
 from sae.recipes import Tools
-from sae.training.build import check_processes
 from sae.training.checkpoints import checkpoint_file
+from sae.training.from_config import check_processes
 from sae.training.settings import TrainerSettings
 
 _INTERACTIVE = ("bash", "interactive")

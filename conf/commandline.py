@@ -191,7 +191,7 @@ def resolve(configs: Sequence[dict[str, Any]], hand_down: bool = False) -> None:
     if not any("auto" in word for word in words):  # what follows takes seconds to import
         return
     from sae import dtypes
-    from sae.training.build import resolve_dtypes
+    from sae.training.from_config import resolve_dtypes
 
     for config in configs:
         resolve_dtypes(config)

@@ -14,7 +14,7 @@ from sae.dictionaries.sae import SAE
 from sae.dtypes import resolve_lm
 from sae.errors import ConfigError
 from sae.evals import EVALS, EvalResult, Evaluation
-from sae.evals.build import check_source, check_together, measure
+from sae.evals.from_config import check_source, check_together, measure
 from sae.language.fetch import WheelFile
 from sae.language.trust import check_named
 from sae.provenance import content_key, write_json

@@ -8,7 +8,7 @@ sources.py     what a data module reads from: activations of an LM
 stream.py      the same without a cache: the LM runs whenever rows are read
 folder.py      or your own; files.py opens them
 superposition.py  or drawn from a synthetic world, whenever they are read
-build.py       from plain configuration to such a source
+from_config.py from plain configuration to such a source
 order.py       which row comes when; reading ahead in a thread
 datamodule.py  the Lightning end of it
 __main__.py    `python -m sae.activations list | remove`

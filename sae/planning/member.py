@@ -13,7 +13,7 @@ from sae.evals.core import CoreEval
 from sae.evals.downstream import DownstreamEval
 from sae.language.sizes import LMSizes
 from sae.planning import costs
-from sae.training.build import resolve_device
+from sae.training.from_config import resolve_device
 from sae.training.settings import TrainerSettings
 from sae.types import Ends, Point
 

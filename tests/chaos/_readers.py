@@ -123,7 +123,7 @@ def _content(checkpoint: dict | None) -> object:
 def _of_activations(cache: Path) -> list[Target]:
     """The store and what is known about its rows, read as a training does."""
     from sae.activations.from_config import build_source
-    from sae.training.build import build_data
+    from sae.training.from_config import build_data
     from train import compose
 
     config = compose(UNFINISHED[1])

@@ -154,7 +154,7 @@ def config_yaml(folder):
 
     def read():
         from sae.activations.from_config import build_source
-        from sae.training.build import check_settings, resolve_dtypes
+        from sae.training.from_config import check_settings, resolve_dtypes
 
         if saved_config(folder) is None:
             return

@@ -11,7 +11,7 @@ from sae.activations.datamodule import ActivationDataModule
 from sae.activations.folder import TensorActivations
 from sae.errors import ConfigError
 from sae.functional import fvu
-from sae.training.build import build_module, check_settings
+from sae.training.from_config import build_module, check_settings
 
 pytestmark = pytest.mark.slow
 

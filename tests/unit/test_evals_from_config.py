@@ -11,7 +11,7 @@ from sae.artifacts.placed import PlacedSAE, find_device, own_settings, source_of
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ArtifactError, ConfigError, SourceError, StoreError
 from sae.evals import CoreEval, DownstreamEval, Estimate, EvalResult, Evaluation, Measured, Table
-from sae.evals.build import check_evals, ctx_of, make_evals, measure, run_evals
+from sae.evals.from_config import check_evals, ctx_of, make_evals, measure, run_evals
 from sae.evaluation import _as_in_run
 from sae.reports.results import result_file
 from sae.tables import read_table
