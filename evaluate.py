@@ -21,10 +21,10 @@ from omegaconf import DictConfig
 from conf.commandline import run_program
 from conf.compose import names_of, parse
 from conf.effects import OF_EVALUATION, PLACES, check_evaluation, refuse
-from conf.failures import fail
 from conf.options import content, known_wheels
 from conf.schema import check
 from sae.errors import SAEError
+from sae.failures import fail
 
 if TYPE_CHECKING:  # importing these takes seconds, which --help and errors need not wait for
     from sae.evals import EvalResult

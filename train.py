@@ -22,10 +22,10 @@ from conf import ensemble
 from conf.commandline import run_program
 from conf.compose import compose_job, names_of, parse
 from conf.effects import reject_lists
-from conf.failures import fail, note_failure
 from conf.resume import continued, how_to_go_on, save_config, tell_finished
 from conf.schema import check
 from sae.errors import DivergedError
+from sae.failures import fail, note_failure
 from sae.memory import keep_freed_memory
 from sae.owner import owned
 

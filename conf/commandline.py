@@ -11,17 +11,15 @@ from typing import Any, NoReturn
 import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from conf.compose import compose_job, compose_with_hydra, jobs, names_of, parse, sweep_jobs
 from conf.effects import check_fitting, several
-from conf.failures import explained, fail
 from conf.quoting import quoted
 from conf.resume import continued
 from conf.schema import check, in_full
-from sae.errors import ConfigError, SAEError
+from sae.errors import ConfigError
+from sae.failures import explained, fail
 from sae.owner import new_folder
 from sae.settings import shown
 from sae.training.settings import TrainerSettings
@@ -120,7 +118,7 @@ def run_program(config_name: str, program: Any) -> None:
                 return
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # or it would print tracebacks and leave
         program()
-    except (SAEError, OSError, HydraException, OmegaConfBaseException) as error:
+    except Exception as error:
         if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
             error.filename = folder or None  # Hydra wrote its files there, and names none
         fail(error)

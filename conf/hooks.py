@@ -1,7 +1,6 @@
 """Hydra callbacks: what a multirun does before its first job, after each job, and at its end."""
 
 import logging
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from callbacks.interruption import end_with_parent
 from conf.commandline import resolve, searches
 from conf.compose import compose_job, names_of, parse, sweep_jobs
-from conf.failures import fail
 from conf.resume import continued
 from conf.schema import check
-from sae.errors import ConfigError, SAEError
+from sae.errors import SAEError
+from sae.failures import fail, failed_jobs
 from sae.owner import owned
 
 log = logging.getLogger(__name__)
@@ -34,6 +33,9 @@ class SweepCallback(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse a folder with another sweep; harvest what the jobs need, in one pass for all."""
+        from sae.planning import check_sweep
+        from sae.recipes import harvest_together
+
         sweeper, folder = config.hydra.sweeper, Path(config.hydra.sweep.dir)
         try:
             _held.enter_context(owned(folder))
@@ -45,15 +47,13 @@ class SweepCallback(Callback):
                     # Hydra writes into the folder before the job itself could find the conflict
                     composed = continued(folder / str(number), composed)
                 configs.append(composed)
+            resolve(configs)
+            check_sweep(configs, together="launcher=ensemble" in names_of(overrides))
         except SAEError as error:
             fail(error)
-        resolve(configs)
-        _check_fits(configs, together="launcher=ensemble" in names_of(overrides))
         if searches(sweeper):  # Hydra's own sweeper writes this file, Optuna's does not
             folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(config, folder / "multirun.yaml")
-        from sae.recipes import harvest_together
-
         harvest_together(configs)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -76,28 +76,7 @@ class SweepCallback(Callback):
 
             finish_sweep(folder)
         _held.close()
-        failed = sorted(folder.glob("*/error.txt"), key=lambda file: file.parent.name)
         if (folder / "sweep.csv").exists():
             log.info("Table and plot of the sweep: %s", folder / "sweep.csv")
-        for file in failed:
-            log.error(
-                "Job %s failed: %s",
-                file.parent.name,
-                (file.read_text(encoding="utf-8", errors="replace").splitlines() or [""])[0],
-            )
-        if failed:
+        if failed_jobs(folder):
             raise SystemExit(1)
-
-
-def _check_fits(configs: Sequence[dict[str, Any]], together: bool) -> None:
-    """Leave before the harvest where disk or memory cannot hold the sweep."""
-    from sae.planning import Machine, check_fits, plan_runs
-
-    try:
-        plan = plan_runs(configs, together=together)
-    except SAEError:  # the job that causes it says so itself, the others run
-        return
-    try:
-        check_fits(plan, Machine.here(plan.device))
-    except ConfigError as error:
-        fail(error)

@@ -49,7 +49,7 @@ def in_full(config: DictConfig, given: Sequence[str] = ()) -> dict[str, Any]:
     """A composed configuration with the defaults of all settings, not checked (`--cfg job`)."""
     raw, plain = _containers(config)
     _drop_nulls_of_nobody(plain, raw, given)
-    return with_defaults(plain)
+    return _with_short(with_defaults(plain))
 
 
 def _containers(config: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -118,8 +118,7 @@ def check_nodes(plain: Mapping[str, Any]) -> dict[str, Any]:
             plain[group] = plain[group] | {word: found} if word else found
     if not trains:
         return plain
-    read = plain["activations"] | plain["sae"]
-    plain |= {name: read[name] for name in SHORT if name in read}
+    plain = _with_short(plain)
     if (kind := plain["sae"].get("kind")) not in (None, BASELINE):
         raise ConfigError(f"sae.kind={shown(kind)} must be {BASELINE}.")
     pair = plain["activations"].get("target") is not None or plain["e2e"] is not None
@@ -129,6 +128,12 @@ def check_nodes(plain: Mapping[str, Any]) -> dict[str, Any]:
             "no effect on it. Drop them, or choose an SAE that is trained."
         )
     return plain
+
+
+def _with_short(plain: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with the values at the top level that its nodes have under these names."""
+    read = {**(plain.get("activations") or {}), **(plain.get("sae") or {})}
+    return plain | {name: read[name] for name in SHORT if name in read}
 
 
 def _checked_node(name: str, node: Mapping[str, Any]) -> dict[str, Any]:

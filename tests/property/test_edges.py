@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 
 from conf.commandline import check_command_line
 from conf.compose import compose_job
-from conf.failures import explained
 from conf.resume import continued, save_config, saved_config
 from conf.schema import check
+from sae.failures import explained
 
 SECONDS = 60
 quick = settings(

@@ -6,13 +6,13 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
 from sae.errors import ArtifactError, ConfigError, SAEError
 from sae.writing import refusal
 
 log = logging.getLogger(__name__)
+
+_CONFIGURATION = ("hydra", "omegaconf")
+"""Libraries whose errors are about what the user wrote."""
 
 
 def explained(error: Exception) -> SAEError | None:
@@ -21,7 +21,7 @@ def explained(error: Exception) -> SAEError | None:
         return error
     if isinstance(error, OSError) and (told := refusal(error)):
         return ArtifactError(told)
-    if isinstance(error, HydraException | OmegaConfBaseException):
+    if type(error).__module__.partition(".")[0] in _CONFIGURATION:
         return ConfigError(" ".join(str(error).split()))
     return None
 
@@ -38,7 +38,7 @@ def fail(error: Exception) -> NoReturn:
 def note_failure(run_dir: Path, error: Exception) -> None:
     """Write a failed job of a sweep into its folder: the other jobs go on.
 
-    The exit status of the program tells in the end (`conf.hooks`).
+    The exit status of the program tells in the end (`failed_jobs`).
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     told = explained(error) or error
@@ -48,3 +48,12 @@ def note_failure(run_dir: Path, error: Exception) -> None:
     except OSError:  # a disk that refuses even this: the sweep must not end as if it were well
         fail(told)
     log.error("Job %s failed: %s: %s", run_dir.name, type(told).__name__, text)
+
+
+def failed_jobs(sweep_dir: Path) -> int:
+    """How many jobs of a sweep failed; each is logged with the first line of its error."""
+    files = sorted(sweep_dir.glob("*/error.txt"), key=lambda file: file.parent.name)
+    for file in files:
+        first = (file.read_text(encoding="utf-8", errors="replace").splitlines() or [""])[0]
+        log.error("Job %s failed: %s", file.parent.name, first)
+    return len(files)
