@@ -20,6 +20,12 @@ def _schema() -> dict[str, Any]:
     return json.loads(FILE.read_text("utf-8"))
 
 
+def keys_of(start: str) -> set[str]:
+    """Keys of the parts whose names start so, such as `activations.lm` or `activations.`."""
+    parts = [about for name, about in _schema()["$defs"].items() if name.startswith(start)]
+    return {key for about in parts for key in about["properties"]}
+
+
 def keys_in_words(program: str) -> str:
     """A line for each key of the top level that is not a node: its meaning and default."""
     whole = _schema() if program == "train" else _schema()["$defs"]["evaluate"]

@@ -1,6 +1,6 @@
 """The whole configuration: whether every value fits, and whether every override has an effect."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
 from conf.effects import BASELINE, LISTS, check_training
-from conf.help import SEVERAL, with_defaults
+from conf.help import SEVERAL, keys_of, with_defaults
 from conf.options import keys_set_by, options
 from conf.settings import PARTS, SHORT, EvaluateSettings, TrainSettings, part_of
 from sae.errors import ConfigError
@@ -42,7 +42,7 @@ def check(config: DictConfig, given: Sequence[str] = ()) -> dict[str, Any]:
         check_training(raw, given, [name for name in SHORT if f"${{{name}}}" in nodes])
     _drop_keys_of_other_kinds(plain, given)
     _drop_nulls_of_nobody(plain, raw, given)
-    return check_nodes(plain)
+    return check_nodes(plain, first={name.partition(".")[0] for name in given})
 
 
 def in_full(config: DictConfig, given: Sequence[str] = ()) -> dict[str, Any]:
@@ -71,14 +71,10 @@ def _containers(config: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _drop_keys_of_other_kinds(plain: dict[str, Any], given: Sequence[str]) -> None:
     """Drop keys of `activations` that a file such as debug=tiny sets whatever the kind is."""
-    node = plain.get("activations")
-    if isinstance(node, dict):
-        from sae.activations.settings import KINDS
-
-        known = KINDS.find(node.get("kind")).model_fields
-        for key in {key for kind in KINDS.values() for key in kind.model_fields} - set(known):
-            if f"activations.{key}" not in given:
-                node.pop(key, None)
+    node = plain["activations"] if isinstance(plain.get("activations"), dict) else {}
+    for key in keys_of("activations.") - keys_of(f"activations.{node.get('kind')}"):
+        if f"activations.{key}" not in given:
+            node.pop(key, None)
 
 
 def _drop_nulls_of_nobody(
@@ -92,11 +88,12 @@ def _drop_nulls_of_nobody(
                 del plain[group][key]
 
 
-def check_nodes(plain: Mapping[str, Any]) -> dict[str, Any]:
+def check_nodes(plain: Mapping[str, Any], first: Collection[str] = ()) -> dict[str, Any]:
     """Check types and ranges in a resolved configuration.
 
     Args:
         plain: The configuration, as `check` returns it or config.yaml holds it.
+        first: Nodes to begin with. A mistake there is answered before others are imported.
 
     Raises:
         ConfigError: At the first value of a wrong type, out of range, or unknown.
@@ -109,7 +106,8 @@ def check_nodes(plain: Mapping[str, Any]) -> dict[str, Any]:
     optional = [n for n, field in program.model_fields.items() if field.annotation == dict | None]
     plain = {**plain, **checked(program, plain)}
     plain |= {name: None for name in optional if plain[name] == {}}
-    for name, node in _nodes(plain):
+    nodes = sorted(_nodes(plain), key=lambda one: one[0].partition(".")[0] not in first)
+    for name, node in nodes:
         if not trains and name.startswith("eval."):  # evaluate.py takes the rest from the run
             checked(part_of(name, node)[0], without_nulls(node))
         elif trains or "kind" in node:  # lm.dtype alone says what differs from the SAE's own LM

@@ -111,7 +111,7 @@ def test_a_list_stands_for_a_sweep_from_one_read(words, sweep):
         (["optimizer=null"], "optimizer=null is no choice. Choose one of adam, authors_adam"),
         (["callbacks=null"], "callbacks=null is no choice. Choose one of default"),
         (["~callbacks"], "callbacks has no value. Choose callbacks=… from default"),
-        (["eval=[]"], "eval has no value. Choose eval=… from .*core, downstream"),
+        (["eval=[]"], "eval has no value. Choose eval=… from .*core, .*downstream"),
         (["callbacks.downstream=null"], "~callbacks.downstream removes it"),
         (["callbacks.downstream.num_tokens=0.5"], "callbacks.downstream.num_tokens=0.5 must be"),
         (["eval.downstream.num_tokens=abc"], "eval.downstream.num_tokens=abc must be a whole"),
