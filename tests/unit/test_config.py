@@ -294,7 +294,7 @@ def test_every_option_composes_and_says_what_it_is(group, option):
     if "path" in node and node["path"] == "???":
         path = [f"{group}.path=x"]
     missing = [
-        f"{group}.{key}=x" for key, value in node.items() if value == "???" and key != "path"
+        f"{group}.{key}=a/b" for key, value in node.items() if value == "???" and key != "path"
     ]
     composed(f"{group}={option}", *path, *missing)
 
