@@ -56,7 +56,7 @@ def build_trainer(
     """For `data.steps` steps, with checkpoint, progress, manifest and the measuring callbacks.
 
     Args:
-        config: The whole configuration; conf/trainer/*.yaml is what decides.
+        config: The whole configuration; its node `trainer` decides.
         run_dir: The run folder.
         data: Prepared.
         manifest: Times the training.

@@ -102,7 +102,7 @@ def evaluate(
 
     Args:
         runs: See `place`.
-        evals: Settings by the name of the evaluation, as in conf/eval/*.yaml. Those that are not
+        evals: Settings by the name of the evaluation. Those that are not
             given, or None, are as in the run that made the (first) SAE.
         together: Splice all SAEs into one LM at the same time, each at a point of its own. They
             must say what they were trained on: the same LM and text.
@@ -155,7 +155,7 @@ def evaluate_all(
     Args:
         name: Name of the evaluation, for example `compare`.
         runs: See `place`.
-        settings: As in conf/eval/*.yaml.
+        settings: Settings of the evaluation; others have their defaults.
         folder: Where it goes; default `<name>-<key>` in the folder that all runs are in.
         placing: Arguments of `place`.
 
