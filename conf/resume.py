@@ -84,7 +84,7 @@ def continued(
     Args:
         run_dir: Folder of the run.
         config: The configuration composed from this command line.
-        given: What the command line sets (`conf.commandline.names_of`): these keys must agree with
+        given: What the command line sets (`conf.compose.names_of`): these keys must agree with
             the saved run, the others follow it. None: all must agree.
 
     Raises:
