@@ -64,12 +64,13 @@ def build_trainer(
     """
     settings = TrainerSettings(**config["trainer"])
     validations = settings.validations
+    precision: Any = settings.precision  # `auto` is resolved
     return L.Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
         num_nodes=settings.num_nodes,
         strategy="ddp" if settings.processes > 1 else "auto",
-        precision=settings.precision,
+        precision=precision,
         max_steps=data.steps,
         max_epochs=-1,
         gradient_clip_val=settings.gradient_clip or None,
