@@ -18,8 +18,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from conf.compose import compose_job, names_of, parse
-from conf.schema import check
+from conf.schema import checked_job
 from sae.lockstep import lockstep
 from sae.provenance import content_key
 from sae.sharing import sharing
@@ -98,8 +97,7 @@ def register() -> None:
 
 def _data_key(overrides: Sequence[str]) -> str:
     """Equal for jobs that read the same batches in the same order."""
-    own = list(filter_overrides(overrides))
-    config = check(compose_job("train", own), names_of(parse(own)))
+    config = checked_job(list(filter_overrides(overrides)))
     shared = {name: config[name] for name in ("activations", "lm", "corpus", "epochs")}
     return content_key(shared | {"batch_size": config["trainer"]["batch_size"]})
 

@@ -11,9 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from callbacks.interruption import end_with_parent
 from conf.commandline import resolve, searches
-from conf.compose import compose_job, names_of, parse, sweep_jobs
+from conf.compose import names_of, parse, sweep_jobs
 from conf.resume import continued
-from conf.schema import check
+from conf.schema import checked_job
 from sae.errors import SAEError
 from sae.failures import fail, failed_jobs
 from sae.owner import owned
@@ -42,7 +42,7 @@ class SweepCallback(Callback):
             overrides = parse(list(config.hydra.overrides.task))
             configs = []
             for number, job in enumerate(sweep_jobs(overrides, sweeper.get("params"))):
-                composed = check(compose_job("train", job), names_of(parse(job)))
+                composed = checked_job(job)
                 if not searches(sweeper):
                     # Hydra writes into the folder before the job itself could find the conflict
                     composed = continued(folder / str(number), composed)

@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
+from conf.compose import compose_job, names_of, parse
 from conf.effects import BASELINE, LISTS, check_training
 from conf.help import SEVERAL, keys_of, with_defaults
 from conf.options import keys_set_by, options
@@ -43,6 +44,11 @@ def check(config: DictConfig, given: Sequence[str] = ()) -> dict[str, Any]:
     _drop_keys_of_other_kinds(plain, given)
     _drop_nulls_of_nobody(plain, raw, given)
     return check_nodes(plain, first={name.partition(".")[0] for name in given})
+
+
+def checked_job(words: Sequence[str]) -> dict[str, Any]:
+    """The checked configuration of the training that these words of a command line stand for."""
+    return check(compose_job("train", words), names_of(parse(words)))
 
 
 def in_full(config: DictConfig, given: Sequence[str] = ()) -> dict[str, Any]:
