@@ -18,19 +18,21 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from conf.asked import OF_EVALUATION, PLACES, check_asked, reject_unused, set_by
-from conf.commandline import fail, names_of, parse, run_program
-from conf.schema import check, known_wheels, values
+from conf.commandline import run_program
+from conf.compose import names_of, parse
+from conf.effects import OF_EVALUATION, PLACES, check_evaluation, refuse
+from conf.options import content, known_wheels
+from conf.schema import check
 from sae.errors import SAEError
+from sae.failures import fail
 
 if TYPE_CHECKING:  # importing these takes seconds, which --help and errors need not wait for
     from sae.evals import EvalResult
 
 
 def _defaults() -> dict[str, Any]:
-    """Wheels that may be fetched, and text and harvest of an SAE from another library."""
-    groups = {"corpus": "news", "activations": "lm"}
-    return {"known": known_wheels(), "unplaced": {key: values(key, groups[key]) for key in groups}}
+    """Wheels that may be fetched, and the text of an SAE from another library."""
+    return {"known": known_wheels(), "text": content("corpus", "news")}
 
 
 def evaluate(
@@ -87,17 +89,16 @@ def main(composed: DictConfig) -> None:
 
     try:
         config = check(composed)
-        config["lm"] = {k: v for k, v in config["lm"].items() if v is not None} or None
         names = names_of(parse(list(HydraConfig.get().overrides.task)))
         several = evaluation.kinds_of_several(config["eval"])
         named = config["run"] if isinstance(config["run"], list) else [config["run"]]
         runs = [run for name in named for run in runs_in(name)]
-        only_export = check_asked(config, runs, names, list(several))
+        only_export = check_evaluation(config, runs, names, list(several))
         if config["export"]:
             export(runs[0], config["export"], config["out"], config["format"])
-        evals = {} if only_export else set_by(names, config["eval"])
+        evals = {} if only_export else dict(config["eval"])
         for name, kind in several.items() if evals else ():
-            reject_unused(name, kind.unused, names)
+            refuse(names, kind.unused, f"with eval=[{name}], which reads the runs as they are.")
             jobs = [job for one in named for job in runs_in(one, unfinished=kind.unfinished)]
             options = {"folder": config["out"], "format": config["format"], **_defaults()}
             evaluation.evaluate_all(name, jobs, evals.pop(name), device=config["device"], **options)

@@ -14,22 +14,24 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from callbacks.interruption import Interrupted, end_with_parent, handling
 from conf import ensemble
-from conf.commandline import compose_job, fail, names_of, note_failure, parse, run_program
-from conf.runs import continued, how_to_go_on, save_config, tell_finished
-from conf.schema import check, reject_lists
+from conf.commandline import run_program
+from conf.compose import names_of, parse
+from conf.effects import reject_lists
+from conf.resume import continued, how_to_go_on, save_config, tell_finished
+from conf.schema import check, checked_job
 from sae.errors import DivergedError
+from sae.failures import fail, note_failure
 from sae.memory import keep_freed_memory
 from sae.owner import owned
 
 
 def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The checked configuration that these command-line overrides stand for."""
-    return check(compose_job("train", overrides), names_of(parse(overrides)))
+    return checked_job(overrides)
 
 
 def harvest(config: dict[str, Any]) -> None:
@@ -77,9 +79,8 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     """Train or fit in a run folder that is this process's own."""
     from callbacks.trainer import build_tools
     from sae import recipes
-    from sae.training.build import resolve_dtypes
 
-    resolve_dtypes(config)
+    recipes.resolve_dtypes(config)
     tools = build_tools(config, run_dir, begin=partial(save_config, run_dir, config))
     try:
         return recipes.run(config, run_dir, tools)
@@ -92,7 +93,7 @@ def main(composed: DictConfig) -> Any:
     """One job: compose has happened, check, then harvest or train. Returns its `objectives`."""
     job = HydraConfig.get()
     run_dir = Path(job.runtime.output_dir)
-    multirun = job.mode == RunMode.MULTIRUN
+    multirun = str(job.mode).endswith("MULTIRUN")
     try:
         with handling():
             given = names_of(parse(list(job.overrides.task)))

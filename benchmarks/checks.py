@@ -26,7 +26,7 @@ from sae.artifacts import load, native, save_sae
 from sae.checksums import crc32_of
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.training import checkpoints
-from sae.training.build import build_module
+from sae.training.from_config import build_module
 
 TRAINING = (
     "activations=superposition", "activations.d_in=64", "activations.num_features=256",

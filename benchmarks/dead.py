@@ -30,7 +30,7 @@ from sae.activations.superposition import SuperpositionRows
 from sae.dictionaries.untied import Untied
 from sae.kernels import unit_rows
 from sae.provenance import cache_dir, content_key, write_json
-from sae.training.build import build_module
+from sae.training.from_config import build_module
 from sae.training.module import SAEModule
 
 WORLDS = {

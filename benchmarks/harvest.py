@@ -35,7 +35,7 @@ from sae.activations.sources import LoadedOnce
 from sae.activations.store import ActivationStore
 from sae.language.corpus import Corpus
 from sae.language.lm import LanguageModel
-from sae.training.build import resolve_device
+from sae.training.from_config import resolve_device
 from sae.types import SITES, Point
 
 

@@ -26,7 +26,7 @@ from sae.activations.from_config import build_source
 from sae.dictionaries import ARCHITECTURES
 from sae.dictionaries.untied import Untied
 from sae.provenance import content_key, write_json
-from sae.training.build import build_module
+from sae.training.from_config import build_module
 from sae.training.optimizers import LONG_RUN_STEPS
 
 WORK = Path("outputs/lengths")

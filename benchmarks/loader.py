@@ -38,7 +38,7 @@ from sae.activations.datamodule import ActivationDataModule
 from sae.activations.folder import TensorActivations
 from sae.activations.sources import ActivationSource, LMActivations
 from sae.activations.store import ActivationStore
-from sae.training.build import build_module, resolve_device
+from sae.training.from_config import build_module, resolve_device
 
 ACTIONS_SHOWN = 12
 

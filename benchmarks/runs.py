@@ -11,7 +11,7 @@ from typing import Any
 
 from sae.activations.datamodule import ActivationDataModule
 from sae.activations.from_config import build_source
-from sae.training.build import build_data, resolve_device, resolve_dtypes
+from sae.training.from_config import build_data, resolve_device, resolve_dtypes
 from train import compose
 
 QUICK = ("debug=tiny", "callbacks.downstream.num_tokens=64")

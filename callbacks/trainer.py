@@ -19,8 +19,9 @@ from callbacks.manifest import Manifest
 from callbacks.progress import TrainingProgress
 from sae.activations.datamodule import ActivationDataModule
 from sae.recipes import Tools
-from sae.training.build import check_processes, num_processes
 from sae.training.checkpoints import checkpoint_file
+from sae.training.from_config import check_processes
+from sae.training.settings import TrainerSettings
 
 _INTERACTIVE = ("bash", "interactive")
 """Jobs whose variables Lightning does not read."""
@@ -55,24 +56,25 @@ def build_trainer(
     """For `data.steps` steps, with checkpoint, progress, manifest and the measuring callbacks.
 
     Args:
-        config: The whole configuration; conf/trainer/*.yaml is what decides.
+        config: The whole configuration; its node `trainer` decides.
         run_dir: The run folder.
         data: Prepared.
         manifest: Times the training.
         loggers: As of `build_loggers`.
     """
-    settings = config["trainer"]
-    validations = settings["validations"]
+    settings = TrainerSettings(**config["trainer"])
+    validations = settings.validations
+    precision: Any = settings.precision  # `auto` is resolved
     return L.Trainer(
-        accelerator=settings["accelerator"],
-        devices=settings["devices"],
-        num_nodes=settings.get("num_nodes", 1),
-        strategy="ddp" if num_processes(settings) > 1 else "auto",
-        precision=settings["precision"],
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        num_nodes=settings.num_nodes,
+        strategy="ddp" if settings.processes > 1 else "auto",
+        precision=precision,
         max_steps=data.steps,
         max_epochs=-1,
-        gradient_clip_val=settings["gradient_clip"] or None,
-        log_every_n_steps=min(settings["log_every_steps"], data.steps),
+        gradient_clip_val=settings.gradient_clip or None,
+        log_every_n_steps=min(settings.log_every_steps, data.steps),
         val_check_interval=data.steps // (validations + 1) + 1 if validations else None,
         check_val_every_n_epoch=None if validations else 1,
         limit_val_batches=1.0 if validations else 0,
@@ -80,7 +82,7 @@ def build_trainer(
         logger=loggers,
         callbacks=[
             manifest,
-            LastCheckpoint(checkpoint_file(run_dir), settings["checkpoint_every_steps"]),
+            LastCheckpoint(checkpoint_file(run_dir), settings.checkpoint_every_steps),
             TrainingProgress(),
             *build_watchers(config["callbacks"], data),
         ],
@@ -90,7 +92,7 @@ def build_trainer(
     )
 
 
-def _processes(settings: Mapping[str, Any]) -> list[Any]:
+def _processes(settings: TrainerSettings) -> list[Any]:
     """Who starts the processes, where Slurm's variables mislead Lightning.
 
     Inside a job of several tasks a program that was started without srun is one process, whatever
@@ -102,11 +104,11 @@ def _processes(settings: Mapping[str, Any]) -> list[Any]:
     if "SLURM_NTASKS" not in os.environ or os.environ.get("SLURM_JOB_NAME") in _INTERACTIVE:
         return []
     if "SLURM_STEP_ID" not in os.environ:
-        if settings.get("num_nodes", 1) > 1:
+        if settings.num_nodes > 1:
             check_processes(1, settings)
         return [LightningEnvironment()]
     check_processes(int(os.environ["SLURM_NTASKS"]), settings)
-    os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(settings["devices"]))  # Lightning reads it
+    os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(settings.devices))  # Lightning reads it
     return []
 
 

@@ -16,8 +16,9 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, configure_log, filter_overrides, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
+from conf.schema import checked_job
 from sae.lockstep import lockstep
 from sae.provenance import content_key
 from sae.sharing import sharing
@@ -63,7 +64,7 @@ class EnsembleLauncher(Launcher):
                 job.hydra.job.id = job.hydra.job.num = number
             own = [word for word in filter_overrides(overrides) if word not in common]
             names.append(" ".join([f"#{number}", *own]))
-            groups.setdefault(_data_key(job), {})[names[-1]] = job
+            groups.setdefault(_data_key(overrides), {})[names[-1]] = job
 
         returned: dict[str, JobReturn] = {}
         before = HydraConfig.instance().cfg
@@ -94,15 +95,11 @@ def register() -> None:
     Plugins.instance().register(EnsembleLauncher)
 
 
-def _data_key(job: DictConfig) -> str:
+def _data_key(overrides: Sequence[str]) -> str:
     """Equal for jobs that read the same batches in the same order."""
-    shared = {name: job[name] for name in ("activations", "lm", "corpus", "epochs")}
-    shared["batch_size"] = job.trainer.batch_size
-    plain = {
-        name: OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-        for name, node in shared.items()
-    }
-    return content_key(plain)
+    config = checked_job(list(filter_overrides(overrides)))
+    shared = {name: config[name] for name in ("activations", "lm", "corpus", "epochs")}
+    return content_key(shared | {"batch_size": config["trainer"]["batch_size"]})
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Hydra callbacks: what a multirun does before its first job, after each job, and at its end."""
 
 import logging
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,12 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from callbacks.interruption import end_with_parent
-from conf.commandline import compose_job, fail, names_of, parse, resolve, searches, sweep_jobs
-from conf.runs import continued
-from conf.schema import check
-from sae.errors import ConfigError, SAEError
+from conf.commandline import resolve, searches
+from conf.compose import names_of, parse, sweep_jobs
+from conf.resume import continued
+from conf.schema import checked_job
+from sae.errors import SAEError
+from sae.failures import fail, failed_jobs
 from sae.owner import owned
 
 log = logging.getLogger(__name__)
@@ -32,26 +33,27 @@ class SweepCallback(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse a folder with another sweep; harvest what the jobs need, in one pass for all."""
+        from sae.planning import check_sweep
+        from sae.recipes import harvest_together
+
         sweeper, folder = config.hydra.sweeper, Path(config.hydra.sweep.dir)
         try:
             _held.enter_context(owned(folder))
             overrides = parse(list(config.hydra.overrides.task))
             configs = []
             for number, job in enumerate(sweep_jobs(overrides, sweeper.get("params"))):
-                composed = check(compose_job("train", job), names_of(parse(job)))
+                composed = checked_job(job)
                 if not searches(sweeper):
                     # Hydra writes into the folder before the job itself could find the conflict
                     composed = continued(folder / str(number), composed)
                 configs.append(composed)
+            resolve(configs)
+            check_sweep(configs, together="launcher=ensemble" in names_of(overrides))
         except SAEError as error:
             fail(error)
-        resolve(configs)
-        _check_fits(configs, together="launcher=ensemble" in names_of(overrides))
         if searches(sweeper):  # Hydra's own sweeper writes this file, Optuna's does not
             folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(config, folder / "multirun.yaml")
-        from sae.recipes import harvest_together
-
         harvest_together(configs)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -74,28 +76,7 @@ class SweepCallback(Callback):
 
             finish_sweep(folder)
         _held.close()
-        failed = sorted(folder.glob("*/error.txt"), key=lambda file: file.parent.name)
         if (folder / "sweep.csv").exists():
             log.info("Table and plot of the sweep: %s", folder / "sweep.csv")
-        for file in failed:
-            log.error(
-                "Job %s failed: %s",
-                file.parent.name,
-                (file.read_text(encoding="utf-8", errors="replace").splitlines() or [""])[0],
-            )
-        if failed:
+        if failed_jobs(folder):
             raise SystemExit(1)
-
-
-def _check_fits(configs: Sequence[dict[str, Any]], together: bool) -> None:
-    """Leave before the harvest where disk or memory cannot hold the sweep."""
-    from sae.planning import Machine, check_fits, plan_runs
-
-    try:
-        plan = plan_runs(configs, together=together)
-    except SAEError:  # the job that causes it says so itself, the others run
-        return
-    try:
-        check_fits(plan, Machine.here(plan.device))
-    except ConfigError as error:
-        fail(error)

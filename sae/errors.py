@@ -11,7 +11,9 @@ SAEError                    every error that a user can cause; the message says 
 └── DivergedError           training went wrong: numbers that are not finite, an error that grows
 """
 
+import difflib
 import re
+from collections.abc import Collection
 
 
 class SAEError(ValueError):
@@ -57,3 +59,15 @@ class DegenerateInputError(SAEError):
 
 class DivergedError(SAEError):
     """Training went wrong: numbers are NaN or infinite, the error is huge, or nothing fires."""
+
+
+def unknown(name: str, known: Collection[str], prefix: str = "", lead: str = "There are:") -> str:
+    """The message for a name that is not known, with the closest one and all others.
+
+    Example:
+        >>> unknown("layr", ["layer", "site"])
+        'layr is not known. Did you mean layer? There are: layer, site.'
+    """
+    close = difflib.get_close_matches(name, known, 1)
+    meant = f" Did you mean {prefix}{close[0]}?" if close else ""
+    return f"{prefix}{name} is not known.{meant} {lead} {', '.join(known)}."

@@ -14,13 +14,14 @@ from sae.dictionaries.sae import SAE
 from sae.dtypes import resolve_lm
 from sae.errors import ConfigError
 from sae.evals import EVALS, EvalResult, Evaluation
-from sae.evals.build import check_source, check_together, measure
+from sae.evals.from_config import check_source, check_together, measure
 from sae.language.fetch import WheelFile
 from sae.language.trust import check_named
 from sae.provenance import content_key, write_json
 from sae.reports.pages import write_pages
 from sae.reports.results import result_file, results_folder
 from sae.reports.saebench import NAMES, saebench_content
+from sae.settings import without_nulls
 
 log = logging.getLogger(__name__)
 Evals = Mapping[str, Mapping[str, Any]]
@@ -44,7 +45,7 @@ def place(
     tokens: int | None = None,
     device: str = "auto",
     known: Sequence[WheelFile] = (),
-    unplaced: Mapping[str, Mapping[str, Any]] | None = None,
+    text: Mapping[str, Any] | None = None,
 ) -> PlacedSAE:
     """A saved SAE with the source of its activations; both are loaded at their first use.
 
@@ -61,27 +62,25 @@ def place(
         tokens: Test tokens, default as in training.
         device: `auto`, `cpu`, `cuda`, …
         known: Wheels that may be fetched for an SAE of somebody else.
-        unplaced: For an SAE from another library: `corpus`, its text by default, and `activations`,
-            the settings of its harvest.
+        text: The text of an SAE from another library, where `corpus` is None.
     """
     device = find_device(device)
 
     def source(sae: SAE) -> Any:
-        of_lm, text = lm, corpus
+        of_lm, read = lm, corpus
         given = {key: value for key, value in (at or {}).items() if value is not None}
         if not is_placed(sae):
-            default = unplaced or {}
-            text = text or default["corpus"]
+            read = read or text or {}
             of_lm = resolve_lm(of_lm, device) if of_lm and "kind" in of_lm else None
             asked: Any = dict.fromkeys(("layer", "site", "target", "ctx")) | given
-            put_in_place(sae, lm=of_lm, corpus=text, **asked, settings=default["activations"])
+            put_in_place(sae, lm=of_lm, corpus=read, **asked)
         elif given:
             listed = " ".join(f"{key}={value}" for key, value in given.items())
             raise ConfigError(
                 f"{listed} has no effect on {run}, whose SAE says what it was trained on; "
                 "it is for SAEs from other libraries."
             )
-        return source_of(sae, lm=of_lm, corpus=text, tokens=tokens, device=device, known=known)
+        return source_of(sae, lm=of_lm, corpus=read, tokens=tokens, device=device, known=known)
 
     folder = Path(run).expanduser()
     return PlacedSAE(
@@ -103,7 +102,7 @@ def evaluate(
 
     Args:
         runs: See `place`.
-        evals: Settings by the name of the evaluation, as in conf/eval/*.yaml. Those that are not
+        evals: Settings by the name of the evaluation. Those that are not
             given, or None, are as in the run that made the (first) SAE.
         together: Splice all SAEs into one LM at the same time, each at a point of its own. They
             must say what they were trained on: the same LM and text.
@@ -156,7 +155,7 @@ def evaluate_all(
     Args:
         name: Name of the evaluation, for example `compare`.
         runs: See `place`.
-        settings: As in conf/eval/*.yaml.
+        settings: Settings of the evaluation; others have their defaults.
         folder: Where it goes; default `<name>-<key>` in the folder that all runs are in.
         placing: Arguments of `place`.
 
@@ -167,7 +166,7 @@ def evaluate_all(
         SAEError: If there is no SAE, or too few.
     """
     evaluation: Any = EVALS[name]
-    evaluation = evaluation(**_given(settings or {}))
+    evaluation = evaluation(**without_nulls(settings or {}))
     common, named = name_runs(runs)
     placed = [place(run, name=name, **placing) for name, run in named.items()]
     result = evaluation.run(placed)
@@ -201,7 +200,7 @@ def _as_in_run(sae: SAE, evals: Evals) -> dict[str, dict[str, Any]]:
     own, found = own_settings(sae), {}
     for name, settings in evals.items():
         expanded: Any = EVALS[name].expanded if name in EVALS else dict
-        given = expanded(_given(settings))
+        given = expanded(without_nulls(settings))
         taken = expanded(own.get(name, {}))
         foreign = {key: value for key, value in taken.items() if key not in given}
         check_named(foreign, (), OF_SAE, f"eval.{name}")
@@ -217,12 +216,6 @@ def _merged(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, Mapping) and isinstance(own.get(key), Mapping)
     }
     return {**own, **given, **nodes}
-
-
-def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without None, and without nodes of nothing but None."""
-    nodes = {k: _given(v) if isinstance(v, Mapping) else v for k, v in settings.items()}
-    return {key: value for key, value in nodes.items() if value is not None and value != {}}
 
 
 def _warn_of_changes(one: PlacedSAE) -> None:

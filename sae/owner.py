@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -53,6 +54,20 @@ def owned(folder: Path) -> Iterator[None]:
         lock.release()
         if new and [path.name for path in folder.iterdir()] in ([], [LOCK]):
             shutil.rmtree(folder, ignore_errors=True)  # nothing was written
+
+
+def new_folder(wanted: Path) -> Path:
+    """Make a folder of this name, or with `-2`, `-3`, … after it where others have it.
+
+    `mkdir` gives each name to one process only, so that runs of the same second get their own.
+    """
+    wanted.parent.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        with suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise AssertionError("count() has no end")
 
 
 def _who(folder: Path) -> str:

@@ -23,22 +23,13 @@ from sae.artifacts import load, save_sae
 from sae.checksums import FOLDER_FILE, check_folder, seal_files
 from sae.dictionaries.sae import SAE
 from sae.errors import ArtifactError
-from sae.evals.build import check_evals, ctx_of, offers_of, run_evals
+from sae.evals.from_config import check_evals, ctx_of, offers_of, run_evals
 from sae.planning import Machine, check_fits, plan_runs
 from sae.provenance import write_json
 from sae.reading import read_object
 from sae.reports import print_summary, results_table, write_report
 from sae.sharing import sharing
 from sae.training.baselines import fit_baseline
-from sae.training.build import (
-    build_data,
-    build_module,
-    check_processes,
-    check_settings,
-    l1_equivalents,
-    resolve_device,
-    resolve_dtypes,
-)
 from sae.training.checkpoints import (
     check_unchanged,
     checkpoint_file,
@@ -47,9 +38,19 @@ from sae.training.checkpoints import (
     read_checkpoint,
 )
 from sae.training.divergence import WORST_FVU
+from sae.training.from_config import (
+    build_data,
+    build_module,
+    check_processes,
+    check_settings,
+    l1_equivalents,
+    resolve_device,
+    resolve_dtypes,
+)
 from sae.training.module import SAEModule
 from sae.training.predictions import check_predictions
 from sae.training.ranks import part
+from sae.training.settings import TrainerSettings
 
 SEALED = ("metrics.csv", "results.json")
 """Files of a finished run that a damaged byte would change without a word."""
@@ -110,7 +111,7 @@ def run(config: Config, run_dir: Path, tools: Tools) -> dict[str, Any]:
     """Harvest, train or fit, save, evaluate and report one SAE, or go on with the run in `run_dir`.
 
     Args:
-        config: The checked configuration, dtypes resolved (`sae.training.build.resolve_dtypes`).
+        config: The checked configuration, with resolved dtypes (`resolve_dtypes`).
         run_dir: The run folder (docs/formats.md), owned by this process.
         tools: What is not in `sae`.
 
@@ -178,7 +179,7 @@ def _train(
     for logger in loggers:
         logger.log_hyperparams({"l1_equivalents": equivalents})
     trainer = tools.trainer(data, loggers)
-    check_processes(trainer.world_size, config["trainer"])
+    check_processes(trainer.world_size, TrainerSettings(**config["trainer"]))
     if isinstance(state, dict):
         module.load_state_dict(state)
     else:

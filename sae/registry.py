@@ -1,10 +1,9 @@
 """Parts by name: one table for each kind of part."""
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from sae.errors import ConfigError
+from sae.errors import ConfigError, unknown
 
 T = TypeVar("T", bound=type)
 C = TypeVar("C", bound=type)
@@ -26,7 +25,7 @@ class Registry(Mapping[str, T]):
     """
 
     def __init__(self, key: str, attribute: str) -> None:
-        self._key, self._attribute = key, attribute
+        self.key, self._attribute = key, attribute
         self._parts: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[C], C]:
@@ -42,7 +41,7 @@ class Registry(Mapping[str, T]):
             there: Any = self._parts.get(name)
             if there is not None and _where(there) != _where(part):
                 raise ValueError(
-                    f"{self._key}={name} is {_where(there)} already, and {_where(part)} asks for "
+                    f"{self.key}={name} is {_where(there)} already, and {_where(part)} asks for "
                     "the same name. Choose another."
                 )
             setattr(part, self._attribute, name)
@@ -59,11 +58,7 @@ class Registry(Mapping[str, T]):
         """
         if isinstance(name, str) and name in self._parts:
             return self._parts[name]
-        close = difflib.get_close_matches(str(name), self._parts, 1)
-        meant = f" Did you mean {close[0]}?" if close else ""
-        raise ConfigError(
-            f"{self._key}={name} is not known.{meant} Choose one of {', '.join(sorted(self))}."
-        )
+        raise ConfigError(unknown(str(name), sorted(self), f"{self.key}=", "Choose one of"))
 
     def build(self, node: Mapping[str, Any]) -> Any:
         """The part that a node of a configuration describes, from its own settings.
@@ -74,7 +69,7 @@ class Registry(Mapping[str, T]):
         Raises:
             ConfigError: If the name is unknown, or a setting is missing, unknown or wrong.
         """
-        word = self._key.rpartition(".")[2]
+        word = self.key.rpartition(".")[2]
         return self.find(node.get(word))(**{k: v for k, v in node.items() if k != word})
 
     def __getitem__(self, name: Any) -> T:

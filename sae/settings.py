@@ -4,7 +4,6 @@ A part declares `class Config(Settings)` with fields by `setting(...)`. Pydantic
 and its errors become ours here.
 """
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
-from sae.errors import ConfigError
+from sae.errors import ConfigError, unknown
 
 
 class Settings(BaseModel):
@@ -120,9 +119,11 @@ def shown(value: Any) -> str:
     """A value as one writes it in a configuration.
 
     Example:
-        >>> shown(None), shown([1, 2]), shown(1e-3)
-        ('null', '[1, 2]', '0.001')
+        >>> shown(None), shown(True), shown([1, 2]), shown(1e-3)
+        ('null', 'true', '[1, 2]', '0.001')
     """
+    if isinstance(value, bool):
+        return str(value).lower()
     return "null" if value is None else str(value)
 
 
@@ -149,6 +150,17 @@ def allowed(field: FieldInfo) -> str:
     ]
     text = " ".join([words[-1], " and ".join(bounds)]).strip() if words else ""
     return ", or ".join([*([text] if text else []), *(["null"] if NoneType in kinds else [])])
+
+
+def without_nulls(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without null, and without nodes of nothing but null.
+
+    Example:
+        >>> without_nulls({"a": 0, "b": None, "c": {"d": None}})
+        {'a': 0}
+    """
+    nodes = {k: without_nulls(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+    return {key: value for key, value in nodes.items() if value is not None and value != {}}
 
 
 _WORDS = {
@@ -190,9 +202,7 @@ def _explained(config: type[Settings], values: Mapping[str, Any], error: Mapping
         return str(own)
     name, prefix = str(error["loc"][0]), config.where
     if error["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(name, config.model_fields, 1)
-        meant = f" Did you mean {prefix}{close[0]}?" if close else ""
-        return f"{prefix}{name} is not known.{meant} There are: {', '.join(config.model_fields)}."
+        return unknown(name, config.model_fields, prefix)
     if error["type"] == "missing":
         return f"{prefix}{name} has no value. Give one: {prefix}{name}=…"
     if isinstance(own, ConfigError):  # of a node in this node, or with a remedy of its own

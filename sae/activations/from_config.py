@@ -35,7 +35,7 @@ def lm_activations(
         corpus: Configuration of the text (`corpus_from_config`).
         where: The point to read, or the ends of a transcoder or crosscoder.
         settings: Token counts, ctx, dtype, stream and the other settings of
-            conf/activations/lm.yaml; what is not for `LMActivations` is passed over.
+            the node `activations`; what is not for `LMActivations` is passed over.
         device: Where the LM runs.
     """
     chosen = {name: settings[name] for name in _LM if name in settings}
@@ -78,7 +78,7 @@ def build_source(
     activations: Mapping[str, Any], lm: Mapping[str, Any], corpus: Mapping[str, Any],
     device: str = "cpu",
 ) -> LMActivations | FolderActivations | SuperpositionActivations:  # fmt: skip
-    """The source that conf/activations/*.yaml describes.
+    """The source that the node `activations` describes.
 
     Raises:
         ConfigError: If its kind is unknown.

@@ -19,7 +19,7 @@ from sae.dictionaries.sae import SAE
 from sae.dtypes import resolve_lm
 from sae.errors import ArtifactError, ConfigError, SAEError
 from sae.interventions import Spliced
-from sae.language import LanguageModel, LMSource
+from sae.language import LanguageModel, LMSource, corpus_from_config
 from sae.language.fetch import WheelFile
 from sae.language.trust import check_named
 from sae.synthetic import World
@@ -252,7 +252,8 @@ def _settings(made_of: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_own_text(corpus: Mapping[str, Any], made_of: Mapping[str, Any]) -> bool:
     """Whether this is the text that was trained on, maybe by another name or in another place."""
-    if {**corpus, "name": ""} == {**made_of["corpus"], "name": ""}:
+    whole = corpus_from_config(corpus).to_config()  # with the defaults of what is not given
+    if {**whole, "name": ""} == {**made_of["corpus"], "name": ""}:
         return True
     with suppress(SAEError):  # the LM of the training may be gone where another one is given
         ends = Ends.parse(made_of["point"])

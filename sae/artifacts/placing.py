@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from sae.activations.settings import LMSettings
 from sae.artifacts.places import in_lm, place_of
 from sae.dictionaries.sae import SAE
 from sae.errors import ConfigError
-from sae.language import LMSource
+from sae.language import LMSource, corpus_from_config
 from sae.types import Ends, Point
 
 
@@ -24,7 +25,6 @@ def put_in_place(
     site: str | None,
     target: str | None,
     ctx: int | None,
-    settings: Mapping[str, Any],
 ) -> None:
     """Enter into the metadata of an SAE the activations that it is to be measured on.
 
@@ -39,13 +39,13 @@ def put_in_place(
         site: A word of `sae.types.SITES`.
         target: Likewise, what a transcoder gives, of the layer that it reads.
         ctx: Tokens in a context.
-        settings: The other settings of conf/activations/lm.yaml.
 
     Raises:
         ConfigError: If something is neither given nor known, or does not fit the LM.
     """
     place = place_of(sae)
-    sizes = LMSource.from_config(lm).sizes() if lm is not None else None
+    source = None if lm is None else LMSource.from_config(lm)
+    sizes = None if source is None else source.sizes()
     model_type = sizes.model_type if sizes else None
     known, reason = in_lm(sae, model_type)
     layer = layer if layer is not None else known.layer if known else None
@@ -71,7 +71,7 @@ def put_in_place(
             f"{', '.join(missing)}{hint} Example: lm=smollm2-135m layer=4 site=resid; corpus=… and "
             "ctx=… are optional."
         )
-    assert lm is not None
+    assert source is not None
     assert layer is not None
     assert site is not None
     ends = Ends.at(Point(site, layer))
@@ -82,17 +82,18 @@ def put_in_place(
     if sizes is not None:
         for point in ends.points:
             sizes.check(point)
-        _check_width(sae, sizes.width(ends.reads[0]), f"{ends.reads[0]} of lm={lm['name']}")
+        _check_width(sae, sizes.width(ends.reads[0]), f"{ends.reads[0]} of lm={source.name}")
         if sae.d_out != sizes.width(ends.writes[0]):
             raise ConfigError(
                 f"This transcoder gives vectors of width {sae.d_out}; {ends.writes[0]} of "
-                f"lm={lm['name']} has width {sizes.width(ends.writes[0])}. Give its target."
+                f"lm={source.name} has width {sizes.width(ends.writes[0])}. Give its target."
             )
+    settings = LMSettings().model_dump()
     tokens = {split: settings[f"{split}_tokens"] for split in ("val", "test")}
     sae.metadata["activations"] = {
         "kind": "lm",
-        "lm": dict(lm),
-        "corpus": dict(corpus),
+        "lm": source.to_config(),
+        "corpus": corpus_from_config(corpus).to_config(),
         "point": str(ends),
         "ctx": ctx or place.ctx or settings["ctx"],
         "tokens": {"train": tokens["test"], **tokens},

@@ -16,15 +16,17 @@ import sae.language.hub_lm  # noqa: E402  these modules make their kinds known
 import sae.language.textfiles
 import sae.language.wheel_lm  # noqa: F401
 from sae.language.corpora import corpus_from_config  # noqa: E402
-from sae.language.corpus import Corpus  # noqa: E402
-from sae.language.given_lm import GivenLM
+from sae.language.corpus import CORPORA, Corpus  # noqa: E402
+from sae.language.given_lm import GivenLM  # noqa: E402
 from sae.language.lm import LanguageModel  # noqa: E402
 from sae.language.sites import FAMILIES, Family  # noqa: E402
-from sae.language.sources import LMSource  # noqa: E402
+from sae.language.sources import LMS, LMSource  # noqa: E402
 from sae.language.text import Contexts, build_contexts, separator_id  # noqa: E402
 
 __all__ = [
+    "CORPORA",
     "FAMILIES",
+    "LMS",
     "Contexts",
     "Corpus",
     "Family",

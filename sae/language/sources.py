@@ -50,7 +50,9 @@ class LMSource(Settings, ABC):
 
     name: str = setting(help="for people; it decides nothing")
     dtype: Literal["float32", "bfloat16", "float16"] = setting(
-        "float32", help="precision in which the LM runs, and so that of its activations"
+        "float32",
+        help="precision in which the LM runs, and so that of its activations; auto, in a "
+        "configuration: bfloat16 where this machine multiplies it fast",
     )
 
     @classmethod

@@ -2,7 +2,16 @@
 
 from sae.planning.machine import Machine
 from sae.planning.plan import Plan, Stage, check_fits
-from sae.planning.stages import members_of, plan_runs
+from sae.planning.stages import check_sweep, members_of, plan_runs
 from sae.planning.table import print_plan
 
-__all__ = ["Machine", "Plan", "Stage", "check_fits", "members_of", "plan_runs", "print_plan"]
+__all__ = [
+    "Machine",
+    "Plan",
+    "Stage",
+    "check_fits",
+    "check_sweep",
+    "members_of",
+    "plan_runs",
+    "print_plan",
+]

@@ -13,7 +13,8 @@ from sae.evals.core import CoreEval
 from sae.evals.downstream import DownstreamEval
 from sae.language.sizes import LMSizes
 from sae.planning import costs
-from sae.training.build import resolve_device
+from sae.training.from_config import resolve_device
+from sae.training.settings import TrainerSettings
 from sae.types import Ends, Point
 
 _EVALS: dict[str, Any] = {"core": CoreEval, "downstream": DownstreamEval}
@@ -27,11 +28,10 @@ class Member:
     """One SAE: its configuration and what follows from it."""
 
     def __init__(self, config: dict[str, Any]):
-        self.config, self.activations, self.trainer = (
-            config, config["activations"], config["trainer"]
-        )  # fmt: skip
-        self.device = resolve_device(self.trainer["accelerator"])
-        mixed = self.trainer["precision"].startswith("bf16")
+        self.config, self.activations = config, config["activations"]
+        self.trainer = TrainerSettings(**config["trainer"])
+        self.device = resolve_device(self.trainer.accelerator)
+        mixed = self.trainer.precision.startswith("bf16")
         self.dtype = "bfloat16" if mixed else "float32"
         self.stream = bool(self.activations.get("stream"))
         self.e2e = config.get("e2e") is not None
@@ -47,7 +47,7 @@ class Member:
         else:
             self.ends, self.rows = None, self.source.num_rows
             self.stored, self.ctx, self.chunk_rows = "float32", 0, ROWS_PER_CHUNK
-        self.batch_size = self.trainer["batch_size"]
+        self.batch_size = self.trainer.batch_size
         self.steps = costs.train_steps(self.rows["train"], config["epochs"], self.batch_size)
         self.baseline = None
         if config["sae"].get("kind") == "baseline":
@@ -118,7 +118,7 @@ class Member:
     @property
     def validations(self) -> int:
         """Measurements during training."""
-        return 0 if self.baseline is not None else self.trainer["validations"]
+        return 0 if self.baseline is not None else self.trainer.validations
 
     @property
     def watched(self) -> dict[str, Any] | None:
@@ -129,7 +129,7 @@ class Member:
     @property
     def sparse_k(self) -> int | None:
         """Latents that fire, where the code is sparse from the first step; else None."""
-        return None if self.trainer["kernels"] == "dense" else self.config["sae"].get("k")
+        return None if self.trainer.kernels == "dense" else self.config["sae"].get("k")
 
     def setting(self, word: str, name: str) -> int:
         """A setting of an evaluation, or its default."""

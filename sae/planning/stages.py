@@ -8,10 +8,12 @@ from sae.activations.cache import StoreSpec, stores_dir
 from sae.activations.sources import LMActivations
 from sae.activations.stream import SMALL
 from sae.dictionaries import ARCHITECTURES
+from sae.errors import SAEError
 from sae.language.wheel_lm import WheelLM
 from sae.planning import costs
+from sae.planning.machine import Machine
 from sae.planning.member import Member, Unknown, points_in
-from sae.planning.plan import Plan, Stage, size
+from sae.planning.plan import Plan, Stage, check_fits, size
 from sae.training.resampling import ResampleSettings
 from sae.training.revival import ENCODED_AT_ONCE
 from sae.types import Point
@@ -53,6 +55,25 @@ def plan_runs(configs: Sequence[Mapping[str, Any]], *, together: bool = False) -
         cache=stores_dir(),
         streamable="stream" in first.activations and not first.stream,
     )
+
+
+def check_sweep(configs: Sequence[Mapping[str, Any]], *, together: bool) -> None:
+    """Refuse, before its harvest, a sweep that disk or memory cannot hold.
+
+    An error of a single job is left to that job: the others run.
+
+    Args:
+        configs: See `plan_runs`.
+        together: See `plan_runs`.
+
+    Raises:
+        ConfigError: With what is needed, what there is and what to change.
+    """
+    try:
+        plan = plan_runs(configs, together=together)
+    except SAEError:
+        return
+    check_fits(plan, Machine.here(plan.device))
 
 
 def members_of(config: Mapping[str, Any]) -> list[dict[str, Any]]:

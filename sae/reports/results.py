@@ -17,7 +17,7 @@ from sae.checksums import read_unsealed
 from sae.dictionaries.sae import SAE
 from sae.errors import ArtifactError, ConfigError
 from sae.evals.base import EvalResult
-from sae.evals.build import ctx_of, make_evals, offers_of
+from sae.evals.from_config import ctx_of, make_evals, offers_of
 from sae.provenance import content_key
 
 

@@ -7,5 +7,5 @@ revival.py      which inputs they get, and what is set from these
 ranks.py        what several training processes tell each other
 schedules.py    warm-ups, decay, spans in tokens or shares of the run
 optimizers.py   Adam, and Adam as the authors ran it
-build.py        from plain configuration to a module
+from_config.py  from plain configuration to a module
 """

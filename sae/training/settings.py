@@ -27,3 +27,8 @@ class TrainerSettings(Settings):
     log_every_steps: int = setting(50, ge=1, help="steps between two lines of metrics")
     validations: int = setting(3, ge=0, help="of held-out metrics during training")
     checkpoint_every_steps: int = setting(1000, ge=1, help="steps between two checkpoints")
+
+    @property
+    def processes(self) -> int:
+        """Processes that train together, on all nodes."""
+        return self.devices * self.num_nodes

@@ -54,7 +54,7 @@ def harmed(rng: random.Random, whole: bytes) -> bytes:
 
 def judge(read: Callable[[], object], expected: object, file: Path) -> str | None:
     """What is wrong with how a reader takes damage; None: nothing."""
-    from conf.commandline import explained
+    from sae.failures import explained
 
     try:
         found = read()

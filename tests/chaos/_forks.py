@@ -29,8 +29,9 @@ MODULES = (
     "plotly.graph_objects", "jinja2", "sklearn.decomposition", "scipy.optimize", "pandas",
     "rich.table", "callbacks.from_config", "callbacks.trainer", "callbacks.checkpoint",
     "callbacks.manifest", "conf.hooks", "sae.activations.from_config", "sae.activations.datamodule",
-    "sae.artifacts", "sae.evals.build", "sae.planning", "sae.reports", "sae.training.build",
-    "sae.training.baselines", "hydra._internal.core_plugins.basic_launcher",
+    "sae.artifacts", "sae.evals.from_config", "sae.planning", "sae.reports",
+    "sae.training.from_config", "sae.training.baselines",
+    "hydra._internal.core_plugins.basic_launcher",
     "hydra._internal.core_plugins.bash_completion",
 )  # fmt: skip
 SECONDS = 240

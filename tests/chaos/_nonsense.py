@@ -27,7 +27,7 @@ def attack(rng: random.Random, share: float, tally: Tally, folder: Path) -> None
         try:
             call = _plain(words, place / "run")
         except Exception as error:  # refused before anything begins
-            from conf.commandline import explained
+            from sae.failures import explained
 
             tally.count(kind, None if explained(error) else f"{error!r}: {words}")
             continue

@@ -23,7 +23,7 @@ def targets(folder: Path, finished: Path, stopped: Path) -> list[Target]:
 
 
 def _of_a_finished_run(run: Path) -> list[Target]:
-    from conf.runs import saved_config
+    from conf.resume import saved_config
     from sae.artifacts import load
     from sae.artifacts.runs import read_json
     from sae.evals.base import Estimate, EvalResult
@@ -123,7 +123,7 @@ def _content(checkpoint: dict | None) -> object:
 def _of_activations(cache: Path) -> list[Target]:
     """The store and what is known about its rows, read as a training does."""
     from sae.activations.from_config import build_source
-    from sae.training.build import build_data
+    from sae.training.from_config import build_data
     from train import compose
 
     config = compose(UNFINISHED[1])

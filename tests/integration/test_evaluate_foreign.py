@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import evaluate as program
-from conf.asked import check_asked
+from conf.effects import check_evaluation
 from sae.artifacts import load
 from sae.artifacts.placing import put_in_place
 from sae.errors import ConfigError, SiteError
@@ -107,7 +107,7 @@ def test_a_module_by_its_path_in_this_lm(run, tmp_path):
         (folder / "cfg.json").write_text(json.dumps(cfg))
         sae = load(folder)
         put_in_place(sae, lm=PLACE["lm"], corpus=PLACE["corpus"], layer=None, site=None,
-                     target=None, ctx=None, settings=conf("activations", "lm"))  # fmt: skip
+                     target=None, ctx=None)  # fmt: skip
         return sae.metadata["activations"]["point"]
 
     assert placed("model.layers.1.mlp") == "mlp_out.1"
@@ -167,7 +167,7 @@ def test_an_lm_of_another_width_is_named(run, tmp_path):
         (
             {"export": "saelens", "out": "x"},
             ["lm", "corpus.seed"],
-            "lm, corpus has no effect on an",
+            "lm has no effect on an",
         ),
         ({"out": "x"}, [], "out=x is for one run; run= names 2"),
         ({"eval": {}}, [], "eval is empty"),
@@ -180,7 +180,7 @@ def test_what_has_no_effect(config, names, message):
     runs = ["a", "b"] if message.startswith("out=") else ["a"]
     several = [name for name in ("compare", "frontier") if name in config["eval"]]
     with pytest.raises(ConfigError, match=message):
-        check_asked(config, runs, names, several)
+        check_evaluation(config, runs, names, several)
 
 
 def test_where_results_go(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from conf.commandline import FOLDER
+from conf.options import FOLDER
 from sae.dictionaries import ARCHITECTURES
 from sae.types import SITES
 

@@ -19,9 +19,11 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from conf.commandline import check_command_line, compose_job, explained
-from conf.runs import continued, save_config, saved_config
+from conf.commandline import check_command_line
+from conf.compose import compose_job
+from conf.resume import continued, save_config, saved_config
 from conf.schema import check
+from sae.failures import explained
 
 SECONDS = 60
 quick = settings(
@@ -152,7 +154,7 @@ def config_yaml(folder):
 
     def read():
         from sae.activations.from_config import build_source
-        from sae.training.build import check_settings, resolve_dtypes
+        from sae.training.from_config import check_settings, resolve_dtypes
 
         if saved_config(folder) is None:
             return

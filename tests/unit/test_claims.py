@@ -9,8 +9,9 @@ from hydra._internal.utils import get_args_parser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conf import claims, commandline
-from conf.commandline import check_command_line, parse, run_program
+from conf import commandline
+from conf.commandline import check_command_line, run_program
+from conf.compose import compose_with_hydra, parse
 from conf.quoting import how_to_quote, quoted
 from sae.errors import ConfigError
 
@@ -21,7 +22,7 @@ WORLD = ["activations=superposition", "logger=none"]
 def started(tmp_path, monkeypatch):
     """`started("l1=1e-3")` is the command line that Hydra gets, at one and the same second."""
     monkeypatch.chdir(tmp_path)
-    commandline._compose.cache_clear()
+    compose_with_hydra.cache_clear()
     for name in ("WORLD_SIZE", "SLURM_NTASKS"):
         monkeypatch.delenv(name, raising=False)
 
@@ -31,7 +32,7 @@ def started(tmp_path, monkeypatch):
         return sys.argv[1:]
 
     yield start
-    commandline._compose.cache_clear()
+    compose_with_hydra.cache_clear()
 
 
 def folder_of(arguments, name):
@@ -41,7 +42,7 @@ def folder_of(arguments, name):
 
 @pytest.mark.parametrize(("name", "words"), [("run_dir", ()), ("sweep_dir", ("-m", "seed=0,1"))])
 def test_runs_of_one_second_get_folders_of_their_own(started, name, words):
-    """The clock does not move between the runs: `_compose` keeps its reading of it."""
+    """The clock does not move between the runs: `compose_with_hydra` keeps its reading of it."""
     claimed = [folder_of(started(*words), name) for _ in range(3)]
     assert len(set(claimed)) == 3
     assert [Path(folder).is_dir() for folder in claimed] == [True] * 3
@@ -81,7 +82,7 @@ def test_plan_makes_no_folder(started, tmp_path, capsys):
 
 def test_a_cluster_with_one_process_a_run_gets_folders_of_their_own(started, monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "8")
-    assert claims._processes_started() == 8
+    assert commandline._processes_started() == 8
     assert folder_of(started(), "run_dir") != folder_of(started(), "run_dir")
 
 

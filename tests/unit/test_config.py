@@ -8,18 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conf.commandline import (
-    FOLDER,
-    as_sweep,
-    check_command_line,
-    compose_job,
-    jobs,
-    names_of,
-    parse,
-    sweep_jobs,
-)
-from conf.schema import SHORT, check, options, values
-from conf.settings import settings_of
+from conf.commandline import as_sweep, check_command_line
+from conf.compose import compose_job, jobs, names_of, parse, sweep_jobs
+from conf.options import FOLDER, content, options
+from conf.schema import check
+from conf.settings import PARTS, SHORT, part_of
 from sae.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -72,13 +65,13 @@ def test_a_list_stands_for_a_sweep_from_one_read(words, sweep):
     ("overrides", "message"),
     [
         (["layr=4"], "layr is not known. Did you mean layer"),
-        (["sae.ll1=4"], "sae.ll1 is not known. Did you mean l1"),
-        (["trainer.batchsize=4"], "Did you mean batch_size"),
+        (["sae.ll1=4"], "sae.ll1 is not known. Did you mean sae.l1"),
+        (["trainer.batchsize=4"], "Did you mean trainer.batch_size"),
         (["sae=topkk"], "Available options in 'sae': .*batch_topk .* tied topk"),
         (["layer=abc"], "layer=abc must be a whole number of at least 0"),
         (["layer=2.5"], "layer=2.5 must be a whole number"),
         (["layer=-1"], "layer=-1 must be a whole number of at least 0"),
-        (["layer=true"], "layer=True must be"),
+        (["layer=true"], "layer=true must be"),
         (["layer=[]"], r"layer=\[\] must be"),
         (["l1=-5"], "l1=-5 must be a number of at least 0"),
         (["l1=inf"], "l1=inf must be"),
@@ -118,7 +111,7 @@ def test_a_list_stands_for_a_sweep_from_one_read(words, sweep):
         (["optimizer=null"], "optimizer=null is no choice. Choose one of adam, authors_adam"),
         (["callbacks=null"], "callbacks=null is no choice. Choose one of default"),
         (["~callbacks"], "callbacks has no value. Choose callbacks=… from default"),
-        (["eval=[]"], "eval has no value. Choose eval=… from .*core, downstream"),
+        (["eval=[]"], "eval has no value. Choose eval=… from .*core, .*downstream"),
         (["callbacks.downstream=null"], "~callbacks.downstream removes it"),
         (["callbacks.downstream.num_tokens=0.5"], "callbacks.downstream.num_tokens=0.5 must be"),
         (["eval.downstream.num_tokens=abc"], "eval.downstream.num_tokens=abc must be a whole"),
@@ -139,9 +132,14 @@ def test_a_list_stands_for_a_sweep_from_one_read(words, sweep):
         ),
         (
             ["activations=folder", "activations.path=x", "activations.special=keep"],
-            "activations.special is not known. activations has: buffer_rows",
+            "activations.special is not known. There are: .*buffer_rows",
         ),
-        (["activations=superposition", "activations.special=keep"], "activations has: absorption"),
+        (["activations=superposition", "activations.special=keep"], "There are: .*absorption"),
+        (["eval=[core]", "eval.scr.seed=0"], "eval.scr is not known. There are: core"),
+        (["eval.core.bootstrap.levle=0.9"], "eval.core.bootstrap.levle is not known. Did you mean"),
+        (["lm.dtyp=float32"], "lm.dtyp is not known. Did you mean lm.dtype"),
+        (["lm=tiny-llama", "lm.d_model=12"], "lm.d_model=12 must be a multiple of 8"),
+        (["corpus=random_words", "corpus.words=0"], "corpus.words=0 must be a whole number of at"),
         (["+activations.foo=1"], "activations.foo is not known. There are: .*ctx"),
         (["sae.sparsity_warmup_tokens=x"], "must be a number of tokens"),
         (["sae.k=1.5", "sae=topk"], "sae.k=1.5 must be a whole number"),
@@ -166,7 +164,7 @@ def test_mistakes_are_explained(overrides, message):
 
 
 def test_a_setting_that_is_removed_has_its_default():
-    config = composed("trainer=ddp", "~trainer.devices", "~activations.ctx")
+    config = composed("trainer=ddp", "~trainer.devices", "debug=tiny", "~activations.ctx")
     assert (config["trainer"]["devices"], config["activations"]["ctx"]) == (1, 128)
 
 
@@ -202,11 +200,11 @@ def test_swept_values_of_an_option_are_checked_too():
 
 @pytest.mark.slow
 def test_every_job_is_composed_once(monkeypatch):
-    import conf.commandline as module
+    import conf.compose as module
 
     composed, real = [], module.compose
     monkeypatch.setattr(module, "compose", lambda *a, **k: composed.append(a) or real(*a, **k))
-    module._compose.cache_clear()
+    module.compose_with_hydra.cache_clear()
     overrides = ["l1=1e-3,2e-3,3e-3", "layer=1,2"]
     check_command_line("train", ["-m", *overrides])
     for job in jobs(parse(overrides)):
@@ -219,7 +217,7 @@ def test_a_file_may_set_keys_of_one_kind_of_activations_whatever_the_kind():
     words = ["debug=tiny", "activations=folder", "activations.path=x"]
     assert "ctx" not in composed(*words)["activations"]
     with pytest.raises(ConfigError, match="activations.ctx is not known"):
-        composed(*words, "+activations.ctx=8")
+        composed(*words, "activations.ctx=8")
 
 
 def test_null_is_no_number_in_a_training_and_means_as_in_the_run_in_an_evaluation():
@@ -239,10 +237,8 @@ def test_integral_floats_become_whole_numbers_everywhere():
     assert repr(config["activations"]["buffer_rows"]) == "1000000"
     assert repr(config["activations"]["val_tokens"]) == "2000"
     assert repr(config["callbacks"]["downstream"]["num_tokens"]) == "2000"
-    assert repr(config["eval"]) == (
-        "{'core': {'resamples': 100, 'legacy': []}, 'downstream': {'num_tokens': 20000, "
-        "'batch_contexts': 16, 'resamples': 1000}}"
-    )
+    assert repr(config["eval"]["downstream"]["num_tokens"]) == "20000"
+    assert repr(config["eval"]["core"]["bootstrap"]["num_resamples"]) == "100"
     assert repr(config["resample"]["sample_tokens"]) == "1000"
     assert repr(config["resample"]["at_tokens"]) == "[1000, '20%']"
     assert composed("~callbacks.downstream")["callbacks"].keys() == {
@@ -298,7 +294,7 @@ def test_every_option_composes_and_says_what_it_is(group, option):
     if "path" in node and node["path"] == "???":
         path = [f"{group}.path=x"]
     missing = [
-        f"{group}.{key}=x" for key, value in node.items() if value == "???" and key != "path"
+        f"{group}.{key}=a/b" for key, value in node.items() if value == "???" and key != "path"
     ]
     composed(f"{group}={option}", *path, *missing)
 
@@ -306,15 +302,6 @@ def test_every_option_composes_and_says_what_it_is(group, option):
 def test_no_group_bears_the_name_of_a_short_override():
     groups = {path.name for path in FOLDER.iterdir() if path.is_dir()}
     assert not groups & {*SHORT, "run_dir", "sweep_dir"}
-
-
-def test_help_names_every_short_override_with_its_default():
-    help_text = (FOLDER / "train.yaml").read_text().partition("template:")[2]
-    config = yaml.safe_load((FOLDER / "train.yaml").read_text())
-    for name in SHORT:
-        line = next(line for line in help_text.splitlines() if line.split()[:1] == [name])
-        default = "null" if config[name] is None else config[name]
-        assert f"({default}" in line, name
 
 
 @pytest.mark.parametrize("program", ["train.py", "evaluate.py"])
@@ -343,41 +330,48 @@ def test_errors_come_as_one_line_without_traceback():
     assert len(result.stderr.splitlines()) == 1
 
 
-GROUPS = ("activations", "sae", "optimizer", "trainer", "logger")
+def written(group, option):
+    """What a yaml file sets by itself, without what it interpolates."""
+    node = content(group, option)
+    return {key: value for key, value in node.items() if "${" not in str(value)}
 
 
 @pytest.mark.parametrize(
     ("group", "name"),
-    [
-        (group, name)
-        for group in GROUPS
-        for name in options(group)
-        if name not in ("authors_adam", "ddp", "none")  # these are what they change
-    ],
+    [(group, name) for group in PARTS for name in options(group) if group != "callbacks"],
 )
-def test_a_yaml_repeats_the_defaults_of_its_class(group, name):
-    """Both tell a reader the same; keys that interpolate a short override are left out."""
-    node = values(group, name)
-    fields = settings_of(group, node).model_fields
-    own = {key: value for key, value in node.items() if key in fields and value != "???"}
-    assert own == {key: fields[key].get_default() for key in own}
+def test_no_yaml_repeats_a_default(group, name):
+    """The class beside the part has it, and nothing else."""
+    node = content(group, name)
+    settings, names = part_of(f"eval.{name}" if group == "eval" else group, node)
+    defaults = {key: field.get_default() for key, field in settings.model_fields.items()}
+    own = {key: value for key, value in written(group, name).items() if key in defaults}
+    names = (*names, "name")  # adam is both
+    assert [key for key, value in own.items() if key not in names and value == defaults[key]] == []
+    assert set(node) - {"defaults", *names} <= set(defaults)
 
 
-def test_short_overrides_have_the_defaults_of_what_reads_them():
-    config = yaml.safe_load((FOLDER / "train.yaml").read_text())
-    for group in ("activations", "sae"):
-        for name in options(group):
-            node = yaml.safe_load((FOLDER / group / f"{name}.yaml").read_text())
-            fields = settings_of(group, node).model_fields
-            for key, value in node.items():
-                default = fields[key].get_default() if key in fields else None
-                if value == f"${{{key}}}" and default is not None:
-                    assert float_or_same(config[key]) == default, (name, key)
+def test_a_null_that_nobody_gave_is_the_default_and_a_given_one_is_passed():
+    assert composed("sae=topk")["sae"]["k"] == 64
+    assert composed("sae=pca")["sae"]["k"] == 64
+    for words in (["sae=pca", "k=null"], ["sae=pca", "sae.k=null"]):
+        config = composed(*words)
+        assert (config["sae"]["k"], config["k"]) == (None, None)
+    with pytest.raises(ConfigError, match="k=null must be a whole number"):
+        composed("sae=topk", "k=null")
 
 
-def float_or_same(value):
-    """YAML 1.1 reads 1e-3 and 1e6 as texts; OmegaConf does not."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return value
+def test_the_top_level_shows_the_values_that_are_read():
+    config = composed("sae=topk", "sae.k=5")
+    assert {name: config[name] for name in SHORT} == {
+        "layer": 4, "site": "resid", "target": None, "l1": None, "k": 5, "target_l0": None,
+        "dict_ratio": 8.0, "tokens": 1_000_000,
+    }  # fmt: skip
+
+
+def test_nested_settings_of_evaluations_need_no_plus():
+    config = composed("eval.core.bootstrap.level=0.9")
+    assert config["eval"]["core"]["bootstrap"] == {"num_resamples": 1000, "seed": 0, "level": 0.9}
+    (config,) = check_command_line("evaluate", ["run=x", "eval.core.bootstrap.level=0.9"])
+    assert config["eval"] == {"core": {"bootstrap": {"level": 0.9}}, "downstream": {}}
+    assert (config["lm"], config["corpus"]) == (None, None)

@@ -28,7 +28,7 @@ def word(request):
 
 
 def test_every_architecture_has_a_case_and_a_yaml(word):
-    from conf.commandline import FOLDER
+    from conf.options import FOLDER
 
     assert word in CASES, "add the new architecture to tests/unit/_architectures.py"
     assert f"architecture: {word}" in (FOLDER / "sae" / f"{word}.yaml").read_text()
@@ -257,7 +257,7 @@ def test_sparse_code_gradient_equals_the_dense_one():
         ({"architecture": "tied", "l1": 1.0, "centre": "all"}, ("centre=all", "none", "mean")),
         ({"architecture": "topk", "dict_ratio": 2, "k": 0}, ("k=0", "at least 1")),
         ({"architecture": "topk", "dict_ratio": 2, "k": 25}, ("k=25", "d_sae=24")),
-        ({"architecture": "topk", "dict_ratio": 2, "k": True}, ("k=True", "whole number")),
+        ({"architecture": "topk", "dict_ratio": 2, "k": True}, ("k=true", "whole number")),
         ({"architecture": "topk", "dict_ratio": 2, "k": "2"}, ("k=2", "whole number")),
         ({"architecture": "tied", "dict_ratio": 2, "l1": float("nan")}, ("l1=nan",)),
         ({"architecture": "topk", "dict_ratio": 2, "k": 2, "l1": 1}, ("l1", "k", "auxk")),

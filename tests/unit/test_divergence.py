@@ -200,7 +200,7 @@ def test_a_rate_for_biases_needs_groups(tmp_path):
      "1e-4", "[optimizer.lr]", "{optimizer: {lr: 1}}", "{epochs: 9}"],
 )  # fmt: skip
 def test_only_settings_of_the_optimiser_may_change(tmp_path, value):
-    from conf.runs import save_config
+    from conf.resume import save_config
     from train import compose
 
     save_config(tmp_path, compose(WORLD))

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from conf.commandline import check_command_line, compose_job
-from conf.runs import save_config
+from conf.commandline import check_command_line
+from conf.compose import compose_job
+from conf.resume import save_config
 from conf.schema import check
 
 ROOT = Path(__file__).parents[2]

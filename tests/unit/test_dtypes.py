@@ -42,7 +42,7 @@ def test_bfloat16_must_be_1_3_times_as_fast(dtypes, monkeypatch, kind, times, ex
 
 @pytest.mark.parametrize(("times", "expected"), [(1.29, "auto"), (1.31, "int8")])
 def test_an_int8_selection_must_be_1_3_times_as_fast(dtypes, monkeypatch, times, expected):
-    from sae.training.build import resolve_dtypes
+    from sae.training.from_config import resolve_dtypes
 
     calls, measure = [], dtypes.measure
     fake = clock(calls, float32=1e-9, int8=1e-9 / times, bfloat16=1e-9)

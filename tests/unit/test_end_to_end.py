@@ -8,8 +8,8 @@ from sae.activations.from_config import lm_activations
 from sae.dictionaries import build_dictionary
 from sae.errors import ConfigError
 from sae.functional import prediction_mask
-from sae.training.build import build_module
 from sae.training.end_to_end import EndToEndModule, EndToEndSettings
+from sae.training.from_config import build_module
 from sae.training.module import RunLength, SAEModule
 from sae.types import Ends
 

@@ -12,8 +12,8 @@ from sae.activations.superposition import SuperpositionActivations
 from sae.artifacts.placed import PlacedSAE, source_of
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ConfigError
-from sae.evals.build import check_evals, offers_of, run_evals
 from sae.evals.exact_codes import ExactCodesEval
+from sae.evals.from_config import check_evals, offers_of, run_evals
 from sae.evals.recovery import RecoveryEval, partners
 from sae.inference import codes_at_l0, duality_gap, fista
 from sae.reports.results import result_file

@@ -8,7 +8,7 @@ from sae.activations.sources import LMActivations
 from sae.artifacts.placed import PlacedSAE, source_of
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ConfigError
-from sae.evals.build import check_together, measure, run_evals
+from sae.evals.from_config import check_together, measure, run_evals
 from sae.functional import next_token_cross_entropy, prediction_mask
 from sae.reports.results import result_file
 from sae.types import Point

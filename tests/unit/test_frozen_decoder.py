@@ -11,7 +11,7 @@ from sae.activations.datamodule import ActivationDataModule
 from sae.activations.folder import TensorActivations
 from sae.errors import ConfigError
 from sae.functional import fvu
-from sae.training.build import build_module, check_settings
+from sae.training.from_config import build_module, check_settings
 
 pytestmark = pytest.mark.slow
 
@@ -107,7 +107,7 @@ def test_what_cannot_be_frozen_is_refused_before_the_harvest():
 
 @pytest.mark.parametrize("word", sorted(CASES))
 def test_every_untied_yaml_offers_it(word):
-    from conf.commandline import FOLDER
+    from conf.options import FOLDER
 
     offered = "\nfrozen_decoder: false" in (FOLDER / "sae" / f"{word}.yaml").read_text()
     assert offered == (word in UNTIED)

@@ -22,9 +22,10 @@ import pytest
 import torch
 import yaml
 
-from conf.commandline import compose_job
-from conf.runs import continued, save_config
-from conf.schema import check, known_wheels
+from conf.compose import compose_job
+from conf.options import known_wheels
+from conf.resume import continued, save_config
+from conf.schema import check
 from sae.errors import ArtifactError, ConfigError, SAEError
 
 STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "pty.spawn")

@@ -209,7 +209,7 @@ def test_a_byte_order_mark_in_the_json_of_an_sae(tmp_path, word):
 
 
 def test_a_byte_order_mark_in_the_files_of_a_run(tmp_path):
-    from conf.runs import saved_config
+    from conf.resume import saved_config
     from sae.artifacts.runs import read_json
     from sae.reports.files import read_yaml
 

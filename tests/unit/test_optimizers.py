@@ -8,7 +8,7 @@ import torch
 from sae.activations.datamodule import ActivationDataModule
 from sae.activations.folder import TensorActivations
 from sae.errors import ConfigError
-from sae.training.build import build_module
+from sae.training.from_config import build_module
 from sae.training.optimizers import AuthorsAdam, OptimizerSettings
 from train import compose
 

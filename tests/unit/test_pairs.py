@@ -16,7 +16,7 @@ from sae.dictionaries.sae import SAE, SAEConfig
 from sae.dictionaries.step import StepState
 from sae.errors import ConfigError, SiteError, StoreError
 from sae.evals import CoreEval, DownstreamEval
-from sae.evals.build import run_evals
+from sae.evals.from_config import run_evals
 from sae.training.resampling import resample
 from sae.training.revival import Drawn
 from sae.types import Ends, Point
@@ -79,7 +79,7 @@ def test_ends_know_what_they_are():
 
 
 def test_who_reads_several_layers_is_known_to_the_command_line():
-    from conf.schema import JOINING
+    from conf.effects import JOINING
 
     assert {name for name, cls in ARCHITECTURES.items() if cls.joins} == set(JOINING)
 
@@ -310,7 +310,7 @@ def test_core_and_downstream_say_what_else_is_left_out():
     assert CoreEval.joined
     assert DownstreamEval.joined
     from sae.evals.base import Evaluation
-    from sae.evals.build import _joined
+    from sae.evals.from_config import _joined
 
     class Other(Evaluation):
         name = "other"

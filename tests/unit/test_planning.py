@@ -12,7 +12,9 @@ import yaml
 from _architectures import CASES, config_of
 from _families import EVERY
 
-from conf.commandline import FOLDER, check_command_line, compose_job, names_of, parse, resolve
+from conf.commandline import check_command_line, resolve
+from conf.compose import compose_job, names_of, parse
+from conf.options import FOLDER
 from conf.schema import check
 from sae.errors import ConfigError
 
@@ -65,7 +67,7 @@ def test_trained_numbers_of_transcoders_and_crosscoders():
 @pytest.mark.slow
 def test_cache_bytes_and_steps_are_those_of_a_real_harvest(cache):
     from sae.activations.from_config import build_source
-    from sae.training.build import build_data
+    from sae.training.from_config import build_data
 
     overrides = ["debug=tiny", "site=mlp", "activations.ctx=24", "tokens=20000"]
     before, config = planned(*overrides), composed(*overrides)

@@ -301,7 +301,7 @@ def test_a_seed_of_0_on_the_command_line(word, program):
 
 
 def test_whole_numbers_of_evaluations_may_be_0():
-    from sae.evals.build import make_evals
+    from sae.evals.from_config import make_evals
 
     made = make_evals(
         {"scr": {"seed": 0}, "tpp": {"seed": 0.0}, "sparse_probing": {"seed": 0}}, 64, ["tokens"]

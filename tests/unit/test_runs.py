@@ -2,8 +2,9 @@
 
 import pytest
 
-from conf.commandline import check_command_line, compose_job, names_of, parse
-from conf.runs import continued, save_config
+from conf.commandline import check_command_line
+from conf.compose import compose_job, names_of, parse
+from conf.resume import continued, save_config
 from conf.schema import check
 from sae.errors import ArtifactError, ConfigError
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from conf.runs import saved_config
+from conf.resume import saved_config
 from evaluate import evaluate
 from sae.activations.from_config import build_source
 from sae.artifacts import load
 from sae.artifacts.placed import PlacedSAE, source_of
-from sae.training.build import build_data
+from sae.training.from_config import build_data
 
 SAVED = Path(__file__).parents[1] / "fixtures" / "run_of_c6b32a2"
 

@@ -6,8 +6,8 @@ import logging
 import pytest
 from test_damage import damaged, noticed
 
-from conf.commandline import compose_job
-from conf.runs import save_config, saved_config
+from conf.compose import compose_job
+from conf.resume import save_config, saved_config
 from conf.schema import check
 from sae.checksums import FOLDER_FILE, check_folder, check_text, read_unsealed, seal, seal_text
 from sae.errors import ArtifactError

@@ -9,9 +9,10 @@ import lightning as L
 import pytest
 import torch
 
-from conf.commandline import explained, fail, run_program
-from conf.runs import save_config
+from conf.commandline import run_program
+from conf.resume import save_config
 from sae.errors import ArtifactError
+from sae.failures import explained, fail
 from sae.owner import owned
 from sae.provenance import make_cache_dir, write_json
 from sae.reports.files import write_bytes

@@ -71,7 +71,7 @@ class Baseline(Settings, ABC):
     """Whether a fit takes so long that it is worth keeping."""
 
     k: int | None = setting(
-        None, ge=1, help="latents that may fire for each vector, of the largest |f|; null: all"
+        64, ge=1, help="latents that may fire for each vector, of the largest |f|; null: all"
     )
 
     @abstractmethod

@@ -14,7 +14,7 @@ from sae.types import Ends, Split
 
 log = logging.getLogger(__name__)
 Evals = Mapping[str, Mapping[str, Any]]
-"""Settings of evaluations by their names, as conf/eval/*.yaml has them."""
+"""Settings of evaluations by their names, as in the node `eval`."""
 _NEEDS = {
     "truth": "the true features, known to activations=superposition only",
     "tokens": "the tokens behind the activations; a folder of activations has none",

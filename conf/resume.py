@@ -10,8 +10,11 @@ from typing import Any
 
 import yaml
 
+from conf.effects import check_training
+from conf.options import keys_set_by, known_wheels
 from conf.quoting import typed
-from conf.schema import SHORT, check_nodes, known_wheels, lacking_key, reject_unused
+from conf.schema import check_nodes, lacking_key
+from conf.settings import SHORT
 from sae.checksums import check_text, seal_text
 from sae.errors import ArtifactError, ConfigError
 from sae.reading import read_yaml
@@ -81,7 +84,7 @@ def continued(
     Args:
         run_dir: Folder of the run.
         config: The configuration composed from this command line.
-        given: What the command line sets (`conf.commandline.names_of`): these keys must agree with
+        given: What the command line sets (`conf.compose.names_of`): these keys must agree with
             the saved run, the others follow it. None: all must agree.
 
     Raises:
@@ -97,18 +100,19 @@ def continued(
                 "a run, or set these keys themselves."
             )
         return config
+    nodes = [node for node in saved.values() if isinstance(node, dict)]
+    readers = [name for name in SHORT if any(name in node for node in nodes)]
     if given is None:
         # short overrides first: a conflict is best shown by the name that people give
-        keys = {key: key for key in [*SHORT, *saved, *config]}
+        unread = set(SHORT) - set(readers)
+        keys = {key: key for key in [*readers, *saved, *config] if key not in unread}
     else:
         # a key in an option's file, for example of experiment=paper, is as good as given
         keys = {key: word for word in given for key in keys_set_by(word)} | {
             key: key for key in given if "=" not in key
         }
-        nodes = [node for node in saved.values() if isinstance(node, dict)]
-        readers = [name for name in SHORT if any(name in node for node in nodes)]
         shorts = {name: config[name] for name in SHORT}
-        reject_unused(saved | shorts, given, readers)
+        check_training(saved | shorts, given, readers)
     merged = copy.deepcopy(saved) | {name: config[name] for name in ("run_dir", "sweep_dir")}
     resumed = dict(saved.get("resume_with") or {})
     keys.pop("resume_with", None)
@@ -174,14 +178,13 @@ def _resumable(changed: Any) -> dict[str, Any]:
     """
     from sae.training.optimizers import OptimizerSettings
 
-    known = [f"optimizer.{name}" for name in OptimizerSettings.model_fields if name != "name"]
-    wrong = [key for key in changed if key not in known] if isinstance(changed, dict) else []
-    if not isinstance(changed, dict) or not changed or wrong:
+    words = changed if isinstance(changed, dict) else {}
+    node = {str(key).removeprefix("optimizer."): value for key, value in words.items()}
+    if not node or "name" in node or {f"optimizer.{key}" for key in node} != {*words}:
         raise ConfigError(
-            f"resume_with={wrong[0] if wrong else shown(changed)} cannot change in a run. "
-            f"Write resume_with='{{optimizer.lr: 1e-4}}' with keys from {', '.join(known)}."
+            f"resume_with={shown(changed)} cannot change in a run. Write keys of the optimizer but "
+            "its name: resume_with='{optimizer.lr: 1e-4}'."
         )
-    node = {key.removeprefix("optimizer."): value for key, value in changed.items()}
     checked = OptimizerSettings(**node)
     return {f"optimizer.{key}": getattr(checked, key) for key in node}
 
@@ -193,28 +196,6 @@ def _check_named(merged: Mapping[str, Any], config: Mapping[str, Any], run_dir: 
         node = merged.get(group)
         if isinstance(node, dict) and node != config.get(group):
             check_named(node, known_wheels(), str(run_dir / "config.yaml"), group)
-
-
-def keys_set_by(word: str) -> list[str]:
-    """Keys and groups that the file of `group=option` sets; [] for any other word.
-
-    Example:
-        >>> keys_set_by("experiment=paper")[:5]
-        ['lm', 'corpus', 'resample', 'optimizer', 'l1']
-    """
-    group, _, option = word.partition("=")
-    path = Path(__file__).parent / group / f"{option}.yaml"
-    if not option or not path.is_file():
-        return []
-    content = yaml.safe_load(path.read_text()) or {}
-    keys: list[str] = []
-    for entry in content.pop("defaults", []):
-        if isinstance(entry, str):  # another option of the same group
-            keys += keys_set_by(f"{group}={entry}")
-        else:
-            keys += [name.removeprefix("override ").strip().lstrip("/") for name in entry]
-    keys += [name for key, value in content.items() for name, _, _ in _leaves(key, value, value)]
-    return [key for key in keys if not key.startswith("hydra")]
 
 
 def _leaves(key: str, ours: Any, theirs: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -11,7 +11,7 @@ from sae.artifacts.placed import PlacedSAE, find_device, own_settings, source_of
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ArtifactError, ConfigError, SourceError, StoreError
 from sae.evals import CoreEval, DownstreamEval, Estimate, EvalResult, Evaluation, Measured, Table
-from sae.evals.build import check_evals, ctx_of, make_evals, measure, run_evals
+from sae.evals.from_config import check_evals, ctx_of, make_evals, measure, run_evals
 from sae.evaluation import _as_in_run
 from sae.reports.results import result_file
 from sae.tables import read_table
@@ -159,13 +159,13 @@ def test_an_sae_without_its_origin_says_so():
             {"core": {"legacy": ["ev_sae"]}},
             r"eval.core.legacy=\['ev_sae'\] must be names from ev_saebench_legacy, .*; or all",
         ),
-        ({"core": {"legacy": True}}, "eval.core.legacy=True must be a list"),
+        ({"core": {"legacy": True}}, "eval.core.legacy=true must be a list"),
         ({"core": {"legacy": [1]}}, "eval.core.legacy=1 must be a text"),
         (
             {"core": {"resamples": 0}},
             "eval.core.resamples=0 must be a whole number of at least 1",
         ),
-        ({"core": {"resamples": True}}, "eval.core.resamples=True must be"),
+        ({"core": {"resamples": True}}, "eval.core.resamples=true must be"),
         (
             {"core": {"bootstrap": {"level": 95}}},
             "^eval.core.bootstrap.level=95 must be a number above 0 and below 1",

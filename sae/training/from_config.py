@@ -18,6 +18,7 @@ from sae.training.end_to_end import EndToEndModule, EndToEndSettings
 from sae.training.module import RunLength, SAEModule
 from sae.training.optimizers import LONG_RUN_STEPS, OptimizerSettings
 from sae.training.resampling import ResampleSettings
+from sae.training.settings import TrainerSettings
 from sae.types import Split
 
 
@@ -37,13 +38,14 @@ def build_module(config: Mapping[str, Any], data: ActivationDataModule) -> SAEMo
     d_in, d_out = widths if pair else (data.d_in, None)
     long_run = data.steps >= LONG_RUN_STEPS
     read = data.spreads[:1] if pair else data.spreads
+    trainer = TrainerSettings(**config["trainer"])
     dictionary = build_dictionary(
         settings, d_in=d_in, d_out=d_out, widths=() if pair or len(widths) == 1 else widths,
         mean=data.mean * data.scale, spread=math.sqrt(sum(s**2 for s in read) / len(read)),
-        long_run=long_run, seed=config["seed"], kernels=config["trainer"]["kernels"],
+        long_run=long_run, seed=config["seed"], kernels=trainer.kernels,
     )  # fmt: skip
     kind, more = _kind(config, data)
-    open_norm = config["trainer"].get("gradient_clip") is None and not long_run
+    open_norm = trainer.gradient_clip is None and not long_run
     return kind(
         dictionary,
         **more,
@@ -102,40 +104,33 @@ def check_settings(config: Mapping[str, Any]) -> None:
                 "e2e trains by an LM's predictions; these activations come without one. Use "
                 "activations=lm, or drop e2e."
             )
-    trainer = config["trainer"]
-    devices, processes = trainer["devices"], num_processes(trainer)
-    if trainer["batch_size"] % processes:
+    trainer = TrainerSettings(**config["trainer"])
+    if trainer.batch_size % trainer.processes:
         raise ConfigError(
-            f"trainer.batch_size={trainer['batch_size']} is not divisible among {processes} "
-            f"processes. Use a multiple of {processes}."
+            f"trainer.batch_size={trainer.batch_size} is not divisible among {trainer.processes} "
+            f"processes. Use a multiple of {trainer.processes}."
         )
     there = torch.cuda.device_count()
-    if resolve_device(trainer["accelerator"]) == "cuda" and devices > there:
+    if resolve_device(trainer.accelerator) == "cuda" and trainer.devices > there:
         raise ConfigError(
-            f"trainer.devices={devices} is more than the {there} GPUs here. Use fewer, or "
+            f"trainer.devices={trainer.devices} is more than the {there} GPUs here. Use fewer, or "
             "trainer.accelerator=cpu."
         )
 
 
-def check_processes(started: int, trainer: Mapping[str, Any]) -> None:
+def check_processes(started: int, trainer: TrainerSettings) -> None:
     """Compare the processes that a cluster started with those that were asked for.
 
     Raises:
         ConfigError: If they differ: some would wait for ever, or train alone.
     """
-    wanted = num_processes(trainer)
-    if started != wanted:
-        nodes = trainer.get("num_nodes", 1)
+    if started != trainer.processes:
         raise ConfigError(
-            f"trainer.devices={trainer['devices']} on trainer.num_nodes={nodes} means {wanted} "
-            f"processes, but the cluster started {started}. On Slurm: sbatch --nodes={nodes} "
-            f"--ntasks-per-node={trainer['devices']}, and srun before python."
+            f"trainer.devices={trainer.devices} on trainer.num_nodes={trainer.num_nodes} means "
+            f"{trainer.processes} processes, but the cluster started {started}. On Slurm: sbatch "
+            f"--nodes={trainer.num_nodes} --ntasks-per-node={trainer.devices}, and srun before "
+            "python."
         )
-
-
-def num_processes(trainer: Mapping[str, Any]) -> int:
-    """Processes that train together; a run saved before there could be several has one node."""
-    return trainer["devices"] * trainer.get("num_nodes", 1)
 
 
 def build_data(config: Mapping[str, Any], source: ActivationSource) -> ActivationDataModule:
@@ -145,17 +140,17 @@ def build_data(config: Mapping[str, Any], source: ActivationSource) -> Activatio
         ConfigError: If a split that the run will read has no rows.
         StoreError: If float32 cannot hold the squares of its values.
     """
-    activations, trainer = config["activations"], config["trainer"]
+    activations, trainer = config["activations"], TrainerSettings(**config["trainer"])
     kind = ActivationDataModule if config.get("e2e") is None else ContextDataModule
     data = kind(
         source,  # pyright: ignore[reportArgumentType]
-        batch_size=trainer["batch_size"],
+        batch_size=trainer.batch_size,
         epochs=config["epochs"],
         buffer_rows=activations["buffer_rows"],
         seed=activations["seed"],
         normalize=activations["normalize"],
     )
-    validated = trainer["validations"] and config["sae"].get("kind") is None
+    validated = trainer.validations and config["sae"].get("kind") is None
     needed: list[Split] = ["train", "test", *(["val"] if validated else [])]
     for split in needed:
         check_range(split, data.rows(split))
@@ -206,14 +201,14 @@ def resolve_dtypes(config: dict[str, Any]) -> None:
     `trainer.kernels=auto` becomes int8 where that selects fast and `trainer.precision` is `auto`,
     too: who names float32 gets it in every product.
     """
-    trainer = config["trainer"]
-    device = resolve_device(trainer["accelerator"])
+    trainer = TrainerSettings(**config["trainer"])
+    device = resolve_device(trainer.accelerator)
     config["lm"] = resolve_lm(config["lm"], device)
-    if trainer["precision"] != "auto":
+    if trainer.precision != "auto":
         return
     fast = fast_dtype("sae", device) == "bfloat16"
-    trainer["precision"] = "bf16-mixed" if fast else "32-true"
-    if trainer["kernels"] == "auto" and not fast:
-        rows = trainer["batch_size"] // num_processes(trainer)
+    config["trainer"]["precision"] = "bf16-mixed" if fast else "32-true"
+    if trainer.kernels == "auto" and not fast:
+        rows = trainer.batch_size // trainer.processes
         if fast_dtype("selection", device, rows) == "int8":
-            trainer["kernels"] = "int8"
+            config["trainer"]["kernels"] = "int8"
