@@ -60,7 +60,7 @@ def test_a_sweep_is_compared(sweep):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["eval.compare.numtokens=1"], "Could not override 'eval.compare.numtokens'"),
+        (["eval.compare.numtokens=1"], "Did you mean eval.compare.num_tokens"),
         (["corpus=houseofcommons"], "corpus has no effect with eval=[compare]"),
         (["tokens=100"], "tokens has no effect with eval=[compare]"),
     ],
