@@ -236,7 +236,9 @@ def _encoded(sae: SAE, rows: Rows, chunk: int, num_rows: int, batch_rows: int) -
         latents.append(latent.to(torch.int32).cpu().numpy())
         values.append(f[row, latent].cpu().numpy())
     kept = counted[:num_rows].numpy()
-    return _Block(*map(np.concatenate, (counts, latents, values)), kept)
+    return _Block(
+        np.concatenate(counts), np.concatenate(latents), np.concatenate(values), kept
+    )  # fmt: skip
 
 
 def _check_room(folder: Path, needed_bytes: int) -> None:

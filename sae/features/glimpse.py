@@ -15,7 +15,7 @@ from sae.features.firings import collect
 from sae.features.make import place_of, text_of
 from sae.features.record import Record
 from sae.features.summary import summarise
-from sae.features.weights import of_latent, weight_statistics
+from sae.features.weights import of_latent, weight_statistics, written_at
 from sae.types import Split
 
 LOWEST, HIGHEST, BINS = 1e-4, 0.1, 8
@@ -54,9 +54,9 @@ def glimpse(
         place = place_of(text, store, seed=0)
         found = {i: summarise(i, firings.read(range(i, i + 1))[0], place) for i in chosen}
     latents = sorted({i % one.sae.d_sae for i in chosen})
-    ends = one.ends
-    point = None if ends is None or len(ends.writes) > 1 else ends.writes[0]
-    weights = weight_statistics(one.sae, one.lm, point, latents=torch.tensor(latents))
+    weights = weight_statistics(
+        one.sae, one.lm, written_at(one.ends), latents=torch.tensor(latents, dtype=torch.long)
+    )
     records = []
     for index, summary in found.items():
         negative, latent = divmod(index, one.sae.d_sae)

@@ -27,7 +27,7 @@ from sae.features.firings import SIGNED, FiringStore, collect
 from sae.features.record import Text
 from sae.features.records import CO_FIRING, FACTS, TEXT, Records, group_file
 from sae.features.summary import Place, summarise
-from sae.features.weights import weight_statistics
+from sae.features.weights import weight_statistics, written_at
 from sae.language.pieces import token_bytes
 from sae.memory import return_freed_memory
 from sae.progress import progress
@@ -175,8 +175,7 @@ def _weights(folder: Path, run: PlacedSAE, against: Sequence[SAE]) -> str:
     """Name of the file of weight statistics, written first where it is missing."""
     others = content_key({"against": [_digest(sae) for sae in against]})
     file = folder / ("weights.safetensors" if not against else f"weights-{others}.safetensors")
-    ends = run.ends
-    point = None if ends is None or len(ends.writes) > 1 else ends.writes[0]
+    point = written_at(run.ends)
     lm = run.__dict__.get("lm")  # where another evaluation loaded it
 
     def make() -> Mapping[str, Tensor]:

@@ -158,7 +158,7 @@ class _Choice:
         left[top] = False
         for interval in range(1, INTERVALS + 1):
             those = np.flatnonzero(left & (self.interval == interval))
-            groups += [("interval", int(i)) for i in self._draw(those, PER_INTERVAL)]
+            groups.extend(("interval", int(i)) for i in self._draw(those, PER_INTERVAL))
         found = [self._fired(group, i) for group, i in groups]
         contexts = len(self.place.tokens)
         for context in self._draw(np.arange(contexts), RANDOM):

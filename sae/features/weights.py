@@ -11,7 +11,7 @@ from sae.dictionaries.sae import SAE
 from sae.features.record import Listed
 from sae.language.lm import LanguageModel
 from sae.language.logit_lens import direct_logits, has_direct_path
-from sae.types import Point
+from sae.types import Ends, Point
 
 NEAREST, NEURONS, LOGITS = 10, 3, 10
 """Entries of each list."""
@@ -72,6 +72,12 @@ def weight_statistics(
         if others:
             keep(**_stability(atoms, others, sae.d_sae))
     return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def written_at(ends: Ends | None) -> Point | None:
+    """The point where an SAE writes, if it is one."""
+    points = [] if ends is None else list(ends.writes)
+    return points[0] if len(points) == 1 else None
 
 
 def _stability(atoms: Float[Tensor, "n d"], others: Sequence[SAE], d_sae: int) -> dict[str, Tensor]:
