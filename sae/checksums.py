@@ -185,6 +185,8 @@ def load_tensors(file: Path) -> "tuple[dict[str, Tensor], Any]":
         with safetensors.safe_open(file, framework="pt") as content:
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
             noted = content.metadata() or {}
+        if set(noted) - {_SEALED, _CRC, _FACTS, "format"}:
+            raise ArtifactError(f"{file} is damaged: the names in its header differ.")
         crc, _, text = noted.get(_SEALED, "").partition(" ")
         if not crc:  # written before the two were one entry
             crc, text = noted.get(_CRC, ""), noted.get(_FACTS, "null")

@@ -215,7 +215,7 @@ def test_a_byte_order_mark_in_the_files_of_a_run(tmp_path):
 
     (tmp_path / "config.yaml").write_text("sae: {}\n", encoding="utf-8-sig")
     assert read_yaml(tmp_path / "config.yaml") == {"sae": {}}
-    with pytest.raises(ArtifactError, match=r"config\.yaml lacks"):  # it was read
+    with pytest.raises(ArtifactError, match=r"config\.yaml: sae\.architecture"):  # it was read
         saved_config(tmp_path)
     (tmp_path / "results.json").write_text('{"a": 1}', encoding="utf-8-sig")
     assert read_json(tmp_path / "results.json") == {"a": 1}
