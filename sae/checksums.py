@@ -206,6 +206,7 @@ def _crc_of(tensors: "Mapping[str, Tensor]", text: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         crc = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), crc)
-        numbers: Any = tensor.reshape(-1).view(torch.uint8).numpy()
-        crc = zlib.crc32(numbers, crc)
+        if tensor.numel():  # torch cannot view nothing as bytes
+            numbers: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+            crc = zlib.crc32(numbers, crc)
     return f"{crc:08x}"

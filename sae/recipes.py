@@ -28,6 +28,7 @@ from sae.planning import Machine, check_fits, plan_runs
 from sae.provenance import write_json
 from sae.reading import read_object
 from sae.reports import print_summary, results_table, write_report
+from sae.reports.pages import write_pages
 from sae.sharing import sharing
 from sae.training.baselines import fit_baseline
 from sae.training.checkpoints import (
@@ -282,6 +283,9 @@ def _evaluate(
 ) -> dict[str, Any]:
     """Measure the artifact that was saved, not the module in memory."""
     evaluated = run_evals(load(run_dir / "sae"), source, config["eval"], device)
+    for name, result in evaluated.items():
+        if name != "glimpse":  # report.html shows it
+            write_pages(result, run_dir / "evals" / name)
     return {name: result.with_tables(run_dir) for name, result in evaluated.items()}
 
 

@@ -44,12 +44,14 @@ class Measured:
         tokens: Size of the sample behind each group of metrics, by unit.
         details: Further plain JSON values, for example histograms.
         tables: Tables by name: a row per latent, prompt or pair.
+        on: The split, where it is another one than was asked for.
     """
 
     metrics: dict[str, Estimate]
     tokens: dict[str, int]
     details: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, Table] = field(default_factory=dict)
+    on: Split | None = None
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ class Evaluation(Settings, ABC):
             tokens=measured.tokens,
             details=measured.details,
             settings=self.model_dump(mode="json"),
-            provenance=self.describe(subjects, on),
+            provenance=self.describe(subjects, measured.on or on),
             tables=measured.tables,
         )
 

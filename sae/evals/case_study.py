@@ -34,7 +34,7 @@ class CaseStudyEval(Evaluation):
     find: str = setting("", help="a text; the latents that fire on its last token are listed")
     below: str = setting("", help="run of a lower layer, for the latents that feed this one")
     contexts: int = setting(10, ge=1, le=20, help="strongest contexts that effects are measured on")
-    text: Literal["auto", "train", "test"] = setting("auto", help="as eval.dashboard.text")
+    text: Literal["auto", "train", "test"] = setting("test", help="as eval.dashboard.text")
     num_tokens: int = setting(1_000_000, ge=1, help="as eval.dashboard.num_tokens")
     max_density: float = setting(0.1, gt=0, le=1, help="latents that fire more often are not found")
 
@@ -56,6 +56,7 @@ class CaseStudyEval(Evaluation):
         below = self._below(one) if self.below else None
         feeds = [] if below is None else feeding(one, below, one.lm, record, contexts)
         return Measured(
+            on=every.facts["split"],
             metrics={
                 "density": Estimate(record.density), "max": Estimate(record.max),
                 "kl_ablated": Estimate(effect.kl), "kl_random": Estimate(effect.kl_random),
@@ -114,15 +115,14 @@ def _by_token(record: Record) -> dict[str, Any]:
     assert record.text is not None
     names = words(record.histogram_tokens, record.text)
     columns = record.histogram.T.tolist()
-    stacks = dict(zip(names, columns, strict=False))
-    return {"tokens": names, "counts": list(stacks.values()), "others": columns[-1]}
+    return {"tokens": names, "counts": columns[: len(names)], "others": columns[-1]}
 
 
 def _changes(effect: Effect, record: Record) -> dict[str, list[list[Any]]]:
     assert record.text is not None
     found = {}
     for name, largest in (("lowered", False), ("raised", True)):
-        top = effect.logits.topk(_TOKENS, largest=largest)
+        top = effect.logits[: len(record.text.vocabulary)].topk(_TOKENS, largest=largest)
         names = words(top.indices.numpy(), record.text)
         found[name] = [list(pair) for pair in zip(names, top.values.tolist(), strict=True)]
     return found

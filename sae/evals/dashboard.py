@@ -6,7 +6,6 @@ from typing import ClassVar, Literal
 
 from sae.artifacts import load
 from sae.artifacts.placed import PlacedSAE
-from sae.errors import ConfigError
 from sae.evals.base import Estimate, Evaluation, Measured, register
 from sae.features import records
 from sae.settings import setting
@@ -41,12 +40,6 @@ class DashboardEval(Evaluation):
         """Make the records, or find them in the cache."""
         (one,) = subjects
         others = [load(Path(run)) for run in self.against]
-        for run, other in zip(self.against, others, strict=True):
-            if other.d_out != one.sae.d_out:
-                raise ConfigError(
-                    f"eval.dashboard.against={run} has atoms of width {other.d_out}, this SAE of "
-                    f"width {one.sae.d_out}. Give SAEs of the same point, of other seeds."
-                )
         found = records(
             one,
             split=on if self.text == "test" else "train" if self.text == "train" else None,
@@ -63,6 +56,7 @@ class DashboardEval(Evaluation):
         metrics |= {name: Estimate(value) for name, value in stability.items()}
         return Measured(
             metrics=metrics,
+            on=found.facts["split"],
             tokens={"tokens": found.facts["tokens"], "vectors": found.num_rows},
             details={
                 "records": str(found.folder), "weights": found.weights,

@@ -12,7 +12,7 @@ from sae.types import Split
 
 @register
 class GlimpseEval(Evaluation):
-    """A first look at what was learned: no number, but latents to read (docs/dashboard.md).
+    """A first look at what was learned: no number, but latents to read (docs/features.md).
 
     Three latents from each of eight logarithmic bins of density between 1e-4 and 0.1; the hash of
     its number decides which, not an eye.
@@ -28,8 +28,7 @@ class GlimpseEval(Evaluation):
     def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:
         """Read the first tokens of the split."""
         (one,) = subjects
-        found = glimpse(one, on, num_tokens=self.num_tokens, per_bin=self.per_bin)
-        tokens = 0 if not found or found[0].text is None else found[0].text.tokens.size
+        found, tokens = glimpse(one, on, num_tokens=self.num_tokens, per_bin=self.per_bin)
         return Measured(
             metrics={},
             tokens={"tokens": tokens},

@@ -18,6 +18,8 @@ from sae.types import Point
 
 BATCH_CONTEXTS = 4
 """Contexts in a pass; their logits are the largest thing in memory."""
+_ADDED = ("resid", "mlp_out", "attn_out")
+"""Sites whose activations are in the residual stream."""
 
 
 class Effect(NamedTuple):
@@ -104,9 +106,9 @@ def ablate(one: PlacedSAE, lm: LanguageModel, record: Record, contexts: Contexts
             if clean is None:
                 clean = there
                 continue
-            kl[i - 1] += functional.kl_divergence(clean, there).double().sum().item()
+            kl[i - 1] += functional.kl_divergence(clean, there).sum().item()
             if i == 1:
-                total += (there - clean).double().sum(0).cpu()
+                total += (there - clean).sum(0).cpu().double()
         count += int(fires.sum())
     return Effect((total / count).float(), kl[0] / count, kl[1] / count, count)
 
@@ -147,36 +149,62 @@ def feeding(
         count: How many are ablated.
 
     Raises:
-        ConfigError: If `below` is not lower, or of another LM.
+        ConfigError: If `below` is not lower, not of the residual stream, or of another LM.
     """
     (upper, _), (lower, positions) = _at_one_point(one), _at_one_point(below)
-    if lower.layer >= upper.layer or below.sae.d_in != one.sae.d_in:
+    lms = [placed.source.specs["test"].lm for placed in (one, below)]
+    if lower.layer >= upper.layer or lower.site not in _ADDED or upper.site != "resid":
         raise ConfigError(
-            f"below={below.name or 'the given run'} is at {lower}; latents that feed one at "
-            f"{upper} are those of a lower layer of the same LM."
+            f"below={below.name or 'the given run'} is at {lower}, the latent at {upper}. What "
+            f"feeds a latent is measured from {', '.join(_ADDED)} to resid of a higher layer."
         )
-    tokens, peak = contexts.tokens.to(lm.device), contexts.peak
-    rows = torch.arange(len(tokens))
-    positions.start(tokens)
-    seen = _activations(lm, tokens, {lower: positions.note(lower)}, upper)
-    x_lower = lm.capture(tokens, [lower])[lower]
-    f_lower = below.sae.encode(x_lower[rows, peak]).float().mean(0)
-    products = f_lower * (below.sae.W_dec.float() @ one.sae.W_enc[:, record.latent].float())
-    before = one.sae.encode(seen[rows, peak])[:, record.latent].float().mean()
-    found = []
-    for latent in products.abs().topk(min(count, len(products))).indices.tolist():
-        edit = positions.only(edited(below.sae, set_to([latent], 0.0)))
-        x = _activations(lm, tokens, {lower: edit}, upper)[rows, peak]
-        after = one.sae.encode(x)[:, record.latent].float().mean()
-        found.append(
-            Feed(latent, float(f_lower[latent]), float(products[latent]), float(after - before))
-        )
-    return sorted(found, key=lambda feed: feed.change)
+    if lms[0] != lms[1]:
+        raise ConfigError(f"below={below.name or 'the given run'} is an SAE of another LM.")
+    latent, sign = record.latent, record.sign
+    batches = [
+        Contexts(*(part[i : i + BATCH_CONTEXTS] for part in contexts))
+        for i in range(0, len(contexts.tokens), BATCH_CONTEXTS)
+    ]
+
+    def at_peaks(batch: Contexts, edit: Replacement | None = None) -> Tensor:
+        """The activation of the latent at the peaks; the pass without an edit comes first."""
+        tokens = batch.tokens.to(lm.device)
+        if edit is None:
+            positions.start(tokens)
+        replacement = positions.note(lower) if edit is None else positions.only(edit)
+        x = _activations(lm, tokens, {lower: replacement}, upper)
+        f = one.sae.encode(x[torch.arange(len(tokens)), batch.peak])[:, latent]
+        return (sign * f.float()).relu()
+
+    f_lower = torch.cat([
+        below.sae.encode(
+            lm.capture(batch.tokens.to(lm.device), [lower])[lower][
+                torch.arange(len(batch.tokens)), batch.peak
+            ]
+        ).float()
+        for batch in batches
+    ]).mean(0)  # fmt: skip
+    straight = sign * (below.sae.W_dec.float() @ one.sae.W_enc[:, latent].float())
+    products = f_lower * straight
+    chosen = products.abs().topk(min(count, len(products))).indices.tolist()
+    changes = torch.zeros(len(chosen), dtype=torch.float64)
+    for batch in batches:
+        before = at_peaks(batch)
+        for i, feeder in enumerate(chosen):
+            after = at_peaks(batch, edited(below.sae, set_to([feeder], 0.0)))
+            changes[i] += (after - before).sum().cpu()
+    changes /= len(contexts.tokens)
+    found = [
+        Feed(feeder, float(f_lower[feeder]), float(products[feeder]), float(change))
+        for feeder, change in zip(chosen, changes, strict=True)
+    ]
+    return sorted(found, key=lambda feed: -abs(feed.change))
 
 
 def _activations(
     lm: LanguageModel, tokens: Tensor, replace: dict[Point, Replacement], point: Point
 ) -> Tensor:
+    """Activations at a point, with other values at lower ones."""
     seen: list[Tensor] = []
 
     def noted(x: Tensor) -> Tensor:
@@ -193,7 +221,8 @@ def on_last_token(
 ) -> list[tuple[int, float]]:
     """Latents on the last token of a text, the strongest first.
 
-    The document separator stands before the text, whose first token would else be a sink.
+    The document separator stands before the text, whose first token would else be a sink. Of
+    signed codes the positive sides are looked at.
 
     Args:
         one: The SAE.

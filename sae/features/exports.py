@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from sae.errors import ConfigError
 from sae.features.plain import words
 from sae.features.record import INTERVALS, Listed, Record, Shown
 from sae.features.records import Records
@@ -27,7 +28,7 @@ from sae.writing import replacing
 
 BATCH = 128
 """Latents in a file; Neuronpedia takes no more in a call."""
-_LOGITS = 20
+_LOGITS, _LONGEST = 20, 1024
 
 
 def export(records: Records, word: str, folder: Path) -> None:
@@ -37,7 +38,15 @@ def export(records: Records, word: str, folder: Path) -> None:
         records: The records.
         word: A key of `EXPORTS`.
         folder: Made if it is missing.
+
+    Raises:
+        ConfigError: If the SAE writes several points.
     """
+    if len(Ends.parse(records.facts["point"]).writes) > 1:
+        raise ConfigError(
+            f"eval.dashboard.export: these formats are for SAEs of one point, and this one writes "
+            f"{records.facts['point']}. Leave export out."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     EXPORTS[word](records, folder)
 
@@ -101,8 +110,10 @@ def _of_neuronpedia(record: Record, records: Records) -> dict[str, Any]:
     for shown in _fired(record):
         tokens, values = _tokens_and_values(shown, record)
         low, high, share = _interval(shown, record)
+        first = max(0, min(shown.peak - _LONGEST // 2, len(tokens) - _LONGEST))
+        part = slice(first, first + _LONGEST)
         activations.append({
-            "tokens": tokens[:1024], "values": values[:1024],
+            "tokens": tokens[part], "values": values[part],
             "quantileMin": low, "quantileMax": high, "quantileFraction": share,
         })  # fmt: skip
     return {
@@ -158,8 +169,7 @@ def _delphi(records: Records, folder: Path) -> None:
     groups = records.groups()
     for group in groups:
         locations, activations = [], []
-        for latent in group:
-            row, value = records.every_firing(latent)
+        for latent, (row, value) in zip(group, records.firings_of(group), strict=True):
             context, position = records.locate(row)
             number = np.full(len(row), latent - group.start)
             locations.append(np.stack([context, position, number], axis=1))

@@ -25,15 +25,13 @@ from sae import functional
 from sae.activations.counted_rows import CountedRows, all_rows
 from sae.activations.rows import Rows
 from sae.checksums import load_tensors, save_tensors
-from sae.dictionaries.sae import SAE
+from sae.dictionaries.sae import SAE, SIGNED
 from sae.errors import ArtifactError, StoreError
 from sae.memory import return_freed_memory
 from sae.progress import progress
 from sae.writing import free_space, replacing
 
 log = logging.getLogger(__name__)
-SIGNED = ("identity", "abs_topk")
-"""Activation functions whose codes have signs; each sign is a latent of its own here."""
 _PART_FIRINGS = 4_000_000  # 32 MB on disk, about 300 MB while they are put in order
 _GROUP_FIRINGS = 8_000_000
 
@@ -65,9 +63,10 @@ class _Part:
 
     def read(self, name: str, bounds: slice = slice(None)) -> np.ndarray:  # noqa: B008
         with safe_open(self.file, framework="np") as content:
-            if bounds.start is not None and bounds.start == bounds.stop:  # refused at the very end
+            part = content.get_slice(name)
+            if not range(*bounds.indices(part.get_shape()[0])):  # nothing at the end is refused
                 return content.get_tensor(name)[:0]
-            return content.get_slice(name)[bounds]
+            return part[bounds]
 
 
 class FiringStore:
@@ -157,9 +156,21 @@ def collect(folder: Path, sae: SAE, rows: Rows, num_rows: int, batch_rows: int) 
     return FiringStore(parts, num_latents)
 
 
-def open_firings(folder: Path, num_latents: int) -> FiringStore:
-    """The parts that `collect` wrote."""
-    return FiringStore(_parts(folder), num_latents)
+def open_firings(folder: Path, num_latents: int, num_rows: int) -> FiringStore:
+    """The parts that `collect` wrote.
+
+    Raises:
+        ArtifactError: If some are missing or damaged.
+    """
+    parts = _parts(folder)
+    if sum(len(part.counted) for part in parts) != num_rows:
+        raise ArtifactError(f"Firings in {folder} are missing. {remedy(folder)}")
+    return FiringStore(parts, num_latents)
+
+
+def remedy(folder: Path) -> str:
+    """What to do about damaged records."""
+    return f"Make the records again, which keeps what is whole, or remove {folder}."
 
 
 def _parts(folder: Path) -> list[_Part]:
@@ -169,7 +180,7 @@ def _parts(folder: Path) -> list[_Part]:
         try:
             found.append(_Part(file))
         except ArtifactError as error:
-            log.warning("%s It is made again.", error)
+            log.warning("%s", error)
             break
     return found
 

@@ -1,5 +1,6 @@
 """A first look: some latents, chosen by how often they fire and otherwise blindly."""
 
+import os
 import tempfile
 from collections.abc import Sequence
 from hashlib import sha256
@@ -16,6 +17,7 @@ from sae.features.make import place_of, text_of
 from sae.features.record import Record
 from sae.features.summary import summarise
 from sae.features.weights import of_latent, weight_statistics, written_at
+from sae.provenance import cache_dir
 from sae.types import Split
 
 LOWEST, HIGHEST, BINS = 1e-4, 0.1, 8
@@ -24,11 +26,12 @@ LOWEST, HIGHEST, BINS = 1e-4, 0.1, 8
 def glimpse(
     one: PlacedSAE, split: Split, *, num_tokens: int = 131_072, per_bin: int = 3,
     batch_rows: int = 2048,
-) -> list[Record]:  # fmt: skip
+) -> tuple[list[Record], int]:  # fmt: skip
     """Records of a few live latents from each bin of density, the rarest first.
 
     Among the latents of a bin the hash of the number decides, so that nobody chose them by eye.
-    Nothing is written but a temporary folder, and no LM runs; its unembedding gives the logits.
+    Nothing is written but a temporary folder in the cache. The LM runs only where activations are
+    streamed; its unembedding gives the logits.
 
     Args:
         one: An SAE of an LM's activations, whose split is prepared.
@@ -36,6 +39,9 @@ def glimpse(
         num_tokens: Tokens that are read at most, the first ones.
         per_bin: Latents from each of 8 logarithmic bins between 1e-4 and 0.1.
         batch_rows: Vectors encoded at once.
+
+    Returns:
+        The records, and how many tokens were read.
 
     Raises:
         ConfigError: If the tokens behind the activations are not known.
@@ -45,7 +51,9 @@ def glimpse(
         raise ConfigError("A look at latents needs the tokens behind the activations.")
     store = source.store(split)
     contexts = min(store.num_contexts, max(1, num_tokens // store.spec.ctx))
-    with tempfile.TemporaryDirectory() as folder:
+    cache = cache_dir()
+    room = cache if os.access(cache, os.W_OK) else None  # a cache of others: the system's folder
+    with tempfile.TemporaryDirectory(dir=room, prefix="glimpse-") as folder:
         num_rows = contexts * store.spec.rows_per_context
         firings = collect(Path(folder), one.sae, one.rows(split), num_rows, batch_rows)
         text = text_of(source, split, firings.counted, contexts)
@@ -65,7 +73,7 @@ def glimpse(
             text=text, **summary._asdict(),
             **of_latent(weights, latents.index(latent), -1 if negative else 1),
         ))  # fmt: skip
-    return records
+    return records, text.tokens.size
 
 
 def choose(density: Sequence[float] | np.ndarray, per_bin: int) -> list[int]:

@@ -19,11 +19,11 @@ from sae.activations.store import ActivationStore
 from sae.artifacts import load
 from sae.artifacts.placed import PlacedSAE, source_of
 from sae.checksums import load_tensors, save_tensors, seal
-from sae.dictionaries.sae import SAE
+from sae.dictionaries.sae import SAE, SIGNED
 from sae.errors import ArtifactError, ConfigError
 from sae.features.co_firing import co_firing
 from sae.features.columns import pack
-from sae.features.firings import SIGNED, FiringStore, collect
+from sae.features.firings import FiringStore, collect
 from sae.features.record import Text
 from sae.features.records import CO_FIRING, FACTS, TEXT, Records, group_file
 from sae.features.summary import Place, summarise
@@ -72,6 +72,19 @@ def records(
         )
     if split is None:
         split = "train" if source.is_cached("train") else "test"
+        log.info("latents are read on the %s split", split)
+    spec = source.specs[split]
+    if split == "train" and spec.val_fraction + spec.test_fraction >= 1:
+        raise ConfigError(
+            f"The text {source.corpus.name} was never trained on: all of it is test text. Choose "
+            "text=test."
+        )
+    for other in against:
+        if other.d_out != run.sae.d_out:
+            raise ConfigError(
+                f"An SAE to compare with (against) has atoms of width {other.d_out}, this one of "
+                f"width {run.sae.d_out}. Give SAEs of the same point, of other seeds."
+            )
     run.prepare(split)
     store = source.store(split)
     contexts = min(store.num_contexts, max(1, num_tokens // store.spec.ctx))
@@ -86,18 +99,20 @@ def records(
     with FileLock(f"{folder}.lock"):
         weights = _weights(folder, run, against)  # first: the LM is gone when the rest needs room
         if not _is_complete(folder):
+            signed = run.sae.config.activation in SIGNED
             num_rows = contexts * store.spec.rows_per_context
             firings = collect(folder, run.sae, rows, num_rows, batch_rows)
             text = text_of(source, split, firings.counted, contexts)
             _once(folder / TEXT, lambda: _packed(text))
-            _once(folder / CO_FIRING, lambda: co_firing(firings))
+            _once(folder / CO_FIRING, lambda: co_firing(firings, signed))
             groups = _summarise(folder, firings, place_of(text, store, seed))
             facts = {
                 "d_sae": run.sae.d_sae,
                 "latents": firings.num_latents,
                 "groups": groups,
-                "signed": run.sae.config.activation in SIGNED,
+                "signed": signed,
                 "rows": int(text.counted.sum()),
+                "all_rows": num_rows,
                 "split": split,
                 "text": text.name,
                 "tokens": text.tokens.size,
@@ -114,9 +129,9 @@ def _is_complete(folder: Path) -> bool:
     if not (folder / FACTS).exists():
         return False
     with suppress(ArtifactError):
-        Records(folder)
+        Records(folder).check()
         return True
-    log.warning("%s is damaged; its facts are made again.", folder)
+    log.warning("Records in %s are damaged. What is damaged is made again.", folder)
     return False
 
 
@@ -176,14 +191,15 @@ def _weights(folder: Path, run: PlacedSAE, against: Sequence[SAE]) -> str:
     others = content_key({"against": [_digest(sae) for sae in against]})
     file = folder / ("weights.safetensors" if not against else f"weights-{others}.safetensors")
     point = written_at(run.ends)
-    lm = run.__dict__.get("lm")  # where another evaluation loaded it
+    had_lm = "lm" in run.__dict__  # another evaluation loaded it, and may need it again
 
     def make() -> Mapping[str, Tensor]:
-        return weight_statistics(
-            run.sae, lm or run.source.load_lm(str(run.sae.device)), point, against
-        )
+        lm = None if point is None or point.site == "mlp_in" else run.lm
+        return weight_statistics(run.sae, lm, point, against)
 
     _once(file, make)
+    if not had_lm:
+        run.__dict__.pop("lm", None)
     return_freed_memory()
     return file.name
 

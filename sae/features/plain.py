@@ -1,6 +1,5 @@
 """Tokens as text and as HTML: for results, reports, notebooks and the screen."""
 
-import unicodedata
 from collections.abc import Mapping
 from html import escape
 from typing import Any
@@ -9,10 +8,10 @@ import numpy as np
 from jaxtyping import Int
 
 from sae.features.shown import Shown, Text
-from sae.language.pieces import pieces
+from sae.language.pieces import pieces, visible
 
 WINDOW = 16
-"""Tokens on each side of the maximum."""
+"""Tokens shown on each side of the maximum; contexts that are equal there are duplicates."""
 
 
 def window(shown: Shown, text: Text, size: int = WINDOW) -> dict[str, Any]:
@@ -60,20 +59,6 @@ def _coloured(context: Mapping[str, Any], largest: float) -> str:
             f"{escape(visible(piece))}</bdi>"
         )
     return "".join(spans)
-
-
-def visible(piece: str) -> str:
-    r"""A token as a reader sees it: newlines as signs, control characters replaced.
-
-    Example:
-        >>> visible("a\n\0")
-        'a↵\ufffd'
-    """
-    return "".join(
-        "↵" if letter == "\n" else "→" if letter == "\t"
-        else "\ufffd" if unicodedata.category(letter) in ("Cc", "Cs") else letter
-        for letter in piece
-    )  # fmt: skip
 
 
 def words(ids: Int[np.ndarray, " n"], text: Text) -> list[str]:

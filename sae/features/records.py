@@ -90,12 +90,13 @@ class Records:
 
     def firings(self, latent: int | str) -> Firings:
         """Every firing of a latent, by rows of the store."""
-        return self.every_firing(self._index(latent))
-
-    def every_firing(self, index: int) -> Firings:
-        """`firings` by the index in `indices`."""
-        (found,) = self._firings.read(range(index, index + 1))
+        index = self._index(latent)
+        (found,) = self.firings_of(range(index, index + 1))
         return found
+
+    def firings_of(self, indices: range) -> list[Firings]:
+        """`firings` of latents that follow each other, by their indices."""
+        return self._firings.read(indices)
 
     def locate(self, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Context and position of rows of the store."""
@@ -119,7 +120,9 @@ class Records:
         packed = [group for group in packed if len(group["latent"])]
 
         def joined(name: str) -> np.ndarray:
-            return np.concatenate([group[name] for group in packed])
+            """A row for each latent, as columns; its first one where there are several."""
+            parts = [group[name].reshape(len(group["latent"]), -1)[:, 0] for group in packed]
+            return np.concatenate(parts) if parts else np.zeros(0)
 
         firings = joined("firings")
         columns = {
@@ -129,14 +132,24 @@ class Records:
             "contexts_fired": Column("int64", "", joined("contexts_fired")),
             "max": Column("float64", "activation", joined("max")),
             "mean": Column("float64", "activation", joined("mean")),
-            "top_token": Column("int64", "", joined("by_mass.ids")[:, 0]),
-            "top_token_mass": Column("float64", "share", joined("by_mass.values")[:, 0]),
+            "top_token": Column("int64", "", joined("by_mass.ids")),
+            "top_token_mass": Column("float64", "share", joined("by_mass.values")),
         }
         latent = self._alive % self.d_sae
         for name, unit in (("encoder_cosine", "cosine"), ("stability", "cosine")):
             if name in self._weights:
                 columns[name] = Column("float64", unit, self._weights[name][latent])
         return Table(columns)
+
+    def check(self) -> None:
+        """Read every file but that of the weights.
+
+        Raises:
+            ArtifactError: If one is missing or damaged.
+        """
+        for n in range(len(self._first)):
+            self._load_group(n)
+        _ = self._together, self.text, self._firings
 
     def stability(self) -> dict[str, float]:
         """Mean over the latents that fire of their stability, and of a random dictionary's."""
@@ -149,7 +162,7 @@ class Records:
 
     @cached_property
     def _firings(self) -> FiringStore:
-        return open_firings(self.folder, self.facts["latents"])
+        return open_firings(self.folder, self.facts["latents"], self.facts["all_rows"])
 
     @cached_property
     def _weights(self) -> dict[str, np.ndarray]:
@@ -157,8 +170,7 @@ class Records:
 
     @cached_property
     def _together(self) -> dict[str, np.ndarray]:
-        file = self.folder / CO_FIRING
-        return _arrays(file) if file.exists() else {}
+        return _arrays(self.folder / CO_FIRING)
 
     def _load_group(self, n: int) -> dict[str, np.ndarray]:
         return _arrays(group_file(self.folder, n))

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from sae.features.firings import Firings
+from sae.features.plain import WINDOW
 from sae.features.record import DECILES, HISTOGRAM_BINS, INTERVALS, Listed, Shown
 from sae.features.shown import Group
 
@@ -14,8 +15,6 @@ TOP, PER_INTERVAL, RANDOM, ZERO = 20, 5, 10, 10
 LISTED_TOKENS, STACKED_TOKENS = 10, 5
 MIN_OCCURRENCES = 5
 """Of a token in the text, for a mean activation."""
-WINDOW = 16
-"""Tokens on each side of the maximum within which equal contexts are duplicates."""
 
 
 class Place(NamedTuple):

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae.dictionaries.sae import SAE
+from sae.dictionaries.sae import SAE, SIGNED
 from sae.features.record import Listed
 from sae.language.lm import LanguageModel
 from sae.language.logit_lens import direct_logits, has_direct_path
@@ -36,7 +36,8 @@ def weight_statistics(
         latents: Which latents; None: all.
 
     Returns:
-        For each of them `nearest` and `cosine` [latents 10]: latents with the most similar atoms;
+        For each of them `nearest` and `cosine` [latents 10]: latents with the most similar atoms,
+        of signed codes (`SIGNED`) by the size of the cosine, as for the stability;
         `neuron` and `entry` [latents 3]: the largest entries of the atom by size;
         `encoder_cosine` [latents] with the atom (of transcoders none); `top`, `top_value`,
         `bottom`, `bottom_value` [latents 10]: `direct_logits` of the atom; with `others`,
@@ -44,7 +45,9 @@ def weight_statistics(
         an atom, and the same with as many random atoms.
     """
     W_dec = sae.W_dec.float()
-    k = min(NEAREST, sae.d_sae - 1)
+    k, signed = min(NEAREST, sae.d_sae - 1), sae.config.activation in SIGNED
+    dictionaries = [other.W_dec.to(W_dec) for other in others]
+    dictionaries.append(_random_atoms(*W_dec.shape).to(W_dec))
     found: dict[str, list[Tensor]] = {}
 
     def keep(**values: Tensor) -> None:
@@ -55,22 +58,25 @@ def weight_statistics(
     for block in latents.to(W_dec.device).split(_BLOCK):
         atoms = W_dec[block]
         cosines = atoms @ W_dec.T
-        cosines[torch.arange(len(block)), block] = -torch.inf
-        nearest = cosines.topk(k, dim=1)
+        order = cosines.abs() if signed else cosines.clone()
+        order[torch.arange(len(block)), block] = -torch.inf
+        nearest = order.topk(k, dim=1).indices
         neuron = atoms.abs().topk(min(NEURONS, sae.d_out), dim=1).indices
-        keep(nearest=nearest.indices, cosine=nearest.values,
+        keep(nearest=nearest, cosine=cosines.gather(1, nearest),
              neuron=neuron, entry=atoms.gather(1, neuron))  # fmt: skip
-        if sae.d_in == sae.d_out:
+        if sae.config.d_out is None:
             encoder = torch.nn.functional.normalize(sae.W_enc[:, block].T.float(), dim=1)
             keep(encoder_cosine=(encoder * atoms).sum(1))
-        if lm is not None and point is not None and has_direct_path(point):
+        if lm is not None and point is not None and has_direct_path(lm, point):
             logits = direct_logits(lm, atoms, point)
             top = logits.topk(LOGITS, dim=1)
             bottom = logits.topk(LOGITS, dim=1, largest=False)
             keep(top=top.indices, top_value=top.values,
                  bottom=bottom.indices, bottom_value=bottom.values)  # fmt: skip
         if others:
-            keep(**_stability(atoms, others, sae.d_sae))
+            best = [atoms @ other.T for other in dictionaries]
+            largest = torch.stack([(one.abs() if signed else one).amax(1) for one in best])
+            keep(stability=largest[:-1].mean(0), stability_random=largest[-1])
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
@@ -80,14 +86,9 @@ def written_at(ends: Ends | None) -> Point | None:
     return points[0] if len(points) == 1 else None
 
 
-def _stability(atoms: Float[Tensor, "n d"], others: Sequence[SAE], d_sae: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    random = torch.randn(d_sae, atoms.shape[1], generator=generator).to(atoms)
-    random = torch.nn.functional.normalize(random, dim=1)
-    best = [(atoms @ other.W_dec.to(atoms).T).amax(1) for other in others]
-    return {
-        "stability": torch.stack(best).mean(0), "stability_random": (atoms @ random.T).amax(1)
-    }  # fmt: skip
+def _random_atoms(count: int, width: int) -> Float[Tensor, "count width"]:
+    atoms = torch.randn(count, width, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.normalize(atoms, dim=1)
 
 
 def of_latent(statistics: dict[str, Any], latent: int, sign: int) -> dict[str, Any]:
@@ -97,7 +98,7 @@ def of_latent(statistics: dict[str, Any], latent: int, sign: int) -> dict[str, A
         return Listed(statistics[ids][latent], factor * statistics[values][latent])
 
     found: dict[str, Any] = {
-        "nearest": listed("nearest", "cosine"), "neurons": listed("neuron", "entry", sign),
+        "nearest": listed("nearest", "cosine", sign), "neurons": listed("neuron", "entry", sign),
     }  # fmt: skip
     if "encoder_cosine" in statistics:
         found["encoder_cosine"] = float(statistics["encoder_cosine"][latent])

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sae.language import sites
 from sae.language.lm import LanguageModel
+from sae.language.pieces import num_tokens
 from sae.types import Point
 
 
@@ -26,7 +27,10 @@ def direct_logits(
     Args:
         lm: The LM.
         directions: A row each, as wide as activations at the point.
-        point: Where they stand.
+        point: Where they stand; `has_direct_path` says whether there is one.
+
+    Returns:
+        A logit for each id that stands for a token; an LM may have more.
     """
     stream = directions.to(lm.device, lm.dtype)
     if point.site in ("mlp", "attn_z"):
@@ -34,12 +38,19 @@ def direct_logits(
         zero = torch.zeros_like(stream[:1])
         stream = (module(stream) - module(zero)) * sites.factor_of(lm.model)
     unembedding: Any = lm.model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
-    return (_normed(lm, stream) @ unembedding.weight.T).float()
+    weight = unembedding.weight[: num_tokens(lm.tokenizer)]
+    return (_normed(lm, stream) @ weight.T).float()
 
 
-def has_direct_path(point: Point) -> bool:
-    """Whether what stands there is added to the residual stream; inputs of MLPs are not."""
-    return point.site != "mlp_in"
+def has_direct_path(lm: LanguageModel, point: Point) -> bool:
+    """Whether a direction there is a direction of the residual stream, or becomes one linearly.
+
+    Inputs of MLPs are none, and neither are hidden neurons and heads where a norm stands between
+    their projection and the stream (Gemma 2 and 3, OLMo 2, GLM 4, EXAONE 4).
+    """
+    modules = lm.family.modules
+    out = {"mlp": "mlp_out", "attn_z": "attn_out"}.get(point.site)
+    return point.site != "mlp_in" and (out is None or modules[out] == modules[point.site])
 
 
 def _normed(lm: LanguageModel, stream: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:

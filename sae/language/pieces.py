@@ -2,6 +2,7 @@
 
 import codecs
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,14 +15,20 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
     A token may end inside a character; the bytes of tokens in a row are those of the text.
 
     Args:
-        tokenizer: A fast transformers tokenizer, of bytes (GPT-2, LLaMA 3) or of SentencePiece
-            (LLaMA 2, Gemma).
+        tokenizer: A transformers tokenizer, of bytes (GPT-2, LLaMA 3) or of SentencePiece
+            (LLaMA 2, Gemma). Of one without a fast backend, tokens are decoded one by one, and
+            parts of characters are lost.
     """
-    size = max(tokenizer.get_vocab().values()) + 1
-    words = tokenizer.convert_ids_to_tokens(list(range(size)))
-    special = {int(i) for i, added in tokenizer.added_tokens_decoder.items() if added.special}
+    words: list[str | None] = [None] * num_tokens(tokenizer)
+    for word, i in tokenizer.get_vocab().items():
+        words[i] = word
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    special = {int(i) for i, token in added.items() if token.special}
     letters = {letter: byte for byte, letter in _byte_letters().items()}
-    by_bytes = "ByteLevel" in repr(tokenizer.backend_tokenizer.decoder)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None and hasattr(tokenizer, "decode"):
+        return [tokenizer.decode([i]).encode("utf-8", "replace") for i in range(len(words))]
+    by_bytes = "ByteLevel" in repr(getattr(backend, "decoder", None))
     found = []
     for i, word in enumerate(words):
         if word is None:
@@ -37,6 +44,11 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
     return found
 
 
+def num_tokens(tokenizer: Any) -> int:
+    """Ids that stand for a token; LMs may have more logits than that."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def pieces(ids: Iterable[int], vocabulary: Sequence[bytes]) -> list[str]:
     r"""The text of each token; a character of several tokens belongs to the one that ends it.
 
@@ -47,6 +59,20 @@ def pieces(ids: Iterable[int], vocabulary: Sequence[bytes]) -> list[str]:
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     return [decoder.decode(vocabulary[i]) for i in ids]
+
+
+def visible(piece: str) -> str:
+    r"""A token as a reader sees it: newlines as signs, control characters replaced.
+
+    Example:
+        >>> visible("a\n\0")
+        'a↵\ufffd'
+    """
+    return "".join(
+        "↵" if letter == "\n" else "→" if letter == "\t"
+        else "\ufffd" if unicodedata.category(letter) in ("Cc", "Cs") else letter
+        for letter in piece
+    )  # fmt: skip
 
 
 def _byte_letters() -> dict[int, str]:

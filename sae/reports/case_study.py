@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sae.evals.base import EvalResult
-from sae.features.plain import visible
+from sae.language.pieces import visible
 from sae.reports.files import write_bytes
 from sae.reports.page import Cell, Plot, Section, Table, number, plain, render
 
@@ -19,7 +19,7 @@ def write_case_study(result: EvalResult, folder: Path) -> None:
     details = result.details
     metrics = {name: estimate.value for name, estimate in result.metrics.items()}
     sections = [
-        Section("Input: where it fires", plots=[_stacked(details)], latents=[details["record"]]),
+        Section("Input: where it fires", plots=_stacked(details), latents=[details["record"]]),
         Section(
             "Output: the logits without it",
             tables=[
@@ -48,7 +48,7 @@ def write_case_study(result: EvalResult, folder: Path) -> None:
     write_bytes(folder / "index.html", page)
 
 
-def _stacked(details: dict[str, Any]) -> Plot:
+def _stacked(details: dict[str, Any]) -> list[Plot]:
     stacks = details["by_token"]
     largest, bins = details["record"]["max"], len(stacks["others"])
     middles = [largest * (i + 0.5) / bins for i in range(bins)]
@@ -59,11 +59,14 @@ def _stacked(details: dict[str, Any]) -> Plot:
             [*names, "others"], [*stacks["counts"], stacks["others"]], strict=True
         )
     ]
-    layout = {
-        "barmode": "stack", "bargap": 0, "xaxis": {"title": {"text": "activation"}},
-        "yaxis": {"title": {"text": "firings"}, "type": "log"},
-    }  # fmt: skip
-    return Plot("Activations by token", "the tokens with most mass", traces, layout, wide=True)
+    axis = {"title": {"text": "activation"}}
+    layout: dict[str, Any] = {"barmode": "stack", "bargap": 0, "xaxis": axis}
+    firings = {"yaxis": {"title": {"text": "firings"}}}
+    shares = {"barnorm": "percent", "yaxis": {"title": {"text": "share of the bin, %"}}}
+    return [
+        Plot("Activations by token", "the tokens with most mass", traces, layout | firings),
+        Plot("Share of each bin", "what fires so strongly", traces, layout | shares),
+    ]
 
 
 def _logits(name: str, changes: list[list[Any]]) -> Table:

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import escape
 from plotly.offline import get_plotlyjs
 
-from sae.features.plain import visible
+from sae.language.pieces import visible
 
 _PERCENT = {"silent", "dense", "dead", "left_out", "predictions_left_out"}
 

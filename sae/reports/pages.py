@@ -1,5 +1,6 @@
 """Pages and tables for people, of evaluations that have them."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,9 @@ from sae.features.exports import export
 from sae.reports.case_study import write_case_study
 from sae.reports.compare import write_comparison
 from sae.reports.dashboard import write_dashboard
+from sae.reports.files import write_bytes
 from sae.reports.frontier import write_frontier
+from sae.reports.page import Section, render
 
 
 def _write_latents(result: EvalResult, folder: Path) -> None:
@@ -21,14 +24,22 @@ def _write_latents(result: EvalResult, folder: Path) -> None:
         "latents that fire": f"{len(found):,} of {facts['latents']:,}",
     }  # fmt: skip
     title = f"Latents of {facts['point']} · {facts['lm']}"
+    shutil.rmtree(folder / "export", ignore_errors=True)
     for word in result.details["export"]:
         export(found, word, folder / "export" / word)
     write_dashboard(folder, found, found.text, title=title, facts=shown)
 
 
+def _write_glimpse(result: EvalResult, folder: Path) -> None:
+    section = Section("What it learned", latents=result.details["latents"])
+    folder.mkdir(parents=True, exist_ok=True)
+    page = render("Some latents", "chosen blindly from bins of density · test text", [section])
+    write_bytes(folder / "index.html", page)
+
+
 PAGES: dict[str, Callable[[EvalResult, Path], None]] = {
     "compare": write_comparison, "frontier": write_frontier, "dashboard": _write_latents,
-    "case_study": write_case_study,
+    "case_study": write_case_study, "glimpse": _write_glimpse,
 }  # fmt: skip
 """Writers of pages by the name of the evaluation."""
 

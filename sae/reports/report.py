@@ -175,17 +175,19 @@ def _plots(results: Mapping[str, Any], curves: Mapping[str, Any]) -> list[Plot]:
 def _tables(results: Mapping[str, Any]) -> list[Table]:
     """The rows of each evaluation as the page shows them."""
     rows: dict[str, list[list[Cell]]] = {}
-    counted_on = {}
+    notes = {}
     for row in results_table(results):
         key = row["metric"]
         label = _LABELS.get(key) or str(key).replace("_", " ").capitalize()
         ends = Cell(interval(key, row["low"], row["high"]), row["low"])
         rows.setdefault(row["eval"], []).append([Cell(label), number(key, row["value"]), ends])
-        counted_on[row["eval"]] = row["counted_on"]
+        if row["counted_on"]:
+            split = results[row["eval"]].get("details", {}).get("split", "test")
+            notes[row["eval"]] = f"{split.capitalize()} split, {row['counted_on']}"
+        if row["low"] is not None:
+            notes[row["eval"]] += "; 95 % intervals by bootstrap over documents"
     return [
-        Table(name, ("Metric", "Value", "Interval"), found,
-              f"Test split, {counted_on[name]}; 95 % intervals by bootstrap over documents"
-              if counted_on[name] else "")
+        Table(name, ("Metric", "Value", "Interval"), found, notes.get(name, ""))
         for name, found in rows.items()
     ]  # fmt: skip
 

@@ -134,7 +134,7 @@ def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in flat.items()
-        if name not in ("bootstrap", "batch_rows", "batch_contexts")
+        if name not in ("bootstrap", "batch_rows", "batch_contexts", "export")
     }
 
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sae.evals.base import EvalResult
-from sae.features.plain import visible
+from sae.language.pieces import visible
 
 _LATENTS = 3
 

@@ -1,5 +1,7 @@
 """What latents do, against a pass of the LM that is edited by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from sae.activations.sources import LMActivations
 from sae.artifacts.placed import PlacedSAE
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ConfigError
-from sae.evals.case_study import CaseStudyEval
+from sae.evals.case_study import CaseStudyEval, _by_token
 from sae.features import records
 from sae.features.effects import ablate, feeding, on_last_token, strongest
 from sae.types import Point
@@ -66,7 +68,8 @@ def test_what_feeds_a_latent_is_an_edited_pass_too(placed):
     record = records(one)[5]
     contexts = strongest(record, 5)
     feeds = feeding(one, below, one.lm, record, contexts, count=4)
-    assert [feed.change for feed in feeds] == sorted(feed.change for feed in feeds)
+    sizes = [abs(feed.change) for feed in feeds]
+    assert sizes == sorted(sizes, reverse=True)
     rows = torch.arange(len(contexts.tokens))
 
     def value(edit):
@@ -111,9 +114,18 @@ def test_a_case_study_has_three_views(placed):
     assert details["latent"] == "5"
     assert len(details["record"]["contexts"]) == 3
     counts = [*details["by_token"]["counts"], details["by_token"]["others"]]
-    assert sum(map(sum, counts)) == records(placed(1))[5].firings
+    assert sum(map(sum, counts)) == records(placed(1), split="test")[5].firings
     lowered = [change for _, change in details["logits"]["lowered"]]
     assert lowered == sorted(lowered)
+
+
+def test_tokens_of_the_same_text_keep_their_bars(placed, tmp_path):
+    one = placed(1)
+    found = records(one, split="test")
+    record = found[5]
+    same = replace(record.text, vocabulary=[b"\xe2"] * len(record.text.vocabulary))
+    stacks = _by_token(replace(record, text=same))
+    assert len(stacks["counts"]) == len(stacks["tokens"]) == len(record.histogram_tokens)
 
 
 @pytest.mark.parametrize(

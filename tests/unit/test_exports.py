@@ -8,7 +8,7 @@ import pytest
 from _features import make_sae, placed_on, source
 from safetensors.numpy import load_file
 
-from sae.features import records
+from sae.features import exports, records
 from sae.features.exports import EXPORTS, export
 
 __all__ = ["source"]  # a fixture
@@ -62,10 +62,13 @@ def found(source):
     return records(placed_on(source, make_sae(source)))
 
 
-def test_neuronpedia_uploads_keep_its_limits(found, tmp_path):
+def test_neuronpedia_uploads_keep_its_limits(found, tmp_path, monkeypatch):
+    monkeypatch.setattr(exports, "BATCH", 20)
     export(found, "neuronpedia", tmp_path)
     seen = []
-    for file in sorted(tmp_path.glob("upload-*.json")):
+    files = sorted(tmp_path.glob("upload-*.json"))
+    assert len(files) == 3
+    for file in files:
         content = json.loads(file.read_text())
         jsonschema.validate(content, UPLOAD)
         for feature in content["features"]:
@@ -109,6 +112,16 @@ def test_delphi_finds_every_firing(found, tmp_path):
             shown = record.contexts[0]
             assert (shown.context, shown.peak) == tuple(strongest[:2])
     assert total == sum(record.firings for record in found)
+
+
+def test_a_long_context_is_cut_around_the_maximum(found, tmp_path, monkeypatch):
+    monkeypatch.setattr(exports, "_LONGEST", 5)
+    export(found, "neuronpedia", tmp_path)
+    content = json.loads((tmp_path / "upload-0.json").read_text())
+    for feature in content["features"]:
+        (first, *_) = feature["activations"]
+        assert len(first["tokens"]) == len(first["values"]) == 5
+        assert max(first["values"]) == pytest.approx(found[feature["index"]].max)
 
 
 @pytest.mark.peers

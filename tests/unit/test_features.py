@@ -136,12 +136,46 @@ def test_co_firing_is_the_same_by_blocks(source, monkeypatch):
     from sae.features import co_firing
 
     sae = make_sae(source)
-    store = firings.open_firings(records(PlacedSAE(sae, source)).folder, 48)
+    found = records(PlacedSAE(sae, source))
+    store = firings.open_firings(found.folder, 48, found.facts["all_rows"])
     whole = co_firing.co_firing(store)
     monkeypatch.setattr(co_firing, "_BLOCK_ENTRIES", 100)
     blocks = co_firing.co_firing(store)
     for name, tensor in whole.items():
         assert torch.equal(tensor, blocks[name]), name
+
+
+def test_an_sae_that_never_fires_has_no_records(source):
+    sae = make_sae(source)
+    silent = SAE(sae.W_enc, sae.b_enc - 1e6, sae.W_dec, sae.b_dec, sae.config)
+    found = records(PlacedSAE(silent, source))
+    assert (len(found), list(found), found.table().rows()) == (0, [], [])
+    assert glimpse(PlacedSAE(silent, source), "train")[0] == []
+
+
+def test_a_lost_file_is_made_again(source):
+    placed = PlacedSAE(make_sae(source), source)
+    folder = records(placed).folder
+    expected = {file.name: file.read_bytes() for file in folder.iterdir()}
+    for name, content in expected.items():
+        (folder / name).unlink()
+        records(placed)
+        assert (folder / name).read_bytes() == content, name
+
+
+def test_neighbours_of_signed_codes_count_by_size(source):
+    sae = make_sae(source, "identity", d_sae=8)
+    flipped = SAE(-sae.W_enc, -sae.b_enc, -sae.W_dec, sae.b_dec, sae.config)
+    found = records(PlacedSAE(sae, source), against=[flipped])
+    cosines = (sae.W_dec @ sae.W_dec[3]).numpy()
+    cosines[3] = 0
+    for name, sign in (("3", 1), ("-3", -1)):
+        record = found[name]
+        assert record.nearest.ids.tolist() == np.argsort(-abs(cosines), kind="stable")[:7].tolist()
+        expected = sign * cosines[record.nearest.ids]
+        np.testing.assert_allclose(record.nearest.values, expected, atol=1e-6)
+        assert record.stability == pytest.approx(1)
+        assert len(record.co_firing.ids) == 0
 
 
 def test_signed_codes_have_a_record_of_each_sign(source):
@@ -188,7 +222,6 @@ def test_damaged_files_are_made_again(source):
         broken = bytearray(content)
         broken[len(broken) // 2] ^= 1
         (folder / name).write_bytes(bytes(broken))
-        (folder / "facts.json").unlink(missing_ok=True)
         records(placed)
         assert (folder / name).read_bytes() == content, name
 
@@ -265,7 +298,8 @@ def plain(contexts):
 
 def test_a_glimpse_shows_the_same_latents_as_the_records(source):
     placed = PlacedSAE(make_sae(source), source)
-    shown = glimpse(placed, "train", num_tokens=16_384, per_bin=2)
+    shown, tokens = glimpse(placed, "train", num_tokens=16_384, per_bin=2)
+    assert tokens == 16_384
     found = records(placed)
     assert shown
     for record in shown:

@@ -17,6 +17,17 @@ def test_a_byte_level_tokenizer(tiny_source):
     assert vocabulary[tokenizer.eos_token_id] == b"<|endoftext|>"
 
 
+def test_a_tokenizer_without_a_fast_backend(tiny_source):
+    fast = tiny_source("gpt2").load_tokenizer()
+
+    class Slow:
+        get_vocab = fast.get_vocab
+        decode = fast.decode
+
+    vocabulary = token_bytes(Slow())
+    assert "".join(pieces(fast("plain text")["input_ids"], vocabulary)) == "plain text"
+
+
 def test_a_sentencepiece_tokenizer_with_bytes():
     words = {"<unk>": 0, "▁caf": 1, "é": 2, "▁": 3, **{f"<0x{i:02X}>": 4 + i for i in range(256)}}
     tokenizer = Tokenizer(models.BPE(vocab=words, merges=[], byte_fallback=True))

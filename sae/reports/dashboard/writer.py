@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from sae.errors import ConfigError
 from sae.features.record import NOTHING, Listed, Record, Shown, Text
 from sae.reports.dashboard.packing import bits, floats, integers, piece, shares, write_script
 from sae.writing import replacing
@@ -56,14 +57,21 @@ def write_dashboard(
             or texts by `Record.name`. A latent without an entry has an empty cell.
 
     Raises:
+        ConfigError: If the folder holds something else.
         OSError: If the disk refuses a file.
     """
-    page, data = folder / "index.html", folder / "data"
+    page, data, assets = folder / "index.html", folder / "data", folder / "assets"
+    ours = (data / "index.js").exists() or (assets / "dashboard.css").exists()
+    if not ours and (data.exists() or assets.exists()):
+        raise ConfigError(
+            f"{folder} holds a folder data or assets that is not a dashboard's. Choose another "
+            "folder."
+        )
     page.unlink(missing_ok=True)
-    for old in (data, folder / "assets"):
+    for old in (data, assets):
         shutil.rmtree(old, ignore_errors=True)
     data.mkdir(parents=True)
-    shutil.copytree(_ASSETS, folder / "assets", ignore=shutil.ignore_patterns("index.html"))
+    shutil.copytree(_ASSETS, assets, ignore=shutil.ignore_patterns("index.html"))
 
     index, used = _Index(), _Used(text)
     for number, chunk in enumerate(_chunks(records)):
