@@ -3,8 +3,9 @@
 python -m conf.reference      writes both, after a setting was added or changed
 """
 
+import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -141,8 +142,9 @@ def _value(value: Any) -> str:
     return '""' if value == "" else shown(value)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Write both files."""
+    argparse.ArgumentParser(description=__doc__).parse_args(argv)
     FILE.write_text(json.dumps(schema(), indent=1, ensure_ascii=False) + "\n", "utf-8")
     PAGE.parent.mkdir(parents=True, exist_ok=True)
     PAGE.write_text(page(), "utf-8")

@@ -13,7 +13,7 @@ from train import compose, train
 
 OFF = (
     "~callbacks.downstream", "~callbacks.dead_features", "~callbacks.reconstruction",
-    "~eval.downstream", "~eval.core", "trainer.validations=0",
+    "~eval.downstream", "~eval.core", "~eval.glimpse", "trainer.validations=0",
     "trainer.checkpoint_every_steps=1000000",
 )  # fmt: skip
 """What only watches: nothing of it changes the weights."""

@@ -65,6 +65,7 @@ def glimpse(
     weights = weight_statistics(
         one.sae, one.lm, written_at(one.ends), latents=torch.tensor(latents, dtype=torch.long)
     )
+    weights = {name: tensor.numpy() for name, tensor in weights.items()}
     records = []
     for index, summary in found.items():
         negative, latent = divmod(index, one.sae.d_sae)

@@ -278,11 +278,11 @@ def manifest(folder):
     return file, made._earlier
 
 
-def verdict(folder):
-    from sae.dtypes import _read
+def kept_object(folder):
+    from sae.cached import cached_json
 
-    (folder / "speed.json").write_text('{"speedup": 1.5}')
-    return folder / "speed.json", lambda: _read(folder / "speed.json")
+    file = folder / "kept.json"
+    return file, lambda: cached_json(file, lambda: {"speedup": 1.5})
 
 
 def owner(folder):
@@ -294,9 +294,9 @@ def owner(folder):
 
 READERS = (
     config_yaml, results_json, reported_json, metrics_csv, reported_csv, saved_sae, foreign_sae,
-    checksums, lines_of_json, text, labelled, npy, zarr_json, manifest, verdict, owner,
+    checksums, lines_of_json, text, labelled, npy, zarr_json, manifest, kept_object, owner,
 )  # fmt: skip
-CALM = (manifest, verdict, owner)
+CALM = (manifest, kept_object, owner)
 """What is not needed: damage is passed over."""
 
 

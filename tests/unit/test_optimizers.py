@@ -85,7 +85,7 @@ def test_a_long_run_starts_and_steps_as_published(word, monkeypatch):
     data.prepare_data()
     config = compose([f"sae={word}", "trainer.batch_size=10", "dict_ratio=2", *K.get(word, [])])
     short = build_module(config, data)
-    for module in ("build", "optimizers"):
+    for module in ("from_config", "optimizers"):
         monkeypatch.setattr(f"sae.training.{module}.LONG_RUN_STEPS", data.steps)
     long = build_module(config, data)
     optimizer = long.configure_optimizers()["optimizer"]

@@ -280,7 +280,7 @@ def test_a_streamed_run_equals_a_cached_one_and_is_evaluated(tmp_path, cache, mo
     described = json.loads((tmp_path / "streamed" / "sae" / "config.json").read_text())
     assert described["metadata"]["activations"]["stream"] is True
 
-    with pytest.raises(ConfigError, match=r"stream=True, but activations.stream=False"):
+    with pytest.raises(ConfigError, match=r"stream=true, but activations.stream=false"):
         train(compose([*own, "activations.stream=false"]), tmp_path / "streamed")
     with pytest.raises(ConfigError, match="harvest_only=true has no effect"):
         harvest(compose([*own, "activations.stream=true", "harvest_only=true"]))
