@@ -64,7 +64,7 @@ def names_of(overrides: Iterable[Override]) -> list[str]:
 def jobs(overrides: Iterable[Override]) -> list[list[str]]:
     """Override lists of the jobs that a sweep over `overrides` runs, in job order.
 
-    Of a range that is searched, its two ends stand for all values.
+    The two ends of a range that is searched stand for all its values.
 
     Raises:
         ConfigError: If one of them cannot be listed.

@@ -97,7 +97,7 @@ def check_training(
 def check_fitting(config: Mapping[str, Any], given: Sequence[str]) -> None:
     """Refuse settings of the training where a baseline is fitted.
 
-    Of a sweep this is not asked: its other jobs may be SAEs, which read them.
+    A sweep is not checked: its other jobs may be SAEs, which read these settings.
     """
     sae, given = config["sae"], [name for name in given if name != "trainer.accelerator"]
     if sae.get("kind") == BASELINE:

@@ -1,4 +1,4 @@
-"""What the yaml files say: options of a group, their content, the keys that they set."""
+"""Reads the yaml files: options of a group, their content, the keys that they set."""
 
 from collections.abc import Mapping
 from functools import cache

@@ -27,7 +27,7 @@ CHANGEABLE = (
     "epochs", "run_dir", "sweep_dir", "logger", "trainer.accelerator", "trainer.devices",
     "trainer.num_nodes", "trainer.precision", "harvest_only", "plan",
 )  # fmt: skip
-"""What a continued run may set anew: its length, loggers and hardware."""
+"""Settings that a continued run may set anew: its length, loggers and hardware."""
 
 
 RESOLVED = ("lm.dtype", "trainer.precision", "trainer.kernels")

@@ -1,4 +1,4 @@
-"""What a split of activations looks like to its readers."""
+"""Rows of a split of activations, as readers see them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ class Rows(Protocol):
 
     @property
     def stats(self) -> Stats:
-        """What is known about all rows."""
+        """Statistics of all rows."""
         ...
 
     def chunk_bounds(self, i: int) -> tuple[int, int]:
@@ -90,7 +90,7 @@ class JoinedRows:
 
     @property
     def stats(self) -> Stats:
-        """Of the long vectors."""
+        """Statistics of the joined vectors."""
         return joined_stats([part.stats for part in self.parts])
 
     def chunk_bounds(self, i: int) -> tuple[int, int]:
@@ -141,7 +141,7 @@ class EvenRows(ABC):
 
     @property
     def stats(self) -> Stats:
-        """What is known about all rows, from the first use on."""
+        """Statistics of all rows, measured at the first use."""
         if self.known is None:
             self.known = self.find_stats()
         return self.known
@@ -181,7 +181,7 @@ class Part(Protocol):
 
     @property
     def stats(self) -> Stats:
-        """What is known about them."""
+        """Statistics of its activations."""
         ...
 
 

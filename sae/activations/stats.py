@@ -23,7 +23,7 @@ QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 @dataclass(frozen=True)
 class Stats:
-    """What is known about a split, in the LM's own units and float64.
+    """Statistics of a split, in the LM's own units and float64.
 
     Attributes:
         num_rows: Number of vectors.
@@ -165,7 +165,7 @@ def all_finite(x: Float[Tensor, "rows d_in"]) -> bool:
 def joined_stats(stats: Sequence[Stats]) -> Stats:
     """Statistics of joined vectors; the distribution of their norms is not known.
 
-    Those of one point stay as they are.
+    Statistics of one point stay as they are.
     """
     if len(stats) == 1:
         return stats[0]

@@ -1,4 +1,4 @@
-"""What every trainable dictionary shares: the class to derive from, and the table of words.
+"""The base of all trainable dictionaries, and their registry.
 
 A dictionary lives in the *scaled* space of the training batches (mean of ||x||^2 = d_in unless
 `normalize=none`); `folded(scale)` turns it into the inference SAE that maps the LM's own
@@ -161,7 +161,7 @@ class Dictionary(nn.Module, ABC):
         """Edit parameters right after the optimiser's step (for example back to unit rows)."""
 
     def thresholds(self) -> Float[Tensor, " d_sae"] | None:
-        """What a pre-activation must exceed to fire, for architectures that end as JumpReLU."""
+        """Thresholds that pre-activations must exceed, for architectures that end as JumpReLU."""
         return None
 
     def split(

@@ -241,7 +241,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor, SAE], Tensor]] = {
 }  # fmt: skip
 """Activation functions by the word that a saved config names."""
 SIGNED = ("abs_topk", "identity")
-"""Those whose codes have both signs, so that the sign of an atom means nothing."""
+"""Activations whose codes have both signs, so that the sign of an atom means nothing."""
 WITH_K = ("topk", "abs_topk")
 WITH_STEPS = ("lista",)
 WITH_THRESHOLD = ("jumprelu", "smooth_jumprelu")

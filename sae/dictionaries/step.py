@@ -1,4 +1,4 @@
-"""What a training step tells a dictionary, and what the dictionary gives back."""
+"""Inputs and outputs of a dictionary in a training step."""
 
 from typing import NamedTuple
 
@@ -45,7 +45,7 @@ class Encoding(NamedTuple):
 
 
 class StepOutput(NamedTuple):
-    """What a training step needs of an architecture.
+    """Output of a dictionary in a training step.
 
     `terms` are the named parts of the loss, each already multiplied by its coefficient; their sum
     is the loss, and each is logged as `train/loss_<name>`.

@@ -16,7 +16,7 @@ from sae.types import Point
 def direct_logits(
     lm: LanguageModel, directions: Float[Tensor, "n d"], point: Point
 ) -> Float[Tensor, "n vocab"]:
-    r"""What adding a direction at a point does to the logits by the direct path alone.
+    r"""Change of the logits by the direct path alone when a direction is added at a point.
 
     $W_U (\gamma \odot d)$: blocks above are skipped, the gain $\gamma$ of the final norm is
     applied, its division by the length of the residual stream is not. Differences between tokens

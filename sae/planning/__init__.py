@@ -1,4 +1,4 @@
-"""What a run needs and whether it fits, known before anything starts."""
+"""Plans a run before anything starts: disk, memory, and whether it fits."""
 
 from sae.planning.machine import Machine
 from sae.planning.plan import Plan, Stage, check_fits

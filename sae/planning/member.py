@@ -55,7 +55,7 @@ class Member:
 
     @cached_property
     def sizes(self) -> LMSizes:
-        """Of the LM that there must be."""
+        """Sizes of the LM; an LM is required."""
         found = _sizes(self.source.source)  # pyright: ignore[reportAttributeAccessIssue]
         if found is None:
             raise Unknown

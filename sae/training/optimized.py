@@ -96,7 +96,7 @@ class OptimizedModule(L.LightningModule):
 
 
 def parameter_groups(dictionary: Dictionary, settings: OptimizerSettings) -> list[dict[str, Any]]:
-    """What the optimiser is given: parameters that move at the same rate, with that rate.
+    """Groups of parameters that share a learning rate, for the optimiser.
 
     Biases that are fast by default are a group of their own at every rate: a short run that is
     continued as a long one finds its state again.
@@ -117,8 +117,8 @@ def renew(
 ) -> None:
     """Put some settings into the optimiser of a checkpoint, which is changed in place.
 
-    What is not named stays as it was saved: a short run that goes on as a long one keeps its
-    moments and rates.
+    Settings that are not named stay as they were saved: a short run that goes on as a long one
+    keeps its moments and rates.
 
     Args:
         checkpoint: As Lightning saves it.

@@ -53,7 +53,7 @@ def floats(numbers: Any) -> str:
 def shares(numbers: Any, largest: float) -> str:
     """Numbers on [0, largest] in steps of a 65,535th of `largest`, as `integers`.
 
-    What is above 0 stays above 0.
+    Positive values stay positive.
 
     Example:
         >>> shares([0.0, 1e-9, 2.0], 2.0) == integers([0, 1, 65_535])

@@ -171,7 +171,7 @@ class _Used:
 
 
 def _latents(records: list[Record]) -> dict[str, list[str]]:
-    """What the pages of some latents show and the table does not: a list for each part."""
+    """Numbers on the pages of some latents that are not in the table: a list for each part."""
     parts = [_latent(record) for record in records]
     return {name: [part[name] for part in parts] for name in parts[0]}
 
