@@ -93,10 +93,13 @@ def made_up_records(text: Text, latents: int, shown=70, seed=0) -> Iterator[Reco
             return Listed(rng.integers(0, most, size), np.resize(values, size))
 
         yield Record(
-            latent, 1, firings, density, 1 + firings // 2, largest, largest / 4,
-            histogram.reshape(INTERVALS, -1).sum(1), np.linspace(largest, 0, 11), histogram, tokens,
-            Listed(tokens, ranked[:9]), listed(10, len(text.vocabulary), largest * ranked),
-            rng.poisson(3, ctx),
+            latent=latent, sign=1, density=density, firings=firings,
+            contexts_fired=1 + firings // 2, max=largest, mean=largest / 4,
+            interval_counts=histogram.reshape(INTERVALS, -1).sum(1),
+            decile_edges=np.linspace(largest, 0, 11), histogram=histogram,
+            histogram_tokens=tokens, by_mass=Listed(tokens, ranked[:9]),
+            by_mean=listed(10, len(text.vocabulary), largest * ranked),
+            positions=rng.poisson(3, ctx),
             co_firing=listed(20, latents, np.sort(rng.integers(1, firings + 2, 20))[::-1]),
             jaccard=np.resize(ranked, 20), top_logits=listed(10, len(text.vocabulary)),
             bottom_logits=listed(10, len(text.vocabulary), -ranked), nearest=listed(10, latents),

@@ -35,21 +35,30 @@ def cached(name: str, identity: Mapping[str, object], make: Callable[[], Made]) 
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{file}.lock"):
         if file.exists():
-            try:
-                found = load_tensors(file)
-            except ArtifactError as error:
-                log.warning("%s It is made again.", error)
-            else:
-                log.info("taken from the cache: %s", file)
-                return found
-        tensors, facts = make()
-        with replacing(file) as temporary:
-            save_tensors(temporary, tensors, facts)
+            log.info("taken from the cache: %s", file)
+        return cached_tensors(file, make)
+
+
+def cached_tensors(file: Path, make: Callable[[], Made]) -> Made:
+    """The content of a file of tensors, made and written first where it is missing or damaged.
+
+    Args:
+        file: The file, which no other process writes meanwhile.
+        make: Makes the tensors.
+    """
+    if file.exists():
+        try:
+            return load_tensors(file)
+        except ArtifactError as error:
+            log.warning("%s It is made again.", error)
+    tensors, facts = make()
+    with replacing(file) as temporary:
+        save_tensors(temporary, tensors, facts)
     return tensors, facts
 
 
 def cached_json(file: Path | None, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What a file holds, made and written first where it is missing or damaged.
+    """The object in a file, made and written first where it is missing or damaged.
 
     Args:
         file: The file; None: it is not kept.

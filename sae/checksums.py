@@ -11,6 +11,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,6 +198,18 @@ def load_tensors(file: Path) -> "tuple[dict[str, Tensor], Any]":
         if isinstance(error, ArtifactError):
             raise
         raise ArtifactError(f"{file} is damaged ({error}).") from error
+
+
+def sha256_of(tensors: "Mapping[str, Tensor]") -> str:
+    """SHA-256 of named tensors, such as the weights of a module: a name for them."""
+    import torch
+
+    digest = sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        values: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        digest.update(values)
+    return digest.hexdigest()
 
 
 def _crc_of(tensors: "Mapping[str, Tensor]", text: str) -> str:

@@ -65,7 +65,7 @@ class Recorder(Protocol):
 
     @property
     def training(self) -> Mapping[str, float]:
-        """Of the training: vectors, seconds, vectors_per_second."""
+        """Numbers of the training: vectors, seconds, vectors_per_second."""
         ...
 
     def stage(self, name: str) -> AbstractContextManager[None]:
@@ -165,7 +165,7 @@ def run(config: Config, run_dir: Path, tools: Tools) -> dict[str, Any]:
 
 
 class Made(NamedTuple):
-    """What a recipe makes: the SAE, what its metadata and the results say of its making."""
+    """Result of a recipe: the SAE, and facts about its making for its metadata and the results."""
 
     sae: SAE
     metadata: dict[str, Any]
@@ -284,8 +284,7 @@ def _evaluate(
     """Measure the artifact that was saved, not the module in memory."""
     evaluated = run_evals(load(run_dir / "sae"), source, config["eval"], device)
     for name, result in evaluated.items():
-        if name != "glimpse":  # report.html shows it
-            write_pages(result, run_dir / "evals" / name)
+        write_pages(result, run_dir / "evals" / name)
     return {name: result.with_tables(run_dir) for name, result in evaluated.items()}
 
 
@@ -312,7 +311,7 @@ def _seal(run_dir: Path) -> None:
 
 
 def objectives(results: Mapping[str, Any]) -> tuple[float, float] | None:
-    """What a sweeper minimises: FVU and L0 on the test split; None where they were not measured."""
+    """The objectives of a sweeper: FVU and L0 on the test split; None if they were not measured."""
     metrics = results.get("core", {}).get("metrics", {})
     found = [metrics.get(name, {}).get("value") for name in ("fvu", "l0")]
     return None if None in found else (found[0], found[1])

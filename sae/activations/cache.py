@@ -9,6 +9,7 @@ from typing import Literal, NoReturn, get_args
 
 import numpy as np
 from filelock import FileLock, Timeout
+from jaxtyping import Int
 
 from sae import checksums
 from sae.activations.rows import ROWS_PER_CHUNK
@@ -165,6 +166,19 @@ def store_lock(folder: Path, *, wait: bool = True) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def locate(
+    rows: Int[np.ndarray, " n"], ctx: int, rows_per_context: int
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """Context and position within it of rows of a store; position 0 may have no row.
+
+    Example:
+        >>> locate(np.array([0, 3]), ctx=4, rows_per_context=3)
+        (array([0, 1]), array([1, 1]))
+    """
+    context, position = np.divmod(rows, rows_per_context)
+    return context, position + ctx - rows_per_context
 
 
 def refuse_write(path: Path, error: OSError, bytes_needed: int | None) -> NoReturn:

@@ -25,6 +25,7 @@ from torch import Tensor
 from sae.activations.cache import (
     Layout,
     StoreSpec,
+    locate,
     read_sealed,
     refuse_write,
     remedy,
@@ -185,8 +186,7 @@ class ActivationStore:
         self, rows: Int[np.ndarray, " n"]
     ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
         """Context and position within it of each row."""
-        context, position = np.divmod(rows, self.spec.rows_per_context)
-        return context, position + self.spec.ctx - self.spec.rows_per_context
+        return locate(rows, self.spec.ctx, self.spec.rows_per_context)
 
 
 class StoredRows:

@@ -47,7 +47,7 @@ class CaseStudyEval(Evaluation):
                 "eval.case_study.feature is not given. Give the number of a latent, or a text "
                 "(eval.case_study.find='…'): the latent that fires most on its last token is taken."
             )
-        split: Split | None = {"auto": None, "train": "train", "test": on}[self.text]  # pyright: ignore
+        split = None if self.text == "auto" else self.text
         every = records(one, split=split, num_tokens=self.num_tokens)
         found = self._found(one, every) if self.find else []
         record = self._record(every, found)

@@ -30,10 +30,9 @@ class DashboardEval(Evaluation):
     )
     num_tokens: int = setting(1_000_000, ge=1, help="tokens that are read, the first of the split")
     against: tuple[str, ...] = setting((), help="runs of other seeds, for the stability of latents")
-    export: tuple[Literal["saedashboard", "neuronpedia", "circuit_tracer", "delphi"], ...] = (
-        setting((), help="formats of other tools, written into export/ beside the pages")
+    export: tuple[Format, ...] = setting(
+        (), help="formats of other tools, written into export/ beside the pages"
     )
-    seed: int = setting(0, ge=0, help="of the contexts that are drawn")
     batch_rows: int = setting(2048, ge=1, help="vectors encoded at once; decides memory")
 
     def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:
@@ -42,9 +41,8 @@ class DashboardEval(Evaluation):
         others = [load(Path(run)) for run in self.against]
         found = records(
             one,
-            split=on if self.text == "test" else "train" if self.text == "train" else None,
+            split=None if self.text == "auto" else self.text,
             num_tokens=self.num_tokens,
-            seed=self.seed,
             batch_rows=self.batch_rows,
             against=others,
         )

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae.features.record import Listed, Shown
-from sae.features.shown import Group
-from sae.features.summary import LISTED_TOKENS, STACKED_TOKENS, Summary
+from sae.features.record import Summary
+from sae.features.shown import Group, Listed, Shown
+from sae.features.summary import LISTED_TOKENS, STACKED_TOKENS
 
 _GROUPS: tuple[str, ...] = get_args(Group)
 _NUMBERS = ("firings", "contexts_fired", "max", "mean")

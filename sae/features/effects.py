@@ -1,4 +1,4 @@
-"""What a latent does: the LM's predictions and the latents above without it."""
+"""Effects of a latent on the LM's predictions and on latents above it, by ablation."""
 
 from typing import NamedTuple
 
@@ -138,7 +138,7 @@ def feeding(
 ) -> list[Feed]:  # fmt: skip
     """Latents of a lower SAE that a latent depends on, the strongest effect first.
 
-    Those with the largest products are ablated exactly.
+    Latents with the largest products are ablated exactly.
 
     Args:
         one: The SAE of the latent.

@@ -5,8 +5,7 @@
 `circuit_tracer`: `<latent>.json`, the feature files that viewers of attribution graphs read.
 `delphi`: `<hook>/<first>_<last>.safetensors` and `config.json`, which delphi explains from.
 
-What a format asks for and records do not hold (correlations with neurons, histograms of all logits)
-stays empty.
+Fields that records do not hold (correlations with neurons, histograms of all logits) stay empty.
 """
 
 from collections.abc import Callable, Iterable, Iterator

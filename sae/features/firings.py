@@ -169,7 +169,7 @@ def open_firings(folder: Path, num_latents: int, num_rows: int) -> FiringStore:
 
 
 def remedy(folder: Path) -> str:
-    """What to do about damaged records."""
+    """Advice about damaged records, for the end of an error."""
     return f"Make the records again, which keeps what is whole, or remove {folder}."
 
 

@@ -71,7 +71,7 @@ def glimpse(
         negative, latent = divmod(index, one.sae.d_sae)
         records.append(Record(
             latent=latent, sign=-1 if negative else 1, density=summary.firings / num_counted,
-            text=text, **summary._asdict(),
+            text=text, **vars(summary),
             **of_latent(weights, latents.index(latent), -1 if negative else 1),
         ))  # fmt: skip
     return records, text.tokens.size

@@ -1,12 +1,10 @@
 """Makes the records of an SAE on a text, step by step; a killed one goes on where it stopped."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +16,8 @@ from sae.activations.sources import LMActivations
 from sae.activations.store import ActivationStore
 from sae.artifacts import load
 from sae.artifacts.placed import PlacedSAE, source_of
-from sae.checksums import load_tensors, save_tensors, seal
+from sae.cached import cached_tensors
+from sae.checksums import seal, sha256_of
 from sae.dictionaries.sae import SAE, SIGNED
 from sae.errors import ArtifactError, ConfigError
 from sae.features.co_firing import co_firing
@@ -33,10 +32,9 @@ from sae.memory import return_freed_memory
 from sae.progress import progress
 from sae.provenance import cache_dir, content_key, make_cache_dir, write_json
 from sae.types import Split
-from sae.writing import replacing
 
 log = logging.getLogger(__name__)
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def records(
@@ -90,7 +88,8 @@ def records(
     contexts = min(store.num_contexts, max(1, num_tokens // store.spec.ctx))
     rows, counted = run.rows(split), source.counted
     identity = {
-        "version": FORMAT_VERSION, "weights": _digest(run.sae), "sae": asdict(run.sae.config),
+        "version": FORMAT_VERSION, "sae": asdict(run.sae.config),
+        "weights": sha256_of(run.sae.state_dict()),
         "store": store.spec.key, "ends": str(run.ends), "contexts": contexts, "seed": seed,
         "counted": counted.to_json(),
     }  # fmt: skip
@@ -174,7 +173,7 @@ def text_of(
 def place_of(text: Text, store: ActivationStore, seed: int) -> Place:
     """The text by rows of its store."""
     occurrences = np.bincount(text.tokens[text.counted], minlength=int(text.tokens.max()) + 1)
-    return Place(text.tokens, store.spec.ctx - store.spec.rows_per_context, occurrences, seed)
+    return Place(text.tokens, store.spec.rows_per_context, occurrences, seed)
 
 
 def _packed(text: Text) -> dict[str, Tensor]:
@@ -188,12 +187,12 @@ def _packed(text: Text) -> dict[str, Tensor]:
 
 def _weights(folder: Path, run: PlacedSAE, against: Sequence[SAE]) -> str:
     """Name of the file of weight statistics, written first where it is missing."""
-    others = content_key({"against": [_digest(sae) for sae in against]})
+    others = content_key({"against": [sha256_of(sae.state_dict()) for sae in against]})
     file = folder / ("weights.safetensors" if not against else f"weights-{others}.safetensors")
     point = written_at(run.ends)
     had_lm = "lm" in run.__dict__  # another evaluation loaded it, and may need it again
 
-    def make() -> Mapping[str, Tensor]:
+    def make() -> dict[str, Tensor]:
         lm = None if point is None or point.site == "mlp_in" else run.lm
         return weight_statistics(run.sae, lm, point, against)
 
@@ -204,23 +203,6 @@ def _weights(folder: Path, run: PlacedSAE, against: Sequence[SAE]) -> str:
     return file.name
 
 
-def _once(file: Path, make: Callable[[], Mapping[str, Tensor]]) -> None:
+def _once(file: Path, make: Callable[[], dict[str, Tensor]]) -> None:
     """Write a file of tensors unless it is there, whole."""
-    if file.exists():
-        try:
-            load_tensors(file)
-            return
-        except ArtifactError as error:
-            log.warning("%s It is made again.", error)
-    tensors = make()
-    with replacing(file) as temporary:
-        save_tensors(temporary, tensors)
-
-
-def _digest(sae: SAE) -> str:
-    digest = sha256()
-    for name, tensor in sorted(sae.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype}".encode())
-        values: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        digest.update(values)
-    return digest.hexdigest()
+    cached_tensors(file, lambda: (make(), None))

@@ -1,4 +1,4 @@
-"""The record of one latent: where it fires, how strongly, and what its weights say."""
+"""The record of one latent: its firings on a text, summed up, and its weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,17 +19,11 @@ HISTOGRAM_BINS = 40
 
 
 @dataclass(frozen=True)
-class Record:
-    """A latent on a text. Numbers are exact over all rows that count; contexts are a choice.
-
-    Signed codes (PCA, ICA, neurons) have two records a latent, one of each sign, with the size of
-    the activations as values.
+class Summary:
+    """The firings of a latent, summed up.
 
     Attributes:
-        latent: Its number in the SAE.
-        sign: 1, or -1 for the negative side of a signed code.
         firings: Rows on which it fires.
-        density: Share of the rows that count on which it fires.
         contexts_fired: Contexts in which it fires.
         max: Its largest activation, in the LM's units.
         mean: Mean of its activations where it fires.
@@ -42,6 +36,34 @@ class Record:
         by_mean: Tokens by the mean activation over their occurrences that count, silent ones
             included; tokens with at least 5 of them.
         positions: Firings by position in the context.
+        contexts: Contexts that were kept.
+    """
+
+    firings: int
+    contexts_fired: int
+    max: float
+    mean: float
+    interval_counts: Int[np.ndarray, " intervals"]
+    decile_edges: Float[np.ndarray, " edges"]
+    histogram: Int[np.ndarray, "bins columns"]
+    histogram_tokens: Int[np.ndarray, " tokens"]
+    by_mass: Listed
+    by_mean: Listed
+    positions: Int[np.ndarray, " ctx"]
+    contexts: Sequence[Shown]
+
+
+@dataclass(frozen=True)
+class Record(Summary):
+    """A latent on a text. Numbers are exact over all rows that count; contexts are a choice.
+
+    Signed codes (PCA, ICA, neurons) have two records a latent, one of each sign, with the size of
+    the activations as values.
+
+    Attributes:
+        latent: Its number in the SAE.
+        sign: 1, or -1 for the negative side of a signed code.
+        density: Share of the rows that count on which it fires.
         co_firing: Latents that fire most often on the same rows, and on how many; empty where not
             computed.
         jaccard: For each of them, rows on which both fire as a share of those where either does.
@@ -53,24 +75,12 @@ class Record:
         encoder_cosine: Cosine of its encoder direction and its atom.
         stability: Mean over other seeds of the largest cosine with an atom there; None without
             other seeds.
-        contexts: Contexts that were kept.
         text: The text; None if it was not kept.
     """
 
     latent: int
     sign: int
-    firings: int
     density: float
-    contexts_fired: int
-    max: float
-    mean: float
-    interval_counts: Int[np.ndarray, " intervals"]
-    decile_edges: Float[np.ndarray, " edges"]
-    histogram: Int[np.ndarray, "bins columns"]
-    histogram_tokens: Int[np.ndarray, " tokens"]
-    by_mass: Listed
-    by_mean: Listed
-    positions: Int[np.ndarray, " ctx"]
     co_firing: Listed = NOTHING
     jaccard: Float[np.ndarray, " n"] = field(default_factory=lambda: np.zeros(0))
     top_logits: Listed = NOTHING
@@ -79,7 +89,6 @@ class Record:
     neurons: Listed = NOTHING
     encoder_cosine: float = float("nan")
     stability: float | None = None
-    contexts: Sequence[Shown] = ()
     text: Text | None = field(default=None, repr=False)
 
     @property

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from sae.activations.cache import locate
 from sae.checksums import load_tensors, unseal
 from sae.features.columns import unpack
 from sae.features.firings import Firings, FiringStore, open_firings
-from sae.features.record import Listed, Record, Text
-from sae.features.summary import Summary
+from sae.features.record import Record, Summary
+from sae.features.shown import Listed, Text
 from sae.features.weights import of_latent
 from sae.reading import read_object
 from sae.tables import Column, Table
@@ -100,9 +101,7 @@ class Records:
 
     def locate(self, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Context and position of rows of the store."""
-        ctx, first = self.facts["ctx"], self.facts["ctx"] - self.facts["rows_per_context"]
-        context, within = np.divmod(row, ctx - first)
-        return context, within + first
+        return locate(row, self.facts["ctx"], self.facts["rows_per_context"])
 
     def groups(self) -> list[range]:
         """All latents, in the groups that lie in one file."""
@@ -197,7 +196,7 @@ class Records:
             more["jaccard"] = self._together["jaccard"][index][there]
         return Record(
             latent=latent, sign=-1 if negative else 1, density=summary.firings / self.num_rows,
-            text=self.text, **summary._asdict(), **more,
+            text=self.text, **vars(summary), **more,
         )  # fmt: skip
 
 

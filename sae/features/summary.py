@@ -1,20 +1,21 @@
-"""What the firings of one latent come to: exact numbers, and the contexts that are shown."""
+"""Summaries of latents: exact numbers from all firings, and a choice of contexts."""
 
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from sae.activations.cache import locate
 from sae.features.firings import Firings
 from sae.features.plain import WINDOW
-from sae.features.record import DECILES, HISTOGRAM_BINS, INTERVALS, Listed, Shown
-from sae.features.shown import Group
+from sae.features.record import DECILES, HISTOGRAM_BINS, INTERVALS, Summary
+from sae.features.shown import Group, Listed, Shown
 
 TOP, PER_INTERVAL, RANDOM, ZERO = 20, 5, 10, 10
 """Contexts kept in each group, of intervals in each of them."""
 LISTED_TOKENS, STACKED_TOKENS = 10, 5
 MIN_OCCURRENCES = 5
-"""Of a token in the text, for a mean activation."""
+"""A token has a mean activation if it occurs so often in the text."""
 
 
 class Place(NamedTuple):
@@ -22,39 +23,15 @@ class Place(NamedTuple):
 
     Args:
         tokens: The contexts.
-        first: Position of a context's first row: 1 where position 0 has none.
+        rows_per_context: Rows of a context; its first positions may have none.
         occurrences: How often each token id stands on a row that counts.
         seed: Of the contexts that are drawn.
     """
 
     tokens: Int[np.ndarray, "contexts ctx"]
-    first: int
+    rows_per_context: int
     occurrences: Int[np.ndarray, " vocab"]
     seed: int
-
-    def locate(
-        self, row: Int[np.ndarray, " n"]
-    ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-        """Context and position of rows."""
-        context, within = np.divmod(row, self.tokens.shape[1] - self.first)
-        return context, within + self.first
-
-
-class Summary(NamedTuple):
-    """Numbers of one latent; names as in `Record`."""
-
-    firings: int
-    contexts_fired: int
-    max: float
-    mean: float
-    interval_counts: Int[np.ndarray, " intervals"]
-    decile_edges: Float[np.ndarray, " edges"]
-    histogram: Int[np.ndarray, "bins columns"]
-    histogram_tokens: Int[np.ndarray, " tokens"]
-    by_mass: Listed
-    by_mean: Listed
-    positions: Int[np.ndarray, " ctx"]
-    contexts: list[Shown]
 
 
 def summarise(latent: int, fired: Firings, place: Place) -> Summary:
@@ -66,7 +43,7 @@ def summarise(latent: int, fired: Firings, place: Place) -> Summary:
         place: The text.
     """
     value = fired.value.astype(np.float64)
-    context, position = place.locate(fired.row)
+    context, position = locate(fired.row, place.tokens.shape[1], place.rows_per_context)
     token = place.tokens[context, position]
     largest = float(value.max())
     falling = np.sort(value)[::-1]

@@ -1,4 +1,4 @@
-"""What the weights of an SAE say about its latents; no text is read."""
+"""Statistics of latents from the weights of an SAE; no text is read."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -47,7 +47,8 @@ def weight_statistics(
     W_dec = sae.W_dec.float()
     k, signed = min(NEAREST, sae.d_sae - 1), sae.config.activation in SIGNED
     dictionaries = [other.W_dec.to(W_dec) for other in others]
-    dictionaries.append(_random_atoms(*W_dec.shape).to(W_dec))
+    if others:
+        dictionaries.append(_random_atoms(*W_dec.shape).to(W_dec))
     found: dict[str, list[Tensor]] = {}
 
     def keep(**values: Tensor) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from hashlib import sha256
 from threading import RLock
 from typing import Any
 
@@ -12,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from sae.checksums import sha256_of
 from sae.errors import ConfigError, SiteError
 from sae.language import sites
 from sae.language.replay import Replay
@@ -76,11 +76,7 @@ class LanguageModel:
     @cached_property
     def identity(self) -> dict[str, object]:
         """What decides the activations; JSON-able."""
-        digest = sha256()
-        for key, tensor in sorted(self.model.state_dict().items()):
-            digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return {"kind": "own", "sha256": digest.hexdigest()}
+        return {"kind": "own", "sha256": sha256_of(self.model.state_dict())}
 
     @property
     def device(self) -> torch.device:

@@ -109,7 +109,7 @@ def test_top_contexts_are_the_largest_without_duplicates(source):
 def test_equal_windows_are_shown_once():
     tokens = np.array([[0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 9]])
     fired = firings.Firings(np.array([2, 6, 10]), np.array([1.0, 3.0, 2.0], np.float32))
-    place = Place(tokens, 0, np.bincount(tokens.ravel()), seed=0)
+    place = Place(tokens, 4, np.bincount(tokens.ravel()), seed=0)
     found = summarise(0, fired, place)
     shown = [(one.group, one.context) for one in found.contexts]
     assert shown[:2] == [("top", 1), ("top", 2)]

@@ -286,7 +286,7 @@ def test_whole_numbers_of_every_evaluation_may_be_0_where_that_means_something()
                 assert re.search(rf"{name}=0\b.*(at least|below 1)", message)  # noqa: PT017
             else:
                 taken.append(f"{word}.{name}")
-    seeded = ["absorption", "dashboard", "scr", "sparse_probing", "tpp"]
+    seeded = ["absorption", "scr", "sparse_probing", "tpp"]
     assert sorted(taken) == [f"{word}.seed" for word in seeded]
 
 
