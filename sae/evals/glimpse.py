@@ -21,7 +21,7 @@ class GlimpseEval(Evaluation):
     name: ClassVar[str] = "glimpse"
     needs: ClassVar[frozenset[str]] = frozenset({"tokens"})
     joined: ClassVar[bool] = True
-    num_tokens: int = setting(131_072, ge=1, help="tokens that are read, the first of the split")
+    num_tokens: int = setting(65_536, ge=1, help="tokens that are read, the first of the split")
     per_bin: int = setting(3, ge=1, help=f"latents from each of {BINS} bins of density")
     contexts: int = setting(5, ge=1, help="contexts of each latent")
 

@@ -24,7 +24,7 @@ LOWEST, HIGHEST, BINS = 1e-4, 0.1, 8
 
 
 def glimpse(
-    one: PlacedSAE, split: Split, *, num_tokens: int = 131_072, per_bin: int = 3,
+    one: PlacedSAE, split: Split, *, num_tokens: int = 65_536, per_bin: int = 3,
     batch_rows: int = 2048,
 ) -> tuple[list[Record], int]:  # fmt: skip
     """Records of a few live latents from each bin of density, the rarest first.
