@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import Logger
 
 from callbacks.dead_features import DeadFeatures
 from callbacks.downstream import DownstreamPerplexity
+from callbacks.features import Features
 from callbacks.metrics_csv import MetricsCSV
 from callbacks.reconstruction import Reconstruction
 from callbacks.wandb_logger import make_wandb_logger
@@ -17,6 +18,7 @@ from sae.activations.from_config import ends_of
 from sae.activations.sources import LMActivations
 from sae.dictionaries.from_config import sparsity_of
 from sae.errors import ConfigError
+from sae.features.watched import WatchedText
 
 
 def build_watchers(
@@ -31,11 +33,16 @@ def build_watchers(
         "dead_features": lambda: DeadFeatures(),
         "reconstruction": lambda: Reconstruction(lambda: data.mean_of("val")),
         "downstream": lambda **given: _downstream(data, **given),
+        "features": lambda **given: Features(
+            WatchedText(data.source, data.rows("val")),  # pyright: ignore[reportArgumentType]
+            **given,
+        ),
     }
     if unknown := sorted(set(settings) - set(makers)):
         raise ConfigError(f"callbacks {unknown} are not known. Choose of {sorted(makers)}.")
     if not isinstance(data.source, LMActivations):  # there are no tokens
         makers.pop("downstream")
+        makers.pop("features")
     return [makers[word](**(given or {})) for word, given in settings.items() if word in makers]
 
 

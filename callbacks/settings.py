@@ -49,3 +49,13 @@ class DownstreamSettings(Settings):
     batch_contexts: int = setting(
         8, ge=1, help="contexts per forward pass; two sets of logits are held"
     )
+
+
+@WATCHERS.register("features")
+class FeaturesSettings(Settings):
+    """How many latents are watched while they form."""
+
+    where = "callbacks.features."
+
+    latents: int = setting(12, ge=1, help="watched latents, chosen by the hash of their number")
+    contexts: int = setting(2, ge=1, le=20, help="strongest contexts of each at a validation")

@@ -17,6 +17,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import WandbLogger
 
 from sae.errors import ConfigError
+from sae.features.plain import marked
 from sae.sharing import sharing
 
 log = logging.getLogger(__name__)
@@ -130,6 +131,23 @@ class WandbRun(WandbLogger):
 
             drawn = wandb.Histogram(np_histogram=(histogram["latents"], histogram["log10_edges"]))
             self._run.log({"val/firing_log10_frequency": drawn, "trainer/global_step": step})
+
+        self._attempt(send)
+
+    def log_latents(self, latents: Sequence[Mapping[str, Any]], step: int) -> None:
+        """Show latents (`Record.as_plain`) as a table: a row for each context, its peak in «»."""
+
+        def send() -> None:
+            import wandb
+
+            columns: list[Any] = ["latent", "density", "max", "context"]
+            rows = [
+                [one["latent"], one["density"], one["max"], marked(context)]
+                for one in latents
+                for context in one["contexts"] or [None]
+            ]
+            table = wandb.Table(columns=columns, data=rows)
+            self._run.log({"val/features": table, "trainer/global_step": step})
 
         self._attempt(send)
 

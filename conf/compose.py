@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from conf.options import DELTAS, FOLDER, options
+from conf.options import DELTAS, FOLDER, is_delta, options
 from conf.quoting import how_to_quote
 from conf.settings import PROGRAMS, register
 from sae.errors import ConfigError, unknown
@@ -55,7 +55,7 @@ def names_of(overrides: Iterable[Override]) -> list[str]:
     """
     return [
         f"{override.key_or_group}={override.value()}"
-        if override.key_or_group in DELTAS
+        if is_delta(override.key_or_group)
         else override.key_or_group
         for override in overrides
     ]
@@ -145,7 +145,8 @@ def _check_key_and_option(config_name: str, override: Override) -> None:
     """Refuse an unknown key of the top level and an unknown option of a group."""
     key, known = override.key_or_group, options(override.key_or_group)
     keys = [*PROGRAMS[config_name].model_fields, *(DELTAS if config_name == "train" else ())]
-    if key.partition(".")[0] not in keys and not key.startswith("hydra") and "@" not in key:
+    in_delta = known and is_delta(key)
+    if not (key.partition(".")[0] in keys or in_delta or key.startswith("hydra") or "@" in key):
         raise ConfigError(unknown(key, keys))
     wanted = override.value()
     if known and not override.is_delete() and wanted is None:

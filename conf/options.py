@@ -16,8 +16,20 @@ DELTAS = ("experiment", "sweep", "launcher", "sweeper", "debug")
 
 
 def options(group: str) -> list[str]:
-    """Names of the yaml files of a group; [] where there is no such group."""
-    return sorted(file.stem for file in (FOLDER / group).glob("*.yaml"))
+    """Names of the yaml files of a group and of its folders; [] where there is no such group."""
+    folder = FOLDER / group
+    files = [*folder.glob("*.yaml"), *folder.glob("*/*.yaml")]
+    return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in files)
+
+
+def is_delta(group: str) -> bool:
+    """Whether a group is one of `DELTAS`, or lies in one.
+
+    Example:
+        >>> is_delta("experiment/features/member"), is_delta("sae")
+        (True, False)
+    """
+    return group.partition("/")[0] in DELTAS
 
 
 def content(group: str, option: str) -> dict[str, Any]:
@@ -48,7 +60,7 @@ def keys_set_by(word: str) -> list[str]:
         ['lm', 'corpus', 'resample', 'optimizer', 'l1']
     """
     group, _, option = word.partition("=")
-    if group not in DELTAS or option not in options(group):
+    if not is_delta(group) or option not in options(group):
         return []
     node = content(group, option)
     keys: list[str] = []

@@ -231,10 +231,7 @@ class Dictionary(nn.Module, ABC):
         """
         *four, W_skip = self.tensors()
         W_enc, b_enc, W_dec, b_dec = (t.detach().float().cpu() for t in four)
-        if isinstance(scale, Tensor):
-            s, t = self.split(scale.float().cpu())
-        else:
-            s, t = torch.full((len(W_enc),), scale), torch.full((len(b_dec),), scale)
+        s, t = self._both(scale)
         W_dec = W_dec / t
         norms, threshold = W_dec.norm(dim=1), self.thresholds()
         config = SAEConfig(
@@ -252,6 +249,20 @@ class Dictionary(nn.Module, ABC):
             threshold=None if threshold is None else threshold.float().cpu() * norms,
             W_skip=None if W_skip is None else s[:, None] * W_skip.float().cpu() / t,
         )
+
+    @torch.no_grad()
+    def units(self, scale: float | Float[Tensor, " width"]) -> Float[Tensor, " d_sae"]:
+        """Factors from its activations to those of the folded SAE: the $n_j$ of `folded`."""
+        W_dec = self.tensors()[2].detach().float().cpu()
+        return (W_dec / self._both(scale)[1]).norm(dim=1)
+
+    def _both(
+        self, scale: float | Float[Tensor, " width"]
+    ) -> tuple[Float[Tensor, " d_in"], Float[Tensor, " d_out"]]:
+        """Factors of the columns of input and target."""
+        if isinstance(scale, Tensor):
+            return self.split(scale.float().cpu())
+        return torch.full((self.d_in,), scale), torch.full((self.d_out or self.d_in,), scale)
 
 
 ARCHITECTURES: Registry[type[Dictionary]] = Registry("sae.architecture", "architecture")

@@ -55,6 +55,10 @@ class Code(ABC):
     def firing_counts(self) -> Int[Tensor, " d_sae"]:
         """In how many vectors of the batch each latent fired."""
 
+    @abstractmethod
+    def of(self, latents: Int[Tensor, " n"]) -> Float[Tensor, "batch n"]:
+        """Activations of a few latents, zeros included."""
+
 
 @dataclass(frozen=True)
 class DenseCode(Code):
@@ -105,6 +109,10 @@ class DenseCode(Code):
     def firing_counts(self) -> Int[Tensor, " d_sae"]:
         """In how many vectors of the batch each latent fired."""
         return firing(self.values.detach())[1]
+
+    def of(self, latents: Int[Tensor, " n"]) -> Float[Tensor, "batch n"]:
+        """Their columns."""
+        return self.values[:, latents]
 
 
 @dataclass(frozen=True)
@@ -161,6 +169,16 @@ class SparseCode(Code):
         """In how many vectors of the batch each latent fired."""
         fired = (self.values.detach() != 0).long()
         return fired.new_zeros(self.d_sae).index_add_(0, self.pattern.latents, fired)
+
+    def of(self, latents: Int[Tensor, " n"]) -> Float[Tensor, "batch n"]:
+        """The values of the pairs that hold one of them."""
+        column = latents.new_full((self.d_sae,), -1)
+        column[latents] = torch.arange(len(latents), device=latents.device)
+        column = column[self.pattern.latents]
+        here = column >= 0
+        found = self.values.new_zeros(self.batch, len(latents))
+        found[self.pattern.rows[here], column[here]] = self.values[here]
+        return found
 
 
 def _at_least_float32(values: Tensor) -> torch.dtype:

@@ -3,7 +3,6 @@
 import os
 import tempfile
 from collections.abc import Sequence
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from sae.features.firings import collect
 from sae.features.make import place_of, text_of
 from sae.features.record import Record
 from sae.features.summary import summarise
+from sae.features.watched import by_hash
 from sae.features.weights import of_latent, weight_statistics, written_at
 from sae.provenance import cache_dir
 from sae.types import Split
@@ -89,5 +89,5 @@ def choose(density: Sequence[float] | np.ndarray, per_bin: int) -> list[int]:
     chosen = []
     for n in range(BINS):
         those = np.flatnonzero(bins == n).tolist()
-        chosen += sorted(those, key=lambda i: sha256(str(i).encode()).digest())[:per_bin]
+        chosen += by_hash(those)[:per_bin]
     return chosen

@@ -64,3 +64,17 @@ def _coloured(context: Mapping[str, Any], largest: float) -> str:
 def words(ids: Int[np.ndarray, " n"], text: Text) -> list[str]:
     """Tokens as text."""
     return [text.vocabulary[i].decode(errors="replace") for i in ids.tolist()]
+
+
+def marked(context: Mapping[str, Any] | None) -> str:
+    r"""A context of `Record.as_plain` as one line, its peak in «»; empty for None.
+
+    Example:
+        >>> marked({"pieces": ["It", " is", "\n"], "peak": 1})
+        'It« is»↵'
+    """
+    if context is None:
+        return ""
+    pieces = [visible(piece) for piece in context["pieces"]]
+    pieces[context["peak"]] = f"«{pieces[context['peak']]}»"
+    return "".join(pieces)

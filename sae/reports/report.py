@@ -77,6 +77,7 @@ def write_report(run_folder: str | Path) -> Path:
         Section("Curves", plots=_plots(results, curves)),
         Section("Results", tables=[*_tables(results), *training], narrow=True),
         Section("What it learned", latents=_latents(results)),
+        Section("How latents formed", latents=_formed(read_json(folder / "features.json"))),
         Section("Sessions", tables=_sessions(manifest)),
         Section("Settings", texts={
             "config.yaml": config_text,
@@ -223,6 +224,24 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 def _text(path: Path) -> str:
     return path.read_text() if path.is_file() else ""
+
+
+def _formed(looks: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The latents of the callback `features`, each with the contexts of all looks."""
+    found = looks.get("looks") or []
+    latents = []
+    for column in zip(*(look["latents"] for look in found), strict=True):
+        contexts = []
+        for look, one in zip(found, column, strict=True):
+            contexts.append({"note": _when(look, one), "pieces": (), "values": (), "peak": 0})
+            contexts += [{**context, "max": one["max"]} for context in one["contexts"]]
+        latents.append({**column[-1], "contexts": contexts})
+    return latents
+
+
+def _when(look: Mapping[str, Any], one: Mapping[str, Any]) -> str:
+    fires = f"fires on {100 * one['density']:.3g} %" if one["density"] else "is silent"
+    return f"After {look['tokens']:,} tokens it {fires}"
 
 
 def _latents(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -242,7 +242,7 @@ def test_integral_floats_become_whole_numbers_everywhere():
     assert repr(config["resample"]["sample_tokens"]) == "1000"
     assert repr(config["resample"]["at_tokens"]) == "[1000, '20%']"
     assert composed("~callbacks.downstream")["callbacks"].keys() == {
-        "dead_features", "reconstruction"
+        "dead_features", "features", "reconstruction"
     }  # fmt: skip
 
 

@@ -1,0 +1,107 @@
+"""The same latents, looked at again and again while an SAE trains."""
+
+from collections.abc import Iterable
+from functools import cached_property
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from sae.activations.counted_rows import CountedRows, all_rows
+from sae.activations.rows import Rows
+from sae.activations.sources import LMActivations
+from sae.features.firings import Firings
+from sae.features.make import place_of, text_of
+from sae.features.record import Record
+from sae.features.shown import Text
+from sae.features.summary import summarise
+from sae.types import Split
+
+NUM_TOKENS = 32_768
+"""Tokens that are read at most, the first ones of the split."""
+
+
+class WatchedText:
+    """The text behind the first rows of a split; it is read at its first use.
+
+    Args:
+        source: An LM's activations.
+        rows: Those of the split that count.
+        split: The split.
+    """
+
+    def __init__(self, source: LMActivations, rows: Rows, split: Split = "val"):
+        self.rows, self._source, self._split = rows, source, split
+
+    def contains(self, chunk: int) -> bool:
+        """Whether a chunk lies within the rows that are read."""
+        return all_rows(self.rows).chunk_bounds(chunk)[1] <= self._num_rows
+
+    def look(
+        self,
+        latent: int,
+        row: Int[np.ndarray, " firings"],
+        value: Float[np.ndarray, " firings"],
+        contexts: int,
+    ) -> dict[str, Any]:
+        """Where a latent fires, as `Record.as_plain` gives it; nothing of its weights.
+
+        Args:
+            latent: Its number.
+            row: Rows on which it fires, ascending, counted from the first that counts.
+            value: Its activations there.
+            contexts: How many are kept.
+        """
+        if not len(row):
+            nothing = ("tokens", "top_logits", "bottom_logits", "histogram", "contexts")
+            return {"latent": str(latent), "density": 0.0, "max": 0.0} | {n: [] for n in nothing}
+        place = place_of(self.text, self._source.store(self._split), seed=0)
+        summary = summarise(latent, Firings(self._stored[row], value), place)
+        density = summary.firings / len(self._stored)
+        return Record(
+            latent=latent, sign=1, density=density, text=self.text, **vars(summary)
+        ).as_plain(contexts)  # fmt: skip
+
+    @property
+    def _num_rows(self) -> int:
+        spec = self._source.store(self._split).spec
+        contexts = min(self._source.store(self._split).num_contexts, max(1, NUM_TOKENS // spec.ctx))
+        return contexts * spec.rows_per_context
+
+    @cached_property
+    def _counted(self) -> np.ndarray:
+        """Which of all rows count, of the chunks that are read."""
+        parts, every = [], all_rows(self.rows)
+        for chunk in filter(self.contains, range(every.num_chunks)):
+            start, stop = every.chunk_bounds(chunk)
+            counts = np.ones(stop - start, dtype=bool)
+            if isinstance(self.rows, CountedRows):
+                counts = self.rows.mask(chunk, every.read(chunk)).numpy()
+            parts.append(counts)
+        return np.concatenate(parts)
+
+    @cached_property
+    def _stored(self) -> Int[np.ndarray, " rows"]:
+        """The row of the store of each row that counts."""
+        return np.flatnonzero(self._counted)
+
+    @cached_property
+    def text(self) -> Text:
+        """The text."""
+        per_context = self._source.store(self._split).spec.rows_per_context
+        contexts = -(-len(self._counted) // per_context)
+        counted = np.zeros(contexts * per_context, dtype=bool)
+        counted[: len(self._counted)] = self._counted
+        return text_of(self._source, self._split, counted, contexts)
+
+
+def by_hash(latents: Iterable[int]) -> list[int]:
+    """Latents in the order of the hashes of their numbers: nobody chose the first ones by eye.
+
+    Example:
+        >>> by_hash(range(5))
+        [4, 3, 0, 1, 2]
+    """
+    return sorted(latents, key=lambda i: sha256(str(i).encode()).digest())
