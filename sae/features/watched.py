@@ -6,7 +6,6 @@ from hashlib import sha256
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 
 from sae.activations.counted_rows import CountedRows, all_rows

@@ -64,7 +64,8 @@ def test_a_look_shows_what_the_records_of_the_same_sae_show(source, tmp_path, ar
     live = 0
     for one in look["latents"]:
         if one["latent"] not in there.latents:
-            assert one["density"] == 0 and one["contexts"] == []
+            assert one["density"] == 0
+            assert one["contexts"] == []
             continue
         live += 1
         expected = there[one["latent"]].as_plain(2)
