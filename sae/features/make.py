@@ -93,7 +93,7 @@ def records(
         "store": store.spec.key, "ends": str(run.ends), "contexts": contexts, "seed": seed,
         "counted": counted.to_json(),
     }  # fmt: skip
-    folder = cache_dir() / "features" / content_key(identity)
+    folder = features_dir() / content_key(identity)
     make_cache_dir(folder)
     with FileLock(f"{folder}.lock"):
         weights = _weights(folder, run, against)  # first: the LM is gone when the rest needs room
@@ -122,6 +122,11 @@ def records(
             }
             write_json(folder / FACTS, seal(facts))
     return Records(folder, weights)
+
+
+def features_dir() -> Path:
+    """Where records are kept."""
+    return cache_dir() / "features"
 
 
 def _is_complete(folder: Path) -> bool:

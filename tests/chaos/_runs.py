@@ -38,6 +38,7 @@ class Kind:
         ranks: Processes that train together.
         own_cache: Whether each run begins with an empty cache, as a harvest does.
         weight: How often it is chosen; runs that start interpreters take half a minute.
+        evals: Evaluations of the finished run, as evaluate.py makes them.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Kind:
     ranks: int = 1
     own_cache: bool = False
     weight: float = 1.0
+    evals: tuple[str, ...] = ()
 
     def start(self, folder: Path, cache: Path, log: Path) -> list[Child]:
         """Begin the run or go on with it: one child a rank."""
@@ -56,7 +58,7 @@ class Kind:
         elif self.name == "harvest":
             call = program("train", *self.words, f"run_dir={folder}")
         else:
-            call = _plain(self.words, folder)
+            call = _plain(self.words, folder, self.evals)
         if self.ranks == 1:
             return [Child(call, log, environment)]  # pyright: ignore[reportArgumentType]
         with socket.socket() as free:
@@ -75,7 +77,8 @@ class Kind:
         ]  # fmt: skip
 
 
-def _plain(words: tuple[str, ...], folder: Path) -> Callable[[], None]:
+def _plain(words: tuple[str, ...], folder: Path, evals: tuple[str, ...] = ()) -> Callable[[], None]:
+    from evaluate import evaluate
     from train import compose, train
 
     config = compose(words)  # here, where it is kept for the next run of the kind
@@ -86,6 +89,8 @@ def _plain(words: tuple[str, ...], folder: Path) -> Callable[[], None]:
         try:
             with handling():
                 train(config, folder)
+                if evals:
+                    evaluate(folder, {name: {} for name in evals}, device="cpu")
         except Interrupted as stopped:
             raise SystemExit(stopped.code) from None
 
@@ -111,6 +116,9 @@ KINDS = (
     Kind("batch_topk", (*WORLD, "sae=batch_topk", "k=2")),
     Kind("gated", (*WORLD, "sae=gated", "l1=1e-2")),
     Kind("LM and harvest", (*LM, "sae=topk", "k=4"), own_cache=True),
+    Kind(
+        "records and pages", (*LM, "sae=topk", "k=4"), own_cache=True, evals=("dashboard",)
+    ),
     Kind("crosscoder", (*LM, "sae=crosscoder", "layer=[0,1]", "l1=1e-2")),
     Kind("end to end", (*LM, "experiment=e2e", "sae=topk", "k=4", "epochs=1", "tokens=2048")),
     Kind("fitted: pca", (*FITTED, "sae=pca", "k=2"), own_cache=True),
@@ -146,7 +154,8 @@ def facts(folder: Path, cache: Path | None = None) -> dict[str, object]:
         name, key = file.name, str(file.relative_to(folder))
         if ".hydra" in key or ".submitit" in key:
             continue
-        if name in ("metrics.csv", "sae.safetensors"):
+        page = "dashboard/" in key and file.is_file()
+        if page or name in ("metrics.csv", "sae.safetensors", "features.json"):
             found[key] = file.read_bytes()
         elif name == "results.json":
             results = json.loads(file.read_text())
@@ -156,6 +165,8 @@ def facts(folder: Path, cache: Path | None = None) -> dict[str, object]:
             found[key] = _checkpoint(file)
         elif name in ("previous.ckpt", "error.txt") or name.endswith((".tmp", ".new")):
             found[key] = "litter"
+    for file in sorted((cache / "features").rglob("*.safetensors")) if cache else ():
+        found[str(file.relative_to(cache))] = file.read_bytes()
     for file in sorted((cache / "activations").rglob("*")) if cache else ():
         if file.is_file() and "c" in file.relative_to(cache).parts:
             found[str(file.relative_to(cache))] = file.read_bytes()

@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from _features import CTX, POINT, make_sae, source
+from _features import CTX, POINT, make_sae, placed_on, source
+from filelock import FileLock
 
 from sae.artifacts import save_sae
 from sae.artifacts.placed import PlacedSAE
@@ -14,6 +15,7 @@ from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ConfigError, StoreError
 from sae.evals.dashboard import DashboardEval
 from sae.features import Records, firings, make, records, summary
+from sae.features.__main__ import main
 from sae.features.glimpse import choose, glimpse
 from sae.features.summary import Place, summarise
 
@@ -358,3 +360,25 @@ def test_the_evaluation_compares_with_seeds_of_the_same_width(source, tmp_path):
     assert len(result.tables["latents"]) == result.metrics["live"].value
     with pytest.raises(ConfigError, match="width 4"):
         DashboardEval(against=(str(tmp_path / "narrow"),)).run(PlacedSAE(sae, source))
+
+
+def test_records_in_the_cache_are_listed_and_removed(source, capsys):
+    made = records(placed_on(source, make_sae(source)))
+    key = made.folder.name
+    (made.folder.parent / "halfway").mkdir()
+    assert main(["list"]) == 0
+    listed = capsys.readouterr().out
+    assert key in listed
+    assert "complete" in listed
+    assert "incomplete" in listed
+    assert main(["remove", key]) == 0
+    assert made.folder.exists()  # without --yes it only says what
+    with FileLock(f"{made.folder}.lock"):
+        assert main(["remove", key, "--yes"]) == 1
+    assert main(["remove", "nothing", "--yes"]) == 1
+    assert key in capsys.readouterr().err
+    assert main(["remove", key, "--yes"]) == 0
+    assert not made.folder.exists()
+    assert main(["remove", "--all", "--yes"]) == 0
+    assert list(made.folder.parent.glob("halfway")) == []
+    assert main(["remove"]) == 1
