@@ -7,6 +7,8 @@ Names are imported when they are first used, so that `import sae` costs nothing.
     save_sae(folder, sae)       write one over an older one, as a run does
     push_to_hub(sae, repo_id)   publish one
     to_saebench(sae)            wrap one for SAEBench
+    place(run) -> PlacedSAE     a saved SAE with its LM, text and activations
+    intervene(lm, *edits)       edit activations while an LM runs or writes
     SAE, SAEConfig              four tensors and how they encode
     Point                       a place in the LM: site and layer
     SAEError                    base of all errors that a user can cause
@@ -19,9 +21,13 @@ if TYPE_CHECKING:
     from sae.artifacts import load, push_to_hub, save, save_sae, to_saebench
     from sae.dictionaries.sae import SAE, SAEConfig
     from sae.errors import SAEError
+    from sae.evaluation import place
+    from sae.interventions import intervene
     from sae.types import Point
 
 _HOMES = {
+    "intervene": "sae.interventions",
+    "place": "sae.evaluation",
     "load": "sae.artifacts",
     "push_to_hub": "sae.artifacts",
     "save": "sae.artifacts",
@@ -38,7 +44,9 @@ __all__ = [
     "Point",
     "SAEConfig",
     "SAEError",
+    "intervene",
     "load",
+    "place",
     "push_to_hub",
     "save",
     "save_sae",

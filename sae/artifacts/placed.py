@@ -4,9 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from sae.activations.counted import Counted
 from sae.activations.folder import FolderActivations
@@ -18,7 +20,7 @@ from sae.activations.superposition import SuperpositionActivations
 from sae.dictionaries.sae import SAE
 from sae.dtypes import resolve_lm
 from sae.errors import ArtifactError, ConfigError, SAEError
-from sae.interventions import Spliced
+from sae.interventions import Edit, Intervention, Spliced, edited
 from sae.language import LanguageModel, LMSource, corpus_from_config
 from sae.language.fetch import WheelFile
 from sae.language.trust import check_named
@@ -128,6 +130,28 @@ class PlacedSAE:
         assert self.ends is not None
         mean = torch.as_tensor(self.rows(split).stats.mean).float()
         return Spliced(self.ends, self.sae, mean, self.counted)
+
+    def intervention(
+        self, edit: Edit, error: Literal["kept", "dropped"] = "kept",
+        positions: Bool[Tensor, "batch ctx"] | None = None,
+    ) -> Intervention:  # fmt: skip
+        """An edit of its code, for `sae.intervene(lm, …)`.
+
+        Args:
+            edit: As `sae.interventions.set_to([123], 8.0)` makes it.
+            error: Whether what the SAE misses of the activation stays (`edited`).
+            positions: Positions of the first pass that are edited; None: all that count.
+
+        Raises:
+            ConfigError: If it does not read and write one point of a known LM.
+        """
+        if self.point is None or not isinstance(self.source, LMActivations):
+            raise ConfigError("Only an SAE that reads and writes one point of an LM has edits.")
+        spec = self.source.specs["test"]
+        return Intervention(
+            self.point, edited(self.sae, edit, error), self.counted, spec.keep_first, positions,
+            spec.lm,
+        )  # fmt: skip
 
     def store(self, split: Split) -> ActivationStore | None:
         """The tokens of a split; None for activations without tokens."""

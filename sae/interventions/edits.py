@@ -39,6 +39,28 @@ def scaled(latents: Latents, factor: float) -> Edit:
     return edit
 
 
+def added(latents: Latents, value: float | Tensor) -> Edit:
+    """Add a value to latents, or one each."""
+
+    def edit(f: Tensor) -> Tensor:
+        changed = f.clone()
+        changed[..., _tensor(latents, f)] += torch.as_tensor(value, dtype=f.dtype, device=f.device)
+        return changed
+
+    return edit
+
+
+def clamped(latents: Latents, low: float | None = None, high: float | None = None) -> Edit:
+    """Keep latents between two values; None is no bound."""
+
+    def edit(f: Tensor) -> Tensor:
+        changed, chosen = f.clone(), _tensor(latents, f)
+        changed[..., chosen] = changed[..., chosen].clamp(low, high)
+        return changed
+
+    return edit
+
+
 def swapped(latents: Latents, other: Float[Tensor, "... d_sae"]) -> Edit:
     """Take the values of latents from another code, such as that of a counterfactual prompt."""
     return lambda f: set_to(latents, other.to(f)[..., _tensor(latents, f)])(f)
@@ -108,4 +130,17 @@ def without(
 
 
 def _tensor(latents: Latents, f: Tensor) -> Tensor:
-    return torch.as_tensor(latents, device=f.device)
+    """Indices or a mask, on the device of the codes; refuses latents that they lack."""
+    chosen, d_sae = torch.as_tensor(latents, device=f.device), f.shape[-1]
+    if chosen.dtype == torch.bool:
+        fits = chosen.shape == (d_sae,)
+    else:
+        chosen = chosen.long()
+        fits = not chosen.numel() or (int(chosen.min()) >= 0 and int(chosen.max()) < d_sae)
+    if not fits:
+        given = chosen.tolist() if chosen.numel() < 20 else f"of shape {list(chosen.shape)}"
+        raise ConfigError(
+            f"Latents {given} are not all among the SAE's {d_sae}: give indices from 0 to "
+            f"{d_sae - 1}, or a mask of that length."
+        )
+    return chosen

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from sae.checksums import sha256_of
 from sae.errors import ConfigError, SiteError
 from sae.language import sites
+from sae.language.generate import continue_texts
+from sae.language.hooks import OnPass, Pass, hooked
 from sae.language.replay import Replay
 from sae.language.text import Tokenizer, separator_id
 from sae.language.weights import check_embedded
@@ -121,8 +122,8 @@ class LanguageModel:
         found: dict[Point, Tensor] = {}
         wanted = set(points)
 
-        def keep(point: Point) -> Callable[[Tensor], None]:
-            def seen(value: Tensor) -> None:
+        def keep(point: Point) -> OnPass:
+            def seen(value: Tensor, _: Pass) -> None:
                 found[point] = value
                 if len(found) == len(wanted):
                     raise _Enough
@@ -131,7 +132,7 @@ class LanguageModel:
 
         if wanted:
             try:
-                with self._hooked({point: keep(point) for point in wanted}, tokens.shape):
+                with self.hooked({point: keep(point) for point in wanted}):
                     self._forward(tokens)
             except _Enough:
                 pass
@@ -167,8 +168,8 @@ class LanguageModel:
     ) -> Float[Tensor, "batch ctx vocab"]:
         """`logits` with the gradients of what is spliced in; the LM itself is frozen."""
 
-        def splice(point: Point, function: Replacement) -> Replacement:
-            def swap(value: Tensor) -> Tensor:
+        def splice(point: Point, function: Replacement) -> OnPass:
+            def swap(value: Tensor, _: Pass) -> Tensor:
                 new = function(value)
                 if not isinstance(new, Tensor) or new.shape != value.shape:
                     got = list(new.shape) if isinstance(new, Tensor) else type(new).__name__
@@ -181,7 +182,7 @@ class LanguageModel:
             return swap
 
         functions = {point: splice(point, f) for point, f in (replace or {}).items()}
-        with self._hooked(functions, tokens.shape):
+        with self.hooked(functions):
             return self._forward(tokens)
 
     def logits_under(
@@ -221,32 +222,46 @@ class LanguageModel:
         return self.model(tokens.to(self.device, torch.long), use_cache=False).logits
 
     @contextmanager
-    def _hooked(
-        self, functions: Mapping[Point, Callable[[Tensor], Tensor | None]], shape: Sequence[int]
-    ) -> Iterator[None]:
-        """Call a function on the activation at each point; what it returns replaces it.
+    def hooked(self, functions: Mapping[Point, OnPass]) -> Iterator[None]:
+        """Call a function on the activation at each point, in every pass inside.
 
         Args:
-            functions: They get activations [batch ctx d].
-            shape: The tokens' [batch ctx].
+            functions: By point; what they return takes the activation's place.
+
+        Raises:
+            SiteError: If a point does not exist.
         """
         for point in functions:
             self.check(point)
-        handles: list[RemovableHandle] = []
+        with self._lock, hooked(self.model, functions):
+            yield
+
+    def generate(
+        self,
+        texts: str | Sequence[str],
+        *,
+        new_tokens: int = 32,
+        temperature: float = 0.0,
+        seed: int = 0,
+        use_cache: bool = True,
+    ) -> list[str]:
+        """What the LM writes after texts (`sae.language.generate`), edited inside `sae.intervene`.
+
+        Args:
+            texts: One or several; a document separator is put before each.
+            new_tokens: Tokens that are written, whatever they are.
+            temperature: 0 takes the likeliest token.
+            seed: Of the draws.
+            use_cache: Whether keys and values are kept.
+
+        Raises:
+            ConfigError: If the text grows longer than the LM allows.
+        """
         with self._lock:
-            try:
-                for point, function in functions.items():
-                    module = sites.module_at(self.model, point)
-                    factor = sites.factor_of(self.model) if sites.is_added(point) else None
-                    function = _as_at_site(function, shape, factor)
-                    if sites.is_input(point):
-                        handles.append(module.register_forward_pre_hook(_on_input(function)))
-                    else:
-                        handles.append(module.register_forward_hook(_on_output(function)))
-                yield
-            finally:
-                for handle in handles:
-                    handle.remove()
+            return continue_texts(
+                self, [texts] if isinstance(texts, str) else texts, new_tokens=new_tokens,
+                temperature=temperature, seed=seed, use_cache=use_cache,
+            )  # fmt: skip
 
 
 def longest_ctx(config: Any) -> int:
@@ -255,41 +270,3 @@ def longest_ctx(config: Any) -> int:
     given = (getattr(config, name, None) for name in names)
     # Bloom's positions are unlimited (ALiBi); 2048 is what all of its sizes were trained with.
     return next((number for number in given if number), 2048)
-
-
-def _as_at_site(
-    function: Callable[[Tensor], Tensor | None], shape: Sequence[int], factor: float | None
-) -> Callable[[Tensor], Tensor | None]:
-    """The function, for what the module itself has: rows without contexts, no factor yet.
-
-    With a factor the function gets a copy, since some blocks (Falcon's) add to the outputs of
-    modules in place.
-    """
-
-    def at_module(value: Tensor) -> Tensor | None:
-        here = value.reshape(*shape, value.shape[-1])  # OPT's MLP reads [batch * ctx, d]
-        new = function(here if factor is None else here * factor)
-        if new is None:
-            return None
-        return (new if factor is None else new / factor).reshape(value.shape)
-
-    return at_module
-
-
-def _on_input(function: Callable[[Tensor], Tensor | None]) -> Callable:
-    def hook(module: nn.Module, inputs: tuple) -> tuple | None:
-        new = function(inputs[0])
-        return None if new is None else (new, *inputs[1:])
-
-    return hook
-
-
-def _on_output(function: Callable[[Tensor], Tensor | None]) -> Callable:
-    def hook(module: nn.Module, inputs: tuple, output: Any) -> Any:
-        # Blocks return the tensor or, in other versions of transformers, a tuple that starts so.
-        if not isinstance(output, tuple):
-            return function(output)
-        new = function(output[0])
-        return None if new is None else (new, *output[1:])
-
-    return hook

@@ -1,0 +1,90 @@
+"""Text that an LM writes."""
+
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from sae.errors import ConfigError
+from sae.language.hooks import CACHE_NAMES
+from sae.language.pieces import token_bytes
+from sae.language.text import tokenise
+
+if TYPE_CHECKING:
+    from sae.language.lm import LanguageModel
+
+
+@torch.no_grad()
+def generate(
+    lm: "LanguageModel", tokens: Int[Tensor, "batch ctx"], *, new_tokens: int,
+    temperature: float = 0.0, seed: int = 0, use_cache: bool = True,
+) -> Int[Tensor, "batch longer"]:  # fmt: skip
+    """Tokens and what the LM writes after them.
+
+    Args:
+        lm: The LM.
+        tokens: Token ids, nothing padded.
+        new_tokens: Tokens that are written, whatever they are: an end of text does not stop it.
+        temperature: 0 takes the likeliest token.
+        seed: Of the draws.
+        use_cache: Whether keys and values are kept; the text is the same without, and slower.
+
+    Raises:
+        ConfigError: If the text grows longer than the LM allows, or the temperature is negative.
+    """
+    longest = tokens.shape[1] + new_tokens
+    if longest > lm.max_ctx:
+        raise ConfigError(
+            f"{tokens.shape[1]} tokens and new_tokens={new_tokens} are {longest} together; "
+            f"{lm.name} allows {lm.max_ctx}. Give a shorter text or write less."
+        )
+    if new_tokens < 1 or temperature < 0:
+        raise ConfigError(
+            f"new_tokens={new_tokens} must be at least 1, temperature={temperature} at least 0."
+        )
+    generator = torch.Generator(lm.device).manual_seed(seed)
+    written = tokens.to(lm.device, torch.long)
+    kept = _new_cache(lm.model) if use_cache else {}
+    for step in range(new_tokens):
+        unread = written[:, -1:] if kept and step else written
+        logits = lm.model(unread, use_cache=use_cache, **kept).logits[:, -1].float()
+        if temperature:
+            likely = torch.softmax(logits / temperature, dim=-1)
+            chosen = torch.multinomial(likely, 1, generator=generator)
+        else:
+            chosen = logits.argmax(-1, keepdim=True)
+        written = torch.cat([written, chosen], dim=1)
+    return written
+
+
+def continue_texts(lm: "LanguageModel", texts: Sequence[str], **options: Any) -> list[str]:
+    """What the LM writes after each text; a document separator stands before it.
+
+    Token 0 of a context is a sink, which no edit touches: it must not be a word of the text.
+
+    Args:
+        lm: The LM.
+        texts: Texts; those of equal length in tokens are read together.
+        options: As of `generate`.
+    """
+    ids = [[lm.separator_id, *one] for one in tokenise(lm.tokenizer, list(texts))]
+    vocabulary = token_bytes(lm.tokenizer)
+    found = [""] * len(ids)
+    for length in sorted({len(one) for one in ids}):
+        those = [i for i, one in enumerate(ids) if len(one) == length]
+        written = generate(lm, torch.tensor([ids[i] for i in those]), **options)
+        for i, row in zip(those, written[:, length:].tolist(), strict=True):
+            found[i] = b"".join(vocabulary[token] for token in row).decode(errors="replace")
+    return found
+
+
+def _new_cache(model: Any) -> dict[str, Any]:
+    """An empty cache of keys and values, under the name that the model's `forward` has for it."""
+    from transformers import DynamicCache
+
+    known = inspect.signature(model.forward).parameters
+    name = next(name for name in CACHE_NAMES if name in known)
+    return {name: DynamicCache(config=model.config)}

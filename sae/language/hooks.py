@@ -1,0 +1,103 @@
+"""Functions that see, and may replace, activations at sites in every pass of a model."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from jaxtyping import Int
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from sae.language import sites
+from sae.types import Point
+
+
+class Pass(NamedTuple):
+    """What a forward pass reads.
+
+    Args:
+        tokens: Token ids; with a KV cache those that are new.
+        start: Position of the first of them.
+    """
+
+    tokens: Int[Tensor, "batch new"]
+    start: int
+
+
+CACHE_NAMES = ("cache", "past_key_values")
+"""Argument of a model that holds keys and values, in new and old versions of transformers."""
+OnPass = Callable[[Tensor, Pass], Tensor | None]
+"""Gets the activation [batch new d] and its pass; what it returns takes the activation's place."""
+
+
+@contextmanager
+def hooked(model: nn.Module, functions: Mapping[Point, OnPass]) -> Iterator[None]:
+    """Call a function on the activation at each point, in every pass inside.
+
+    Functions of an outer context come first and those of an inner one see what they return.
+
+    Args:
+        model: A causal LM of a known family.
+        functions: By point; the model has them.
+    """
+    current: list[Pass] = []
+
+    def begin(module: nn.Module, inputs: tuple, named: dict[str, Any]) -> None:
+        tokens = named["input_ids"] if "input_ids" in named else inputs[0]
+        past = next((named[name] for name in CACHE_NAMES if named.get(name) is not None), None)
+        current[:] = [Pass(tokens, 0 if past is None else int(past.get_seq_length()))]
+
+    handles: list[RemovableHandle] = []
+    try:
+        handles.append(model.register_forward_pre_hook(begin, with_kwargs=True))
+        for point, function in functions.items():
+            module = sites.module_at(model, point)
+            factor = sites.factor_of(model) if sites.is_added(point) else None
+            at_module = _as_at_site(function, current, factor)
+            if sites.is_input(point):
+                handles.append(module.register_forward_pre_hook(_on_input(at_module)))
+            else:
+                handles.append(module.register_forward_hook(_on_output(at_module)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _as_at_site(
+    function: OnPass, current: list[Pass], factor: float | None
+) -> Callable[[Tensor], Tensor | None]:
+    """The function, for what the module itself has: rows without contexts, no factor yet.
+
+    With a factor the function gets a copy, since some blocks (Falcon's) add to the outputs of
+    modules in place.
+    """
+
+    def at_module(value: Tensor) -> Tensor | None:
+        (now,) = current
+        here = value.reshape(*now.tokens.shape, value.shape[-1])  # OPT's MLP reads [batch * ctx, d]
+        new = function(here if factor is None else here * factor, now)
+        if new is None:
+            return None
+        return (new if factor is None else new / factor).reshape(value.shape)
+
+    return at_module
+
+
+def _on_input(function: Callable[[Tensor], Tensor | None]) -> Callable:
+    def hook(module: nn.Module, inputs: tuple) -> tuple | None:
+        new = function(inputs[0])
+        return None if new is None else (new, *inputs[1:])
+
+    return hook
+
+
+def _on_output(function: Callable[[Tensor], Tensor | None]) -> Callable:
+    def hook(module: nn.Module, inputs: tuple, output: Any) -> Any:
+        # Blocks return the tensor or, in other versions of transformers, a tuple that starts so.
+        if not isinstance(output, tuple):
+            return function(output)
+        new = function(output[0])
+        return None if new is None else (new, *output[1:])
+
+    return hook
