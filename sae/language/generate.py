@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Int
@@ -11,15 +11,27 @@ from torch import Tensor
 from sae.errors import ConfigError
 from sae.language.hooks import CACHE_NAMES
 from sae.language.pieces import token_bytes
-from sae.language.text import tokenise
+from sae.language.text import Tokenizer, tokenise
 
-if TYPE_CHECKING:
-    from sae.language.lm import LanguageModel
+
+class Writer(Protocol):
+    """What is used of a `LanguageModel`."""
+
+    model: Any
+    name: str
+    max_ctx: int
+    tokenizer: Tokenizer
+    separator_id: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        ...
 
 
 @torch.no_grad()
 def generate(
-    lm: "LanguageModel", tokens: Int[Tensor, "batch ctx"], *, new_tokens: int,
+    lm: Writer, tokens: Int[Tensor, "batch ctx"], *, new_tokens: int,
     temperature: float = 0.0, seed: int = 0, use_cache: bool = True,
 ) -> Int[Tensor, "batch longer"]:  # fmt: skip
     """Tokens and what the LM writes after them.
@@ -60,7 +72,7 @@ def generate(
     return written
 
 
-def continue_texts(lm: "LanguageModel", texts: Sequence[str], **options: Any) -> list[str]:
+def continue_texts(lm: Writer, texts: Sequence[str], **options: Any) -> list[str]:
     """What the LM writes after each text; a document separator stands before it.
 
     Token 0 of a context is a sink, which no edit touches: it must not be a word of the text.

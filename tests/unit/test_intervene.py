@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from _families import EVERY
+from _features import POINT as RESID
 from _features import make_sae, placed_on, source
 
 import sae
@@ -115,7 +116,7 @@ def test_an_error_inside_leaves_no_edit_behind(lm, tokens):
 def test_an_edit_of_an_sae_is_that_of_its_code(source):
     one = placed_on(source, make_sae(source))
     lm, tokens = one.lm, torch.as_tensor(source.store("test").tokens[:2]).long()
-    clean, x = lm.logits(tokens), lm.capture(tokens, [one.point])[one.point]
+    clean, x = lm.logits(tokens), lm.capture(tokens, [RESID])[RESID]
     counts = source.counted.mask([x], tokens)
     counts[:, 0] = False
     with sae.intervene(lm, one.intervention(set_to([5], 9.0))):
@@ -125,7 +126,7 @@ def test_an_edit_of_an_sae_is_that_of_its_code(source):
         f = one.sae.encode(x)[..., 5:6]
         return torch.where(counts[..., None], x + (9 - f) * one.sae.W_dec[5], x)
 
-    torch.testing.assert_close(found, lm.logits(tokens, {one.point: slow}))
+    torch.testing.assert_close(found, lm.logits(tokens, {RESID: slow}))
     assert (found - clean).abs().max() > 0.01
     with sae.intervene(lm, one.intervention(scaled([5], 1.0))):
         torch.testing.assert_close(lm.logits(tokens), clean)
