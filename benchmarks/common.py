@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, reference products, the machine, the result.
+"""Pieces of all benchmarks: interleaved timing, reference products, the machine, the result.
 
 The clock of a machine drifts by 10 to 20 percent within seconds, so nothing is timed for long:
 in each round everything that will be compared runs once, in turn, and what is reported is the
@@ -191,7 +191,7 @@ class Table:
 
 @dataclass
 class Result:
-    """What a benchmark found."""
+    """Result of a benchmark."""
 
     name: str
     settings: dict[str, Any]

@@ -110,7 +110,7 @@ def _set_biases(dictionary: Dictionary, bias: float) -> None:
 
 
 class OurStep:
-    """What `sae/training/module.py` does in a step.
+    """A step as `sae/training/module.py` makes it.
 
     Args:
         dictionary: What is trained.

@@ -57,7 +57,7 @@ class InMemory:
         return self.corpus.streaming
 
     def identity(self) -> dict[str, object]:
-        """What decides the documents."""
+        """Identity of the documents."""
         return self.corpus.identity()
 
     def to_config(self) -> dict[str, object]:
@@ -161,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
 
 @dataclass(frozen=True)
 class Bench:
-    """What is harvested, and by what.
+    """A point and the LM that it is harvested of.
 
     Attributes:
         lm: The LM that `loaded` gives.

@@ -1,4 +1,4 @@
-"""What stands around the training step: reading batches from disk, and Lightning.
+"""Work around the training step: reading batches from disk, and Lightning.
 
     python -m benchmarks.loader                       the main job
     python -m benchmarks.loader sae=topk k=64         any override of train.py

@@ -161,7 +161,7 @@ def _sparsify(problem: Problem, architecture: str, device: str, bf16: bool) -> C
     since_fired = torch.zeros(problem.d_sae, dtype=torch.long, device=device)
 
     def step(x: Tensor) -> None:
-        """What the hook and the loop of its `Trainer.fit` do; they cannot run without an LM."""
+        """The work of its `Trainer.fit`, hook and loop, which need an LM to run."""
         coder.set_decoder_norm_to_unit_norm()
         total_variance = (x - x.mean(0)).pow(2).sum()
         with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bf16):

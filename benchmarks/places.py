@@ -197,7 +197,7 @@ class _Harvested(Data):
     words: tuple[str, ...] = ()
 
     def overrides(self) -> list[str]:
-        """Those words."""
+        """Its words, as a list."""
         return list(self.words)
 
 

@@ -19,7 +19,7 @@ QUICK = ("debug=tiny", "callbacks.downstream.num_tokens=64")
 
 
 def configuration(overrides: Sequence[str], quick: bool) -> dict[str, Any]:
-    """What `python train.py <overrides>` would train with, W&B off."""
+    """The configuration of `python train.py <overrides>`, W&B off."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Lightning 2.6 with torch 2.13

@@ -1,4 +1,4 @@
-"""What a training step costs as d_sae, batch, L0, tokens and the number of SAEs in a pass grow.
+"""Costs of a training step as d_sae, batch, L0, tokens and the number of SAEs in a pass grow.
 
     python -m benchmarks.scaling
     python -m benchmarks.scaling --device cuda --shapes 768x24576 2048x65536     the crossing alone

@@ -34,7 +34,7 @@ class RandomLM(LanguageModel):
         """It has every point."""
 
     def width(self, point: Point) -> int:
-        """Of the vectors."""
+        """Width of the vectors."""
         return self.vectors.shape[1]
 
     def capture(self, tokens: Tensor, points: Sequence[Point]) -> dict[Point, Tensor]:

@@ -1,4 +1,4 @@
-"""What the SAE does to the LM's predictions, watched while it trains."""
+"""Effect of the SAE on the LM's predictions, watched while it trains."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

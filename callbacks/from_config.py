@@ -87,7 +87,7 @@ def build_loggers(
 
 
 def run_name(config: Mapping[str, Any]) -> str:
-    """What tells a run from its neighbours in a sweep.
+    """A name that tells a run from its neighbours in a sweep.
 
     Example:
         >>> run_name({"sae": {"architecture": "tied", "l1": 1e-3, "dict_ratio": 8}, "seed": 0,

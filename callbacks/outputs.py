@@ -1,4 +1,4 @@
-"""What the callbacks read from a validation step, and the one way in which they log."""
+"""Reading the output of a validation step, and the one way to log."""
 
 from collections.abc import Mapping
 from typing import Any

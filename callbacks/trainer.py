@@ -93,7 +93,7 @@ def build_trainer(
 
 
 def _processes(settings: TrainerSettings) -> list[Any]:
-    """Who starts the processes, where Slurm's variables mislead Lightning.
+    """The starter of processes, where Slurm's variables mislead Lightning.
 
     Inside a job of several tasks a program that was started without srun is one process, whatever
     SLURM_NTASKS says; Lightning would refuse, or wait for the others.

@@ -58,7 +58,7 @@ ZIP_DAMAGE = (
     zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError,
     KeyError, OverflowError, MemoryError,
 )  # fmt: skip
-"""What a damaged zip file makes `zipfile` raise: some flips ask for a password or a codec."""
+"""Errors that `zipfile` raises on a damaged file: some flips ask for a password or a codec."""
 
 
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:

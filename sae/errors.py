@@ -1,4 +1,4 @@
-"""What can go wrong, as a tree.
+"""Errors, as a tree.
 
 SAEError                    every error that a user can cause; the message says what was given,
 │                           what is allowed and what to do

@@ -1,4 +1,4 @@
-"""What trainings in one process have in common; one that is alone makes everything itself.
+"""Things that trainings in one process share; one that is alone makes everything itself.
 
 Code that may run beside others asks `sharing()`, and needs no second path for either case.
 `sae.lockstep` answers it for several trainings; nobody else knows of that.
@@ -64,7 +64,7 @@ class Sharing:
 
 
 current: ContextVar[Sharing] = ContextVar("current", default=Sharing())  # noqa: B039
-"""What `sharing` returns; set by `sae.lockstep` in the threads of its members."""
+"""The answer of `sharing`; set by `sae.lockstep` in the threads of its members."""
 
 
 def sharing() -> Sharing:

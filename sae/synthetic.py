@@ -157,7 +157,7 @@ class World(Settings):
 
     @cached_property
     def covariance(self) -> Float[Tensor, "num_roots num_roots"]:
-        """Of g, in the correlated branch; float64."""
+        """Covariance of g, in the correlated branch; float64."""
         n = self.num_roots
         matrix = torch.rand(n, n, generator=self._generator("covariance"), dtype=torch.float64)
         matrix = (matrix + matrix.T) / 2

@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def plan_of(given: argparse.Namespace) -> "Plan":
-    """What the options mean."""
+    """Meaning of the options."""
     from benchmarks.quality.protocol import Plan, Task
 
     tasks, tuned_on_lm = [], None

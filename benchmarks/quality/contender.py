@@ -1,4 +1,4 @@
-"""What is compared: a method of a library, how it is told its sparsity, and what it trains."""
+"""A contender: a method of a library, how it is told its sparsity, and what it trains."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Control = Literal["k", "target", "coefficient"]
 
 @dataclass(frozen=True)
 class Setting:
-    """What is tuned.
+    """Settings that are tuned.
 
     Attributes:
         lr: Peak learning rate.

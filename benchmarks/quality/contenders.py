@@ -18,7 +18,7 @@ def contenders() -> dict[str, Contender]:
 
 
 def chosen(patterns: list[str]) -> dict[str, Contender]:
-    """Those whose key contains one of the patterns; all where there is no pattern."""
+    """The contenders whose key contains one of the patterns; all where there is no pattern."""
     found = {
         key: contender
         for key, contender in contenders().items()

@@ -12,7 +12,7 @@ from benchmarks.quality.contender import Contender, Control, Fitted, Setting, sh
 from benchmarks.quality.data import Data
 
 DEAD_SHARE = 0.1
-"""Of the run: a latent silent for so long is dead; its own 1000 steps are more than a short run."""
+"""Share of the run after which a silent latent is dead; its own 1000 steps are too many."""
 FIXED: dict[str, tuple[str, str, Control, float, str, Mapping[str, Any]]] = {
     # class, family, control, first penalty, what the control sets, what else is set
     "standard": ("Standard", "april", "coefficient", 1.0, "l1_coefficient", {}),
@@ -30,7 +30,7 @@ FIXED: dict[str, tuple[str, str, Control, float, str, Mapping[str, Any]]] = {
     "matryoshka": ("MatryoshkaBatchTopK", "matryoshka", "k", 0, "k", {}),
 }  # fmt: skip
 WIDTHS = (1 / 32, 3 / 32, 7 / 32, 15 / 32, 1)
-"""Of the nested dictionaries, as shares of d_sae, in every library: this project's defaults."""
+"""Widths of nested dictionaries, shares of d_sae, in every library: this project's defaults."""
 
 
 def contenders() -> list[Contender]:

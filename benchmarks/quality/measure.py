@@ -1,4 +1,4 @@
-"""What a trained dictionary is worth on held-out vectors."""
+"""Numbers of a trained dictionary on held-out vectors."""
 
 import math
 from collections.abc import Iterator

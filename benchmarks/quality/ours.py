@@ -16,7 +16,7 @@ OFF = (
     "~eval.downstream", "~eval.core", "~eval.glimpse", "trainer.validations=0",
     "trainer.checkpoint_every_steps=1000000",
 )  # fmt: skip
-"""What only watches: nothing of it changes the weights."""
+"""Overrides of parts that only watch: none changes the weights."""
 AUTHORS = (
     "optimizer=authors_adam", "resample=none", "sae.sparsity_warmup_tokens=0", "sae.start_bias=0",
     "trainer.gradient_clip=0",
@@ -25,7 +25,7 @@ VARIANTS = ("lista", "positive_tied", "thresholding", "crosscoder")
 """They take part only on request: the authors' further SAEs, which no library has, and the
 crosscoder, which is `april` on one layer."""
 RECIPES = {"april": ("resample=none",)}
-"""What a published recipe asks for beside the architecture."""
+"""Settings that a published recipe asks for beside the architecture."""
 START = 1e-3
 
 

@@ -40,7 +40,7 @@ def plot(frontiers: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
 
 
 def _panels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What was measured of any of them."""
+    """Metrics that were measured of any of them."""
     measured = {name for row in rows for run in _measures(row) for name in run}
     return [name for name in PANELS if name in measured]
 
@@ -71,7 +71,7 @@ def _crop(axes: Any, values: np.ndarray, *, low_is_good: bool) -> None:
 
 
 def _measures(row: Mapping[str, Any]) -> list[dict[str, float]]:
-    """Of every seed at the asked L0, cross entropy beside the rest."""
+    """Numbers of every seed at the asked L0, cross entropy beside the rest."""
     ce = row["ce"] or [{}] * len(row["test"])
     return [test | more for test, more in zip(row["test"], ce, strict=True)]
 

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 def identity(
     contender: str, data: str, size: Size, d_sae: int, setting: Setting, ce_contexts: int = 0
 ) -> dict[str, Any]:
-    """What decides a training and what is measured of it."""
+    """Identity of a training and of its measurement."""
     left_out = {} if data == SYNTHETIC else {"rows": str(RowRule())}
     return {
         "contender": contender, "data": data, **asdict(size), **left_out, "d_sae": d_sae,

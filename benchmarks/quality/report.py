@@ -45,7 +45,7 @@ def report(plan: Plan, out: Path) -> Path:
 
 
 def summaries(plan: Plan, task: Task) -> Iterator[dict[str, Any]]:
-    """What was chosen for each contender, with its measurements of every seed on the test split."""
+    """Settings chosen for each contender, with its measurements of every seed on the test split."""
     for file in sorted((plan.work / "chosen" / task.data).glob("*.json")):
         found = json.loads(file.read_text())
         size = Size(**found["size"])
@@ -76,7 +76,7 @@ def summaries(plan: Plan, task: Task) -> Iterator[dict[str, Any]]:
 def _records(
     plan: Plan, task: Task, contender: str, settings: Sequence[Setting]
 ) -> Iterator[dict[str, Any]]:
-    """Of the trainings with these settings, as far as they were made."""
+    """Records of the trainings with these settings, as far as they were made."""
     contexts = task.ce_contexts if task.data != SYNTHETIC else 0
     for setting in settings:
         key = identity(contender, task.data, task.size, task.d_sae, setting, contexts)

@@ -103,7 +103,7 @@ def missed(points: Sequence[Point], target: float) -> bool:
 
 
 def score(points: Sequence[Point], target: float) -> float:
-    """What tuning minimises: FVU at the L0; where it was missed, worse than all that met it.
+    """The objective of tuning: FVU at the L0; where it was missed, worse than all that met it.
 
     Example:
         >>> score([Point(1, 320, 0.01)], 32) > score([Point(1, 64, 0.9)], 32) > 1e6
@@ -118,7 +118,7 @@ def score(points: Sequence[Point], target: float) -> float:
 
 
 def log_slope(first: Point, second: Point) -> float:
-    """Of log FVU over log L0; 0 where the L0s are too close to tell."""
+    """Slope of log FVU over log L0; 0 where the L0s are too close to tell."""
     apart = _log(second.l0) - _log(first.l0)
     if abs(apart) < 0.02:
         return 0.0

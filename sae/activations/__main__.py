@@ -53,7 +53,7 @@ def _describe(folder: Path) -> tuple[str, ...]:
 
 
 def _state(folder: Path) -> str:
-    """What can be said without reading the arrays."""
+    """State, as far as it shows without reading the arrays."""
     try:
         with store_lock(folder, wait=False):
             pass

@@ -28,7 +28,7 @@ _CRC_BYTES = 4
 
 @dataclass(frozen=True)
 class StoreSpec:
-    """What decides the text, the order and the values of a store: its key is a hash of this.
+    """Identity of a store: text, order and values follow from it, and its key is a hash of it.
 
     Attributes:
         lm: Identity of the LM (`LMSource.identity()`).
@@ -124,7 +124,7 @@ class Layout:
 
     @property
     def numpy_dtype(self) -> str:
-        """What zarr holds; NumPy has no bfloat16, so its bits are kept."""
+        """Dtype in zarr; NumPy has no bfloat16, so its bits are kept."""
         return "uint16" if self.dtype == "bfloat16" else self.dtype
 
     def bounds(self, i: int) -> tuple[int, int]:
@@ -193,7 +193,7 @@ def refuse_write(path: Path, error: OSError, bytes_needed: int | None) -> NoRetu
 
 
 def remedy(folder: Path, point: Point | None = None) -> str:
-    """What to do about a damaged store or array."""
+    """Advice about a damaged store or array."""
     root = folder.parent.parent
     prefix = "" if root == cache_dir() else f"SAE_CACHE={root} "
     entry = folder.name if point is None else f"{folder.name}/{point}"

@@ -19,7 +19,7 @@ from sae.errors import ConfigError
 
 Special = Literal["drop", "keep", "all"]
 EVERY_ROW = "special=keep max_norm=null"
-"""What runs say, and meant before there was a rule, that leave no row out."""
+"""The rule of runs that leave no row out, as all did before there was one."""
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class CountedPart(NamedTuple):
 
 @dataclass(frozen=True)
 class Counts:
-    """What a pass over a split finds.
+    """Findings of a pass over a split.
 
     Attributes:
         sizes: Rows of each chunk that count.
@@ -99,7 +99,7 @@ class CountedRows:
 
     @property
     def stats(self) -> Stats:
-        """Of the rows that count; of a large streamed split, of those in a sample."""
+        """Statistics of the rows that count; of a large streamed split, of those in a sample."""
         return joined_stats([part.stats for part in self.parts])
 
     @cached_property

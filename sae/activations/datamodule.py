@@ -219,7 +219,7 @@ class ActivationDataModule(LightningDataModule):
         return torch.cat(found).mul_(self.scale)
 
     def state_dict(self) -> dict[str, object]:
-        """What the order of rows follows from; the position in it is the trainer's global step."""
+        """Identity of the order of rows; the position in it is the trainer's global step."""
         return {
             "rows": str(getattr(self.source, "rule", EVERY_ROW)),
             "data": self.source.describe()["key"],
@@ -284,7 +284,7 @@ def check_same_data(then: str, source: ActivationSource) -> None:
 
 @dataclass
 class Batches:
-    """What Lightning iterates over: anything sized will do, and a DataLoader would only add work.
+    """Batches for Lightning: anything sized will do, and a DataLoader would only add work.
 
     The two state methods tell Lightning that the loader resumes by itself, at the global step.
     """

@@ -110,7 +110,7 @@ def rows_of(
     device: str,
     advance: Callable[[int], None] = lambda num_tokens: None,
 ) -> dict[Point, Float[Tensor, "rows d_in"]]:
-    """What the LM says at some points about some contexts: the rows that a store keeps of them.
+    """Activations at some points of some contexts: the rows that a store keeps of them.
 
     Args:
         tokens: The contexts.

@@ -85,7 +85,7 @@ class StreamedRows:
 
     @property
     def stats(self) -> Stats:
-        """Of all rows where they are `SMALL`, else of a sample; that is kept beside the tokens."""
+        """Statistics of all rows if they are `SMALL`, else of a sample, kept with the tokens."""
         return self._stats
 
     @cached_property

@@ -60,7 +60,7 @@ class SuperpositionRows(EvenRows):
         return self.sample(i).x
 
     def documents(self, i: int) -> Int[np.ndarray, " rows"]:
-        """What intervals resample: vectors, or whole chunks where these share a draw of g."""
+        """Units that intervals resample: vectors, or whole chunks where these share a draw of g."""
         start, stop = self.chunk_bounds(i)
         if self.world.branch == "correlated" and self.world.correlation_per == "batch":
             return np.full(stop - start, i)

@@ -1,4 +1,4 @@
-"""What an SAE was trained on may have changed in its place since: another LM in the same folder."""
+"""Changes of an SAE's LM and text in their places: another LM in the same folder."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -45,7 +45,7 @@ def changed(sae: SAE, source: ActivationSource) -> tuple[str, ...]:
 
 
 def key_of(source: ActivationSource) -> str:
-    """What the activations are now, for the name of a result."""
+    """Key of the activations as they are now, for the name of a result."""
     if isinstance(source, LMActivations):
         return source.specs["test"].key
     return str(source.describe()["key"])

@@ -36,7 +36,7 @@ def write_safetensors(tensors: Mapping[str, Tensor], file: Path) -> None:
 
 
 def read_torch(file: Path, stand_ins: Sequence[tuple[Any, str]] = ()) -> Any:
-    """What `torch.save` wrote, through PyTorch's restricted unpickler: no code of the file runs.
+    """Read a file of `torch.save` with PyTorch's restricted unpickler: none of its code runs.
 
     It builds tensors and plain containers, and nothing else but the stand-ins.
 

@@ -1,4 +1,4 @@
-"""What a file format is: a word, how it is recognised, read and written."""
+"""A file format: a word, how it is recognised, read and written."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -14,7 +14,7 @@ from sae.intact import visible
 
 FILE = "autoencoder.pt"
 _COUNTS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
-"""What it counts in training, and does not compute with."""
+"""Tensors that it counts in training, and does not compute with."""
 
 
 def load(path: Path) -> SAE:

@@ -10,7 +10,7 @@ from sae.types import Ends, Point
 
 @dataclass(frozen=True)
 class Place:
-    """What is known of the activations behind an SAE; None where it is not.
+    """Known facts of the activations behind an SAE; None where unknown.
 
     Attributes:
         lm: The LM's name, as its library says it.
@@ -52,7 +52,7 @@ def described(format: str, place: Place, **more: object) -> dict[str, Any]:
 
 
 def place_of(sae: SAE) -> Place:
-    """What the metadata of an SAE say, whoever trained it."""
+    """Facts in the metadata of an SAE, whoever trained it."""
     made_of: Any = sae.metadata.get("activations")
     if isinstance(made_of, dict) and made_of.get("kind") == "lm":
         lm, corpus = made_of["lm"], made_of["corpus"]

@@ -39,7 +39,7 @@ class BatchTopK(Selected):
         self._smallest: Tensor | None = None
 
     def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
-        """What exceeds the threshold: the code of a vector whatever the others are."""
+        """Values above the threshold: the code of a vector whatever the others are."""
         code = selected_code(
             *self.encoder_terms(x), self.kernels, lambda pre: select_positive(pre - self.threshold)
         )

@@ -99,7 +99,7 @@ def check_ends(word: str, *, transcoder: bool, num_layers: int, skip: bool) -> N
 
 
 def sparsity_of(config: Mapping[str, Any]) -> list[str]:
-    """What decides the sparsity of a configured dictionary, to name runs by.
+    """Settings that decide the sparsity of a configured dictionary, to name runs by.
 
     Example:
         >>> sparsity_of({"l1": 1e-3, "target_l0": None}), sparsity_of({"l1": 1e-3, "target_l0": 32})

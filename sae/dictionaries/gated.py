@@ -87,7 +87,7 @@ class Gated(Untied):
         return {PENALTY: penalty, "gate": errors}
 
     def tensors(self) -> Tensors:
-        """Those of the magnitude path."""
+        """Tensors of the magnitude path."""
         return self.read_shifted(self.W_enc * self.r_mag.exp(), self.b_mag)
 
     def thresholds(self) -> Float[Tensor, " d_sae"]:

@@ -97,7 +97,7 @@ class JumpReLU(Untied):
         return SparseCode(pattern, values), latent_entries(theta, pattern)
 
     def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
-        """What exceeds its threshold."""
+        """Values above their thresholds."""
         return self._code(*self._pre(x))
 
     def encoding(self, x: Tensor, target: Tensor, state: StepState | None = None) -> Encoding:
@@ -128,7 +128,7 @@ class JumpReLU(Untied):
         return terms
 
     def _firing(self, pre: Code, theta: Tensor) -> Pattern | None:
-        """What fires of dense float32 pre-activations, if that is little; for `penalty=tanh`."""
+        """Firing pairs of dense float32 pre-activations, if they are few; for `penalty=tanh`."""
         dense = isinstance(pre, DenseCode) and pre.values.dtype == self.W_dec.dtype
         if self.config.penalty != "tanh" or not dense:
             return None

@@ -54,7 +54,7 @@ class Lista(L1):
 
 
 def _places(pattern: Pattern) -> Tensor:
-    """Of each pair in the flat [batch * d_sae]; rising."""
+    """Place of each pair in the flat [batch * d_sae]; rising."""
     return pattern.rows * pattern.d_sae + pattern.latents
 
 

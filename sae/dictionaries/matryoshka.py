@@ -57,7 +57,7 @@ class Matryoshka(BatchTopK):
         return terms | {"prefixes": errors}
 
     def _part(self, code: Code, start: int, end: int) -> Float[Tensor, "batch d_out"]:
-        """What the latents of a range add to the reconstruction."""
+        """Part of the reconstruction that the latents of a range add."""
         if isinstance(code, SparseCode):
             kept = (code.pattern.latents >= start) & (code.pattern.latents < end)
             some = SparseCode(code.pattern.only(kept), code.values[kept])

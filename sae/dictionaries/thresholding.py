@@ -61,7 +61,7 @@ class Thresholding(Tied):
         return SparseCode(pattern, latent_entries(gain, pattern) * smooth_jump(pre, t))
 
     def tensors(self) -> Tensors:
-        """Those of `Tied`, with the gain in the decoder."""
+        """Tensors of `Tied`, with the gain in the decoder."""
         tied = super().tensors()
         return tied._replace(W_dec=tied.W_dec * self.log_gain.exp()[:, None])
 

@@ -1,4 +1,4 @@
-"""What the untied dictionaries share: two matrices, two biases, unit-norm decoder rows."""
+"""Base of the untied dictionaries: two matrices, two biases, unit-norm decoder rows."""
 
 from typing import Any, ClassVar
 
@@ -94,7 +94,7 @@ class Untied(Dictionary):
 
     @property
     def shift(self) -> Float[Tensor, " d_in"]:
-        """What is subtracted from the input: b_dec, in a transcoder the input's mean."""
+        """Vector subtracted from the input: b_dec, in a transcoder the input's mean."""
         return self.b_dec if self.centre is None else self.centre
 
     @property
@@ -120,7 +120,7 @@ class Untied(Dictionary):
         return code.atoms_sum(self.W_dec) + self.base(x)
 
     def base(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "*batch d_out"]:
-        """What is given where nothing fires."""
+        """Output where nothing fires."""
         if self.W_skip is None:
             return self.b_dec
         return (x - self.shift) @ self.W_skip + self.b_dec

@@ -270,7 +270,7 @@ def measure(
 
 
 def size_caveat(num_parameters: int, d_sae: int) -> str | None:
-    """What SAEBench warns of; None where LM and SAE are large enough.
+    """A warning that SAEBench gives, too; None where LM and SAE are large enough.
 
     Example:
         >>> size_caveat(2_000_000_000, 65_536) is None

@@ -96,7 +96,7 @@ class CoreEval(Resampled):
 
 @dataclass
 class Seen:
-    """What a stream of rows leaves behind."""
+    """Sums over a stream of rows."""
 
     reconstruction: Reconstruction
     robust: RobustReconstruction
@@ -261,7 +261,7 @@ def _left_out(store: ActivationStore | None, seen: Seen) -> dict[str, int]:
 
 
 class _Layers:
-    """What a crosscoder does for each of its layers."""
+    """Metrics of a crosscoder at each of its layers."""
 
     def __init__(self, sae: SAE, rows: Rows):
         self.parts = parts_of(rows)

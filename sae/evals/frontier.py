@@ -24,7 +24,7 @@ MEASURED = (
     ("core", "l0"), ("core", "fvu"), ("downstream", "ce_recovered_zero"),
     ("downstream", "ce_recovered_mean"), ("downstream", "delta_ce"), ("core", "silent"),
 )  # fmt: skip
-"""What is read of each run, each with the ends of its interval."""
+"""Metrics that are read of each run, each with the ends of its interval."""
 _TEXTS = (
     "run", "line", "lm", "architecture", "site", "sparsity", "setting", "place",
 )  # fmt: skip
@@ -130,7 +130,7 @@ def read_frontier(runs: Mapping[str, str | Path]) -> Frontier:
 
 
 def row_of(name: str, results: Mapping[str, Any]) -> Row:
-    """What a run is and what was measured, None where unknown.
+    """Name, settings and metrics of a run, None where unknown.
 
     `live` is the number of latents that fire at least once on the `test_vectors` of the core
     evaluation; `place` is the same for runs that were measured on the same vectors, `setting` for

@@ -1,4 +1,4 @@
-"""What a reconstruction is worth: ratios of sums over rows.
+"""Quality of a reconstruction: ratios of sums over rows.
 
 One formula serves a single batch, a stream and a bootstrap resample alike: `reconstruction_terms`
 says what a row adds to each sum, `reconstruction_metrics` makes the metrics of the sums.
@@ -17,7 +17,7 @@ from sae.functional.defined import MIN_RELATIVE_VARIANCE, where_defined
 def input_and_target(
     batch: Float[Tensor, "*batch width"], d_in: int
 ) -> tuple[Float[Tensor, "*batch d_in"], Float[Tensor, "*batch d_out"]]:
-    """What an SAE reads and what it shall give, of vectors that hold both, one beside the other.
+    """Input and target of an SAE, of vectors that hold both, one beside the other.
 
     Vectors that are as wide as the input are their own target.
 
@@ -121,7 +121,7 @@ def reconstruction(
 def reconstruction_terms(
     x: Float[Tensor, "batch d_in"], x_hat: Float[Tensor, "batch d_in"]
 ) -> dict[str, Float[Tensor, "batch ..."]]:
-    """What every row adds to the sums that `reconstruction_metrics` reads, in float64.
+    """Terms that every row adds to the sums that `reconstruction_metrics` reads, in float64.
 
     Float64 before squaring: float32 sums are 0.7 % wrong at mean 300 and 20,000 rows, and the
     variance below is the difference of two large sums.
@@ -147,7 +147,7 @@ def reconstruction_terms(
 def dimension_terms(
     x: Float[Tensor, "batch d_in"], x_hat: Float[Tensor, "batch d_in"]
 ) -> dict[str, Float[Tensor, "batch d_in"]]:
-    """What every row adds, beside `reconstruction_terms`, for `fvu_per_dim`. Float64."""
+    """Terms that every row adds, beside `reconstruction_terms`, for `fvu_per_dim`. Float64."""
     x = x.double()
     return {"x_square": x.square(), "error_square": (x - x_hat.double()).square()}
 

@@ -1,4 +1,4 @@
-"""What is left of an LM's predictions: cross entropy, KL, agreement, and which ones count."""
+"""Measures of an LM's predictions: cross entropy, KL, agreement, and which ones count."""
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped

@@ -17,7 +17,7 @@ from sae.types import Point
 
 @dataclass(frozen=True)
 class Intervention:
-    """What takes the place of the activation at a point, and at which positions.
+    """Another value in place of the activation at a point, at some positions.
 
     Rows that do not count are never edited: position 0, special tokens, massive rows. Tokens that
     the LM writes are edited like others.

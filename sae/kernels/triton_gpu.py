@@ -116,7 +116,7 @@ def _count(pre: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _fill(pre: Tensor, thresholds: Tensor, equals: Tensor, offsets: Tensor, pairs: int) -> Selected:
-    """Of each row all above its threshold and the first `equals` of those equal to it."""
+    """Select of each row all above its threshold and the first `equals` of those equal to it."""
     latents = torch.empty(pairs, dtype=torch.int32, device=pre.device)
     parts = (pre, thresholds, equals, offsets, latents)
     _launch(_fill_row, (len(pre),), *parts, pre.shape[1], BLOCK=_SCAN)

@@ -1,4 +1,4 @@
-"""What a corpus is, and what all kinds of corpora share."""
+"""A corpus, and the base of all kinds of corpora."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -25,7 +25,7 @@ class Corpus(Protocol):
     def streaming(self) -> bool: ...  # noqa: D102
 
     def identity(self) -> dict[str, object]:
-        """What decides the documents; JSON-able, and had without the network."""
+        """Identity of the documents; JSON-able, and had without the network."""
         ...
 
     def to_config(self) -> dict[str, object]:
@@ -46,7 +46,7 @@ class CorpusKind(Settings, ABC):
     name: str = setting(help="for people; it decides nothing")
 
     def identity(self) -> dict[str, object]:
-        """What decides the documents; JSON-able, and had without the network."""
+        """Identity of the documents; JSON-able, and had without the network."""
         config = self.to_config()
         del config["name"]
         return config

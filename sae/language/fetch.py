@@ -84,7 +84,7 @@ class WheelFile(Settings):
         return cache_dir() / "wheels" / name
 
     def identity(self) -> dict[str, object]:
-        """What decides the file's bytes: the same from whatever index the wheel comes."""
+        """Identity of the file's bytes: the same from whatever index the wheel comes."""
         return {"sha256": self.sha256, "member": self.member}
 
     def pin(self) -> tuple[str, str, str, str]:

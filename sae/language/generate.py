@@ -15,7 +15,7 @@ from sae.language.text import Tokenizer, tokenise
 
 
 class Writer(Protocol):
-    """What is used of a `LanguageModel`."""
+    """The part of a `LanguageModel` that writing needs."""
 
     model: Any
     name: str
@@ -73,7 +73,7 @@ def generate(
 
 
 def continue_texts(lm: Writer, texts: Sequence[str], **options: Any) -> list[str]:
-    """What the LM writes after each text; a document separator stands before it.
+    """Continue each text; a document separator stands before it.
 
     Token 0 of a context is a sink, which no edit touches: it must not be a word of the text.
 

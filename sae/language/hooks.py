@@ -13,7 +13,7 @@ from sae.types import Point
 
 
 class Pass(NamedTuple):
-    """What a forward pass reads.
+    """The tokens of a forward pass.
 
     Args:
         tokens: Token ids; with a KV cache those that are new.

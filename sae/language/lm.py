@@ -76,7 +76,7 @@ class LanguageModel:
 
     @cached_property
     def identity(self) -> dict[str, object]:
-        """What decides the activations; JSON-able."""
+        """Identity of the activations; JSON-able."""
         return {"kind": "own", "sha256": sha256_of(self.model.state_dict())}
 
     @property
@@ -86,7 +86,7 @@ class LanguageModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights, and so of captured activations."""
+        """Dtype of the weights, and so of captured activations."""
         return next(self.model.parameters()).dtype
 
     def check(self, point: Point) -> None:
@@ -245,7 +245,7 @@ class LanguageModel:
         seed: int = 0,
         use_cache: bool = True,
     ) -> list[str]:
-        """What the LM writes after texts (`sae.language.generate`), edited inside `sae.intervene`.
+        """Continue texts (`sae.language.generate`); inside `sae.intervene` with its edits.
 
         Args:
             texts: One or several; a document separator is put before each.

@@ -1,4 +1,4 @@
-"""What other libraries call the sites, and which point a name of theirs is.
+"""Names of the sites in other libraries, and the point that a name of theirs is.
 
 `NAMES` is the table; a transformers module is named by its path, from `sites.FAMILIES`.
 """

@@ -66,7 +66,7 @@ def tokenizer_in(folder: Path) -> Tokenizer:
 
 
 def explained(load: Callable[[], Any], what: str, remedy: str) -> Any:
-    """What `load` returns, or an error that says what did not load and what to do.
+    """The result of `load`, or an error that says what did not load and what to do.
 
     Raises:
         SourceError: For whatever transformers raises.

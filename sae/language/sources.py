@@ -69,7 +69,7 @@ class LMSource(Settings, ABC):
         return {"kind": self.kind, **self.model_dump()}
 
     def identity(self) -> dict[str, object]:
-        """What decides the activations; JSON-able, and had without the network."""
+        """Identity of the activations; JSON-able, and had without the network."""
         config = self.to_config()
         del config["name"]
         return config

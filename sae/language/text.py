@@ -18,7 +18,7 @@ _BATCH_DOCUMENTS = 128
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What is used of a transformers tokenizer."""
+    """The part of a transformers tokenizer that is used."""
 
     eos_token_id: Any
 

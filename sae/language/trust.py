@@ -1,4 +1,4 @@
-"""What a configuration that came with somebody's files may have fetched and read.
+"""Limits to the files that a configuration of somebody else may have fetched and read.
 
 An LM or a text that the user names (`lm=`, `corpus=`) is the user's choice. One that a saved SAE
 or the config.yaml of a run names is its author's: nothing is downloaded for it but what conf/

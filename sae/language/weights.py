@@ -20,7 +20,7 @@ LOAD_OPTIONS = {**MODEL_OPTIONS, "use_safetensors": True}
 _BUFFERS = re.compile(
     r"(masked_bias|attn\.bias|attention\.bias|causal_mask|inv_freq|position_ids|decoder\.version)$"
 )
-"""What old checkpoints hold of masks and positions; the modules compute it themselves."""
+"""Masks and positions in old checkpoints; the modules compute it themselves."""
 _SHOWN = 3
 
 

@@ -59,7 +59,7 @@ def draws(num_examples: int, num_resamples: int, seed: int) -> Float[np.ndarray,
 
 
 def interval(samples: Float[np.ndarray, " draws"], level: float) -> Interval | None:
-    """What holds `level` of the draws but the first; None where some draw is undefined.
+    """The interval of `level` of the draws but the first; None where some draw is undefined.
 
     Example:
         >>> interval(np.array([0.5, 0.25, 0.75]), level=1.0)

@@ -1,4 +1,4 @@
-"""What all streaming metrics share: float64 sums by group of documents, totals and intervals."""
+"""Base of all streaming metrics: float64 sums by group of documents, totals and intervals."""
 
 import math
 from abc import abstractmethod

@@ -15,7 +15,7 @@ LINE = ("lm", "architecture", "site", "layer", "dict_ratio")
 BOOTSTRAP = Bootstrap()
 """How the intervals of areas are made."""
 SPREAD = ("l0", "fvu", "delta_ce")
-"""What the spread over seeds is given of."""
+"""Metrics that the spread over seeds is given of."""
 
 Row = dict[str, Any]
 
@@ -160,7 +160,7 @@ def seed_spreads(rows: Sequence[Row]) -> list[Row]:
 
 
 def line_of(row: Mapping[str, Any]) -> str:
-    """What the runs of a line have in common.
+    """Settings that the runs of a line have in common.
 
     Example:
         >>> line_of({"lm": "gpt2", "architecture": "topk", "site": "resid", "layer": 4,

@@ -1,4 +1,4 @@
-"""What a reconstruction does to the LM's predictions, over a stream of batches."""
+"""Effect of a reconstruction on the LM's predictions, over a stream of batches."""
 
 from collections.abc import Iterator, Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""What other libraries call by the same names: for comparison with their numbers only.
+"""Metrics that other libraries call by the same names: for comparison with their numbers only.
 
 Several depend on the batch; a batch here is what `update` gets. Means over batches are weighted by
 rows, which changes nothing for the equal batches of those libraries.
@@ -91,7 +91,7 @@ class OtherDefinitions(Metric):
         self.rows += len(x)
 
     def compute(self) -> dict[str, float | None]:
-        """Those that were asked for, of all rows seen; None where one is undefined.
+        """The metrics that were asked for, of all rows seen; None where one is undefined.
 
         Raises:
             DegenerateInputError: If no row was seen.

@@ -1,4 +1,4 @@
-"""What a run costs, as pure functions: bytes and steps."""
+"""Costs of a run, as pure functions: bytes and steps."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What this machine has free."""
+"""Free memory and disk of this machine."""
 
 import shutil
 from dataclasses import dataclass

@@ -80,7 +80,7 @@ class Member:
 
     @property
     def width(self) -> int:
-        """Of a training batch."""
+        """Width of a training batch."""
         return sum(self.widths)
 
     @property

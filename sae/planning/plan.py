@@ -22,12 +22,12 @@ REMEDIES = {
     "LM": "lm, or lm.dtype=bfloat16",
     "conversion": "lm",
 }
-"""What to change where a part of the memory is too large."""
+"""Settings to change where a part of the memory is too large."""
 
 
 @dataclass
 class Stage:
-    """What one stage costs.
+    """Costs of one stage.
 
     Attributes:
         name: `fetch`, `harvest`, `train` or `evaluate`.

@@ -23,11 +23,11 @@ _LISTS = (
     ("sae", "dict_ratio"), ("seed", None),
 )  # fmt: skip
 _CONVERT_BYTES = 6
-"""Of memory while a GGUF file is converted, for each parameter: float32 and bfloat16."""
+"""Bytes of memory a parameter while a GGUF file is converted: float32 and bfloat16."""
 
 
 def plan_runs(configs: Sequence[Mapping[str, Any]], *, together: bool = False) -> Plan:
-    """What running these configurations one after the other costs.
+    """Costs of running these configurations one after the other.
 
     Args:
         configs: Of the jobs, each checked; one may stand for several SAEs trained from one read.

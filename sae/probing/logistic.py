@@ -17,7 +17,7 @@ _TRAIN, _MIN_TEST = 1024, 100
 
 
 class Predictions(NamedTuple):
-    """What a probe says about test examples.
+    """Answers of a probe about test examples.
 
     Args:
         probability: Of class 1.

@@ -19,7 +19,7 @@ _PERCENT = {"silent", "dense", "dead", "left_out", "predictions_left_out"}
 
 @dataclass(frozen=True)
 class Plot:
-    """What Plotly draws; colours, fonts and margins are the page's.
+    """A plot for Plotly; colours, fonts and margins are the page's.
 
     Attributes:
         title: Above the plot.

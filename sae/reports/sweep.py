@@ -138,7 +138,7 @@ def _reason(text: str) -> str:
 
 
 def _settings(job: Path) -> tuple[dict[str, str], Mapping[str, Any]]:
-    """What the command line set for this job, and its configuration; empty where not there."""
+    """Overrides of this job, and its configuration; empty where not there."""
     recorded = read_yaml(job / ".hydra" / "overrides.yaml")
     entries = recorded if isinstance(recorded, list) else []
     pairs = [str(entry).lstrip("+").partition("=")[::2] for entry in entries]

@@ -21,10 +21,10 @@ from sae.training.target_l0 import TargetL0
 
 
 class Evaluated(TypedDict):
-    """What a validation or test step hands to the callbacks, in the LM's own units."""
+    """Output of a validation or test step for the callbacks, in the LM's own units."""
 
     x: Float[Tensor, "batch d_out"]
-    """What should be reconstructed: the input, or a transcoder's target."""
+    """The vectors to reconstruct: the input, or a transcoder's target."""
     x_hat: Float[Tensor, "batch d_out"]
     code: Code
 

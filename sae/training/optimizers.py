@@ -39,7 +39,7 @@ class OptimizerSettings(Settings):
     decay_tokens: Span = setting("20%", help="linear fall to zero at the end")
 
     def for_run(self, steps: int) -> "OptimizerSettings":
-        """What is left open: Adam as it is written in a long run, else what suits what is trained.
+        """Settings left open: Adam as it is written in a long run, else what suits the dictionary.
 
         Args:
             steps: Optimiser steps of the run.

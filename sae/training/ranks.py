@@ -1,4 +1,4 @@
-"""What several training processes (ranks) tell each other; alone, a process talks to itself.
+"""Messages of several training processes (ranks); alone, a process talks to itself.
 
 Lightning's DDP averages the gradients. What else a step decides on must be equal on every rank,
 or their weights and counters drift apart: it goes through these functions, and so there are no

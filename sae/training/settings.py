@@ -6,7 +6,7 @@ from sae.settings import Settings, setting
 
 
 class TrainerSettings(Settings):
-    """What decides speed, memory and what is logged, but not which dictionary is sought."""
+    """Settings of speed, memory and logging, which do not decide what dictionary is sought."""
 
     where = "trainer."
 

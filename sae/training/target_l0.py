@@ -63,7 +63,7 @@ class TargetL0(nn.Module):
         self.register_buffer("error", torch.zeros((), dtype=torch.float64))
 
     def gain(self) -> Tensor:
-        """What the penalty is multiplied with now, float32."""
+        """The factor of the penalty now, float32."""
         return (self.integral + PROPORTIONAL * self.error).exp().float()
 
     def coefficient(self, dictionary: Dictionary) -> dict[str, float]:

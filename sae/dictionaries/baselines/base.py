@@ -1,4 +1,4 @@
-"""What every baseline shares: the class to derive from, the registry, the way to an inference SAE.
+"""Base of all baselines: the class to derive from, the registry, the way to an inference SAE.
 
 A baseline reads the training vectors in the LM's own units and becomes an ordinary inference SAE,
 so that every evaluation measures it as it measures any other dictionary.
@@ -54,7 +54,7 @@ class Vectors(Protocol):
 
 
 class Learned(NamedTuple):
-    """What a fit found out: float64 tensors by name, and plain JSON values about the fit."""
+    """Findings of a fit: float64 tensors by name, and plain JSON values about the fit."""
 
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
@@ -104,7 +104,7 @@ class Baseline(Settings, ABC):
         return self.assemble(self.learn(x))
 
     def decides(self) -> dict[str, Any]:
-        """What decides the outcome of `learn`, beside the vectors."""
+        """Identity of the outcome of `learn`, beside the vectors."""
         settings = {
             name: value for name, value in self.model_dump().items() if name not in self.free
         }
@@ -201,7 +201,7 @@ class Centred(Baseline):
     )
 
     def centre_of(self, mean: Float[Tensor, " d_in"]) -> Float[Tensor, " d_in"]:
-        """What to subtract."""
+        """The vector to subtract."""
         return mean if self.centre == "mean" else torch.zeros_like(mean)
 
 
