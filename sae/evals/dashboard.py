@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 from sae.artifacts import load
 from sae.artifacts.placed import PlacedSAE
 from sae.evals.base import Estimate, Evaluation, Measured, register
-from sae.features import records
-from sae.settings import setting
+from sae.features import own_text, records
+from sae.settings import Absolute, setting
 from sae.types import Split
 
 Format = Literal["saedashboard", "neuronpedia", "circuit_tracer", "delphi"]
@@ -28,6 +28,9 @@ class DashboardEval(Evaluation):
     text: Literal["auto", "train", "test"] = setting(
         "auto", help="the split that is read; auto: train where its activations are cached"
     )
+    text_file: Absolute | None = setting(
+        None, help="a text of your own (UTF-8); a page shows the latents that fire on it"
+    )
     num_tokens: int = setting(1_000_000, ge=1, help="tokens that are read, the first of the split")
     against: tuple[str, ...] = setting((), help="runs of other seeds, for the stability of latents")
     export: tuple[Format, ...] = setting(
@@ -38,6 +41,7 @@ class DashboardEval(Evaluation):
     def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:
         """Make the records, or find them in the cache."""
         (one,) = subjects
+        written = None if self.text_file is None else self._written(one, Path(self.text_file))
         others = [load(Path(run)) for run in self.against]
         found = records(
             one,
@@ -50,16 +54,25 @@ class DashboardEval(Evaluation):
         metrics = {
             "live": Estimate(float(len(found))), "silent": Estimate(1 - len(found) / latents)
         }  # fmt: skip
+        details = {
+            "records": str(found.folder), "weights": found.weights, "export": list(self.export),
+            "text": found.facts["text"], "split": found.facts["split"], "own_text": None,
+        }  # fmt: skip
+        tables = {"latents": found.table()}
+        if written is not None:
+            file = own_text.kept(one, found, written)
+            details["own_text"] = str(file)
+            tables["own_text"] = own_text.as_table(own_text.reading_in(file), found)
         stability = found.stability()
         metrics |= {name: Estimate(value) for name, value in stability.items()}
         return Measured(
             metrics=metrics,
             on=found.facts["split"],
             tokens={"tokens": found.facts["tokens"], "vectors": found.num_rows},
-            details={
-                "records": str(found.folder), "weights": found.weights,
-                "export": list(self.export),
-                "text": found.facts["text"], "split": found.facts["split"],
-            },
-            tables={"latents": found.table()},
-        )  # fmt: skip
+            details=details,
+            tables=tables,
+        )
+
+    def _written(self, one: PlacedSAE, file: Path) -> own_text.Written:
+        what = f"{self.where}text_file={file}"
+        return own_text.write(one, own_text.text_in(file, what), what)

@@ -240,8 +240,7 @@ def _encoded(sae: SAE, rows: Rows, chunk: int, num_rows: int, batch_rows: int) -
         x, _ = functional.input_and_target(stored[some].to(sae.device), sae.d_in)
         f = sae.encode(x).float()
         f[~counted[some].to(sae.device)] = 0
-        if sae.config.activation in SIGNED:
-            f = torch.cat([f.relu(), (-f).relu()], dim=1)
+        f = sides(sae, f)
         row, latent = f.nonzero(as_tuple=True)
         counts.append(torch.bincount(row, minlength=len(f)).cpu().numpy())
         latents.append(latent.to(torch.int32).cpu().numpy())
@@ -250,6 +249,11 @@ def _encoded(sae: SAE, rows: Rows, chunk: int, num_rows: int, batch_rows: int) -
     return _Block(
         np.concatenate(counts), np.concatenate(latents), np.concatenate(values), kept
     )  # fmt: skip
+
+
+def sides(sae: SAE, f: Float[torch.Tensor, "rows d_sae"]) -> Float[torch.Tensor, "rows latents"]:
+    """Codes without signs: of signed ones (PCA, ICA) the positive sides, then the negative ones."""
+    return torch.cat([f.relu(), (-f).relu()], dim=1) if sae.config.activation in SIGNED else f
 
 
 def _check_room(folder: Path, needed_bytes: int) -> None:

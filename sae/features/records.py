@@ -18,7 +18,7 @@ from sae.activations.cache import locate
 from sae.checksums import load_tensors, unseal
 from sae.features.columns import unpack
 from sae.features.firings import Firings, FiringStore, open_firings
-from sae.features.record import Record, Summary
+from sae.features.record import DECILES, Record, Summary
 from sae.features.shown import Listed, Text
 from sae.features.weights import of_latent
 from sae.reading import read_object
@@ -64,7 +64,7 @@ class Records:
     @cached_property
     def latents(self) -> list[str]:
         """Names of the latents that fire; silent ones have no record."""
-        return [self._name(i) for i in self._alive.tolist()]
+        return [self.name_of(i) for i in self._alive.tolist()]
 
     @cached_property
     def _alive(self) -> np.ndarray:
@@ -112,6 +112,18 @@ class Records:
     def indices(self) -> list[int]:
         """Indices of the latents that fire; d_sae + j is the negative side of latent j."""
         return self._alive.tolist()
+
+    @cached_property
+    def decile_edges(self) -> np.ndarray:
+        """`Summary.decile_edges` of each latent that fires, [latents, 11]; rows as in `indices`."""
+        parts = [self._group(n) for n in range(len(self._first))]
+        found = [part["decile_edges"] for part in parts if len(part["latent"])]
+        return np.concatenate(found) if found else np.zeros((0, DECILES + 1))
+
+    def name_of(self, index: int) -> str:
+        """The name of a latent by its index; d_sae + j is the negative side of latent j."""
+        sign, latent = divmod(index, self.d_sae)
+        return f"{'-' if sign else ''}{latent}"
 
     def table(self) -> Table:
         """Numbers of each latent that fires."""
@@ -173,10 +185,6 @@ class Records:
 
     def _load_group(self, n: int) -> dict[str, np.ndarray]:
         return _arrays(group_file(self.folder, n))
-
-    def _name(self, index: int) -> str:
-        sign, latent = divmod(index, self.d_sae)
-        return f"{'-' if sign else ''}{latent}"
 
     def _index(self, latent: int | str) -> int:
         word = str(latent)

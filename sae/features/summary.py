@@ -105,6 +105,18 @@ def decile(
     return rank * DECILES // len(falling) + 1
 
 
+def decile_of(
+    value: Float[np.ndarray, " n"], edges: Float[np.ndarray, "*n edges"]
+) -> Int[np.ndarray, " n"]:
+    """`decile` by the borders that `decile_edges` found; values beyond them are in 1 or 10.
+
+    Example:
+        >>> decile_of(np.array([30.0, 18.5, 0.5]), decile_edges(np.arange(20.0, 0.0, -1.0)))
+        array([ 1,  2, 10])
+    """
+    return np.minimum((edges[..., 1:] > value[:, None]).sum(-1) + 1, DECILES)
+
+
 class _Choice:
     """Chooses contexts; a context counts once, by its maximum."""
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from sae.evals.base import EvalResult
 from sae.features import Records
 from sae.features.exports import export
+from sae.features.own_text import reading_in
 from sae.reports.case_study import write_case_study
 from sae.reports.compare import write_comparison
-from sae.reports.dashboard import write_dashboard
+from sae.reports.dashboard import packed_text, write_dashboard
 from sae.reports.files import write_bytes
 from sae.reports.frontier import write_frontier
 from sae.reports.page import Section, render
@@ -27,7 +28,9 @@ def _write_latents(result: EvalResult, folder: Path) -> None:
     shutil.rmtree(folder / "export", ignore_errors=True)
     for word in result.details["export"]:
         export(found, word, folder / "export" / word)
-    write_dashboard(folder, found, found.text, title=title, facts=shown)
+    file = result.details["own_text"]
+    own = None if file is None else packed_text(reading_in(Path(file)), found)
+    write_dashboard(folder, found, found.text, title=title, facts=shown, own_text=own)
 
 
 def _write_glimpse(result: EvalResult, folder: Path) -> None:

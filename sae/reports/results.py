@@ -20,6 +20,9 @@ from sae.evals.base import EvalResult
 from sae.evals.from_config import ctx_of, make_evals, offers_of
 from sae.provenance import content_key
 
+_SHOWING = ("export", "text_file")
+"""Settings that add pages or files to a result, whose numbers stay as they are."""
+
 
 def results_folder(run: str, out: str | None = None) -> Path:
     """The folder of the results of `evaluate.py run=<run>`; each SAE of a file has its own.
@@ -134,7 +137,7 @@ def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in flat.items()
-        if name not in ("bootstrap", "batch_rows", "batch_contexts", "export")
+        if name not in ("bootstrap", "batch_rows", "batch_contexts", *_SHOWING)
     }
 
 

@@ -10,6 +10,7 @@ from benchmarks.browser import Chromium
 from benchmarks.made_up import made_up_records, made_up_text
 from sae.features.record import Listed, Record, Shown, Text
 from sae.reports.dashboard import write_dashboard
+from sae.reports.dashboard.packing import bits, floats, integers, piece
 
 pytestmark = pytest.mark.browser
 HOSTILE = "<img src=x onerror=\"document.title='hit'\">"
@@ -28,10 +29,10 @@ def opened(tmp_path) -> Iterator[tuple[Chromium, object]]:
     """A browser, and a function that writes a dashboard and opens it; ends without a complaint."""
     with Chromium(tmp_path / "profile") as browser:
 
-        def open_dashboard(records, text, title="Latents", facts=None, columns=None, page=""):
+        def open_dashboard(records, text, title="Latents", facts=None, page="", **more):
             folder = tmp_path / "dashboard"
             write_dashboard(
-                folder, records, text, title=title, facts=facts or {"LM": "tiny"}, columns=columns
+                folder, records, text, title=title, facts=facts or {"LM": "tiny"}, **more
             )
             browser.open((folder / "index.html").as_uri() + page)
             return folder
@@ -327,3 +328,78 @@ def test_silent_latents_signed_codes_and_an_empty_dashboard(opened):
     assert "never fires" in browser.js('document.getElementById("latent").textContent')
     open_dashboard([], text)
     assert browser.js('document.querySelector("#filters output").textContent') == "0 of 0 latents"
+
+
+def own_text(pieces, firings, names=("5", "7", "900"), texts=(0,)):
+    """A text of pieces as `packed_text` gives it; `firings`: (token, place in names, value)."""
+    vocabulary = [*dict.fromkeys(pieces)]
+    row, place, value, decile = np.array(firings, float).T
+    return {
+        "tokens": integers([vocabulary.index(one) for one in pieces]),
+        "counted": bits([i > 0 for i in range(len(pieces))]),
+        "starts": integers(texts), "texts": integers(texts), "row": integers(row.astype(int)),
+        "place": integers(place.astype(int)), "value": floats(value),
+        "decile": integers(decile.astype(int)), "latents": list(names),
+        "vocabulary": {"ids": integers(range(len(vocabulary))),
+                       "pieces": [piece(one) for one in vocabulary]},
+    }  # fmt: skip
+
+
+PIECES = [
+    b"the", " naïve".encode(), HOSTILE.encode(), b"</script>", "שלום".encode(), b"\0", b"\n",
+    "😀".encode()[:2], "😀".encode()[2:], b"x" * 3000,
+]  # fmt: skip
+LISTED = (
+    '[...document.querySelectorAll("#text tbody tr td:nth-child(2)")].map((c) => c.textContent)'
+)
+
+
+def test_a_text_of_the_users_own(opened):
+    browser, open_dashboard = opened
+    text = made_up_text()
+    # 900 is silent in the records; 5 is strongest on token 1, 7 has the better decile
+    firings = [(1, 0, 4.0, 3), (1, 1, 2.0, 1), (2, 0, 3.0, 5), (4, 2, 1.0, 0), (8, 1, 1.5, 2)]
+    own = own_text(PIECES, firings, texts=(0, 4))
+    open_dashboard(made_up_records(text, 40), text, own_text=own)
+    browser.js('document.querySelector("#own a").click()')
+    browser.wait('!document.getElementById("text").hidden')
+    shown = '[...document.querySelectorAll("#text .token")].map((t) => t.textContent)'
+    words = browser.js(shown)
+    assert words[:6] == ["the", " naïve", HOSTILE, "</script>", "שלום", "␀"]
+    assert words[6:9] == ["↵", "", "😀"]
+    assert browser.js('document.querySelectorAll("#text p .token.uncounted").length') == 1
+    assert browser.js('document.querySelectorAll("#text .own p").length') == 2
+    assert browser.js("document.querySelectorAll('img, iframe').length") == 0
+    assert browser.js("document.documentElement.scrollWidth - innerWidth") <= 0
+    assert browser.js(LISTED) == ["5", "7", "900"]
+    fires = '[...document.querySelectorAll("#text .fires")].map((t) => t.place)'
+    assert browser.js(fires) == [1, 2]  # coloured by the strongest one
+    browser.js('document.querySelector("#text [value=decile]").click()')
+    assert browser.js(LISTED) == ["7", "5", "900"]
+    browser.js('document.querySelector("#text [data-latent=\\"7\\"]").click()')
+    assert browser.js(fires) == [1, 8]
+    browser.js('document.querySelectorAll("#text .token")[2].click()')
+    assert browser.js(LISTED) == ["5"]
+    browser.js('document.querySelector("#text .own").focus()')
+    for key in ("ArrowRight", "ArrowRight", "Enter"):  # on from the token that was clicked
+        browser.key(key)
+    assert browser.js(LISTED) == ["900"]
+    assert browser.js("document.querySelectorAll('#text tbody a').length") == 0
+    browser.key("Enter")  # the whole text again
+    browser.js('document.querySelector("#text tbody a").click()')
+    browser.wait(f'({SHOWN}) === "Latent 7"')
+    browser.js("history.back()")
+    browser.wait('!document.getElementById("text").hidden')
+    browser.key("Escape")
+    browser.wait('!document.getElementById("index").hidden')
+
+
+def test_without_a_text_of_ones_own_there_is_no_link(opened):
+    browser, open_dashboard = opened
+    text = made_up_text()
+    open_dashboard(made_up_records(text, 2), text)
+    assert browser.js('document.getElementById("own").hidden')
+    open_dashboard([], text, own_text=own_text([b"a"], np.zeros((0, 4))))
+    browser.js('location.hash = "#/text"')
+    browser.wait('!document.getElementById("text").hidden')
+    assert "No latent fires" in browser.js('document.getElementById("text").textContent')

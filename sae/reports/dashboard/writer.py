@@ -6,6 +6,7 @@
     data/vocabulary.js      the tokens that are shown anywhere
     data/latents-00000.js   32 latents each
     data/text-00000.js      the contexts that are shown, as token ids
+    data/own.js             a text of the user's own, if one was given
 
 `packing` says how numbers are written.
 """
@@ -41,6 +42,7 @@ def write_dashboard(
     title: str,
     facts: Mapping[str, str],
     columns: Extra | None = None,
+    own_text: Mapping[str, Any] | None = None,
 ) -> None:
     """Write pages that show latents; `<folder>/index.html` opens them in a browser.
 
@@ -55,6 +57,7 @@ def write_dashboard(
         facts: Where the numbers come from, shown under the heading: LM, point, tokens, SAE, …
         columns: Further columns of the table by heading, such as `purity` or `explanation`: numbers
             or texts by `Record.name`. A latent without an entry has an empty cell.
+        own_text: A text of the user's own, as `packed_text` gives it; shown on a page of its own.
 
     Raises:
         ConfigError: If the folder holds something else.
@@ -83,9 +86,12 @@ def write_dashboard(
     tokens = np.flatnonzero(used.tokens)
     pieces = [piece(text.vocabulary[token]) for token in tokens.tolist()]
     write_script(data, "vocabulary", {"ids": integers(tokens), "pieces": pieces})
+    if own_text is not None:
+        write_script(data, "own", own_text)
     write_script(data, "index", {
         "text": {"name": text.name, "is_training": text.is_training, **shown},
-        "latents_in_file": LATENTS_IN_FILE, **index.packed(columns or {}),
+        "latents_in_file": LATENTS_IN_FILE, "own_text": own_text is not None,
+        **index.packed(columns or {}),
     })  # fmt: skip
     with replacing(page) as temporary:
         temporary.write_text(_page(title, text, facts), encoding="utf-8")

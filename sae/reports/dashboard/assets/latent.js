@@ -11,7 +11,8 @@ async function latentPage(index, vocabulary, row, neighbours) {
   const link = (to, text, attributes = {}) => to === undefined ? make("span", {class: "faint", ...attributes}, text)
     : make("a", {href: `#/latent/${index.name(to)}`, ...attributes}, text);
 
-  page.append(make("nav", {}, make("a", {href: "#"}, "← All latents"), make("span", {class: "spring"}),
+  page.append(make("nav", {}, make("a", {href: "#"}, "← All latents"),
+    index.ownText && make("a", {href: "#/text"}, "Your text"), make("span", {class: "spring"}),
     link(neighbours.before, "← previous", {rel: "prev"}), link(neighbours.after, "next →", {rel: "next"})));
   page.append(make("h1", {}, `Latent ${index.name(row)}`),
     make("p", {class: "faint"}, index.text.name, " ", make("b", {class: "badge"}, index.text.is_training ? "training text" : "test text")));

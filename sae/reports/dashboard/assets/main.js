@@ -1,8 +1,8 @@
 "use strict";
-// Pages by address: `#` is the table, `#/latent/12` a latent.
+// Pages by address: `#` is the table, `#/latent/12` a latent, `#/text` a text of the user's own.
 
 (async () => {
-  const pages = {index: document.getElementById("index"), latent: document.getElementById("latent")};
+  const pages = {index: document.getElementById("index"), latent: document.getElementById("latent"), text: document.getElementById("text")};
   const failure = document.getElementById("failure");
   const title = document.title;
   let table, row, asked = 0; // `row`: the latent that is shown
@@ -22,6 +22,16 @@
     vocabulary = new Vocabulary(tokens);
     table = new LatentTable(index, vocabulary, go);
   } catch (error) { return fail(error); }
+  document.getElementById("own").hidden = !index.ownText;
+
+  async function showText(now) {
+    try {
+      if (!pages.text.firstChild) pages.text.replaceChildren(ownTextPage(index, vocabulary, await dashboard.load("own")));
+      if (now !== asked) return;
+      show("text");
+      document.title = `Your text, ${title}`;
+    } catch (error) { if (now === asked) fail(error); }
+  }
 
   function resized() {
     if (pages.index.hidden) return;
@@ -38,6 +48,7 @@
     const now = ++asked, name = /^#\/latent\/(-?\d+)$/.exec(location.hash)?.[1];
     const before = row;
     row = name === undefined ? undefined : index.rows.get(name);
+    if (location.hash === "#/text" && index.ownText) return showText(now);
     if (row === undefined) {
       show("index");
       document.title = title;
@@ -63,13 +74,16 @@
   addEventListener("resize", resized);
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const typing = event.target.matches?.("input"), searches = event.key === "/" && event.target !== table.form.search;
+    const typing = event.target.matches?.("input, textarea"), searches = event.key === "/" && event.target !== table.form.search;
     if (row !== undefined) {
       const steps = {j: 1, ArrowRight: 1, k: -1, ArrowLeft: -1};
       if (event.key === "Escape") location.hash = "#";
       else if (event.key in steps && !typing) go(table.neighbour(row, steps[event.key]));
       else if (searches) { location.hash = "#"; setTimeout(() => table.form.search.focus()); }
       else return;
+    } else if (!pages.text.hidden) {
+      if (event.key !== "Escape" || typing) return;
+      location.hash = "#";
     } else if (searches) table.form.search.focus();
     else if (typing && event.key === "ArrowDown") table.focus();
     else if (typing && event.key === "Escape") { table.form.reset(); table.focus(); }
