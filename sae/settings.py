@@ -84,6 +84,19 @@ Span = Annotated[
     Allowed("a number of tokens (200000, 2e6) or a share of the run (5%)"),
 ]
 """A number of tokens, or a share of the run such as "5%"."""
+
+
+def _some(value: int | tuple[int | str, ...]) -> int | tuple[int | str, ...]:
+    if isinstance(value, int) and value < 0:
+        raise ValueError
+    return value
+
+
+Some = Annotated[
+    int | tuple[int | str, ...], AfterValidator(_some),
+    Allowed("a number of latents (24), or a list of them ([123, -7])"),
+]  # fmt: skip
+"""How many latents, or which; -7 is the negative side of 7."""
 Absolute = Annotated[str, AfterValidator(lambda path: str(Path(path).expanduser().absolute()))]
 """A user's path, as it can be found from any working directory."""
 Count = Annotated[int, Ge(1)]

@@ -9,12 +9,11 @@ from sae.artifacts.placed import PlacedSAE, source_of
 from sae.errors import ConfigError
 from sae.evals.base import Estimate, Evaluation, Measured, refuse_transcoder, register
 from sae.features import Record, Records, records
+from sae.features.ablated import changes
 from sae.features.effects import Effect, ablate, feeding, on_last_token, strongest
 from sae.features.plain import words
 from sae.settings import setting
 from sae.types import Split
-
-_TOKENS = 15
 
 
 @register
@@ -121,8 +120,8 @@ def _by_token(record: Record) -> dict[str, Any]:
 def _changes(effect: Effect, record: Record) -> dict[str, list[list[Any]]]:
     assert record.text is not None
     found = {}
-    for name, largest in (("lowered", False), ("raised", True)):
-        top = effect.logits[: len(record.text.vocabulary)].topk(_TOKENS, largest=largest)
-        names = words(top.indices.numpy(), record.text)
+    lists = changes(effect, len(record.text.vocabulary))
+    for name, top in zip(("lowered", "raised"), lists, strict=True):
+        names = words(top.ids, record.text)
         found[name] = [list(pair) for pair in zip(names, top.values.tolist(), strict=True)]
     return found

@@ -7,8 +7,11 @@ from typing import ClassVar, Literal
 from sae.artifacts import load
 from sae.artifacts.placed import PlacedSAE
 from sae.evals.base import Estimate, Evaluation, Measured, register
-from sae.features import own_text, records
-from sae.settings import Absolute, setting
+from sae.features import Records, own_text, records
+from sae.features.ablated import ablated, chosen
+from sae.features.effects import at_one_point
+from sae.settings import Absolute, Some, setting
+from sae.tables import Table, Type
 from sae.types import Split
 
 Format = Literal["saedashboard", "neuronpedia", "circuit_tracer", "delphi"]
@@ -31,6 +34,9 @@ class DashboardEval(Evaluation):
     text_file: Absolute | None = setting(
         None, help="a text of your own (UTF-8); a page shows the latents that fire on it"
     )
+    ablate: Some = setting(
+        0, help="latents whose effect on the logits is measured: how many, or a list of them"
+    )
     num_tokens: int = setting(1_000_000, ge=1, help="tokens that are read, the first of the split")
     against: tuple[str, ...] = setting((), help="runs of other seeds, for the stability of latents")
     export: tuple[Format, ...] = setting(
@@ -42,6 +48,8 @@ class DashboardEval(Evaluation):
         """Make the records, or find them in the cache."""
         (one,) = subjects
         written = None if self.text_file is None else self._written(one, Path(self.text_file))
+        if self.ablate:
+            at_one_point(one)  # refuses others now, not after the passes
         others = [load(Path(run)) for run in self.against]
         found = records(
             one,
@@ -57,12 +65,15 @@ class DashboardEval(Evaluation):
         details = {
             "records": str(found.folder), "weights": found.weights, "export": list(self.export),
             "text": found.facts["text"], "split": found.facts["split"], "own_text": None,
+            "run": one.name,
         }  # fmt: skip
         tables = {"latents": found.table()}
         if written is not None:
             file = own_text.kept(one, found, written)
             details["own_text"] = str(file)
             tables["own_text"] = own_text.as_table(own_text.reading_in(file), found)
+        if self.ablate:
+            tables["ablated"] = _effects(one, found, chosen(found, self.ablate))
         stability = found.stability()
         metrics |= {name: Estimate(value) for name, value in stability.items()}
         return Measured(
@@ -76,3 +87,14 @@ class DashboardEval(Evaluation):
     def _written(self, one: PlacedSAE, file: Path) -> own_text.Written:
         what = f"{self.where}text_file={file}"
         return own_text.write(one, own_text.text_in(file, what), what)
+
+
+def _effects(one: PlacedSAE, found: Records, names: list[str]) -> Table:
+    types: dict[str, tuple[Type, str]] = {
+        "latent": ("string", ""), "kl": ("float64", "nats"), "kl_random": ("float64", "nats"),
+        "positions": ("int64", ""), "contexts": ("int64", ""),
+    }  # fmt: skip
+    rows = [
+        {"latent": name, **effect._asdict()} for name, effect in ablated(one, found, names).items()
+    ]
+    return Table.of(types, rows)

@@ -77,7 +77,7 @@ def ablate(one: PlacedSAE, lm: LanguageModel, record: Record, contexts: Contexts
         record: Of the latent.
         contexts: Its contexts.
     """
-    point, positions = _at_one_point(one)
+    point, positions = at_one_point(one)
     sae, latent = one.sae, record.latent
     generator = torch.Generator().manual_seed(0)
     random = torch.nn.functional.normalize(torch.randn(sae.d_in, generator=generator), dim=0)
@@ -151,7 +151,7 @@ def feeding(
     Raises:
         ConfigError: If `below` is not lower, not of the residual stream, or of another LM.
     """
-    (upper, _), (lower, positions) = _at_one_point(one), _at_one_point(below)
+    (upper, _), (lower, positions) = at_one_point(one), at_one_point(below)
     lms = [placed.source.specs["test"].lm for placed in (one, below)]
     if lower.layer >= upper.layer or lower.site not in _ADDED or upper.site != "resid":
         raise ConfigError(
@@ -230,7 +230,7 @@ def on_last_token(
         text: The text.
         count: How many.
     """
-    point, _ = _at_one_point(one)
+    point, _ = at_one_point(one)
     ids = [lm.separator_id, *tokenise(lm.tokenizer, [text])[0]]
     x = lm.capture(torch.tensor([ids]), [point])[point][0, -1]
     strongest = one.sae.encode(x).float().topk(min(count, one.sae.d_sae))
@@ -238,7 +238,12 @@ def on_last_token(
     return [(latent, value) for latent, value in pairs if value > 0]
 
 
-def _at_one_point(one: PlacedSAE) -> tuple[Point, Positions]:
+def at_one_point(one: PlacedSAE) -> tuple[Point, Positions]:
+    """The point that an SAE reads and writes, and the positions that edits touch there.
+
+    Raises:
+        ConfigError: If it reads and writes several.
+    """
     if one.point is None or one.ends is None:
         raise ConfigError(
             "Effects are measured of SAEs that read and write one point; transcoders and "

@@ -1,11 +1,13 @@
 """Pages and tables for people, of evaluations that have them."""
 
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from sae.evals.base import EvalResult
 from sae.features import Records
+from sae.features.ablated import known
 from sae.features.exports import export
 from sae.features.own_text import reading_in
 from sae.reports.case_study import write_case_study
@@ -14,6 +16,7 @@ from sae.reports.dashboard import packed_text, write_dashboard
 from sae.reports.files import write_bytes
 from sae.reports.frontier import write_frontier
 from sae.reports.page import Section, render
+from sae.types import Ends
 
 
 def _write_latents(result: EvalResult, folder: Path) -> None:
@@ -30,7 +33,21 @@ def _write_latents(result: EvalResult, folder: Path) -> None:
         export(found, word, folder / "export" / word)
     file = result.details["own_text"]
     own = None if file is None else packed_text(reading_in(Path(file)), found)
-    write_dashboard(folder, found, found.text, title=title, facts=shown, own_text=own)
+    write_dashboard(
+        folder, found, found.text, title=title, facts=shown, own_text=own, effects=known(found),
+        command=_again(result),
+    )  # fmt: skip
+
+
+def _again(result: EvalResult) -> str:
+    """The command that makes the dashboard again; "" where a latent cannot be ablated."""
+    if len(Ends.parse(result.provenance["point"]).points) > 1:
+        return ""
+    name, *given = result.provenance["command"]
+    if name != "evaluate.py":
+        given = [f"run={result.details['run'] or '<run>'}", "eval=[dashboard]"]
+    own = ("eval.dashboard.ablate=", "eval.dashboard.serve=")
+    return shlex.join(["python", "evaluate.py", *(w for w in given if not w.startswith(own))])
 
 
 def _write_glimpse(result: EvalResult, folder: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.browser import Chromium
 from benchmarks.made_up import made_up_records, made_up_text
+from sae.features.ablated import Ablated
 from sae.features.record import Listed, Record, Shown, Text
 from sae.reports.dashboard import write_dashboard
 from sae.reports.dashboard.packing import bits, floats, integers, piece
@@ -403,3 +404,23 @@ def test_without_a_text_of_ones_own_there_is_no_link(opened):
     browser.js('location.hash = "#/text"')
     browser.wait('!document.getElementById("text").hidden')
     assert "No latent fires" in browser.js('document.getElementById("text").textContent')
+
+
+def test_what_a_latent_does_and_how_to_find_out(opened):
+    browser, open_dashboard = opened
+    text = made_up_text()
+    listed = Listed(np.array([3, 5]), np.array([-2.5, -1.25]))
+    effect = Ablated(listed, Listed(np.array([9]), np.array([0.5])), 0.041, 0.0125, 19, 10)
+    open_dashboard(made_up_records(text, 5), text, effects={"3": effect},
+                   command="python evaluate.py 'run=<b>x</b>'", page="#/latent/3")  # fmt: skip
+    browser.wait(f'({SHOWN}) === "Latent 3"')
+    found = browser.js('document.querySelector("#latent").textContent')
+    assert "19 positions of its 10 strongest contexts" in found
+    assert "0.041 nats" in found
+    assert "0.0125" in found
+    assert "-2.5" in found
+    assert browser.js('document.querySelector("#latent .command")') is None
+    latent(browser, 2)
+    assert browser.js('document.querySelector("#latent .command").textContent') == (
+        "python evaluate.py 'run=<b>x</b>' 'eval.dashboard.ablate=[2]'"
+    )

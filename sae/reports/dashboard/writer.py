@@ -21,6 +21,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sae.errors import ConfigError
+from sae.features.ablated import Ablated
 from sae.features.record import NOTHING, Listed, Record, Shown, Text
 from sae.reports.dashboard.packing import bits, floats, integers, piece, shares, write_script
 from sae.writing import replacing
@@ -43,6 +44,8 @@ def write_dashboard(
     facts: Mapping[str, str],
     columns: Extra | None = None,
     own_text: Mapping[str, Any] | None = None,
+    effects: Mapping[str, Ablated] | None = None,
+    command: str = "",
 ) -> None:
     """Write pages that show latents; `<folder>/index.html` opens them in a browser.
 
@@ -58,6 +61,9 @@ def write_dashboard(
         columns: Further columns of the table by heading, such as `purity` or `explanation`: numbers
             or texts by `Record.name`. A latent without an entry has an empty cell.
         own_text: A text of the user's own, as `packed_text` gives it; shown on a page of its own.
+        effects: Effects of ablating latents by `Record.name`.
+        command: Makes the dashboard again; pages without an effect show it with what measures one.
+            Empty: they show nothing.
 
     Raises:
         ConfigError: If the folder holds something else.
@@ -76,12 +82,12 @@ def write_dashboard(
     data.mkdir(parents=True)
     shutil.copytree(_ASSETS, assets, ignore=shutil.ignore_patterns("index.html"))
 
-    index, used = _Index(), _Used(text)
+    index, used, effects = _Index(), _Used(text), effects or {}
     for number, chunk in enumerate(_chunks(records)):
         for record in chunk:
             index.add(record)
-            used.add(record)
-        write_script(data, f"latents-{number:05d}", _latents(chunk))
+            used.add(record, effects.get(record.name))
+        write_script(data, f"latents-{number:05d}", _latents(chunk, effects))
     shown = _write_text(data, text, used)
     tokens = np.flatnonzero(used.tokens)
     pieces = [piece(text.vocabulary[token]) for token in tokens.tolist()]
@@ -91,6 +97,7 @@ def write_dashboard(
     write_script(data, "index", {
         "text": {"name": text.name, "is_training": text.is_training, **shown},
         "latents_in_file": LATENTS_IN_FILE, "own_text": own_text is not None,
+        "command": command,
         **index.packed(columns or {}),
     })  # fmt: skip
     with replacing(page) as temporary:
@@ -167,7 +174,9 @@ class _Used:
         self.contexts = np.zeros(len(text.tokens), bool)
         self.tokens = np.zeros(len(text.vocabulary), bool)
 
-    def add(self, record: Record) -> None:
+    def add(self, record: Record, effect: Ablated | None) -> None:
+        for one in (effect.lowered, effect.raised) if effect else ():
+            self.tokens[one.ids] = True
         self.contexts[[shown.context for shown in record.contexts]] = True
         for ids in (
             record.histogram_tokens, record.by_mass.ids, record.by_mean.ids,
@@ -176,9 +185,9 @@ class _Used:
             self.tokens[ids] = True
 
 
-def _latents(records: list[Record]) -> dict[str, list[str]]:
+def _latents(records: list[Record], effects: Mapping[str, Ablated]) -> dict[str, list[str]]:
     """Numbers on the pages of some latents that are not in the table: a list for each part."""
-    parts = [_latent(record) for record in records]
+    parts = [_latent(record) | packed_effect(effects.get(record.name)) for record in records]
     return {name: [part[name] for part in parts] for name in parts[0]}
 
 
@@ -199,6 +208,20 @@ def _latent(record: Record) -> dict[str, str]:
         "co_firing_values": integers(record.co_firing.values),
         "jaccard": floats(record.jaccard),
         **_contexts(record.contexts, record.max),
+    }
+
+
+def packed_effect(effect: Ablated | None) -> dict[str, str]:
+    """The effect of ablating a latent, as its page reads it; empty if not measured."""
+    numbers = () if effect is None else (effect.kl, effect.kl_random, effect.positions,
+                                         effect.contexts)  # fmt: skip
+    lists = {
+        name: NOTHING if effect is None else getattr(effect, name) for name in ("lowered", "raised")
+    }
+    return {
+        "effect": floats(numbers),
+        **{f"{name}_ids": integers(one.ids) for name, one in lists.items()},
+        **{f"{name}_values": floats(one.values) for name, one in lists.items()},
     }
 
 

@@ -69,6 +69,7 @@ class Index {
     this.size = this.latent.length;
     this.latentsInFile = content.latents_in_file;
     this.ownText = content.own_text;
+    this.command = content.command;
     this.text = {...content.text, shown: unpack(content.text.contexts)};
     this.inTable = this.size ? this.by_mass.length / this.size : 0;
     this.rows = new Map(Array.from(this.latent, (_, row) => [this.name(row), row]));

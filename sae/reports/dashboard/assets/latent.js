@@ -43,6 +43,7 @@ async function latentPage(index, vocabulary, row, neighbours) {
         pairs("co_firing", another).map((pair, i) => [...pair, number(latent.jaccard[i])])),
       ranking("Neurons", "largest entries of the atom", ["index", "entry"], pairs("neurons", String)),
     ].filter(Boolean)),
+    contexts.length && ablation(index, vocabulary, latent, index.name(row)),
     plots && profile(latent.positions),
     plots && deciles(latent.decile_edges),
   ].filter(Boolean));
@@ -119,4 +120,21 @@ function deciles(edges) {
     make("tr", {}, make("td", {}, String(i + 1)), make("td", {class: "number"}, `${number(edge)} to ${number(edges[i])}`)));
   return make("details", {class: "card"}, make("summary", {}, "Deciles", make("span", {class: "faint note"}, " tenths of its firings, the strongest first")),
     make("table", {}, make("tbody", {}, ...rows)));
+}
+
+// What the LM predicts without the latent; where it was not measured, how to get it.
+function ablation(index, vocabulary, latent, name) {
+  const heading = make("h3", {}, "Without it", make("span", {class: "faint note"}, " mean change of the logits when it is ablated"));
+  const box = make("section", {class: "card"}, heading);
+  if (!latent.effect.length) {
+    if (!index.command) return null;
+    box.append(make("p", {class: "small"}, "Not measured for this latent. This command measures it:"), make("pre", {class: "command"}, `${index.command} 'eval.dashboard.ablate=[${name}]'`));
+    return box;
+  }
+  const [kl, random, positions, contexts] = latent.effect;
+  const pairs = (list) => Array.from(latent[`${list}_ids`], (id, i) => [chip(vocabulary, id), latent[`${list}_values`][i]]);
+  box.append(make("p", {class: "small"}, `It is set to zero at ${count(positions)} positions of its ${count(contexts)} strongest contexts, and the SAE's error is kept. KL to the LM's own predictions: `,
+    make("b", {}, `${number(kl)} nats`), `; of an equally long step in a random direction: ${number(random)}.`),
+    make("div", {class: "pair"}, ranking("Lowered", "", ["token", "change"], pairs("lowered")), ranking("Raised", "", ["token", "change"], pairs("raised"))));
+  return box;
 }
