@@ -57,6 +57,14 @@ def evaluate_together(
     return evaluation.evaluate(runs, evals, together=True, **_defaults(), **options)
 
 
+def serve(run: str | Path, result: "EvalResult", **options: Any) -> None:
+    """Serve a finished dashboard until Ctrl-C. Options: those of `evaluate`, as it had them."""
+    from sae import evaluation
+
+    at = {name: options.pop(name, None) for name in PLACES}
+    evaluation.serve(run, result, at=at, **_defaults(), **options)
+
+
 def compare(
     runs: Sequence[str | Path], settings: Mapping[str, Any] | None = None, **options: Any
 ) -> Path:
@@ -108,7 +116,10 @@ def main(composed: DictConfig) -> None:
             return
         options = {name: config[name] for name in (*OF_EVALUATION, "format", "out")}
         for run in runs if evals else ():
-            print_results(evaluate(run, evals, **options), run)
+            print_results(results := evaluate(run, evals, **options), run)
+            if "dashboard" in results and results["dashboard"].settings["serve"]:
+                options = {name: options[name] for name in options if name != "saebench"}
+                serve(run, results["dashboard"], **options)
     except (SAEError, OSError) as error:
         fail(error)
 

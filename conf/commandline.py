@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from conf.compose import compose_job, compose_with_hydra, jobs, names_of, parse, sweep_jobs
-from conf.effects import check_fitting, several
+from conf.effects import check_fitting, refuse_serving, several
 from conf.quoting import quoted
 from conf.resume import continued
 from conf.schema import check, in_full
@@ -65,6 +65,8 @@ def check_command_line(config_name: str, arguments: Sequence[str]) -> list[dict[
             continue
         given = names_of(parse(job))
         config = check(composed, given)
+        if config_name == "train" or multirun:
+            refuse_serving(config, "not for a sweep" if multirun else "not for a training")
         if config_name == "train" and multirun:
             _check_job(config)
         elif config_name == "train":

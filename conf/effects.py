@@ -105,6 +105,23 @@ def check_fitting(config: Mapping[str, Any], given: Sequence[str]) -> None:
         refuse(given, unread, f"with sae={sae['architecture']}, which is fitted, not trained.")
 
 
+def refuse_serving(config: Mapping[str, Any], where: str) -> None:
+    """Refuse a dashboard that is served, which ends when somebody ends it, where others wait.
+
+    Args:
+        config: A configuration of either program.
+        where: The end of the sentence.
+
+    Raises:
+        ConfigError: If there is one.
+    """
+    if (config["eval"].get("dashboard") or {}).get("serve"):
+        raise ConfigError(
+            f"eval.dashboard.serve=true is for one run of evaluate.py, {where}. Leave it out, and "
+            "serve one: python evaluate.py run=<run> 'eval=[dashboard]' eval.dashboard.serve=true"
+        )
+
+
 def check_evaluation(
     config: Mapping[str, Any], runs: Sequence[str], given: Sequence[str], several: Sequence[str]
 ) -> bool:
@@ -121,6 +138,8 @@ def check_evaluation(
     """
     evals, exported = list(config["eval"]), bool(config["export"])
     only_export = exported and not any(name.partition(".")[0] == "eval" for name in given)
+    if len(runs) > 1:
+        refuse_serving(config, f"and run= names {len(runs)}")
     if not evals and not only_export:
         raise ConfigError("eval is empty. Choose evaluations: 'eval=[core,downstream]'.")
     if exported and not config["out"]:

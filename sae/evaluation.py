@@ -18,7 +18,8 @@ from sae.evals.from_config import check_source, check_together, measure
 from sae.language.fetch import WheelFile
 from sae.language.trust import check_named
 from sae.provenance import content_key, write_json
-from sae.reports.pages import write_pages
+from sae.reports.dashboard import run as run_server
+from sae.reports.pages import served, write_pages
 from sae.reports.results import result_file, results_folder
 from sae.reports.saebench import NAMES, saebench_content
 from sae.settings import without_nulls
@@ -140,6 +141,22 @@ def evaluate(
         why = "they measure one SAE at a time" if together else "these activations offer less"
         log.info("left out: %s (%s)", ", ".join(left_out), why)
     return results
+
+
+def serve(
+    run: str | Path, result: EvalResult, out: str | Path | None = None, **placing: Any
+) -> None:
+    """Serve the dashboard of a result of `evaluate` at 127.0.0.1, until Ctrl-C.
+
+    Args:
+        run: See `place`.
+        result: Of the evaluation `dashboard`.
+        out: As it was given to `evaluate`.
+        placing: Arguments of `place`, as they were given to `evaluate`.
+    """
+    one = place(run, **placing)
+    folder = results_folder(str(run), None if out is None else str(out))
+    run_server(served(result, result_file(folder, result, one).with_suffix(""), one))
 
 
 def evaluate_all(

@@ -42,6 +42,10 @@ class DashboardEval(Evaluation):
     export: tuple[Format, ...] = setting(
         (), help="formats of other tools, written into export/ beside the pages"
     )
+    serve: bool = setting(
+        False, help="evaluate.py serves the finished dashboard at 127.0.0.1, with live text"
+    )
+    port: int = setting(8731, ge=0, le=65_535, help="of serve; if it is taken, a free one")
     batch_rows: int = setting(2048, ge=1, help="vectors encoded at once; decides memory")
 
     def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:

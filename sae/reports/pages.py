@@ -5,29 +5,24 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from sae.artifacts.placed import PlacedSAE
 from sae.evals.base import EvalResult
 from sae.features import Records
 from sae.features.ablated import known
 from sae.features.exports import export
 from sae.features.own_text import reading_in
+from sae.reports import page as report
 from sae.reports.case_study import write_case_study
 from sae.reports.compare import write_comparison
-from sae.reports.dashboard import packed_text, write_dashboard
+from sae.reports.dashboard import Server, actions, packed_text, render, write_dashboard
 from sae.reports.files import write_bytes
 from sae.reports.frontier import write_frontier
-from sae.reports.page import Section, render
 from sae.types import Ends
 
 
 def _write_latents(result: EvalResult, folder: Path) -> None:
     found = Records(result.details["records"], result.details["weights"])
-    facts = found.facts
-    shown = {
-        "LM": facts["lm"], "point": facts["point"], "text": facts["text"],
-        "tokens": f"{facts['tokens']:,}", "rows that count": f"{facts['rows']:,}",
-        "latents that fire": f"{len(found):,} of {facts['latents']:,}",
-    }  # fmt: skip
-    title = f"Latents of {facts['point']} · {facts['lm']}"
+    title, shown = _heading(found)
     shutil.rmtree(folder / "export", ignore_errors=True)
     for word in result.details["export"]:
         export(found, word, folder / "export" / word)
@@ -37,6 +32,32 @@ def _write_latents(result: EvalResult, folder: Path) -> None:
         folder, found, found.text, title=title, facts=shown, own_text=own, effects=known(found),
         command=_again(result),
     )  # fmt: skip
+
+
+def _heading(found: Records) -> tuple[str, dict[str, str]]:
+    facts = found.facts
+    return f"Latents of {facts['point']} · {facts['lm']}", {
+        "LM": facts["lm"], "point": facts["point"], "text": facts["text"],
+        "tokens": f"{facts['tokens']:,}", "rows that count": f"{facts['rows']:,}",
+        "latents that fire": f"{len(found):,} of {facts['latents']:,}",
+    }  # fmt: skip
+
+
+def served(result: EvalResult, folder: Path, one: PlacedSAE) -> Server:
+    """A server of the dashboard that `write_pages` wrote, with live text; not started.
+
+    Args:
+        result: Of the evaluation `dashboard`.
+        folder: The dashboard.
+        one: The SAE, whose LM is loaded here.
+    """
+    found = Records(result.details["records"], result.details["weights"])
+    title, facts = _heading(found)
+
+    def page(token: str) -> str:
+        return render(title, found.text, facts, token)
+
+    return Server(folder, page, actions(one, found), result.settings["port"])
 
 
 def _again(result: EvalResult) -> str:
@@ -51,9 +72,11 @@ def _again(result: EvalResult) -> str:
 
 
 def _write_glimpse(result: EvalResult, folder: Path) -> None:
-    section = Section("What it learned", latents=result.details["latents"])
+    section = report.Section("What it learned", latents=result.details["latents"])
     folder.mkdir(parents=True, exist_ok=True)
-    page = render("Some latents", "chosen blindly from bins of density · test text", [section])
+    page = report.render(
+        "Some latents", "chosen blindly from bins of density · test text", [section]
+    )
     write_bytes(folder / "index.html", page)
 
 

@@ -20,7 +20,7 @@ from sae.evals.base import EvalResult
 from sae.evals.from_config import ctx_of, make_evals, offers_of
 from sae.provenance import content_key
 
-_SHOWING = ("export", "text_file", "ablate")
+_SHOWING = ("export", "text_file", "ablate", "serve", "port")
 """Settings that add pages or files to a result, whose numbers stay as they are."""
 
 

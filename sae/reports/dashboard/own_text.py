@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from sae.features.own_text import Reading, deciles
 from sae.features.records import Records
@@ -18,15 +19,17 @@ def packed_text(reading: Reading, records: Records) -> dict[str, Any]:
     """
     written = reading.written
     latents, place = np.unique(reading.index, return_inverse=True)
-    vocabulary = np.unique(written.tokens)
     return {
         "tokens": integers(written.tokens), "counted": bits(reading.counted),
         "starts": integers(written.starts), "texts": integers(written.texts),
         "row": integers(reading.row), "place": integers(place), "value": floats(reading.value),
         "decile": integers(deciles(reading, records)),
         "latents": [records.name_of(index) for index in latents.tolist()],
-        "vocabulary": {
-            "ids": integers(vocabulary),
-            "pieces": [piece(records.text.vocabulary[i]) for i in vocabulary.tolist()],
-        },
+        "vocabulary": packed_vocabulary(np.unique(written.tokens), records),
     }  # fmt: skip
+
+
+def packed_vocabulary(ids: Int[np.ndarray, " n"], records: Records) -> dict[str, Any]:
+    """Some tokens of the LM's vocabulary."""
+    pieces = [piece(records.text.vocabulary[i]) for i in ids.tolist()]
+    return {"ids": integers(ids), "pieces": pieces}

@@ -101,7 +101,7 @@ def write_dashboard(
         **index.packed(columns or {}),
     })  # fmt: skip
     with replacing(page) as temporary:
-        temporary.write_text(_page(title, text, facts), encoding="utf-8")
+        temporary.write_text(render(title, text, facts), encoding="utf-8")
 
 
 def _chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
@@ -264,9 +264,18 @@ def _write_text(folder: Path, text: Text, used: _Used) -> dict[str, Any]:
     return {"ctx": ctx, "contexts_in_file": in_file, "contexts": integers(shown)}
 
 
-def _page(title: str, text: Text, facts: Mapping[str, str]) -> str:
+def render(title: str, text: Text, facts: Mapping[str, str], token: str = "") -> str:
+    """`index.html`.
+
+    Args:
+        title: See `write_dashboard`.
+        text: See `write_dashboard`.
+        facts: See `write_dashboard`.
+        token: Of the server that serves the page; empty: the page opens from disk.
+    """
     environment = Environment(
         loader=FileSystemLoader(_ASSETS), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    return environment.get_template("index.html").render(title=title, text=text, facts=facts)
+    template = environment.get_template("index.html")
+    return template.render(title=title, text=text, facts=facts, token=token)

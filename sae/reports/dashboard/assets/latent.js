@@ -12,7 +12,7 @@ async function latentPage(index, vocabulary, row, neighbours) {
     : make("a", {href: `#/latent/${index.name(to)}`, ...attributes}, text);
 
   page.append(make("nav", {}, make("a", {href: "#"}, "← All latents"),
-    index.ownText && make("a", {href: "#/text"}, "Your text"), make("span", {class: "spring"}),
+    (index.ownText || window.live) && make("a", {href: "#/text"}, "Your text"), make("span", {class: "spring"}),
     link(neighbours.before, "← previous", {rel: "prev"}), link(neighbours.after, "next →", {rel: "next"})));
   page.append(make("h1", {}, `Latent ${index.name(row)}`),
     make("p", {class: "faint"}, index.text.name, " ", make("b", {class: "badge"}, index.text.is_training ? "training text" : "test text")));
@@ -128,6 +128,14 @@ function ablation(index, vocabulary, latent, name) {
   const box = make("section", {class: "card"}, heading);
   if (!latent.effect.length) {
     if (!index.command) return null;
+    if (window.live) {
+      box.append(live.button("Measure it (5 to 20 s on a CPU)", () => live.ask("live/ablate", {latent: name}), (answer) => {
+        vocabulary.add(answer.vocabulary);
+        for (const part of ["effect", "lowered_ids", "lowered_values", "raised_ids", "raised_values"]) latent[part] = dashboard.unpack(answer[part]);
+        box.replaceWith(ablation(index, vocabulary, latent, name));
+      }));
+      return box;
+    }
     box.append(make("p", {class: "small"}, "Not measured for this latent. This command measures it:"), make("pre", {class: "command"}, `${index.command} 'eval.dashboard.ablate=[${name}]'`));
     return box;
   }

@@ -22,11 +22,12 @@
     vocabulary = new Vocabulary(tokens);
     table = new LatentTable(index, vocabulary, go);
   } catch (error) { return fail(error); }
-  document.getElementById("own").hidden = !index.ownText;
+  const hasText = index.ownText || Boolean(window.live);
+  document.getElementById("own").hidden = !hasText;
 
   async function showText(now) {
     try {
-      if (!pages.text.firstChild) pages.text.replaceChildren(ownTextPage(index, vocabulary, await dashboard.load("own")));
+      if (!pages.text.firstChild) pages.text.replaceChildren(ownTextPage(index, vocabulary, index.ownText && await dashboard.load("own")));
       if (now !== asked) return;
       show("text");
       document.title = `Your text, ${title}`;
@@ -48,7 +49,7 @@
     const now = ++asked, name = /^#\/latent\/(-?\d+)$/.exec(location.hash)?.[1];
     const before = row;
     row = name === undefined ? undefined : index.rows.get(name);
-    if (location.hash === "#/text" && index.ownText) return showText(now);
+    if (location.hash === "#/text" && hasText) return showText(now);
     if (row === undefined) {
       show("index");
       document.title = title;

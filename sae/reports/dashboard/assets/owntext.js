@@ -149,10 +149,17 @@ function ownTextView(index, vocabulary, text) {
     make("aside", {}, make("section", {class: "card"}, heading, control, list, silent)));
 }
 
+// The page: the text that was given with the dashboard, and where it is served, a field for others.
 function ownTextPage(index, vocabulary, content) {
-  const text = new OwnText(content);
-  return make("div", {class: "own-text"},
-    make("nav", {}, make("a", {href: "#"}, "← All latents")), make("h1", {}, "Your text"),
-    make("p", {class: "faint"}, `${count(text.tokens.length)} tokens${text.texts.length > 1 ? ` in ${count(text.texts.length)} texts` : ""}; ${count(text.latents.length)} latents fire. Deciles are those of each latent's own record: 1 is the strongest tenth of its firings.`),
-    ownTextView(index, vocabulary, text));
+  const view = make("div");
+  const draw = (given) => {
+    const text = new OwnText(given);
+    view.replaceChildren(
+      make("p", {class: "faint"}, `${count(text.tokens.length)} tokens${text.texts.length > 1 ? ` in ${count(text.texts.length)} texts` : ""}; ${count(text.latents.length)} latents fire. Deciles are those of each latent's own record: 1 is the strongest tenth of its firings.`),
+      ownTextView(index, vocabulary, text));
+  };
+  if (content) draw(content);
+  const field = window.live && make("textarea", {rows: 4, "aria-label": "A text", placeholder: "Type a text. An empty line begins a new one.", spellcheck: "false"});
+  return make("div", {class: "own-text"}, make("nav", {}, make("a", {href: "#"}, "← All latents")), make("h1", {}, "Your text"),
+    field && make("form", {class: "card"}, field, live.button("Show its latents", () => live.ask("live/text", {text: field.value}), draw)), view);
 }

@@ -19,6 +19,9 @@ class Vocabulary {
     for (let i = 0; i < pieces.length; i++) this.pieces.set(numbers[i], pieces[i]);
   }
 
+  // Tokens that came later; those of the search stay as they are.
+  add({ids, pieces}) { dashboard.unpack(ids).forEach((id, i) => this.pieces.set(id, pieces[i])); }
+
   piece(id) { return this.pieces.get(id) ?? ""; }
 
   // One token by itself; bytes that are no character alone become U+FFFD.
