@@ -14,7 +14,7 @@ from sae.settings import Absolute, Some, setting
 from sae.tables import Table, Type
 from sae.types import Split
 
-Format = Literal["saedashboard", "neuronpedia", "circuit_tracer", "delphi"]
+Format = Literal["saedashboard", "neuronpedia", "neuronpedia_bulk", "circuit_tracer", "delphi"]
 
 
 @register

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -110,7 +110,8 @@ _LISTS = ("lowered", "raised")
 
 def _read(content: dict) -> Ablated:
     lists = {name: Listed(*map(np.array, content[name])) for name in _LISTS}
-    return Ablated(**{name: content[name] for name in Ablated._fields} | lists)
+    fields: dict[str, Any] = {name: content[name] for name in Ablated._fields} | lists
+    return Ablated(**fields)
 
 
 def _file(records: Records, name: str) -> Path:

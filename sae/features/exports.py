@@ -2,32 +2,39 @@
 
 `saedashboard`: `batch-<n>.json` as SAEDashboard 0.8 writes and reads them.
 `neuronpedia`: `upload-<n>.json`, bodies of Neuronpedia's `POST /api/feature/upload-batch`.
+`neuronpedia_bulk`: the folder that an instance of Neuronpedia imports (`neuronpedia_bulk`).
 `circuit_tracer`: `<latent>.json`, the feature files that viewers of attribution graphs read.
 `delphi`: `<hook>/<first>_<last>.safetensors` and `config.json`, which delphi explains from.
 
 Fields that records do not hold (correlations with neurons, histograms of all logits) stay empty.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sae.errors import ConfigError
-from sae.features.plain import words
-from sae.features.record import INTERVALS, Listed, Record, Shown
+from sae.features.neuronpedia_bulk import write_bulk
+from sae.features.parts import (
+    batches,
+    fired,
+    index_of,
+    interval_of,
+    logits,
+    point_of,
+    silent,
+    tokens_and_values,
+)
+from sae.features.record import INTERVALS, Record, Shown
 from sae.features.records import Records
 from sae.language.names import NAMES
-from sae.language.pieces import pieces
 from sae.provenance import write_json
-from sae.types import Ends, Point
+from sae.types import Ends
 from sae.writing import replacing
 
-BATCH = 128
-"""Latents in a file; Neuronpedia takes no more in a call."""
-_LOGITS, _LONGEST = 20, 1024
+_LONGEST = 1024
 
 
 def export(records: Records, word: str, folder: Path) -> None:
@@ -52,22 +59,22 @@ def export(records: Records, word: str, folder: Path) -> None:
 
 def _saedashboard(records: Records, folder: Path) -> None:
     facts = records.facts
-    for n, batch in enumerate(_batches(records)):
+    for n, batch in enumerate(batches(records)):
         content = {
-            "model_id": facts["lm"], "layer": _point(records).layer,
-            "sae_set": _point(records).site, "sae_id_suffix": None,
+            "model_id": facts["lm"], "layer": point_of(records).layer,
+            "sae_set": point_of(records).site, "sae_id_suffix": None,
             "features": [_of_saedashboard(record, records) for record in batch],
         }  # fmt: skip
         write_json(folder / f"batch-{n}.json", content)
-    write_json(folder / "skipped_indexes.json", {"skipped_indexes": _silent(records)})
+    write_json(folder / "skipped_indexes.json", {"skipped_indexes": silent(records)})
 
 
 def _of_saedashboard(record: Record, records: Records) -> dict[str, Any]:
     width = record.max / len(record.histogram)
     middles = [(i + 0.5) * width for i in range(len(record.histogram))]
-    negative, positive = _logits(record, "bottom_logits"), _logits(record, "top_logits")
+    negative, positive = logits(record, "bottom_logits"), logits(record, "top_logits")
     return {
-        "feature_index": _index(record, records),
+        "feature_index": index_of(record, records),
         "neuron_alignment_indices": record.neurons.ids.tolist(),
         "neuron_alignment_values": record.neurons.values.tolist(),
         "neg_str": [one["token"] for one in negative],
@@ -80,13 +87,13 @@ def _of_saedashboard(record: Record, records: Records) -> dict[str, Any]:
         "n_prompts_total": records.facts["tokens"] // records.facts["ctx"],
         "n_tokens_in_prompt": records.facts["ctx"],
         "dataset": records.facts["text"],
-        "activations": [_of_prompt(one, record) for one in _fired(record)],
+        "activations": [_of_prompt(one, record) for one in fired(record)],
     }
 
 
 def _of_prompt(shown: Shown, record: Record) -> dict[str, Any]:
-    tokens, values = _tokens_and_values(shown, record)
-    low, high, share = _interval(shown, record)
+    tokens, values = tokens_and_values(shown, record)
+    low, high, share = interval_of(shown, record)
     return {
         "bin_min": low, "bin_max": high, "bin_contains": share,
         "tokens": tokens, "values": values, "qualifying_token_index": shown.peak,
@@ -94,8 +101,8 @@ def _of_prompt(shown: Shown, record: Record) -> dict[str, Any]:
 
 
 def _neuronpedia(records: Records, folder: Path) -> None:
-    point = _point(records)
-    for n, batch in enumerate(_batches(records)):
+    point = point_of(records)
+    for n, batch in enumerate(batches(records)):
         content = {
             "modelId": records.facts["lm"],
             "source": f"{point.layer}-{point.site}",
@@ -106,9 +113,9 @@ def _neuronpedia(records: Records, folder: Path) -> None:
 
 def _of_neuronpedia(record: Record, records: Records) -> dict[str, Any]:
     activations = []
-    for shown in _fired(record):
-        tokens, values = _tokens_and_values(shown, record)
-        low, high, share = _interval(shown, record)
+    for shown in fired(record):
+        tokens, values = tokens_and_values(shown, record)
+        low, high, share = interval_of(shown, record)
         first = max(0, min(shown.peak - _LONGEST // 2, len(tokens) - _LONGEST))
         part = slice(first, first + _LONGEST)
         activations.append({
@@ -116,9 +123,9 @@ def _of_neuronpedia(record: Record, records: Records) -> dict[str, Any]:
             "quantileMin": low, "quantileMax": high, "quantileFraction": share,
         })  # fmt: skip
     return {
-        "index": _index(record, records), "density": record.density,
-        "topLogits": _logits(record, "top_logits"),
-        "bottomLogits": _logits(record, "bottom_logits"),
+        "index": index_of(record, records), "density": record.density,
+        "topLogits": logits(record, "top_logits"),
+        "bottomLogits": logits(record, "bottom_logits"),
         "explanations": [], "activations": activations,
     }  # fmt: skip
 
@@ -134,25 +141,25 @@ def _circuit_tracer(records: Records, folder: Path) -> None:
             groups.append((f"Interval {interval}", those))
         content = {
             "transcoder_id": records.facts["point"],
-            "index": _index(record, records),
+            "index": index_of(record, records),
             "examples_quantiles": [
                 {"quantile_name": name, "examples": [_example(one, record) for one in shown]}
                 for name, shown in groups
                 if shown
             ],
-            "top_logits": [one["token"] for one in _logits(record, "top_logits")],
-            "bottom_logits": [one["token"] for one in _logits(record, "bottom_logits")],
+            "top_logits": [one["token"] for one in logits(record, "top_logits")],
+            "bottom_logits": [one["token"] for one in logits(record, "bottom_logits")],
             "act_min": 0.0,
             "act_max": record.max,
             "quantile_values": record.decile_edges.tolist(),
             "histogram": record.histogram.sum(1).tolist(),
             "activation_frequency": record.density,
         }
-        write_json(folder / f"{_index(record, records)}.json", content)
+        write_json(folder / f"{index_of(record, records)}.json", content)
 
 
 def _example(shown: Shown, record: Record) -> dict[str, Any]:
-    tokens, values = _tokens_and_values(shown, record)
+    tokens, values = tokens_and_values(shown, record)
     return {
         "tokens": tokens, "tokens_acts_list": values, "train_token_ind": shown.peak,
         "is_repeated_datapoint": False,
@@ -163,7 +170,7 @@ def _delphi(records: Records, folder: Path) -> None:
     from safetensors.numpy import save_file
 
     facts, tokens = records.facts, records.text.tokens
-    hook = f"{_point(records).layer}.{NAMES[_point(records).site].transformer_lens}"
+    hook = f"{point_of(records).layer}.{NAMES[point_of(records).site].transformer_lens}"
     (folder / hook).mkdir(exist_ok=True)
     groups = records.groups()
     for group in groups:
@@ -191,56 +198,6 @@ def _delphi(records: Records, folder: Path) -> None:
 
 EXPORTS: dict[str, Callable[[Records, Path], None]] = {
     "saedashboard": _saedashboard, "neuronpedia": _neuronpedia,
-    "circuit_tracer": _circuit_tracer, "delphi": _delphi,
+    "neuronpedia_bulk": write_bulk, "circuit_tracer": _circuit_tracer, "delphi": _delphi,
 }  # fmt: skip
 """Writers by the word of the format."""
-
-
-def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
-    left = iter(records)
-    while batch := list(islice(left, BATCH)):
-        yield batch
-
-
-def _fired(record: Record) -> list[Shown]:
-    return [one for one in record.contexts if one.group in ("top", "interval")]
-
-
-def _interval(shown: Shown, record: Record) -> tuple[float, float, float]:
-    """Range and share of the firings of its interval; -1, 99, -1 for the strongest contexts."""
-    if shown.group == "top":  # as SAEDashboard marks them
-        return -1.0, 99.0, -1.0
-    width = record.max / INTERVALS
-    share = float(record.interval_counts[shown.interval - 1] / record.firings)
-    return (shown.interval - 1) * width, shown.interval * width, share
-
-
-def _tokens_and_values(shown: Shown, record: Record) -> tuple[list[str], list[float]]:
-    """The whole context; no NUL, which the databases behind these formats refuse."""
-    assert record.text is not None
-    ids = record.text.tokens[shown.context].tolist()
-    values = np.zeros(len(ids))
-    values[shown.positions] = shown.values
-    tokens = [piece.replace("\0", "\ufffd") for piece in pieces(ids, record.text.vocabulary)]
-    return tokens, values.tolist()
-
-
-def _logits(record: Record, name: str) -> list[dict[str, Any]]:
-    found: Listed = getattr(record, name)
-    assert record.text is not None
-    tokens = [word.replace("\0", "\ufffd") for word in words(found.ids, record.text)]
-    values = found.values.tolist()
-    return [{"token": t, "value": v} for t, v in zip(tokens, values, strict=True)][:_LOGITS]
-
-
-def _index(record: Record, records: Records) -> int:
-    """The negative sides of signed codes come after all positive ones."""
-    return record.latent + records.d_sae * (record.sign < 0)
-
-
-def _silent(records: Records) -> list[int]:
-    return sorted(set(range(records.facts["latents"])) - set(records.indices))
-
-
-def _point(records: Records) -> Point:
-    return Ends.parse(records.facts["point"]).writes[0]

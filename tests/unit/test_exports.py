@@ -1,14 +1,16 @@
 """Records in the formats of other tools."""
 
+import gzip
 import json
+from pathlib import Path
 
 import jsonschema
 import numpy as np
 import pytest
-from _features import make_sae, placed_on, source
+from _features import CTX, make_sae, placed_on, source
 from safetensors.numpy import load_file
 
-from sae.features import exports, records
+from sae.features import exports, parts, records
 from sae.features.exports import EXPORTS, export
 
 __all__ = ["source"]  # a fixture
@@ -63,7 +65,7 @@ def found(source):
 
 
 def test_neuronpedia_uploads_keep_its_limits(found, tmp_path, monkeypatch):
-    monkeypatch.setattr(exports, "BATCH", 20)
+    monkeypatch.setattr(parts, "BATCH", 20)
     export(found, "neuronpedia", tmp_path)
     seen = []
     files = sorted(tmp_path.glob("upload-*.json"))
@@ -78,6 +80,56 @@ def test_neuronpedia_uploads_keep_its_limits(found, tmp_path, monkeypatch):
             record = found[feature["index"]]
             assert max(feature["activations"][0]["values"]) == pytest.approx(record.max)
     assert seen == found.indices
+
+
+SCHEMA = Path(__file__).parents[1] / "fixtures/neuronpedia/neuronpedia_bulk.schema.json"
+
+
+def test_the_bulk_folder_fits_its_schema(found, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "BATCH", 20)
+    export(found, "neuronpedia_bulk", tmp_path / "out")
+    (model,) = (tmp_path / "out").iterdir()
+    (source,) = model.iterdir()
+    assert (model.name, source.name) == (found.facts["lm"], "1-resid")
+    rows = {}
+    for file in sorted(source.rglob("*.*")):
+        raw = file.read_bytes()
+        kind = file.parent.name if file.suffix == ".gz" else file.stem
+        lines = (gzip.decompress(raw) if file.suffix == ".gz" else raw).splitlines()
+        schema = json.loads(SCHEMA.read_text())["$defs"][kind]
+        for line in lines:
+            rows.setdefault(kind, []).append(json.loads(line))
+            jsonschema.validate(rows[kind][-1], schema)
+    assert len(list((source / "features").iterdir())) == 3
+    assert {kind: len(rows[kind]) for kind in ("release", "model", "sourceset", "source")} == (
+        dict.fromkeys(("release", "model", "sourceset", "source"), 1)
+    )
+    features = {int(row["index"]): row for row in rows["features"]}
+    assert sorted(features) == found.indices
+    assert len({row["id"] for row in rows["activations"]}) == len(rows["activations"])
+    for index, feature in features.items():
+        record = found[index]
+        assert feature["maxActApprox"] == pytest.approx(record.max)
+        assert feature["topkCosSimIndices"] == record.nearest.ids.tolist()
+        own = [row for row in rows["activations"] if int(row["index"]) == index]
+        assert max(row["maxValue"] for row in own) == pytest.approx(record.max)
+        for row in own:
+            assert len(row["tokens"]) == len(row["values"]) == CTX
+            assert row["values"][row["maxValueTokenIndex"]] == max(row["values"])
+    export(found, "neuronpedia_bulk", tmp_path / "again")
+    for file in source.rglob("*.gz"):
+        again = tmp_path / "again" / file.relative_to(tmp_path / "out")
+        assert again.read_bytes() == file.read_bytes()
+        assert file.read_bytes()[4:8] == bytes(4)  # no time
+
+
+@pytest.mark.parametrize("name", ["../../up", "/etc", "a/b", "..", "", "c:\\\\x"])
+def test_the_name_of_an_lm_leads_nowhere(found, tmp_path, name):
+    found.facts["lm"] = name
+    export(found, "neuronpedia_bulk", tmp_path / "out")
+    (model,) = (tmp_path / "out").iterdir()
+    assert (model / "1-resid/source.jsonl").is_file()
+    assert [one.name for one in tmp_path.iterdir() if one.name == "up"] == []
 
 
 def test_circuit_tracer_has_a_file_a_latent(found, tmp_path):

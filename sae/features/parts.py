@@ -1,0 +1,72 @@
+"""Parts of records that several formats of other tools have in common."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from sae.features.plain import words
+from sae.features.record import INTERVALS, Listed, Record, Shown
+from sae.features.records import Records
+from sae.language.pieces import pieces
+from sae.types import Ends, Point
+
+BATCH = 128
+"""Latents in a file; Neuronpedia takes no more in a call."""
+_MOST_LOGITS = 20
+
+
+def batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Records, `BATCH` at a time."""
+    left = iter(records)
+    while batch := list(islice(left, BATCH)):
+        yield batch
+
+
+def fired(record: Record) -> list[Shown]:
+    """The contexts in which it fires: the strongest, and those of its intervals."""
+    return [one for one in record.contexts if one.group in ("top", "interval")]
+
+
+def interval_of(shown: Shown, record: Record) -> tuple[float, float, float]:
+    """Range and share of the firings of its interval; -1, 99, -1 for the strongest contexts."""
+    if shown.group == "top":  # as SAEDashboard marks them
+        return -1.0, 99.0, -1.0
+    width = record.max / INTERVALS
+    share = float(record.interval_counts[shown.interval - 1] / record.firings)
+    return (shown.interval - 1) * width, shown.interval * width, share
+
+
+def tokens_and_values(shown: Shown, record: Record) -> tuple[list[str], list[float]]:
+    """The whole context; no NUL, which the databases behind these formats refuse."""
+    assert record.text is not None
+    ids = record.text.tokens[shown.context].tolist()
+    values = np.zeros(len(ids))
+    values[shown.positions] = shown.values
+    tokens = [piece.replace("\0", "\ufffd") for piece in pieces(ids, record.text.vocabulary)]
+    return tokens, values.tolist()
+
+
+def logits(record: Record, name: str) -> list[dict[str, Any]]:
+    """Tokens and numbers of `top_logits` or `bottom_logits`, 20 at most."""
+    found: Listed = getattr(record, name)
+    assert record.text is not None
+    tokens = [word.replace("\0", "\ufffd") for word in words(found.ids, record.text)]
+    values = found.values.tolist()
+    return [{"token": t, "value": v} for t, v in zip(tokens, values, strict=True)][:_MOST_LOGITS]
+
+
+def index_of(record: Record, records: Records) -> int:
+    """The negative sides of signed codes come after all positive ones."""
+    return record.latent + records.d_sae * (record.sign < 0)
+
+
+def silent(records: Records) -> list[int]:
+    """Latents without a record, by index."""
+    return sorted(set(range(records.facts["latents"])) - set(records.indices))
+
+
+def point_of(records: Records) -> Point:
+    """The point that the SAE writes."""
+    return Ends.parse(records.facts["point"]).writes[0]
