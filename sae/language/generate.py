@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -14,6 +14,7 @@ from sae.language.pieces import token_bytes
 from sae.language.text import Tokenizer, tokenise
 
 
+@runtime_checkable
 class Writer(Protocol):
     """The part of a `LanguageModel` that writing needs."""
 
