@@ -141,7 +141,7 @@ class WandbRun(WandbLogger):
             import wandb
 
             columns: list[Any] = ["latent", "density", "max", "context"]
-            rows = [
+            rows: list[Any] = [
                 [one["latent"], one["density"], one["max"], marked(context)]
                 for one in latents
                 for context in one["contexts"] or [None]

@@ -20,19 +20,19 @@ from sae.types import Split
 
 NUM_TOKENS = 32_768
 """Tokens that are read at most, the first ones of the split."""
+_SPLIT: Split = "val"
 
 
 class WatchedText:
-    """The text behind the first rows of a split; it is read at its first use.
+    """The text behind the first validation rows; it is read at its first use.
 
     Args:
         source: An LM's activations.
-        rows: Those of the split that count.
-        split: The split.
+        rows: The validation rows that count.
     """
 
-    def __init__(self, source: LMActivations, rows: Rows, split: Split = "val"):
-        self.rows, self._source, self._split = rows, source, split
+    def __init__(self, source: LMActivations, rows: Rows):
+        self.rows, self._source = rows, source
 
     def contains(self, chunk: int) -> bool:
         """Whether a chunk lies within the rows that are read."""
@@ -56,7 +56,7 @@ class WatchedText:
         if not len(row):
             nothing = ("tokens", "top_logits", "bottom_logits", "histogram", "contexts")
             return {"latent": str(latent), "density": 0.0, "max": 0.0} | {n: [] for n in nothing}
-        place = place_of(self.text, self._source.store(self._split), seed=0)
+        place = place_of(self.text, self._source.store(_SPLIT), seed=0)
         summary = summarise(latent, Firings(self._stored[row], value), place)
         density = summary.firings / len(self._stored)
         return Record(
@@ -65,8 +65,8 @@ class WatchedText:
 
     @property
     def _num_rows(self) -> int:
-        spec = self._source.store(self._split).spec
-        contexts = min(self._source.store(self._split).num_contexts, max(1, NUM_TOKENS // spec.ctx))
+        spec = self._source.store(_SPLIT).spec
+        contexts = min(self._source.store(_SPLIT).num_contexts, max(1, NUM_TOKENS // spec.ctx))
         return contexts * spec.rows_per_context
 
     @cached_property
@@ -89,11 +89,11 @@ class WatchedText:
     @cached_property
     def text(self) -> Text:
         """The text."""
-        per_context = self._source.store(self._split).spec.rows_per_context
+        per_context = self._source.store(_SPLIT).spec.rows_per_context
         contexts = -(-len(self._counted) // per_context)
         counted = np.zeros(contexts * per_context, dtype=bool)
         counted[: len(self._counted)] = self._counted
-        return text_of(self._source, self._split, counted, contexts)
+        return text_of(self._source, _SPLIT, counted, contexts)
 
 
 def by_hash(latents: Iterable[int]) -> list[int]:
