@@ -29,7 +29,8 @@ def cached(name: str, identity: Mapping[str, object], make: Callable[[], Made]) 
     Args:
         name: Folder in the cache, and the beginning of the file's name: `baselines/pca-`.
         identity: What decides them; JSON-able.
-        make: Makes them.
+        make: Makes them. A lock is held meanwhile, so it must not wait for another training of
+            this process (`sae.sharing`), which may want the same.
     """
     file = cache_dir() / f"{name}{content_key(identity)}.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)

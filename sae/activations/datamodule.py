@@ -195,9 +195,10 @@ class ActivationDataModule(LightningDataModule):
         rows or more, all rows come, in stored order.
         """
         key = ("sample", n, seed, content_key(self.state_dict()))
-        return sharing().value(key, lambda: self._sample(n, seed))
+        return sharing().value(key, lambda: self.draw_rows(n, seed))
 
-    def _sample(self, n: int, seed: int) -> Float[Tensor, "n d_in"]:
+    def draw_rows(self, n: int, seed: int) -> Float[Tensor, "n d_in"]:
+        """`sample_rows` without its wait for other trainings: a lock may be held meanwhile."""
         rows = self.rows("train")
         generator = torch.Generator().manual_seed(seed)
         if n >= rows.num_rows:

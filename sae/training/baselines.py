@@ -42,7 +42,7 @@ class TrainingVectors:
 
     def sample(self, n: int, seed: int) -> Float[Tensor, "n d_in"]:
         """So many of them at random, or all."""
-        return self._data.sample_rows(min(n, self.num_rows), seed) / self._data.scale
+        return self._data.draw_rows(min(n, self.num_rows), seed) / self._data.scale
 
 
 def fit_baseline(config: Mapping[str, Any], data: ActivationDataModule) -> tuple[SAE, dict]:

@@ -4,9 +4,13 @@ import threading
 from functools import partial
 
 import pytest
+import torch
 
+from sae.activations.datamodule import ActivationDataModule
+from sae.activations.folder import TensorActivations
 from sae.lockstep import lockstep
 from sae.sharing import Stopped, sharing
+from sae.training.baselines import fit_baseline
 
 STOP = 6
 
@@ -170,3 +174,21 @@ def test_alone_everything_is_what_it_would_be_without():
     assert sharing().meet() is None
     assert sharing().name is None
     assert reader.closed == 1
+
+
+def test_two_members_that_want_the_same_costly_fit_share_it(cache):
+    """The second one waits for a lock; the first one must not wait for the second one."""
+    x = torch.randn(600, 4, generator=torch.Generator().manual_seed(0)).exp()
+    data = ActivationDataModule(TensorActivations(x), batch_size=64)
+    results = {}
+
+    def fit(k):
+        return fit_baseline({"sae": {"architecture": "ica", "k": k}}, data)[0].config.k
+
+    def both():
+        results.update(lockstep({f"k={k}": partial(fit, k) for k in (1, 2)}))
+
+    running = threading.Thread(target=both, daemon=True)
+    running.start()
+    running.join(60)
+    assert results == {"k=1": 1, "k=2": 2}
