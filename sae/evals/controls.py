@@ -120,7 +120,7 @@ def runs_beside(one: PlacedSAE, runs: Sequence[str]) -> list[PlacedSAE]:
 
 
 def given_controls(one: PlacedSAE, runs: Sequence[str]) -> list[Control]:
-    """Trained controls: frozen decoders and SAEs of a random LM by these names, others by their own.
+    """Trained controls, named by their kind (`kind_of`), and others by their own names.
 
     Args:
         one: The SAE.

@@ -48,6 +48,8 @@ NAMES = (
 """Numbers of a latent that dictionaries are compared by."""
 DENSE_LATENTS = 256
 """Latents of a basis as it is that are measured, evenly spaced: each fires on half of the rows."""
+LEAST_COVERAGE = 0.05
+"""Share of the SAE's latents under which a comparison is in the table alone."""
 _COMPARED: dict[str, tuple[Type, str]] = {
     "control": ("string", ""), "number": ("string", ""), "latents": ("int64", ""),
     "coverage": ("float64", "share"),
@@ -128,9 +130,9 @@ class PurityEval(Resampled):
         rows = self._compared(saes, others)
         metrics = {name: self._estimate([one.sample(name) for one in saes]) for name in NAMES}
         for row in rows:
-            if row["number"] == HEADLINE:
+            if row["number"] == HEADLINE and row.get("coverage", 0) >= LEAST_COVERAGE:
                 key = f"{HEADLINE}_over_{row['control'].replace(' ', '_').replace('-', '')}"
-                bounds = (row["difference"], row["difference_low"], row["difference_high"])
+                bounds = (row.get(f"difference{end}") for end in ("", "_low", "_high"))
                 metrics[key] = Estimate(*bounds)
         store = one.source.store(on)
         contexts = contexts_in(store, self.num_tokens)

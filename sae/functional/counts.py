@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 
-def entropy(counts: Int[np.ndarray, "kinds *batch"]) -> Float[np.ndarray, "*batch"]:
+def entropy(counts: Int[np.ndarray, "kinds ..."]) -> Float[np.ndarray, "..."]:
     r"""$-\sum_i p_i \log_2 p_i$ of counted shares; NaN where nothing was counted.
 
     The plug-in estimate: too small where few rows were counted, so compare equal numbers of rows.
@@ -21,8 +21,8 @@ def entropy(counts: Int[np.ndarray, "kinds *batch"]) -> Float[np.ndarray, "*batc
 
 
 def entropy_of_sums(
-    total: Shaped[np.ndarray, "*batch"], n_log_n: Float[np.ndarray, "*batch"]
-) -> Float[np.ndarray, "*batch"]:
+    total: Shaped[np.ndarray, "..."], n_log_n: Float[np.ndarray, "..."]
+) -> Float[np.ndarray, "..."]:
     r"""The entropy of counts n from their sum N: $\log_2 N - \sum n \log_2 n / N$.
 
     Args:
@@ -34,8 +34,8 @@ def entropy_of_sums(
 
 
 def purity(
-    largest: Int[np.ndarray, "*batch"], total: Int[np.ndarray, "*batch"]
-) -> Float[np.ndarray, "*batch"]:
+    largest: Int[np.ndarray, "..."], total: Int[np.ndarray, "..."]
+) -> Float[np.ndarray, "..."]:
     """Share of the most frequent kind; NaN where nothing was counted.
 
     Args:
@@ -50,8 +50,8 @@ def purity(
 
 
 def label_similarity(
-    first: Int[np.ndarray, "kinds *batch"], second: Int[np.ndarray, "kinds *batch"]
-) -> Float[np.ndarray, "*batch"]:
+    first: Int[np.ndarray, "kinds ..."], second: Int[np.ndarray, "kinds ..."]
+) -> Float[np.ndarray, "..."]:
     r"""$1 - JS$ of two counted distributions, base 2: 1 where equal, 0 where they share nothing.
 
     NaN where either is empty.
@@ -71,8 +71,8 @@ def label_similarity(
 
 
 def firing_bits(
-    fired: Int[np.ndarray, "groups *batch"], total: Int[np.ndarray, "groups *batch"]
-) -> Float[np.ndarray, "*batch"]:
+    fired: Int[np.ndarray, "groups ..."], total: Int[np.ndarray, "groups ..."]
+) -> Float[np.ndarray, "..."]:
     r"""Bits that say on which rows a latent fires, once the group of each row is known.
 
     $\sum_g n_g H(k_g / n_g)$ with k of the n rows of a group firing. Divided by the number of

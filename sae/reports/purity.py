@@ -8,6 +8,7 @@ from typing import Any
 from sae.checksums import read_unsealed
 from sae.errors import ArtifactError
 from sae.evals.base import EvalResult
+from sae.evals.purity import HEADLINE, LEAST_COVERAGE
 from sae.reports.files import write_bytes
 from sae.reports.page import Cell, Plot, Section, Table, interval, number, plain, render
 from sae.tables import read_table
@@ -28,7 +29,6 @@ _WORDS = {
     "entity_consistency": "Consistency of the named entity",
 }
 _COLUMNS = {"purity": "pos_purity", "given the token": "pos_given_token", "part of speech": "pos"}
-_HEADLINE = "pos_given_token"
 _LISTED = 25
 
 
@@ -40,20 +40,21 @@ def write_purity(result: EvalResult, folder: Path) -> None:
         folder: Where `index.html` goes.
     """
     compared = result.tables["compared"].rows()
+    covered = [row for row in compared if (row["coverage"] or 0) >= LEAST_COVERAGE]
     details = result.details
     sections = [
         Section(
             "Beside controls, at equal firing counts",
-            plots=[_dots(name, compared) for name in (_HEADLINE, "pos_purity", "token_purity",
+            plots=[_dots(name, covered) for name in (HEADLINE, "pos_purity", "token_purity",
                                                       "entity_given_token")],
         ),
-        Section("Where the SAE does not win", tables=[_not_won(compared)]),
+        Section("Where the SAE does not win", tables=[_not_won(covered)]),
         Section("By decile of the activation", plots=_by_decile(result)),
         Section("All numbers", tables=[_numbers(result), _differences(compared)]),
         Section("Latents that say most beyond the token", tables=[_latents(result)]),
         Section("Controls that were not given", texts=details["missing"]),
     ]  # fmt: skip
-    tiles = [_tile(result, name) for name in (_HEADLINE, "pos_purity", "token_purity")]
+    tiles = [_tile(result, name) for name in (HEADLINE, "pos_purity", "token_purity")]
     tokens = result.tokens
     subtitle = (
         f"{tokens['latents']:,} latents on {tokens['vectors']:,} rows of test text, "
@@ -104,7 +105,7 @@ def purity_columns(result: EvalResult, folder: Path) -> dict[str, dict[str, floa
 
 def _dots(name: str, compared: Sequence[Mapping[str, Any]]) -> Plot:
     """The SAE and each control over the same bins of density, one row a control."""
-    rows = [row for row in compared if row["number"] == name and row["of_control"] is not None]
+    rows = [row for row in compared if row["number"] == name]
     labels = [plain(row["control"]) for row in rows]
     traces = [
         {
@@ -159,7 +160,7 @@ def _by_decile(result: EvalResult) -> list[Plot]:
 def _not_won(compared: Sequence[Mapping[str, Any]]) -> Table:
     rows = []
     for row in compared:
-        if row["difference"] is None or won(row):
+        if won(row):
             continue
         verdict = "the control is ahead" if won(row) is False else "no difference seen"
         rows.append([
@@ -167,7 +168,10 @@ def _not_won(compared: Sequence[Mapping[str, Any]]) -> Table:
             number("", row["difference"]),
             Cell(interval("", row["difference_low"], row["difference_high"])),
         ])  # fmt: skip
-    note = "the SAE less the control; entropies: less is purer"
+    note = (
+        "the SAE less the control; entropies: less is purer. Controls that share bins with less "
+        f"than {100 * LEAST_COVERAGE:.0f} % of the SAE's latents are under All numbers alone"
+    )
     columns = ["number", "control", "outcome", "difference", "interval"]
     return Table("Comparisons", columns, rows, note, words=3)
 

@@ -101,9 +101,12 @@ def _made(
     with progress("tag words", flat.size, "tokens") as advance:
         for first in range(0, len(bounds), _BATCH_DOCUMENTS):
             spans = bounds[first : first + _BATCH_DOCUMENTS]
-            parts = [pieces(flat[slice(*span)].tolist(), vocabulary) for span in spans]
-            for part, words in zip(parts, nlp.pipe("".join(part) for part in parts), strict=True):
-                places = first_letters(part)
+            own = [flat[slice(*span)].tolist() for span in spans]
+            parts = [pieces(ids, vocabulary) for ids in own]
+            texts = ("".join(part) for part in parts)
+            for ids, part, words in zip(own, parts, nlp.pipe(texts), strict=True):
+                raw = [vocabulary[i] for i in ids]
+                places = first_letters(part, raw)
                 labels["pos"] += _at(places, words, lambda word: word.pos_, "SPACE", "X")
                 labels["entity"] += _at(places, words, lambda word: word.ent_type_, "O", "O")
                 advance(len(part))
@@ -122,21 +125,29 @@ def _documents(document: Int[np.ndarray, " tokens"]) -> Iterator[tuple[int, int]
             yield first, min(first + _DOCUMENT_TOKENS, int(stop))
 
 
-def first_letters(part: Sequence[str]) -> list[int | None]:
-    r"""Where, in the joined text, the first character of each piece stands that is no white space.
+def first_letters(part: Sequence[str], raw: Sequence[bytes]) -> list[int | None]:
+    r"""Where, in the joined text, the first character of each token stands that is no white space.
 
-    A piece without characters begins the character that a later piece ends, and stands at it.
-    None: a piece of white space alone.
+    That may be a character that the token begins and a later one ends.
+
+    Args:
+        part: The text of each token (`pieces`).
+        raw: Its bytes.
+
+    Returns:
+        Offsets; None for white space alone.
 
     Example:
-        >>> first_letters([" a", "", "🌱", " \n", "b"])
-        [1, 2, 2, None, 5]
+        >>> raw = [b" a", b" \xf0\x9f", b"\x8c\xb1", b" \n", b"b"]
+        >>> first_letters([" a", " ", "🌱", " \n", "b"], raw)
+        [1, 3, 3, None, 6]
     """
     found: list[int | None] = []
     start = 0
-    for piece in part:
-        stripped = piece.lstrip()
-        found.append(None if piece and not stripped else start + len(piece) - len(stripped))
+    for piece, own in zip(part, raw, strict=True):
+        letters = piece.lstrip()
+        blank = piece and not letters and piece.encode() == own
+        found.append(None if blank else start + len(piece) - len(letters))
         start += len(piece)
     return found
 

@@ -127,7 +127,7 @@ def composed(*words):
     "words",
     [
         "debug=tiny sae=topk k=8 seed=3 epochs=2 optimizer.lr=2e-3 sae.auxk=0.5",
-        "lm=tiny-gpt2 corpus=random_words layer=2 site=mlp tokens=4096 sae=jumprelu l1=1e-2 "
+        "lm=tiny-gpt2 corpus=random_words layer=2 site=mlp tokens=4096 sae=jumprelu target_l0=8 "
         "resample=none activations.max_norm=null trainer.batch_size=128",
         "debug=tiny l1=2e-3",
     ],
