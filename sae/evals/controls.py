@@ -175,7 +175,7 @@ def _command(one: PlacedSAE, kind: str, changes: Mapping[str, Any]) -> str:
 
 
 def _no_training_text(source: Any) -> bool:
-    """Whether a source reads a text that nothing was trained on."""
+    """Tell whether a source reads a text that nothing was trained on."""
     if not isinstance(source, LMActivations):
         return True
     spec = source.specs["train"]

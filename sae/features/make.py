@@ -151,7 +151,7 @@ def contexts_in(store: ActivationStore, num_tokens: int) -> int:
 
 
 def _folder(run: PlacedSAE, split: Split, contexts: int, seed: int) -> Path:
-    """Where everything about an SAE on these contexts is kept."""
+    """Folder of everything about an SAE on these contexts."""
     identity = {
         "version": FORMAT_VERSION, "sae": asdict(run.sae.config),
         "weights": sha256_of(run.sae.state_dict()),

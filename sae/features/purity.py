@@ -1,4 +1,4 @@
-"""How pure latents are: of which tokens and labels their firings are, over their whole range.
+"""Purity of latents: of which tokens and labels their firings are, over their whole range.
 
 All numbers of a latent come from counts of its firings. Each is computed again without one group of
 documents after the other, which says how much that group moves it (`influence`): so means over
@@ -318,6 +318,6 @@ def _numbered(
 def _table(
     of: Int[np.ndarray, " n"], by: Int[np.ndarray, " n"], size: int, width: int
 ) -> Int[np.ndarray, "size width"]:
-    """How often each pair occurs."""
+    """Counts of each pair."""
     pairs = np.bincount(of.astype(np.int64) * width + by, minlength=size * width)
     return pairs.reshape(size, width)

@@ -1,4 +1,4 @@
-"""How pure firings are: entropies and information of counts, in bits.
+"""Purity of firings: entropies and information of counts, in bits.
 
 Arrays of counts have what was counted (tokens, labels, groups of rows) on their first axis and
 anything on the others, such as deciles or latents.

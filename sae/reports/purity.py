@@ -66,7 +66,7 @@ def write_purity(result: EvalResult, folder: Path) -> None:
 
 
 def won(row: Mapping[str, Any]) -> bool | None:
-    """Whether the SAE is ahead of a control beyond the interval; None: neither is.
+    """Tell whether the SAE is ahead of a control beyond the interval; None: neither is.
 
     More is better for all numbers but entropies.
     """

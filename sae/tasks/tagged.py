@@ -126,7 +126,7 @@ def _documents(document: Int[np.ndarray, " tokens"]) -> Iterator[tuple[int, int]
 
 
 def first_letters(part: Sequence[str], raw: Sequence[bytes]) -> list[int | None]:
-    r"""Where, in the joined text, the first character of each token stands that is no white space.
+    r"""Offsets in the joined text of the first character of each token that is no white space.
 
     That may be a character that the token begins and a later one ends.
 
