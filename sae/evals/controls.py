@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 FITTED: Mapping[str, Mapping[str, Any]] = {
     "neurons": {"architecture": "identity", "centre": "mean"},
     "pca": {"architecture": "pca"},
-    "ica": {"architecture": "ica", "sample_vectors": 16_384, "max_iter": 100},
+    "ica": {"architecture": "ica", "sample_vectors": 16_384},
     "random": {"architecture": "random", "centre": "mean"},
 }
 """Controls that need no training. All codes are of x less the mean of the training rows."""
@@ -75,12 +75,19 @@ def fitted_controls(one: PlacedSAE, l0: float) -> list[Control]:
         more: dict[str, Any] = {}
         if name == "random":
             more["dict_ratio"] = one.sae.d_sae / one.sae.d_in
+        if name == "ica":
+            more["max_iter"] = _ica_iterations(one.sae.d_in)
         for form, k in (("", None), (" top-k", max(1, round(l0)))):
             sae, facts = fit_baseline({"sae": {**settings, **more, "k": k}}, data)
             known = {key: value for key, value in facts.items() if not isinstance(value, list)}
             placed = PlacedSAE(sae.to(one.sae.device), one.source, name + form)
             found.append(Control(name + form, placed, k is None, known | {"k": k}))
     return found
+
+
+def _ica_iterations(d_in: int) -> int:
+    """100, fewer where vectors are wide: the time of one grows with the square of the width."""
+    return max(25, min(100, round(100 * (768 / d_in) ** 2)))
 
 
 def runs_beside(one: PlacedSAE, runs: Sequence[str]) -> list[PlacedSAE]:

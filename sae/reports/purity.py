@@ -195,11 +195,14 @@ def _differences(compared: Sequence[Mapping[str, Any]]) -> Table:
          Cell(interval("", row["difference_low"], row["difference_high"])),
          Cell(interval("", row["seed_low"], row["seed_high"])),
          number("", row["coverage"])]
-        for row in compared
+        for row in compared if row["coverage"] is not None
     ]  # fmt: skip
     columns = ["control", "number", "SAE", "control's", "difference", "over documents",
                "over seeds", "latents covered"]  # fmt: skip
+    apart = dict.fromkeys(row["control"] for row in compared if row["coverage"] is None)
     note = "in the bins of density that both fill"
+    if apart:
+        note += "; no common bin: " + ", ".join(apart)
     return Table("The SAE and its controls", columns, rows, note, words=2)
 
 
