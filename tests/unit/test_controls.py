@@ -41,6 +41,7 @@ def saved(source, folder, seed=0, frozen=False):
     return sae
 
 
+@pytest.mark.slow
 def test_bases_are_fitted_as_they_are_and_at_the_saes_l0(source, monkeypatch):
     one = PlacedSAE(make_sae(source), source)
     controls = fitted_controls(one, l0=3.4)
@@ -73,6 +74,7 @@ def test_bases_are_fitted_as_they_are_and_at_the_saes_l0(source, monkeypatch):
         assert torch.equal(first.placed.sae.W_enc, second.placed.sae.W_enc)
 
 
+@pytest.mark.slow
 def test_dense_firings_are_those_of_the_other_way(source):
     one = PlacedSAE(make_sae(source), source)
     for control in fitted_controls(one, 3.0):

@@ -70,6 +70,7 @@ def save_run(folder, lm_folder, corpus, *, seed=0, frozen=False, **of_lm):
     return str(folder)
 
 
+@pytest.mark.slow
 def test_from_runs_to_pages(no_tagger, lm_folder, tmp_path, random_corpus):
     corpus = random_corpus()
     runs = [save_run(tmp_path / f"seed{i}", lm_folder, corpus, seed=i) for i in range(3)]
@@ -112,6 +113,7 @@ def test_from_runs_to_pages(no_tagger, lm_folder, tmp_path, random_corpus):
     assert purity_columns(other, file.parent) == {}
 
 
+@pytest.mark.slow
 def test_a_text_without_training_rows_leaves_fits_to_the_own_text(
     no_tagger, lm_folder, tmp_path, random_corpus
 ):
@@ -124,6 +126,7 @@ def test_a_text_without_training_rows_leaves_fits_to_the_own_text(
     assert result.details["controls"]["pca top-k"]["vectors"] <= TOKENS
 
 
+@pytest.mark.slow
 def test_no_latent_that_fires_often_enough_is_an_error(
     no_tagger, lm_folder, tmp_path, random_corpus
 ):
@@ -159,6 +162,7 @@ def test_less_entropy_is_purer(number, low, high, verdict):
     assert won({"number": number, "difference_low": low, "difference_high": high}) is verdict
 
 
+@pytest.mark.slow
 def test_the_page_escapes_names_of_runs(tmp_path, no_tagger, lm_folder, random_corpus):
     hostile = "<img src=x onerror=alert(1)>"
     run = save_run(tmp_path / "run", lm_folder, random_corpus())
