@@ -12,7 +12,7 @@ from sae.activations.sources import LMActivations
 from sae.artifacts.placed import PlacedSAE
 from sae.errors import ConfigError
 from sae.features.firings import collect
-from sae.features.make import place_of, text_of
+from sae.features.make import contexts_in, place_of, text_of
 from sae.features.record import Record
 from sae.features.summary import summarise
 from sae.features.watched import by_hash
@@ -50,7 +50,7 @@ def glimpse(
     if not isinstance(source, LMActivations):
         raise ConfigError("A look at latents needs the tokens behind the activations.")
     store = source.store(split)
-    contexts = min(store.num_contexts, max(1, num_tokens // store.spec.ctx))
+    contexts = contexts_in(store, num_tokens)
     cache = cache_dir()
     room = cache if os.access(cache, os.W_OK) else None  # a cache of others: the system's folder
     with tempfile.TemporaryDirectory(dir=room, prefix="glimpse-") as folder:

@@ -85,22 +85,15 @@ def records(
             )
     run.prepare(split)
     store = source.store(split)
-    contexts = min(store.num_contexts, max(1, num_tokens // store.spec.ctx))
-    rows, counted = run.rows(split), source.counted
-    identity = {
-        "version": FORMAT_VERSION, "sae": asdict(run.sae.config),
-        "weights": sha256_of(run.sae.state_dict()),
-        "store": store.spec.key, "ends": str(run.ends), "contexts": contexts, "seed": seed,
-        "counted": counted.to_json(),
-    }  # fmt: skip
-    folder = features_dir() / content_key(identity)
+    contexts = contexts_in(store, num_tokens)
+    folder = _folder(run, split, contexts, seed)
     make_cache_dir(folder)
     with FileLock(f"{folder}.lock"):
         weights = _weights(folder, run, against)  # first: the LM is gone when the rest needs room
         if not _is_complete(folder):
             signed = run.sae.config.activation in SIGNED
             num_rows = contexts * store.spec.rows_per_context
-            firings = collect(folder, run.sae, rows, num_rows, batch_rows)
+            firings = collect(folder, run.sae, run.rows(split), num_rows, batch_rows)
             text = text_of(source, split, firings.counted, contexts)
             _once(folder / TEXT, lambda: _packed(text))
             _once(folder / CO_FIRING, lambda: co_firing(firings, signed))
@@ -127,6 +120,45 @@ def records(
 def features_dir() -> Path:
     """Where records are kept."""
     return cache_dir() / "features"
+
+
+def all_firings(
+    run: PlacedSAE, split: Split, *, num_tokens: int, batch_rows: int = 2048
+) -> FiringStore:
+    """Every firing on the first tokens of a split: the first pass of `records`, shared with it.
+
+    Args:
+        run: An SAE of an LM's activations, whose split is prepared.
+        split: The text.
+        num_tokens: Tokens that are read at most.
+        batch_rows: Vectors encoded at once.
+
+    Raises:
+        StoreError: If the disk has no room.
+    """
+    store = run.source.store(split)
+    contexts = contexts_in(store, num_tokens)
+    folder = _folder(run, split, contexts, seed=0)
+    make_cache_dir(folder)
+    num_rows = contexts * store.spec.rows_per_context
+    with FileLock(f"{folder}.lock"):
+        return collect(folder, run.sae, run.rows(split), num_rows, batch_rows)
+
+
+def contexts_in(store: ActivationStore, num_tokens: int) -> int:
+    """Whole contexts in so many tokens of a store, at least one."""
+    return min(store.num_contexts, max(1, num_tokens // store.spec.ctx))
+
+
+def _folder(run: PlacedSAE, split: Split, contexts: int, seed: int) -> Path:
+    """Folder of everything about an SAE on these contexts."""
+    identity = {
+        "version": FORMAT_VERSION, "sae": asdict(run.sae.config),
+        "weights": sha256_of(run.sae.state_dict()),
+        "store": run.source.store(split).spec.key, "ends": str(run.ends), "contexts": contexts,
+        "seed": seed, "counted": run.source.counted.to_json(),
+    }  # fmt: skip
+    return features_dir() / content_key(identity)
 
 
 def _is_complete(folder: Path) -> bool:

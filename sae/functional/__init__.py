@@ -1,5 +1,12 @@
 """Every formula once: pure functions of tensors, for training, metrics, tests and users alike."""
 
+from sae.functional.counts import (
+    entropy,
+    entropy_of_sums,
+    firing_bits,
+    label_similarity,
+    purity,
+)
 from sae.functional.fidelity import (
     cosine,
     dimension_terms,
@@ -46,16 +53,19 @@ from sae.functional.spread import (
 __all__ = [
     "DENSE_FREQUENCY",
     "MIN_CE_DENOMINATOR_NATS",
-    "RATIO_BINS",
     "RARE_FREQUENCY",
+    "RATIO_BINS",
     "activation_moments",
     "ce_recovered",
     "compare_predictions",
     "cosine",
     "cross_entropy",
     "dimension_terms",
+    "entropy",
+    "entropy_of_sums",
     "error_ratios",
     "firing",
+    "firing_bits",
     "firing_histogram",
     "first_direction_share",
     "fvu",
@@ -72,10 +82,12 @@ __all__ = [
     "next_token_cross_entropy",
     "perplexity",
     "prediction_mask",
+    "purity",
     "ratio_bins",
     "reconstruction",
     "reconstruction_metrics",
     "reconstruction_terms",
     "relative_bias",
+    "label_similarity",
     "top1_agreement",
 ]

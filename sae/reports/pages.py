@@ -17,6 +17,7 @@ from sae.reports.compare import write_comparison
 from sae.reports.dashboard import Server, actions, packed_text, render, write_dashboard
 from sae.reports.files import write_bytes
 from sae.reports.frontier import write_frontier
+from sae.reports.purity import purity_columns, write_purity
 from sae.types import Ends
 
 
@@ -30,7 +31,7 @@ def _write_latents(result: EvalResult, folder: Path) -> None:
     own = None if file is None else packed_text(reading_in(Path(file)), found)
     write_dashboard(
         folder, found, found.text, title=title, facts=shown, own_text=own, effects=known(found),
-        command=_again(result),
+        command=_again(result), columns=purity_columns(result, folder.parent),
     )  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def _write_glimpse(result: EvalResult, folder: Path) -> None:
 
 PAGES: dict[str, Callable[[EvalResult, Path], None]] = {
     "compare": write_comparison, "frontier": write_frontier, "dashboard": _write_latents,
-    "case_study": write_case_study, "glimpse": _write_glimpse,
+    "case_study": write_case_study, "glimpse": _write_glimpse, "purity": write_purity,
 }  # fmt: skip
 """Writers of pages by the name of the evaluation."""
 

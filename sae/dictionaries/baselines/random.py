@@ -23,6 +23,7 @@ class Random(Centred):
     """
 
     free: ClassVar[frozenset[str]] = frozenset()  # the gain depends on all
+    costly: ClassVar[bool] = True
 
     dict_ratio: float = setting(8.0, gt=0, help="directions per coordinate")
     sample_vectors: int = setting(
