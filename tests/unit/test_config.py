@@ -375,3 +375,25 @@ def test_nested_settings_of_evaluations_need_no_plus():
     (config,) = check_command_line("evaluate", ["run=x", "eval.core.bootstrap.level=0.9"])
     assert config["eval"] == {"core": {"bootstrap": {"level": 0.9}}, "downstream": {}}
     assert (config["lm"], config["corpus"]) == (None, None)
+
+
+@pytest.mark.slow
+def test_the_set_for_tables_has_every_control_of_every_layer():
+    small = ["experiment=features/set", "layer=4,9", "tokens=8192"]
+    every = check_command_line("train", small)
+    assert len(every) == 2 * 13
+    at_9 = [job for job in every if job["activations"]["layer"] == 9]
+    trained = [job for job in at_9 if job["sae"]["architecture"] == "topk"]
+    of_lm = [job for job in trained if not job["lm"].get("random_weights")]
+    frozen = [job for job in of_lm if job["sae"]["frozen_decoder"]]
+    assert len(trained) - len(of_lm) == len(frozen) == 1
+    assert [job["seed"] for job in of_lm if job not in frozen] == [0, 1, 2]
+    bases = [(job["sae"]["architecture"], job["sae"]["k"]) for job in at_9 if job not in trained]
+    assert sorted(bases, key=str) == sorted(
+        [(name, k) for name in ("neurons", "pca", "ica", "random") for k in (None, 32)], key=str
+    )
+    assert {job["sae"]["k"] for job in trained} == {32}
+    chosen = ["experiment/features/member=pca,topk_1", "layer=4"]
+    assert len(check_command_line("train", [*small, *chosen])) == 2
+    with pytest.raises(ConfigError, match="features/member=none is not known"):
+        check_command_line("train", [*small, "experiment/features/member=none"])
