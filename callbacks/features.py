@@ -1,4 +1,4 @@
-"""How single latents form: the same ones at each validation, with their strongest contexts."""
+"""A look at the same latents at each validation: how they form, by their strongest contexts."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -53,7 +53,7 @@ class DownstreamSettings(Settings):
 
 @WATCHERS.register("features")
 class FeaturesSettings(Settings):
-    """How many latents are watched while they form."""
+    """Latents that are watched while they form."""
 
     where = "callbacks.features."
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae.activations.cache import (
@@ -124,7 +124,7 @@ class ReplacedRows(CountedRows):
     def read(self, i: int) -> Float[Tensor, "rows d_in"]:
         """Chunk `i` without special tokens, massive rows replaced."""
         x = self.all.read(i)
-        counts, ordinary = self.mask(i, x), self._ordinary(i)
+        counts, ordinary = self.mask(i, x), self.given(i)
         with torch.inference_mode(False):  # whoever reads, an evaluation too, gets plain tensors
             if not counts.any():
                 return x[ordinary]
@@ -135,15 +135,16 @@ class ReplacedRows(CountedRows):
         """The document of each row that `read` gives."""
         documents = self.all.documents(i)
         assert documents is not None
-        return documents[self._ordinary(i).numpy()]
+        return documents[self.given(i).numpy()]
 
-    def _ordinary(self, i: int) -> Tensor:
+    def given(self, i: int) -> Bool[Tensor, " rows"]:
+        """Which rows of chunk `i` of `all` `read` gives, massive ones replaced."""
         return self.counted.ordinary(torch.as_tensor(self.all.tokens(i)))
 
     def _measure(self) -> Counts:
         streamed = parts_of(self.all)[0]
         assert isinstance(streamed, StreamedRows)
-        sizes = tuple(int(self._ordinary(i).sum()) for i in range(self.num_chunks))
+        sizes = tuple(int(self.given(i).sum()) for i in range(self.num_chunks))
         return Counts(sizes, measure(self, measured_chunks(streamed.store.spec)).stats)
 
 

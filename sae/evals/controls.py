@@ -16,6 +16,7 @@ from sae.activations.sources import LMActivations
 from sae.artifacts import load
 from sae.artifacts.placed import PlacedSAE, source_of
 from sae.artifacts.runs import name_runs, runs_in
+from sae.dictionaries.baselines import BASELINES
 from sae.dictionaries.sae import SAE
 from sae.errors import ConfigError
 from sae.reading import read_yaml
@@ -77,7 +78,8 @@ def fitted_controls(one: PlacedSAE, l0: float) -> list[Control]:
             more["dict_ratio"] = one.sae.d_sae / one.sae.d_in
         if name == "ica":
             more["max_iter"] = _ica_iterations(one.sae.d_in)
-        for form, k in (("", None), (" top-k", max(1, round(l0)))):
+        widest = one.sae.d_sae if name == "random" else one.sae.d_in
+        for form, k in (("", None), (" top-k", min(max(1, round(l0)), widest))):
             sae, facts = fit_baseline({"sae": {**settings, **more, "k": k}}, data)
             known = {key: value for key, value in facts.items() if not isinstance(value, list)}
             placed = PlacedSAE(sae.to(one.sae.device), one.source, name + form)
@@ -117,23 +119,49 @@ def runs_beside(one: PlacedSAE, runs: Sequence[str]) -> list[PlacedSAE]:
             continue
         other.prepare("test")
         ours, theirs = one.source.store("test"), other.source.store("test")
-        if not np.array_equal(ours.tokens, theirs.tokens):
+        equal = ours.spec.rows_per_context == theirs.spec.rows_per_context
+        if not equal or not np.array_equal(ours.tokens, theirs.tokens):
             raise ConfigError(
                 f"{run} has other test contexts than {one.name}: they differ in the text, the "
-                "tokenizer, ctx or the number of tokens. Choose a run on the same text."
+                "tokenizer, ctx, keep_first or the number of tokens. Choose a run on the same text."
             )
         found.append(other)
     return found
 
 
-def given_controls(one: PlacedSAE, runs: Sequence[str]) -> list[Control]:
-    """Trained controls, named by their kind (`kind_of`), and others by their own names.
+def other_seeds(one: PlacedSAE, runs: Sequence[str]) -> list[PlacedSAE]:
+    """Runs that differ from an SAE by their seed alone; others of a sweep are left out.
 
     Args:
         one: The SAE.
         runs: See `runs_beside`.
     """
-    return [Control(kind_of(other.sae) or other.name, other) for other in runs_beside(one, runs)]
+    return [other for other in runs_beside(one, runs) if _but_seed(other.sae) == _but_seed(one.sae)]
+
+
+def given_controls(one: PlacedSAE, runs: Sequence[str]) -> list[Control]:
+    """Trained controls, named by their kind (`kind_of`), and others by their own names.
+
+    Other seeds of the SAE and fitted baselines, which a sweep may hold as well, are left out.
+
+    Args:
+        one: The SAE.
+        runs: See `runs_beside`.
+    """
+    return [
+        Control(kind_of(other.sae) or other.name, other)
+        for other in runs_beside(one, runs)
+        if other.sae.config.architecture not in BASELINES
+        and _but_seed(other.sae) != _but_seed(one.sae)
+    ]
+
+
+def _but_seed(sae: SAE) -> dict[str, Any]:
+    """Settings of the training and the LM, without the seed."""
+    settings: Any = sae.metadata.get("settings") or {}
+    made_of: Any = sae.metadata.get("activations") or {}
+    kept = {name: value for name, value in settings.items() if name not in ("seed", "eval")}
+    return kept | {"lm": made_of.get("lm"), "config": sae.config}
 
 
 def kind_of(sae: SAE) -> str:

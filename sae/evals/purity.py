@@ -15,7 +15,7 @@ from sae.evals.controls import (
     fitted_controls,
     given_controls,
     missing_controls,
-    runs_beside,
+    other_seeds,
 )
 from sae.features.by_column import BY_COLUMN, firings_by_column
 from sae.features.firings import Firings, FiringStore
@@ -109,17 +109,17 @@ class PurityEval(Resampled):
         controls = [*fitted_controls(one, l0), *given]
         ours = [
             Control("SAE", one),
-            *(Control("SAE", seed) for seed in runs_beside(one, self.seeds)),
+            *(Control("SAE", seed) for seed in other_seeds(one, self.seeds)),
         ]
         fitted = time.perf_counter()
         text = labelled_text(one, on, firings, self.shuffles)
         tagged = time.perf_counter()
         saes, others = [], []
         with progress("measure purity", len(ours) + len(controls) + 1, "dictionaries") as advance:
-            for control in [*ours, *controls]:
-                measured = self._measured(control, text, on)
-                (saes if control.name == "SAE" else others).append(measured)
-                advance(1)
+            for group, measured in ((ours, saes), (controls, others)):
+                for control in group:
+                    measured.append(self._measured(control, text, on))
+                    advance(1)
             others.append(_Dictionary(LOOKUP, text.measure(text.lookup()), len(text.rows), {}))
             advance(1)
         if not saes[0].found.latent:

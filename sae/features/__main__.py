@@ -50,7 +50,7 @@ def _find(entry: str | None) -> list[Path]:
     found = [path for path in folders if path.name == entry]
     if not found:
         known = ", ".join(path.name for path in folders) or "none, the cache has no records"
-        raise StoreError(f"{entry!r} is no key of records. Keys: {known}.")
+        raise StoreError(f"{entry!r} is not a key of records. Keys: {known}.")
     return found
 
 

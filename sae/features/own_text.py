@@ -29,6 +29,8 @@ from sae.tables import Column, Table
 
 MAX_BYTES, MAX_TOKENS = 65_536, 4096
 """Size of a text that is read at once, in UTF-8 and in tokens."""
+MAX_FIRINGS = 1_000_000
+"""Firings that a page can show of it; a basis as it is fires everywhere."""
 _BATCH_CONTEXTS = 8
 
 
@@ -107,9 +109,9 @@ def write(one: PlacedSAE, text: str, what: str = "The text") -> Written:
         ConfigError: If it is empty or too long.
     """
     whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    texts = [part for part in re.split(r"\n(?:[^\S\n]*\n)+", _unix(whole)) if part.strip()]
     if len(whole.encode()) > MAX_BYTES:
         raise ConfigError(f"{what} is longer than {MAX_BYTES:,} bytes. Give a part of it.")
+    texts = [part for part in re.split(r"\n(?:[^\S\n]*\n)+", _unix(whole)) if part.strip()]
     known = one.__dict__.get("lm")  # where it is loaded, so is its tokenizer
     tokenizer = one.source.source.load_tokenizer() if known is None else known.tokenizer
     found = [ids for ids in tokenise(tokenizer, texts) if ids] if texts else []
@@ -146,7 +148,7 @@ def read(one: PlacedSAE, written: Written) -> Reading:
     assert ends is not None
     keep_first = one.source.specs["test"].keep_first
     contexts = np.split(written.tokens, written.starts[1:])
-    counts = np.ones(len(written.tokens), bool)
+    counts, total = np.ones(len(written.tokens), bool), 0
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for batch in _batches(contexts):
         ids = [[lm.separator_id, *contexts[i].tolist()] for i in batch]
@@ -163,6 +165,12 @@ def read(one: PlacedSAE, written: Written) -> Reading:
             first = int(written.starts[i])
             counts[first : first + len(mask)] = mask.cpu().numpy()
             row, index, value = _firings(one, torch.cat(x, dim=-1), mask)
+            total += len(row)
+            if total > MAX_FIRINGS:
+                raise ConfigError(
+                    f"More than {MAX_FIRINGS:,} firings on this text: a page cannot show so many. "
+                    "Give a shorter text, or a sparser dictionary."
+                )
             found.append((row + first, index, value))
     found.sort(key=lambda one: one[0][0] if len(one[0]) else -1)
     return Reading(written, counts, *map(np.concatenate, zip(*found, strict=True)))

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from sae.activations.counted_rows import CountedRows, all_rows
 from sae.activations.rows import Rows
 from sae.activations.sources import LMActivations
+from sae.activations.stream import ReplacedRows
 from sae.features.firings import Firings
 from sae.features.make import place_of, text_of
 from sae.features.record import Record
@@ -35,7 +36,7 @@ class WatchedText:
         self.rows, self._source = rows, source
 
     def contains(self, chunk: int) -> bool:
-        """Whether a chunk lies within the rows that are read."""
+        """Say whether a chunk lies within the rows that are read."""
         return all_rows(self.rows).chunk_bounds(chunk)[1] <= self._num_rows
 
     def look(
@@ -49,16 +50,18 @@ class WatchedText:
 
         Args:
             latent: Its number.
-            row: Rows on which it fires, ascending, counted from the first that counts.
+            row: Rows on which it fires, ascending, as the validation gives them.
             value: Its activations there.
             contexts: How many are kept.
         """
-        if not len(row):
+        counted, stored = self._masks[0], self._stored[row]
+        stored, value = stored[counted[stored]], value[counted[stored]]
+        if not len(stored):
             nothing = ("tokens", "top_logits", "bottom_logits", "histogram", "contexts")
             return {"latent": str(latent), "density": 0.0, "max": 0.0} | {n: [] for n in nothing}
         place = place_of(self.text, self._source.store(_SPLIT), seed=0)
-        summary = summarise(latent, Firings(self._stored[row], value), place)
-        density = summary.firings / len(self._stored)
+        summary = summarise(latent, Firings(stored, value), place)
+        density = summary.firings / int(counted.sum())
         return Record(
             latent=latent, sign=1, density=density, text=self.text, **vars(summary)
         ).as_plain(contexts)  # fmt: skip
@@ -70,29 +73,35 @@ class WatchedText:
         return contexts * spec.rows_per_context
 
     @cached_property
-    def _counted(self) -> np.ndarray:
-        """Which of all rows count, of the chunks that are read."""
-        parts, every = [], all_rows(self.rows)
+    def _masks(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of the chunks that are read: which rows count, and which are given.
+
+        A large streamed split gives a replacement for each massive row, which does not count.
+        """
+        counted, given, every = [], [], all_rows(self.rows)
         for chunk in filter(self.contains, range(every.num_chunks)):
             start, stop = every.chunk_bounds(chunk)
             counts = np.ones(stop - start, dtype=bool)
             if isinstance(self.rows, CountedRows):
                 counts = self.rows.mask(chunk, every.read(chunk)).numpy()
-            parts.append(counts)
-        return np.concatenate(parts)
+            replaced = isinstance(self.rows, ReplacedRows)
+            counted.append(counts)
+            given.append(self.rows.given(chunk).numpy() if replaced else counts)
+        return np.concatenate(counted), np.concatenate(given)
 
     @cached_property
     def _stored(self) -> Int[np.ndarray, " rows"]:
-        """The row of the store of each row that counts."""
-        return np.flatnonzero(self._counted)
+        """The row of the store of each row that is given."""
+        return np.flatnonzero(self._masks[1])
 
     @cached_property
     def text(self) -> Text:
         """The text."""
         per_context = self._source.store(_SPLIT).spec.rows_per_context
-        contexts = -(-len(self._counted) // per_context)
+        known = self._masks[0]
+        contexts = -(-len(known) // per_context)
         counted = np.zeros(contexts * per_context, dtype=bool)
-        counted[: len(self._counted)] = self._counted
+        counted[: len(known)] = known
         return text_of(self._source, _SPLIT, counted, contexts)
 
 

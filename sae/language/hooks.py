@@ -8,6 +8,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from sae.errors import ConfigError
 from sae.language import sites
 from sae.types import Point
 
@@ -43,13 +44,22 @@ def hooked(model: nn.Module, functions: Mapping[Point, OnPass]) -> Iterator[None
     current: list[Pass] = []
 
     def begin(module: nn.Module, inputs: tuple, named: dict[str, Any]) -> None:
-        tokens = named["input_ids"] if "input_ids" in named else inputs[0]
+        given = named.get("input_ids", inputs[0] if inputs else None)
+        if given is None:
+            raise ConfigError(
+                "Activations are read and edited in passes over token ids. Give the LM input_ids, "
+                "not inputs_embeds."
+            )
         past = next((named[name] for name in CACHE_NAMES if named.get(name) is not None), None)
-        current[:] = [Pass(tokens, 0 if past is None else int(past.get_seq_length()))]
+        current[:] = [Pass(given, 0 if past is None else int(past.get_seq_length()))]
+
+    def end(module: nn.Module, inputs: tuple, output: Any) -> None:
+        current.clear()
 
     handles: list[RemovableHandle] = []
     try:
         handles.append(model.register_forward_pre_hook(begin, with_kwargs=True))
+        handles.append(model.register_forward_hook(end, always_call=True))
         for point, function in functions.items():
             module = sites.module_at(model, point)
             factor = sites.factor_of(model) if sites.is_added(point) else None
@@ -74,6 +84,11 @@ def _as_at_site(
     """
 
     def at_module(value: Tensor) -> Tensor | None:
+        if not current:
+            raise ConfigError(
+                "A part of the LM was called by itself, so its tokens are not known. Call the "
+                "whole LM (lm.logits, lm.capture, lm.generate, lm.model)."
+            )
         (now,) = current
         here = value.reshape(*now.tokens.shape, value.shape[-1])  # OPT's MLP reads [batch * ctx, d]
         new = function(here if factor is None else here * factor, now)

@@ -39,8 +39,10 @@ class Replay:
         if not self._blocks:
             yield
         elif self._output is None:
-            # Registered before any replacement at this block, so it sees the value before it.
-            handle: RemovableHandle = self._blocks[-1].register_forward_hook(self._keep)
+            # First of all hooks: it sees the value before any replacement, which comes anew.
+            handle: RemovableHandle = self._blocks[-1].register_forward_hook(
+                self._keep, prepend=True
+            )
             try:
                 yield
             finally:

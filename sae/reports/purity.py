@@ -56,9 +56,10 @@ def write_purity(result: EvalResult, folder: Path) -> None:
     ]  # fmt: skip
     tiles = [_tile(result, name) for name in (HEADLINE, "pos_purity", "token_purity")]
     tokens = result.tokens
+    level = result.settings["bootstrap"]["level"]
     subtitle = (
         f"{tokens['latents']:,} latents on {tokens['vectors']:,} rows of test text, "
-        f"{tokens['documents']:,} documents · 95 % intervals over documents"
+        f"{tokens['documents']:,} documents · {100 * level:g} % intervals over documents"
     )
     folder.mkdir(parents=True, exist_ok=True)
     page = render(f"Purity of latents · {result.provenance['point']}", subtitle, sections, tiles)
@@ -91,11 +92,11 @@ def purity_columns(result: EvalResult, folder: Path) -> dict[str, dict[str, floa
         try:
             content = read_unsealed(file)
             known, table = content["provenance"], content["tables"]["latents"]["file"]
-        except (ArtifactError, KeyError, TypeError) as error:
+            rows = read_table(folder / table)
+        except (ArtifactError, KeyError, TypeError, OSError) as error:
             log.warning("No column of purity: %s cannot be read (%s).", file, error)
             continue
         if all(known.get(name) == result.provenance.get(name) for name in ("sae", "point")):
-            rows = read_table(folder / table)
             return {
                 heading: {row["latent"]: row[name] for row in rows if row[name] is not None}
                 for heading, name in _COLUMNS.items()

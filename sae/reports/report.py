@@ -230,7 +230,7 @@ def _formed(looks: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The latents of the callback `features`, each with the contexts of all looks."""
     found = looks.get("looks") or []
     latents = []
-    for column in zip(*(look["latents"] for look in found), strict=True):
+    for column in zip(*(look["latents"] for look in found), strict=False):
         contexts = []
         for look, one in zip(found, column, strict=True):
             contexts.append({"note": _when(look, one), "pieces": (), "values": (), "peak": 0})

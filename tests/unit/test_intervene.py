@@ -103,6 +103,17 @@ def test_several_sites_and_several_edits_of_one(lm, tokens):
     torch.testing.assert_close(found, lm.logits(tokens, replace))
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+def test_passes_that_share_their_lower_blocks_are_edited_once(lm, tokens, layer):
+    inner, vector = Point("resid", layer), torch.randn(lm.width(POINT))
+    conditions = [{}, {inner: lambda x: 0.5 * x}, {inner: lambda x: x + vector}]
+    with intervene(lm, Intervention(inner, lambda x: 2 * x + vector.flip(0))):
+        together = [logits.clone() for logits in lm.logits_under(tokens, conditions)]
+        alone = [lm.logits(tokens, replace) for replace in conditions]
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_an_error_inside_leaves_no_edit_behind(lm, tokens):
     clean = lm.logits(tokens)
     with pytest.raises(ZeroDivisionError), intervene(lm, Intervention(POINT, step(lm))):
@@ -132,6 +143,17 @@ def test_an_edit_of_an_sae_is_that_of_its_code(source):
         torch.testing.assert_close(lm.logits(tokens), clean)
     with sae.intervene(lm, one.intervention(scaled([5], 1.0), error="dropped")):
         assert (lm.logits(tokens) - clean).abs().max() > 0.01
+
+
+def test_parts_of_the_lm_by_themselves_are_refused(tiny_lm, tokens):
+    lm = tiny_lm("gpt2")
+    with intervene(lm, Intervention(POINT, step(lm))):
+        edited_logits = lm.model(tokens).logits
+        assert torch.equal(edited_logits, lm.logits(tokens))
+        with pytest.raises(ConfigError, match="by itself"):
+            lm.model.transformer(tokens)
+        with pytest.raises(ConfigError, match="inputs_embeds"):
+            lm.model(inputs_embeds=torch.zeros(1, 2, lm.d_model))
 
 
 def test_another_lm_is_refused(source, tiny_lm):

@@ -18,6 +18,7 @@ from sae.activations.order import ShuffledOrder, shuffled_batches
 from sae.activations.rows import Rows
 from sae.activations.stream import StreamedActivations, measured_chunks
 from sae.errors import ConfigError, SiteError, SourceError, StoreError
+from sae.features.watched import WatchedText
 from sae.types import SPLITS, Point
 
 LM = {"kind": "random", "name": "tiny-llama", "family": "llama"}
@@ -180,6 +181,36 @@ def test_the_key_is_that_of_the_cache_where_the_scale_is_too(monkeypatch):
     small = source(stream=True).describe()
     assert small["key"] == cached["key"]
     assert small["measured_rows"] == 125 * 31
+
+
+def test_watched_latents_of_a_large_streamed_split_stand_at_their_own_tokens():
+    """Such a split gives another row in place of each massive one."""
+    streamed = prepared(stream=True, val_tokens=2560, max_norm=1.1)
+    rows = streamed.split("val")
+    assert isinstance(rows, stream.ReplacedRows)
+    stored = torch.cat([rows.all.read(i) for i in range(rows.num_chunks)]).float()
+    given = torch.cat([rows.read(i) for i in range(rows.num_chunks)]).float()
+    masks = [rows.mask(i, rows.all.read(i)) for i in range(rows.num_chunks)]
+    counted = torch.cat(masks).reshape(-1, 31)
+    norms = stored.norm(dim=1).reshape(-1, 31)
+    assert 0.1 < counted.float().mean() < 0.9
+    look = WatchedText(streamed, rows).look
+    shown = look(7, np.arange(len(given)), given.norm(dim=1).numpy(), 20)
+    assert shown["density"] == 1.0
+    tokens = streamed.store("val").tokens
+    text = WatchedText(streamed, rows).text
+    for context in shown["contexts"]:
+        values = [value for value in context["values"] if value is not None]
+        assert any(
+            all(
+                value == pytest.approx(float(norm), rel=1e-6)
+                for value, norm in zip(values, row[mask][start:], strict=False)
+            )
+            for row, mask in zip(norms, counted, strict=True)
+            for start in range(int(mask.sum()))
+        )
+    assert np.array_equal(text.counted[:, 1:], counted.numpy())
+    assert np.array_equal(text.tokens, tokens)
 
 
 def test_mistakes_come_before_training():

@@ -1,4 +1,4 @@
-"""What a served dashboard computes: latents on a text, and the effect of ablating one."""
+"""Actions of a served dashboard: latents on a text, and the effect of ablating one."""
 
 from collections.abc import Mapping
 from typing import Any

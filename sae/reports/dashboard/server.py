@@ -50,13 +50,14 @@ class Server(ThreadingHTTPServer):
         self.token = secrets.token_urlsafe(32)
         self.page = page(self.token).encode()
         self.files, self.actions = files_of(folder), actions
-        self.busy, self.worker = Lock(), ThreadPoolExecutor(1)
+        self.busy, self.worker = Lock(), None
         try:
             super().__init__(("127.0.0.1", port), _Handler)
         except OSError as error:
             if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                 raise
             super().__init__(("127.0.0.1", 0), _Handler)
+        self.worker = ThreadPoolExecutor(1)  # a failed bind closes, and would end it
         own = self.server_address[1]
         self.hosts = {f"127.0.0.1:{own}", f"localhost:{own}"}
         self.origins = {f"http://{host}" for host in self.hosts}
@@ -73,7 +74,8 @@ class Server(ThreadingHTTPServer):
     def server_close(self) -> None:
         """Close, after the computation that is under way."""
         super().server_close()
-        self.worker.shutdown(cancel_futures=True)
+        if self.worker is not None:
+            self.worker.shutdown(cancel_futures=True)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Note that somebody hung up; nobody needs a traceback."""
@@ -167,7 +169,8 @@ class _Handler(BaseHTTPRequestHandler):
         if not self.server.busy.acquire(blocking=False):
             raise _Refused(503, "Another request is being computed. Try again in a moment.")
         try:
-            answer = self.server.worker.submit(action, question).result()
+            assert self.server.worker is not None
+            answer = _as_json(self.server.worker.submit(action, question).result())
         except SAEError as error:
             raise _Refused(422, str(error)) from None
         except Exception:
@@ -175,7 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(500, "This failed; the terminal of the server says why.") from None
         finally:
             self.server.busy.release()
-        self._json(200, answer)
+        self._send(200, "application/json", answer)
 
     def _question(self) -> Mapping[str, Any]:
         if self.headers.get_content_type() != "application/json":
@@ -194,8 +197,7 @@ class _Handler(BaseHTTPRequestHandler):
         return question
 
     def _json(self, status: int, content: Mapping[str, Any]) -> None:
-        text = json.dumps(content, allow_nan=False)
-        self._send(status, "application/json", text.encode("ascii"))
+        self._send(status, "application/json", _as_json(content))
 
     def _send(self, status: int, kind: str, content: bytes) -> None:
         self.send_response(status)
@@ -220,6 +222,10 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Not for the terminal: addresses are written by whoever asks."""
         log.debug(format, *args)
+
+
+def _as_json(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, allow_nan=False).encode("ascii")
 
 
 def _content(file: Path) -> bytes:
