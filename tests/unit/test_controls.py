@@ -9,7 +9,8 @@ from _features import POINT, make_sae, source
 
 from conf.compose import compose_job, names_of, parse
 from conf.schema import check
-from sae.artifacts import save_sae
+from sae.activations.datamodule import ActivationDataModule
+from sae.artifacts import load, save_sae
 from sae.artifacts.placed import PlacedSAE
 from sae.dictionaries.baselines import BASELINES
 from sae.errors import ConfigError
@@ -19,9 +20,11 @@ from sae.evals.controls import (
     fitted_controls,
     given_controls,
     missing_controls,
+    other_seeds,
 )
 from sae.features.by_column import firings_by_column
 from sae.features.make import all_firings
+from sae.training.baselines import fit_baseline
 from sae.training.command import command, config_of
 
 __all__ = ["source"]  # a fixture
@@ -171,3 +174,20 @@ def test_what_a_saved_sae_knows_is_enough_for_a_command(source, tmp_path):
     assert {"layer=1", "tokens=16384", "k=4", "seed=4", "lm.random_weights=true"} <= set(
         shlex.split(line)
     )
+
+
+def test_a_sweep_with_all_members_gives_each_list_its_own(source, tmp_path):
+    source.prepare(splits=["test"])
+    for i, options in enumerate([{}, {"seed": 1}, {"seed": 2}, {"frozen": True}]):
+        saved(source, tmp_path / str(i), **options)
+    pca, _ = fit_baseline({"sae": {"architecture": "pca", "k": 4}}, ActivationDataModule(source))
+    pca.metadata.update(activations=dict(source.describe()), counted=source.counted.to_json(),
+                        settings={"sae": {"architecture": "pca", "k": 4}, "seed": 0})  # fmt: skip
+    save_sae(tmp_path / "4" / "sae", pca)
+    (tmp_path / "multirun.yaml").touch()
+    for i in range(5):
+        (tmp_path / str(i) / "results.json").write_text("{}")
+    one = PlacedSAE(load(tmp_path / "0"), source, folder=tmp_path / "0")
+    seeds, controls = other_seeds(one, [str(tmp_path)]), given_controls(one, [str(tmp_path)])
+    assert [seed.sae.metadata["settings"]["seed"] for seed in seeds] == [1, 2]
+    assert [control.name for control in controls] == [FROZEN]
