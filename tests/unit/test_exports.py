@@ -85,6 +85,7 @@ def test_neuronpedia_uploads_keep_its_limits(found, tmp_path, monkeypatch):
 SCHEMA = Path(__file__).parents[1] / "fixtures/neuronpedia/neuronpedia_bulk.schema.json"
 
 
+@pytest.mark.slow
 def test_the_bulk_folder_fits_its_schema(found, tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "BATCH", 20)
     export(found, "neuronpedia_bulk", tmp_path / "out")

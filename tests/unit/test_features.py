@@ -155,6 +155,7 @@ def test_an_sae_that_never_fires_has_no_records(source):
     assert glimpse(PlacedSAE(silent, source), "train")[0] == []
 
 
+@pytest.mark.slow
 def test_a_lost_file_is_made_again(source):
     placed = PlacedSAE(make_sae(source), source)
     folder = records(placed).folder
@@ -216,6 +217,7 @@ def test_a_killed_pass_goes_on_and_ends_with_the_same_bytes(source, monkeypatch,
         assert {file.name: file.read_bytes() for file in folder.iterdir()} == expected, name
 
 
+@pytest.mark.slow
 def test_damaged_files_are_made_again(source):
     placed = PlacedSAE(make_sae(source), source)
     folder = records(placed).folder

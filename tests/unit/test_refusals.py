@@ -271,7 +271,7 @@ def test_every_file_of_a_run_may_be_read_by_whom_the_umask_allows(tmp_path):
 
 
 def test_whole_numbers_of_every_evaluation_may_be_0_where_that_means_something():
-    """What counts is at least 1; a seed may be anything from 0 on."""
+    """Counts are at least 1; of a seed, a port and latents to ablate 0 has a meaning."""
     from sae.evals.base import EVALS
 
     taken = []
@@ -287,7 +287,8 @@ def test_whole_numbers_of_every_evaluation_may_be_0_where_that_means_something()
             else:
                 taken.append(f"{word}.{name}")
     seeded = ["absorption", "scr", "sparse_probing", "tpp"]
-    assert sorted(taken) == [f"{word}.seed" for word in seeded]
+    others = ["dashboard.ablate", "dashboard.port"]
+    assert sorted(taken) == sorted([*(f"{word}.seed" for word in seeded), *others])
 
 
 @pytest.mark.parametrize("word", ["absorption", "scr", "sparse_probing", "tpp"])
