@@ -156,7 +156,8 @@ def facts(folder: Path, cache: Path | None = None) -> dict[str, object]:
             continue
         page = "dashboard/" in key and file.is_file()
         if page or name in ("metrics.csv", "sae.safetensors", "features.json"):
-            found[key] = file.read_bytes()
+            # a page has a command with the run's own folder
+            found[key] = file.read_bytes().replace(str(folder).encode(), b"<run>")
         elif name == "results.json":
             results = json.loads(file.read_text())
             (results.get("training") or {}).pop("vectors_per_second", None)
