@@ -84,9 +84,10 @@ class WatchedText:
             counts = np.ones(stop - start, dtype=bool)
             if isinstance(self.rows, CountedRows):
                 counts = self.rows.mask(chunk, every.read(chunk)).numpy()
-            replaced = isinstance(self.rows, ReplacedRows)
             counted.append(counts)
-            given.append(self.rows.given(chunk).numpy() if replaced else counts)
+            if isinstance(self.rows, ReplacedRows):
+                counts = self.rows.given(chunk).numpy()
+            given.append(counts)
         return np.concatenate(counted), np.concatenate(given)
 
     @cached_property
