@@ -23,7 +23,7 @@ def options(group: str) -> list[str]:
 
 
 def is_delta(group: str) -> bool:
-    """Whether a group is one of `DELTAS`, or lies in one.
+    """Say whether a group is one of `DELTAS`, or lies in one.
 
     Example:
         >>> is_delta("experiment/features/member"), is_delta("sae")

@@ -96,7 +96,7 @@ Some = Annotated[
     int | tuple[int | str, ...], AfterValidator(_some),
     Allowed("a number of latents (24), or a list of them ([123, -7])"),
 ]  # fmt: skip
-"""How many latents, or which; -7 is the negative side of 7."""
+"""A number of latents, or a list of them; -7 is the negative side of 7."""
 Absolute = Annotated[str, AfterValidator(lambda path: str(Path(path).expanduser().absolute()))]
 """A user's path, as it can be found from any working directory."""
 Count = Annotated[int, Ge(1)]

@@ -23,6 +23,7 @@ from sae.features.parts import (
     index_of,
     interval_of,
     logits,
+    numbers_of,
     point_of,
     silent,
     tokens_and_values,
@@ -70,20 +71,9 @@ def _saedashboard(records: Records, folder: Path) -> None:
 
 
 def _of_saedashboard(record: Record, records: Records) -> dict[str, Any]:
-    width = record.max / len(record.histogram)
-    middles = [(i + 0.5) * width for i in range(len(record.histogram))]
-    negative, positive = logits(record, "bottom_logits"), logits(record, "top_logits")
     return {
         "feature_index": index_of(record, records),
-        "neuron_alignment_indices": record.neurons.ids.tolist(),
-        "neuron_alignment_values": record.neurons.values.tolist(),
-        "neg_str": [one["token"] for one in negative],
-        "neg_values": [one["value"] for one in negative],
-        "pos_str": [one["token"] for one in positive],
-        "pos_values": [one["value"] for one in positive],
-        "frac_nonzero": record.density,
-        "freq_hist_data_bar_values": middles,
-        "freq_hist_data_bar_heights": record.histogram.sum(1).tolist(),
+        **numbers_of(record),
         "n_prompts_total": records.facts["tokens"] // records.facts["ctx"],
         "n_tokens_in_prompt": records.facts["ctx"],
         "dataset": records.facts["text"],

@@ -118,7 +118,7 @@ def records(
 
 
 def features_dir() -> Path:
-    """Where records are kept."""
+    """The folder that all records are kept in."""
     return cache_dir() / "features"
 
 

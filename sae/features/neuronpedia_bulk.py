@@ -22,7 +22,7 @@ from sae.features.parts import (
     fired,
     index_of,
     interval_of,
-    logits,
+    numbers_of,
     point_of,
     tokens_and_values,
 )
@@ -65,19 +65,9 @@ def write_bulk(records: Records, folder: Path) -> None:
 
 def _feature(record: Record, records: Records) -> dict[str, Any]:
     point = point_of(records)
-    width = record.max / len(record.histogram)
-    negative, positive = logits(record, "bottom_logits"), logits(record, "top_logits")
     return {
         "index": str(index_of(record, records)), "sourceSetName": point.site,
-        "maxActApprox": record.max, "frac_nonzero": record.density,
-        "freq_hist_data_bar_values": [(i + 0.5) * width for i in range(len(record.histogram))],
-        "freq_hist_data_bar_heights": record.histogram.sum(1).tolist(),
-        "neuron_alignment_indices": record.neurons.ids.tolist(),
-        "neuron_alignment_values": record.neurons.values.tolist(),
-        "neg_str": [one["token"] for one in negative],
-        "neg_values": [one["value"] for one in negative],
-        "pos_str": [one["token"] for one in positive],
-        "pos_values": [one["value"] for one in positive],
+        "maxActApprox": record.max, **numbers_of(record),
         "topkCosSimIndices": record.nearest.ids.tolist(),
         "topkCosSimValues": record.nearest.values.tolist(),
         "hasVector": False, "vectorDefaultSteerStrength": 10,

@@ -57,6 +57,23 @@ def logits(record: Record, name: str) -> list[dict[str, Any]]:
     return [{"token": t, "value": v} for t, v in zip(tokens, values, strict=True)][:_MOST_LOGITS]
 
 
+def numbers_of(record: Record) -> dict[str, Any]:
+    """Fields of a latent that SAEDashboard and Neuronpedia's bulk rows share."""
+    width = record.max / len(record.histogram)
+    negative, positive = logits(record, "bottom_logits"), logits(record, "top_logits")
+    return {
+        "neuron_alignment_indices": record.neurons.ids.tolist(),
+        "neuron_alignment_values": record.neurons.values.tolist(),
+        "neg_str": [one["token"] for one in negative],
+        "neg_values": [one["value"] for one in negative],
+        "pos_str": [one["token"] for one in positive],
+        "pos_values": [one["value"] for one in positive],
+        "frac_nonzero": record.density,
+        "freq_hist_data_bar_values": [(i + 0.5) * width for i in range(len(record.histogram))],
+        "freq_hist_data_bar_heights": record.histogram.sum(1).tolist(),
+    }
+
+
 def index_of(record: Record, records: Records) -> int:
     """The negative sides of signed codes come after all positive ones."""
     return record.latent + records.d_sae * (record.sign < 0)

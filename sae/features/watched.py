@@ -13,10 +13,10 @@ from sae.activations.rows import Rows
 from sae.activations.sources import LMActivations
 from sae.activations.stream import ReplacedRows
 from sae.features.firings import Firings
-from sae.features.make import place_of, text_of
+from sae.features.make import contexts_in, place_of, text_of
 from sae.features.record import Record
 from sae.features.shown import Text
-from sae.features.summary import summarise
+from sae.features.summary import Place, summarise
 from sae.types import Split
 
 NUM_TOKENS = 32_768
@@ -46,7 +46,7 @@ class WatchedText:
         value: Float[np.ndarray, " firings"],
         contexts: int,
     ) -> dict[str, Any]:
-        """Where a latent fires, as `Record.as_plain` gives it; nothing of its weights.
+        """Firings of a latent, as `Record.as_plain` gives them; nothing of its weights.
 
         Args:
             latent: Its number.
@@ -59,8 +59,7 @@ class WatchedText:
         if not len(stored):
             nothing = ("tokens", "top_logits", "bottom_logits", "histogram", "contexts")
             return {"latent": str(latent), "density": 0.0, "max": 0.0} | {n: [] for n in nothing}
-        place = place_of(self.text, self._source.store(_SPLIT), seed=0)
-        summary = summarise(latent, Firings(stored, value), place)
+        summary = summarise(latent, Firings(stored, value), self._place)
         density = summary.firings / int(counted.sum())
         return Record(
             latent=latent, sign=1, density=density, text=self.text, **vars(summary)
@@ -68,13 +67,12 @@ class WatchedText:
 
     @property
     def _num_rows(self) -> int:
-        spec = self._source.store(_SPLIT).spec
-        contexts = min(self._source.store(_SPLIT).num_contexts, max(1, NUM_TOKENS // spec.ctx))
-        return contexts * spec.rows_per_context
+        store = self._source.store(_SPLIT)
+        return contexts_in(store, NUM_TOKENS) * store.spec.rows_per_context
 
     @cached_property
     def _masks(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of the chunks that are read: which rows count, and which are given.
+        """Masks of the rows that count, and of those that are given, in the chunks that are read.
 
         A large streamed split gives a replacement for each massive row, which does not count.
         """
@@ -104,6 +102,11 @@ class WatchedText:
         counted = np.zeros(contexts * per_context, dtype=bool)
         counted[: len(known)] = known
         return text_of(self._source, _SPLIT, counted, contexts)
+
+    @cached_property
+    def _place(self) -> Place:
+        """The text by rows: one for all latents and looks."""
+        return place_of(self.text, self._source.store(_SPLIT), seed=0)
 
 
 def by_hash(latents: Iterable[int]) -> list[int]:

@@ -50,6 +50,10 @@ for mode in ("auto", "online"):  # nobody is logged in
                               config={"sae": {"l1": 1e-3}})
     board.log_metrics({"val/fvu": 0.5, "tokens": 10.0, "epoch": 0}, step=1)
     board.log_firing_histogram(histogram, 1)
+    board.log_latents([{"latent": "3", "density": 0.5, "max": 2.0,
+                        "contexts": [{"pieces": ["a", " b"], "peak": 1}]},
+                       {"latent": "4", "density": 0.0, "max": 0.0, "contexts": []}], 1)
+    assert not board._broken
     board.log_results([{"metric": "fvu", "value": 0.25, "low": 0.2, "high": 0.3},
                        {"metric": "ce_recovered_zero", "value": None, "low": None, "high": None}])
     board.log_sae(folder / "sae")
