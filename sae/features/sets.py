@@ -1,0 +1,91 @@
+"""Sets of latents as files, so that what one evaluation found another can read."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sae.artifacts.placed import PlacedSAE
+from sae.checksums import read_sealed, seal, sha256_of
+from sae.errors import ArtifactError, ConfigError
+from sae.provenance import write_json
+
+FORMAT = "lightning-sae.features"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Latents of an SAE with a weight each.
+
+    Args:
+        latents: Their numbers, the most important first.
+        weights: What they weigh, by the evaluation's own measure.
+        sae: Hash of the SAE's tensors (`sae_key`).
+        point: Where it reads and writes.
+        made_by: The evaluation, its settings and what it measured; plain JSON values.
+    """
+
+    latents: tuple[int, ...]
+    weights: tuple[float, ...]
+    sae: str
+    point: str
+    made_by: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write with a checksum; a reader sees the old file or the new one."""
+        content = {
+            "format": FORMAT, "version": FORMAT_VERSION, "latents": list(self.latents),
+            "weights": list(self.weights), "sae": self.sae, "point": self.point,
+            "made_by": dict(self.made_by),
+        }  # fmt: skip
+        write_json(path, seal(content))
+
+
+def feature_set(
+    one: PlacedSAE, latents: Sequence[int], weights: Sequence[float], **made_by: Any
+) -> FeatureSet:
+    """A set of latents of an SAE at its place."""
+    return FeatureSet(
+        tuple(map(int, latents)), tuple(map(float, weights)), sae_key(one), str(one.point), made_by
+    )
+
+
+def read_features(path: str | Path, one: PlacedSAE | None = None) -> FeatureSet:
+    """Read a set of latents.
+
+    Args:
+        path: The file.
+        one: The SAE that they must be of; None: any.
+
+    Raises:
+        ArtifactError: If the file is damaged or holds no such set.
+        ConfigError: If there is no file, or it is of another SAE.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ConfigError(
+            f"There is no file {path}. Give a features.json that an evaluation wrote."
+        )
+    content = read_sealed(file)
+    if content.get("format") != FORMAT or content.get("version") != FORMAT_VERSION:
+        raise ArtifactError(f"{path} is no {FORMAT} of version {FORMAT_VERSION}.")
+    latents, weights = content.get("latents"), content.get("weights")
+    whole = isinstance(latents, list) and all(type(i) is int and i >= 0 for i in latents)
+    if not whole or not isinstance(weights, list) or len(weights) != len(latents):
+        raise ArtifactError(f"{path}: latents must be numbers from 0, with a weight each.")
+    found = FeatureSet(
+        tuple(latents), tuple(map(float, weights)), str(content.get("sae")),
+        str(content.get("point")), content.get("made_by") or {},
+    )  # fmt: skip
+    if one is not None and found.sae != sae_key(one):
+        raise ConfigError(
+            f"{path} holds latents of another SAE (at {found.point}) than {one.name}. Numbers of "
+            "latents mean nothing to another SAE."
+        )
+    return found
+
+
+def sae_key(one: PlacedSAE) -> str:
+    """A hash of the SAE's tensors."""
+    return sha256_of(one.sae.state_dict())

@@ -1,0 +1,179 @@
+"""Tasks: prompts with a right and a wrong next token, and the check that an LM can do them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae.activations.counted import Counted
+from sae.errors import ConfigError
+from sae.language.lm import LanguageModel
+from sae.language.text import Tokenizer, separator_id, tokenise
+from sae.provenance import content_key
+from sae.types import Point
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text that ends before an answer.
+
+    Args:
+        tokens: Token ids. The document separator comes first: token 0 is a sink, no edit touches
+            it, so it must not be a word of the text.
+        right: Token id of the answer.
+        wrong: Token id of the answer that it is held against.
+        patch: The counterfactual, as many tokens; empty where there is none.
+        places: Positions of words that matter.
+        group: What it is about, such as a name: prompts of a group are never on both sides of a
+            split.
+        label: Class of a concept, such as the gender of a name.
+    """
+
+    tokens: tuple[int, ...]
+    right: int
+    wrong: int
+    patch: tuple[int, ...] = ()
+    places: Mapping[str, int] = field(default_factory=dict)
+    group: str = ""
+    label: int = 0
+
+
+class Batch(NamedTuple):
+    """Prompts of equal length.
+
+    Args:
+        index: Their numbers in the task.
+        tokens: Token ids.
+        patch: Those of the counterfactuals; the same as `tokens` where there are none.
+        right: Ids of the right answers.
+        wrong: Ids of the wrong answers.
+    """
+
+    index: Int[Tensor, " prompts"]
+    tokens: Int[Tensor, "prompts ctx"]
+    patch: Int[Tensor, "prompts ctx"]
+    right: Int[Tensor, " prompts"]
+    wrong: Int[Tensor, " prompts"]
+
+    def difference(self, logits: Float[Tensor, "prompts vocab"]) -> Float[Tensor, " prompts"]:
+        """Logit of the right answer less that of the wrong one."""
+        logits = logits.float()
+        rows = torch.arange(len(logits), device=logits.device)
+        return logits[rows, self.right.to(rows.device)] - logits[rows, self.wrong.to(rows.device)]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Prompts of one kind.
+
+    Args:
+        name: For people.
+        prompts: The prompts.
+    """
+
+    name: str
+    prompts: tuple[Prompt, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @cached_property
+    def key(self) -> str:
+        """Changes when a prompt does."""
+        return content_key({"prompts": [asdict(prompt) for prompt in self.prompts]})
+
+    def batches(self, size: int, chosen: Sequence[int] | None = None) -> Iterator[Batch]:
+        """Prompts in batches of equal length, so that nothing is padded.
+
+        Args:
+            size: Most prompts of a batch.
+            chosen: Numbers of the prompts; None: all.
+        """
+        by_length: dict[int, list[int]] = {}
+        for i in range(len(self.prompts)) if chosen is None else chosen:
+            by_length.setdefault(len(self.prompts[i].tokens), []).append(i)
+        for _, members in sorted(by_length.items()):
+            for start in range(0, len(members), size):
+                index = members[start : start + size]
+                those = [self.prompts[i] for i in index]
+                yield Batch(
+                    torch.tensor(index),
+                    torch.tensor([one.tokens for one in those]),
+                    torch.tensor([one.patch or one.tokens for one in those]),
+                    torch.tensor([one.right for one in those]),
+                    torch.tensor([one.wrong for one in those]),
+                )
+
+    @torch.no_grad()
+    def check(
+        self, lm: LanguageModel, point: Point, counted: Counted | None, *,
+        least: float, batch_prompts: int = 16,
+    ) -> Float[Tensor, " prompts"]:  # fmt: skip
+        """Find out, before anything is measured, whether an LM can do the task.
+
+        Args:
+            lm: The LM.
+            point: Where activations will be edited.
+            counted: Which rows count there; None: all.
+            least: Smallest share of right answers.
+            batch_prompts: Prompts in a pass.
+
+        Returns:
+            Logit of the right answer less that of the wrong one, for each prompt.
+
+        Raises:
+            ConfigError: If a place is a row that does not count, which no edit touches, or the LM
+                gives too few right answers.
+        """
+        differences = torch.zeros(len(self))
+        for batch in self.batches(batch_prompts):
+            if counted is not None:
+                for tokens in (batch.tokens, batch.patch):
+                    self._require_counted(lm, batch.index, tokens, point, counted.at([point]))
+            differences[batch.index] = batch.difference(lm.logits(batch.tokens)[:, -1]).cpu()
+        share = float((differences > 0).float().mean())
+        if share < least:
+            raise ConfigError(
+                f"{lm.name} gives the right answer in {share:.0%} of the {len(self)} prompts of "
+                f"{self.name}; at least {least:.0%} is asked, or there is nothing to explain. "
+                "Choose another task or LM."
+            )
+        return differences
+
+    def _require_counted(
+        self, lm: LanguageModel, index: Tensor, tokens: Tensor, point: Point, counted: Counted
+    ) -> None:
+        counts = counted.mask([lm.capture(tokens, [point])[point]], tokens.to(lm.device)).cpu()
+        for i, row, own in zip(index.tolist(), counts, tokens, strict=True):
+            for word, position in self.prompts[i].places.items():
+                if position == 0 or not row[position]:
+                    raise ConfigError(
+                        f"{self.name}: {word} of prompt {i} is token {position} "
+                        f"({int(own[position])}), whose row at {point} does not count (a special "
+                        "token or a massive activation): no edit would touch it. Put other words "
+                        "before it, or choose another layer."
+                    )
+
+
+def ids_of(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """Token ids of a prompt, behind the document separator."""
+    return (separator_id(tokenizer), *tokenise(tokenizer, [text])[0])
+
+
+def one_token(tokenizer: Tokenizer, word: str) -> int:
+    """The id of a word that is one token.
+
+    Raises:
+        ConfigError: If it is several, or none.
+    """
+    ids = tokenise(tokenizer, [word])[0]
+    if len(ids) != 1:
+        raise ConfigError(
+            f"{word!r} is {len(ids)} tokens for this LM; an answer must be one. Choose another "
+            "word, and mind the space before it."
+        )
+    return int(ids[0])
