@@ -70,9 +70,14 @@ def read_features(path: str | Path, one: PlacedSAE | None = None) -> FeatureSet:
     content = read_sealed(file)
     if content.get("format") != FORMAT or content.get("version") != FORMAT_VERSION:
         raise ArtifactError(f"{path} is no {FORMAT} of version {FORMAT_VERSION}.")
-    latents, weights = content.get("latents"), content.get("weights")
-    whole = isinstance(latents, list) and all(type(i) is int and i >= 0 for i in latents)
-    if not whole or not isinstance(weights, list) or len(weights) != len(latents):
+    latents: Any = content.get("latents")
+    weights: Any = content.get("weights")
+    listed = isinstance(latents, list) and isinstance(weights, list)
+    if (
+        not listed
+        or len(weights) != len(latents)
+        or not all(type(i) is int and i >= 0 for i in latents)
+    ):
         raise ArtifactError(f"{path}: latents must be numbers from 0, with a weight each.")
     found = FeatureSet(
         tuple(latents), tuple(map(float, weights)), str(content.get("sae")),
