@@ -32,14 +32,17 @@ class FeatureSet:
     point: str
     made_by: Mapping[str, Any] = field(default_factory=dict)
 
-    def save(self, path: Path) -> None:
-        """Write with a checksum; a reader sees the old file or the new one."""
-        content = {
+    def content(self) -> dict[str, Any]:
+        """Plain JSON values, as in the file."""
+        return {
             "format": FORMAT, "version": FORMAT_VERSION, "latents": list(self.latents),
             "weights": list(self.weights), "sae": self.sae, "point": self.point,
             "made_by": dict(self.made_by),
         }  # fmt: skip
-        write_json(path, seal(content))
+
+    def save(self, path: Path) -> None:
+        """Write with a checksum; a reader sees the old file or the new one."""
+        write_json(path, seal(self.content()))
 
 
 def feature_set(

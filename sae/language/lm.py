@@ -1,6 +1,6 @@
 """A frozen LM whose activations can be read and replaced at named sites."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from threading import RLock
@@ -202,15 +202,38 @@ class LanguageModel:
         Yields:
             Logits [batch ctx vocab] of each condition, the same as `logits` gives.
         """
-        points = {point for replace in conditions for point in replace}
+        run = self.repeated(tokens, {point for replace in conditions for point in replace})
+        for replace in conditions:
+            with torch.no_grad():
+                found = run(replace)
+            yield found
+            del found  # the next pass needs the room
+
+    def repeated(
+        self, tokens: Int[Tensor, "batch ctx"], points: Iterable[Point]
+    ) -> Callable[[Mapping[Point, Replacement]], Tensor]:
+        """A function that gives `differentiable_logits` of the same tokens, again and again.
+
+        The blocks below all of the points run once, in its first call; where a point lies inside
+        a block, later passes start at that block.
+
+        Args:
+            tokens: Token ids, nothing padded.
+            points: Where activations will be replaced.
+
+        Raises:
+            SiteError: If a point does not exist.
+        """
+        points = set(points)
         for point in points:
             self.check(point)
         replay = Replay(sites.blocks_below(self.model, points))
-        for replace in conditions:
+
+        def run(replace: Mapping[Point, Replacement]) -> Tensor:
             with self._lock, replay.one_pass():
-                found = self.logits(tokens, replace)
-            yield found
-            del found  # the next pass needs the room
+                return self.differentiable_logits(tokens, replace)
+
+        return run
 
     def _forward(self, tokens: Tensor) -> Tensor:
         if tokens.shape[1] > self.max_ctx:

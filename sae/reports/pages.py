@@ -17,6 +17,7 @@ from sae.reports.compare import write_comparison
 from sae.reports.dashboard import Server, actions, packed_text, render, write_dashboard
 from sae.reports.files import write_bytes
 from sae.reports.frontier import write_frontier
+from sae.reports.ioi import write_ioi
 from sae.reports.purity import purity_columns, write_purity
 from sae.types import Ends
 
@@ -84,6 +85,7 @@ def _write_glimpse(result: EvalResult, folder: Path) -> None:
 PAGES: dict[str, Callable[[EvalResult, Path], None]] = {
     "compare": write_comparison, "frontier": write_frontier, "dashboard": _write_latents,
     "case_study": write_case_study, "glimpse": _write_glimpse, "purity": write_purity,
+    "ioi": write_ioi,
 }  # fmt: skip
 """Writers of pages by the name of the evaluation."""
 

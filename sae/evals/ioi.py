@@ -1,0 +1,182 @@
+"""`ioi`: how few latents carry the choice between two answers, found by patching them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from sae.artifacts.placed import PlacedSAE
+from sae.cached import cached_json
+from sae.errors import ConfigError
+from sae.evals.base import Estimate, Measured, Resampled, refuse_transcoder, register
+from sae.evals.controls import fitted_controls, given_controls, missing_controls
+from sae.features.causal import Decomposition, Study, StudySettings, studied
+from sae.features.sets import feature_set, sae_key
+from sae.progress import progress
+from sae.provenance import cache_dir, content_key
+from sae.settings import setting
+from sae.tables import Table, Type
+from sae.tasks.agreement import agreement
+from sae.tasks.ioi import Counterfactual, ioi
+from sae.tasks.pairs import read_pairs
+from sae.tasks.task import Task
+from sae.types import Split
+
+FORMAT_VERSION = 1
+_SETS: dict[str, tuple[Type, str]] = {
+    "decomposition": ("string", ""), "method": ("string", ""), "draw": ("int64", ""),
+    "size": ("int64", ""),
+    **{f"{name}{end}": ("float64", unit)
+       for name, unit in (("kl", "nats"), ("kl_paper", "nats"), ("difference", "logits"),
+                          ("faithfulness", "share"))
+       for end in ("", "_low", "_high")},
+    "completeness": ("float64", "share"), "edit": ("float64", ""),
+}  # fmt: skip
+_DECOMPOSITIONS: dict[str, tuple[Type, str]] = {
+    "decomposition": ("string", ""), "latents": ("int64", ""), "kl_empty": ("float64", "nats"),
+    "kl_all": ("float64", "nats"), "kl_everything": ("float64", "nats"),
+    **{f"half_{method}": ("int64", "")
+       for method in ("attribution", "gradients", "active", "random")},
+    "faithful_95": ("int64", ""), "spearman": ("float64", ""),
+}  # fmt: skip
+_LATENTS: dict[str, tuple[Type, str]] = {
+    "latent": ("int64", ""), "attribution": ("float64", "logits"),
+    "integrated_gradients": ("float64", "logits"), "exact": ("float64", "logits"),
+    "change": ("float64", ""),
+}  # fmt: skip
+
+
+@register
+class IOIEval(StudySettings, Resampled):
+    """Latents that decide between two answers (arXiv 2309.08600, section 4, and since).
+
+    Each prompt has a counterfactual with another answer. The code of the prompt takes the values
+    of the counterfactual's at some latents, at all positions, with the SAE's error kept. Latents
+    are chosen on one half of the prompts and measured on the other, which shares no name with it.
+    Bases, random directions, random sets and the most active latents stand beside
+    (docs/causes.md).
+    """
+
+    name: ClassVar[str] = "ioi"
+    needs: ClassVar[frozenset[str]] = frozenset({"tokens", "predictions"})
+    task: str = setting(
+        "ioi", help="ioi, agreement (subject and verb), or a JSONL file of clean_prefix, "
+        "patch_prefix, clean_answer, patch_answer",
+    )  # fmt: skip
+    counterfactual: Counterfactual = setting(
+        "io", help="of task=ioi: io another receiver (the paper), s2 the second giver becomes the "
+        "receiver, abc three other names",
+    )  # fmt: skip
+    num_prompts: int = setting(32, ge=4, help="prompts that choose latents, and as many others")
+    controls: tuple[str, ...] = setting(
+        (), help="trained controls: runs, or sweeps, with a frozen decoder or of a random LM"
+    )
+    least_accuracy: float = setting(0.7, ge=0, le=1, help="share of right answers that is asked")
+
+    def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:
+        """Measure the SAE and all controls on the same prompts."""
+        (one,) = subjects
+        refuse_transcoder(one, self.name)
+        halves = self._tasks(one)
+        assert one.point is not None
+        accuracy = []
+        for half in halves:
+            found = half.check(
+                one.lm, one.point, one.counted, least=self.least_accuracy,
+                batch_prompts=self.batch_prompts,
+            )  # fmt: skip
+            accuracy.append(float((found > 0).float().mean()))
+        given = given_controls(one, self.controls)
+        every = [Decomposition("SAE", one, whole=True)]
+        for control in [*fitted_controls(one, _l0(one, on)), *given]:
+            every.append(Decomposition(control.name, control.placed))
+            if control.name.startswith("pca"):
+                every.append(Decomposition(f"{control.name} ±", control.placed, split=True))
+        studies = {}
+        with progress("patch latents", len(every), "decompositions") as advance:
+            for decomposition in every:
+                studies[decomposition.name] = self._studied(decomposition, one, halves)
+                advance(1)
+        return self._result(one, studies, accuracy, missing_controls(one, given))
+
+    def _tasks(self, one: PlacedSAE) -> tuple[Task, Task]:
+        """Prompts that choose latents, and prompts that they are measured on."""
+        tokenizer = one.lm.tokenizer
+        if self.task in ("ioi", "agreement"):
+            make: Callable[..., Task] = agreement
+            more: dict[str, Any] = {}
+            if self.task == "ioi":
+                make, more = ioi, {"counterfactual": self.counterfactual}
+            chooses, reports = (
+                make(tokenizer, self.num_prompts, half=half, seed=self.bootstrap.seed, **more)
+                for half in (0, 1)
+            )
+            return chooses, reports
+        own = read_pairs(self.task, tokenizer)
+        if len(own) < 4:
+            raise ConfigError(
+                f"eval.ioi.task={self.task} has {len(own)} prompts; 4 or more are needed, since "
+                "half of them choose the latents and the others measure them."
+            )
+        halves = (own.prompts[half::2][: self.num_prompts] for half in (0, 1))
+        chooses, reports = (Task(own.name, prompts) for prompts in halves)
+        return chooses, reports
+
+    def _studied(self, of: Decomposition, one: PlacedSAE, halves: tuple[Task, Task]) -> Study:
+        """The study of a decomposition, out of the cache where it was made before."""
+        settings = self.model_dump(mode="json", exclude={"controls", "batch_prompts"})
+        identity = {
+            "version": FORMAT_VERSION, "sae": sae_key(of.placed), "split": of.split,
+            "whole": of.whole, "point": str(one.point), "lm": dict(one.lm.identity),
+            "dtype": str(one.lm.dtype), "tasks": [half.key for half in halves],
+            "counted": None if one.counted is None else one.counted.to_json(),
+            "settings": settings,
+        }  # fmt: skip
+        file = cache_dir() / "causes" / f"{content_key(identity)}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return Study(**cached_json(file, lambda: studied(of, one, halves, self)._asdict()))
+
+    def _result(
+        self, one: PlacedSAE, studies: Mapping[str, Study], accuracy: Sequence[float],
+        missing: Mapping[str, str],
+    ) -> Measured:  # fmt: skip
+        own = studies["SAE"]
+        named = {
+            name: Estimate(None if value is None else float(value))
+            for name, value in own.numbers.items()
+        }
+        for row in own.sets:
+            if row["method"] == "attribution" and row["size"] == own.numbers["half_attribution"]:
+                named["faithfulness_at_half"] = Estimate(
+                    *(row[f"faithfulness{end}"] for end in ("", "_low", "_high"))
+                )
+        chosen = own.chosen
+        return Measured(
+            metrics=named,
+            tokens={"prompts": 2 * self.num_prompts, "measured": own.prompts},
+            details={
+                "accuracy": dict(zip(("chooses", "measures"), accuracy, strict=True)),
+                "example": own.example, "missing": dict(missing),
+                "features": feature_set(
+                    one, chosen["latents"], chosen["weights"], eval=self.name, task=self.task,
+                    method="attribution",
+                ).content(),
+            },
+            tables={
+                "sets": Table.of(_SETS, [
+                    {"decomposition": name, **row} for name, study in studies.items()
+                    for row in study.sets
+                ]),
+                "decompositions": Table.of(_DECOMPOSITIONS, [
+                    {"decomposition": name, **study.numbers} for name, study in studies.items()
+                ]),
+                "latents": Table.of(_LATENTS, own.latents),
+            },
+        )  # fmt: skip
+
+
+def _l0(one: PlacedSAE, on: Split) -> float:
+    """Mean number of latents that fire, on the first rows."""
+    with torch.no_grad():
+        f = one.sae.encode(one.rows(on).read(0)[:4096].to(one.sae.device, one.sae.dtype))
+    return float((f != 0).sum(-1).float().mean())

@@ -1,0 +1,280 @@
+"""A study of one decomposition: latents chosen on some prompts, patched on others."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from sae.artifacts.placed import PlacedSAE
+from sae.interventions.attribution import patched_alone
+from sae.interventions.causal_sets import Prompts, Ranked, growing, measured, ranked, smallest
+from sae.interventions.masks import learn_mask, search_greedily
+from sae.interventions.patching import Outcome, Patching
+from sae.metrics.bootstrap import Bootstrap, bootstrap_intervals
+from sae.settings import Settings, setting
+from sae.tasks.task import Task
+
+FAITHFUL = 0.95
+LISTED = 100
+"""Latents in the table of latents at least; all that were patched alone are in it."""
+
+
+class StudySettings(Settings):
+    """Settings of a study, a base of evaluations that make some."""
+
+    batch_prompts: int = setting(32, ge=1, help="prompts in a pass; decides memory")
+    steps: int = setting(10, ge=1, help="steps of integrated gradients")
+    exact: int = setting(100, ge=0, help="latents of largest attribution that are patched alone")
+    points: int = setting(12, ge=2, help="sizes of sets, from 1 to all latents")
+    random_sets: int = setting(5, ge=1, help="random sets of each size")
+    penalties: tuple[float, ...] = setting(
+        (0.03, 0.01), help="of the learned masks: the share of the KL that a latent must lower"
+    )
+    mask_steps: int = setting(60, ge=1, help="steps of a mask")
+    mask_prompts: int = setting(16, ge=1, help="prompts that masks are learned on")
+    search: Literal["none", "greedy"] = setting(
+        "none", help="greedy: also the paper's search, which takes long"
+    )
+    candidates: int = setting(200, ge=1, help="latents that the greedy search starts with")
+    orders: int = setting(3, ge=1, help="random orders of the greedy search")
+    thresholds: int = setting(12, ge=1, help="thresholds of it, 1e-5 to 1 nats")
+    bootstrap: Bootstrap = setting(Bootstrap(), help="how intervals are made")
+
+
+class Decomposition(NamedTuple):
+    """A dictionary whose latents are patched.
+
+    Args:
+        name: For tables.
+        placed: The dictionary, at the place of the SAE that it stands beside.
+        split: Whether the two signs of a code are two latents.
+        whole: Whether masks are learned, and single latents patched, as well.
+    """
+
+    name: str
+    placed: PlacedSAE
+    split: bool = False
+    whole: bool = False
+
+
+class Study(NamedTuple):
+    """Findings about a decomposition; plain JSON values.
+
+    Args:
+        numbers: By name.
+        sets: A row for each set that was patched.
+        latents: A row for each of the latents of largest effect.
+        chosen: The smallest set that halves the KL, else the strongest latents: `latents` and
+            `weights`.
+        example: A prompt and its counterfactual, token ids.
+        prompts: How many prompts were measured.
+    """
+
+    numbers: dict[str, Any]
+    sets: list[dict[str, Any]]
+    latents: list[dict[str, Any]]
+    chosen: dict[str, list]
+    example: dict[str, list[int]]
+    prompts: int
+
+
+def studied(
+    of: Decomposition, one: PlacedSAE, halves: tuple[Task, Task], asked: StudySettings
+) -> Study:
+    """Study a decomposition.
+
+    Args:
+        of: The decomposition.
+        one: The SAE at whose place, and with whose LM, it is studied.
+        halves: Prompts that choose latents, and others.
+        asked: Settings.
+    """
+    chooses, reports = (_prompts(of, one, half, asked.batch_prompts) for half in halves)
+    ranks = ranked(chooses, asked.steps)
+    empty, every, everything = (
+        measured(reports, []), measured(reports, None), measured(reports, None, 1.0)
+    )  # fmt: skip
+    table = _Sets(reports, empty, every, asked.bootstrap)
+    table.add("none", 0, [], empty)
+    table.add("all latents", 0, ranks.order["most active"], every)
+    for method, draw, latents in growing(ranks, asked.points, asked.random_sets):
+        table.add(method, draw, latents, complement=method == "attribution")
+    if of.whole:
+        _masks(table, of, one, halves[0], ranks, asked)
+    if asked.search == "greedy":
+        _greedy(table, chooses, ranks, asked)
+    half = float(empty.kl.mean()) / 2
+    halving = {
+        name: smallest(reports, ranks.order[method], half, table.kls(method))
+        for name, method in (("attribution", "attribution"), ("gradients", "integrated gradients"),
+                             ("active", "most active"))
+    }  # fmt: skip
+    exact = _exact(chooses, ranks, asked.exact) if of.whole and asked.exact else {}
+    order = ranks.order["attribution"]
+    if (size := halving["attribution"]) not in (None, *table.kls("attribution")):
+        table.add("attribution", 0, order[:size], complement=True)
+    chosen = order[: halving["attribution"] or 20]
+    weights = ranks.effects["attribution"]
+    return Study(
+        numbers={
+            "latents": len(order),
+            "kl_empty": float(empty.kl.mean()), "kl_all": float(every.kl.mean()),
+            "kl_everything": float(everything.kl.mean()),
+            **{f"half_{name}": size for name, size in halving.items()},
+            "half_random": table.half_of_random(half),
+            "faithful_95": table.faithful("attribution"),
+            "spearman": _spearman(exact, ranks),
+            "sum_of_effects": float(ranks.effects["integrated gradients"].sum()) + ranks.error,
+            "change_of_difference": ranks.total, "effect_of_error": ranks.error,
+        },
+        sets=table.rows, latents=_latents(ranks, exact),
+        chosen={"latents": chosen, "weights": [float(weights[i]) for i in chosen]},
+        example={
+            name: list(getattr(halves[1].prompts[0], name)) for name in ("tokens", "patch")
+        },
+        prompts=len(empty.kl),
+    )  # fmt: skip
+
+
+def _prompts(of: Decomposition, one: PlacedSAE, task: Task, size: int) -> list[Prompts]:
+    assert one.point is not None
+    found = []
+    for batch in task.batches(size):
+        patching = Patching(
+            one.lm, of.placed.sae, one.point, one.counted, batch.tokens, batch.patch,
+            split=of.split,
+        )  # fmt: skip
+        found.append(Prompts(patching, batch.difference))
+    return found
+
+
+class _Sets:
+    """The table of sets that were patched on the reporting prompts."""
+
+    def __init__(
+        self, reports: Sequence[Prompts], empty: Outcome, every: Outcome, bootstrap: Bootstrap
+    ):
+        self.reports, self.empty, self.every = reports, empty, every
+        self.bootstrap = bootstrap
+        self.rows: list[dict[str, Any]] = []
+
+    def add(
+        self, method: str, draw: int, latents: Sequence[int], outcome: Outcome | None = None,
+        *, complement: bool = False,
+    ) -> None:  # fmt: skip
+        """Patch a set, unless its outcome is known, and add its row.
+
+        Args:
+            method: What chose it.
+            draw: Number of the draw.
+            latents: The set.
+            outcome: What it does.
+            complement: Whether all latents but the set are patched as well.
+        """
+        found = outcome or measured(self.reports, latents)
+        sums = {
+            "kl": found.kl, "kl_paper": found.kl_paper, "difference": found.difference,
+            "empty": self.empty.difference, "every": self.every.difference,
+            "prompts": torch.ones(len(found.kl)),
+        }  # fmt: skip
+        if complement:
+            sums["rest"] = measured(self.reports, latents, without=True).difference
+        point = _numbers({name: value.double().sum() for name, value in sums.items()})
+        intervals = bootstrap_intervals(_numbers, sums, **self.bootstrap.model_dump())
+        row: dict[str, Any] = {"method": method, "draw": draw, "size": len(latents)}
+        for name, value in point.items():
+            number = float(value)
+            row[name] = number if np.isfinite(number) else None
+            row[f"{name}_low"], row[f"{name}_high"] = intervals[name] or (None, None)
+        self.rows.append({**row, "edit": float(found.edit.mean())})
+
+    def kls(self, method: str) -> dict[int, float]:
+        """Mean KL by size of the sets of a method."""
+        return {row["size"]: row["kl"] for row in self.rows if row["method"] == method}
+
+    def half_of_random(self, half: float) -> int | None:
+        """The smallest size at which random sets halve the KL in the mean over draws."""
+        by_size: dict[int, list[float]] = {}
+        for row in self.rows:
+            if row["method"] == "random":
+                by_size.setdefault(row["size"], []).append(row["kl"])
+        reached = [size for size, kls in by_size.items() if np.mean(kls) <= half]
+        return min(reached, default=None)
+
+    def faithful(self, method: str) -> int | None:
+        """The smallest size of a method's sets that are faithful enough."""
+        reached = [
+            row["size"] for row in self.rows
+            if row["method"] == method and (row["faithfulness"] or 0) >= FAITHFUL
+        ]  # fmt: skip
+        return min(reached, default=None)
+
+
+def _numbers(sums: dict[str, Tensor] | Any) -> dict[str, Tensor]:
+    """Means and shares of sums over prompts.
+
+    Faithfulness: (m(C) - m(none)) / (m(all) - m(none)) of the mean logit difference m;
+    completeness: the same of all latents but C (Marks et al. 2024, arXiv 2403.19647).
+    """
+    found = {name: sums[name] / sums["prompts"] for name in ("kl", "kl_paper", "difference")}
+    scale = sums["every"] - sums["empty"]
+    found["faithfulness"] = (sums["difference"] - sums["empty"]) / scale
+    if "rest" in sums:
+        found["completeness"] = (sums["rest"] - sums["empty"]) / scale
+    return found
+
+
+def _masks(
+    table: _Sets, of: Decomposition, one: PlacedSAE, task: Task, ranks: Ranked, asked: StudySettings
+) -> None:
+    few = Task(task.name, task.prompts[: asked.mask_prompts])
+    patchings = [prompts.patching for prompts in _prompts(of, one, few, asked.batch_prompts)]
+    candidates = torch.tensor(ranks.order["most active"], device=patchings[0].change.device)
+    for draw, penalty in enumerate(asked.penalties):
+        chosen = learn_mask(patchings, candidates, penalty=penalty, steps=asked.mask_steps)
+        table.add("learned mask", draw, chosen.tolist(), complement=True)
+
+
+def _greedy(table: _Sets, chooses: Sequence[Prompts], ranks: Ranked, asked: StudySettings) -> None:
+    patchings = [prompts.patching for prompts in chooses]
+    candidates = ranks.order["attribution"][: asked.candidates]
+    for draw in range(asked.orders):
+        search_greedily(
+            patchings, candidates, np.geomspace(1e-5, 1, asked.thresholds).tolist(), seed=draw,
+            found=lambda _, left, draw=draw: table.add("greedy", draw, left),
+        )  # fmt: skip
+
+
+def _exact(chooses: Sequence[Prompts], ranks: Ranked, count: int) -> dict[int, float]:
+    """Exact effects of the latents of largest attribution, by size."""
+    strongest = ranks.effects["attribution"].abs().argsort(descending=True)[:count].tolist()
+    prompts = sum(len(one.patching.clean) for one in chooses)
+    totals = sum(patched_alone(*one, strongest) for one in chooses)
+    assert isinstance(totals, Tensor)
+    return dict(zip(strongest, (totals / prompts).tolist(), strict=True))
+
+
+def _spearman(exact: dict[int, float], ranks: Ranked) -> float | None:
+    if len(exact) < 3:
+        return None
+    estimated = [float(ranks.effects["attribution"][i]) for i in exact]
+    found: Any = spearmanr(estimated, list(exact.values()))
+    value = float(found.statistic)
+    return value if np.isfinite(value) else None
+
+
+def _latents(ranks: Ranked, exact: dict[int, float]) -> list[dict[str, Any]]:
+    by_size = ranks.effects["attribution"].abs().argsort(descending=True)[:LISTED].tolist()
+    names = {"attribution": "attribution", "integrated gradients": "integrated_gradients",
+             "most active": "change"}  # fmt: skip
+    return [
+        {
+            "latent": i,
+            "exact": exact.get(i),
+            **{column: float(ranks.effects[method][i]) for method, column in names.items()},
+        }
+        for i in dict.fromkeys([*exact, *by_size])
+    ]

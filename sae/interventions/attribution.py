@@ -1,0 +1,65 @@
+"""Effects of single latents on a number, estimated by gradients or patched exactly."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae.interventions.patching import OfLogits, Patching
+
+
+class Effects(NamedTuple):
+    """Estimated change of a number when a latent takes its counterfactual value.
+
+    Args:
+        latents: Of each latent, summed over positions and prompts.
+        error: Of what the SAE misses.
+    """
+
+    latents: Float[Tensor, " latents"]
+    error: float
+
+    def plus(self, other: "Effects") -> "Effects":
+        """The sum over two batches."""
+        return Effects(self.latents + other.latents, self.error + other.error)
+
+
+def attribution(patching: Patching, measure: OfLogits) -> Effects:
+    """First-order estimate: change of the code times the gradient at the prompt.
+
+    Source: attribution patching (Nanda 2023), of latents (Marks et al. 2024, arXiv 2403.19647).
+    """
+    return _effects(patching, patching.gradient(measure))
+
+
+def integrated_gradients(patching: Patching, measure: OfLogits, steps: int = 10) -> Effects:
+    """The gradient averaged along the straight line to the counterfactual's activation.
+
+    Latents and the error move together, so all effects sum to the change of the number, with an
+    error of order 1 / steps^2: the midpoint rule (Sundararajan et al. 2017, arXiv 1703.01365).
+    """
+    total = torch.zeros_like(patching.whole)
+    for i in range(steps):
+        total += patching.gradient(measure, (i + 0.5) / steps)
+    return _effects(patching, total / steps)
+
+
+@torch.no_grad()
+def patched_alone(
+    patching: Patching, measure: OfLogits, latents: Sequence[int]
+) -> Float[Tensor, " chosen"]:
+    """Exact change of the number, summed over prompts, for each latent patched alone."""
+    before = measure(patching.clean).double().sum()
+    found = []
+    for latent in latents:
+        share = torch.zeros(patching.change.shape[-1], device=patching.change.device)
+        share[latent] = 1.0
+        found.append(measure(patching.logits(patching.step(share))).double().sum() - before)
+    return torch.stack(found).cpu()
+
+
+def _effects(patching: Patching, gradient: Float[Tensor, "prompts ctx d_in"]) -> Effects:
+    by_latent = (patching.change * (gradient @ patching.W_dec.T)).sum((0, 1))
+    return Effects(by_latent.double().cpu(), float((patching.error * gradient).sum()))

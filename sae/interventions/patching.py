@@ -1,0 +1,142 @@
+"""Prompts whose latents take the values that they have on counterfactual prompts."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sae import functional
+from sae.activations.counted import Counted
+from sae.dictionaries.sae import SAE
+from sae.errors import ConfigError
+from sae.language.lm import LanguageModel
+from sae.types import Point
+
+OfLogits = Callable[[Tensor], Tensor]
+"""A number for each prompt, of the logits at its end."""
+
+
+class Outcome(NamedTuple):
+    """What a set of patched latents does, for each prompt.
+
+    Args:
+        kl: KL(target || run) in nats at the end; the target is the run on the counterfactual.
+        kl_paper: KL(run || target), as arXiv 2309.08600 has it.
+        difference: Logit of the right answer less that of the wrong one.
+        edit: Length of the edit, mean over the positions that may be edited.
+    """
+
+    kl: Float[Tensor, " prompts"]
+    kl_paper: Float[Tensor, " prompts"]
+    difference: Float[Tensor, " prompts"]
+    edit: Float[Tensor, " prompts"]
+
+
+class Patching:
+    """A batch of prompts and counterfactuals of the same length, read once.
+
+    With f, f' the codes of prompt and counterfactual, and e, e' what the SAE misses of each, a
+    patch of the latents S at all positions that count in both gives
+
+        x + sum over j in S of (f'_j - f_j) W_dec[j]     (+ e' - e, if the error is patched too)
+
+    so the error of the run stays (arXiv 2309.08600, section 4). Rows that do not count stay.
+
+    Args:
+        lm: The LM.
+        sae: Encodes and decodes; it reads and writes `point`.
+        point: The point.
+        counted: Which rows count there; None: all but position 0.
+        tokens: The prompts.
+        patch: Their counterfactuals.
+        split: Whether the signs of a code are two latents: 0 to d_sae - 1 the positive sides,
+            d_sae to 2 d_sae - 1 the negative ones.
+    """
+
+    def __init__(
+        self, lm: LanguageModel, sae: SAE, point: Point, counted: Counted | None,
+        tokens: Int[Tensor, "prompts ctx"], patch: Int[Tensor, "prompts ctx"], *,
+        split: bool = False,
+    ) -> None:  # fmt: skip
+        if sae.d_out != sae.d_in or sae.W_skip is not None:
+            raise ConfigError("A transcoder's code cannot be written back into what it reads.")
+        self.point, self.dtype = point, lm.dtype
+        self._run = lm.repeated(tokens, [point])
+        with torch.no_grad():
+            x, other = (lm.capture(ids, [point])[point] for ids in (tokens, patch))
+            self.edited = _counts(counted, point, x, tokens) & _counts(counted, point, other, patch)
+            self.target = lm.logits(patch)[:, -1].float()
+            self.clean = self.logits()
+            self.W_dec = sae.W_dec.float()
+            f, f_other = (sae.encode(rows).float() for rows in (x, other))
+            if split:
+                f, f_other = (torch.cat([c.relu(), (-c).relu()], -1) for c in (f, f_other))
+                self.W_dec = torch.cat([self.W_dec, -self.W_dec])
+            where = self.edited[..., None]
+            self.change: Float[Tensor, "prompts ctx latents"] = (f_other - f) * where
+            self.whole: Float[Tensor, "prompts ctx d_in"] = (other.float() - x.float()) * where
+            self.error = self.whole - self.change @ self.W_dec
+
+    def step(
+        self, share: Float[Tensor, " latents"], error: float = 0.0
+    ) -> Float[Tensor, "prompts ctx d_in"]:
+        """What is added to the activation, with latents moved by a share of their change.
+
+        Args:
+            share: 1 patches a latent, 0 leaves it.
+            error: The same for what the SAE misses.
+        """
+        chosen = share.nonzero().squeeze(1) if not share.requires_grad else slice(None)
+        step = (self.change[..., chosen] * share[chosen]) @ self.W_dec[chosen]
+        return step + error * self.error if error else step
+
+    def logits(self, step: Tensor | None = None) -> Float[Tensor, "prompts vocab"]:
+        """Logits at the end of the prompts, with something added to the activations."""
+        replace = {} if step is None else {self.point: lambda x: (x.float() + step).to(x)}
+        return self._run(replace)[:, -1].float()
+
+    @torch.no_grad()
+    def outcome(
+        self, share: Float[Tensor, " latents"], difference: OfLogits, error: float = 0.0
+    ) -> Outcome:
+        """Measure a set of patched latents.
+
+        Args:
+            share: 1 for the latents of the set, else 0.
+            difference: Gives the logit differences.
+            error: 1 patches the error as well.
+        """
+        step = self.step(share, error)
+        logits = self.logits(step)
+        lengths = step.norm(dim=-1).sum(1) / self.edited.sum(1).clamp_min(1)
+        return Outcome(
+            functional.kl_divergence(self.target, logits).cpu(),
+            functional.kl_divergence(logits, self.target).cpu(),
+            difference(logits).cpu(), lengths.cpu(),
+        )  # fmt: skip
+
+    def gradient(self, measure: OfLogits, along: float = 0.0) -> Float[Tensor, "prompts ctx d_in"]:
+        """Gradient of a number of each prompt by the activation.
+
+        Args:
+            measure: Gives the numbers of the logits at the end.
+            along: 0 at the prompt, 1 where the activation is the counterfactual's, between them
+                on the straight line.
+        """
+        step = (along * self.whole).requires_grad_()
+        (gradient,) = torch.autograd.grad(measure(self.logits(step)).sum(), step)
+        return gradient * self.edited[..., None]
+
+
+def _counts(
+    counted: Counted | None, point: Point, x: Tensor, tokens: Tensor
+) -> Bool[Tensor, "prompts ctx"]:
+    """The rows that count; position 0 never does, being a sink."""
+    if counted is None:
+        counts = torch.ones(tokens.shape, dtype=torch.bool, device=x.device)
+    else:
+        counts = counted.at([point]).mask([x], tokens.to(x.device))
+    counts[:, 0] = False
+    return counts
