@@ -145,7 +145,7 @@ def _prompts(of: Decomposition, one: PlacedSAE, task: Task, size: int) -> list[P
     for batch in task.batches(size):
         patching = Patching(
             one.lm, of.placed.sae, one.point, one.counted, batch.tokens, batch.patch,
-            split=of.split,
+            batch.end, split=of.split,
         )  # fmt: skip
         found.append(Prompts(patching, batch.difference))
     return found

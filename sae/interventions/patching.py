@@ -49,25 +49,27 @@ class Patching:
         sae: Encodes and decodes; it reads and writes `point`.
         point: The point.
         counted: Which rows count there; None: all but position 0.
-        tokens: The prompts.
+        tokens: The prompts; what stands behind their ends is not looked at.
         patch: Their counterfactuals.
+        end: Position of the last token of each.
         split: Whether the signs of a code are two latents: 0 to d_sae - 1 the positive sides,
             d_sae to 2 d_sae - 1 the negative ones.
     """
 
     def __init__(
         self, lm: LanguageModel, sae: SAE, point: Point, counted: Counted | None,
-        tokens: Int[Tensor, "prompts ctx"], patch: Int[Tensor, "prompts ctx"], *,
-        split: bool = False,
+        tokens: Int[Tensor, "prompts ctx"], patch: Int[Tensor, "prompts ctx"],
+        end: Int[Tensor, " prompts"], *, split: bool = False,
     ) -> None:  # fmt: skip
         if sae.d_out != sae.d_in or sae.W_skip is not None:
             raise ConfigError("A transcoder's code cannot be written back into what it reads.")
-        self.point, self.dtype = point, lm.dtype
+        self.point, self._end = point, end.to(lm.device)
         self._run = lm.repeated(tokens, [point])
         with torch.no_grad():
             x, other = (lm.capture(ids, [point])[point] for ids in (tokens, patch))
             self.edited = _counts(counted, point, x, tokens) & _counts(counted, point, other, patch)
-            self.target = lm.logits(patch)[:, -1].float()
+            self.edited &= torch.arange(tokens.shape[1], device=x.device) <= self._end[:, None]
+            self.target = self._at_end(lm.logits(patch))
             self.clean = self.logits()
             self.W_dec = sae.W_dec.float()
             f, f_other = (sae.encode(rows).float() for rows in (x, other))
@@ -95,7 +97,10 @@ class Patching:
     def logits(self, step: Tensor | None = None) -> Float[Tensor, "prompts vocab"]:
         """Logits at the end of the prompts, with something added to the activations."""
         replace = {} if step is None else {self.point: lambda x: (x.float() + step).to(x)}
-        return self._run(replace)[:, -1].float()
+        return self._at_end(self._run(replace))
+
+    def _at_end(self, logits: Tensor) -> Tensor:
+        return logits[torch.arange(len(logits), device=logits.device), self._end].float()
 
     @torch.no_grad()
     def outcome(

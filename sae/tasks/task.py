@@ -43,12 +43,16 @@ class Prompt:
 
 
 class Batch(NamedTuple):
-    """Prompts of equal length.
+    """Prompts side by side.
+
+    Shorter ones are filled with document separators on the right, which a causal LM does not see
+    before it comes to them.
 
     Args:
         index: Their numbers in the task.
         tokens: Token ids.
         patch: Those of the counterfactuals; the same as `tokens` where there are none.
+        end: Position of the last token of each.
         right: Ids of the right answers.
         wrong: Ids of the wrong answers.
     """
@@ -56,11 +60,16 @@ class Batch(NamedTuple):
     index: Int[Tensor, " prompts"]
     tokens: Int[Tensor, "prompts ctx"]
     patch: Int[Tensor, "prompts ctx"]
+    end: Int[Tensor, " prompts"]
     right: Int[Tensor, " prompts"]
     wrong: Int[Tensor, " prompts"]
 
+    def at_end(self, found: Float[Tensor, "prompts ctx d"]) -> Float[Tensor, "prompts d"]:
+        """Rows at the last token of each prompt."""
+        return found[torch.arange(len(found), device=found.device), self.end.to(found.device)]
+
     def difference(self, logits: Float[Tensor, "prompts vocab"]) -> Float[Tensor, " prompts"]:
-        """Logit of the right answer less that of the wrong one."""
+        """Logit of the right answer less that of the wrong one; of logits at the ends."""
         logits = logits.float()
         rows = torch.arange(len(logits), device=logits.device)
         return logits[rows, self.right.to(rows.device)] - logits[rows, self.wrong.to(rows.device)]
@@ -87,26 +96,24 @@ class Task:
         return content_key({"prompts": [asdict(prompt) for prompt in self.prompts]})
 
     def batches(self, size: int, chosen: Sequence[int] | None = None) -> Iterator[Batch]:
-        """Prompts in batches of equal length, so that nothing is padded.
+        """Prompts in batches, in their order.
 
         Args:
             size: Most prompts of a batch.
             chosen: Numbers of the prompts; None: all.
         """
-        by_length: dict[int, list[int]] = {}
-        for i in range(len(self.prompts)) if chosen is None else chosen:
-            by_length.setdefault(len(self.prompts[i].tokens), []).append(i)
-        for _, members in sorted(by_length.items()):
-            for start in range(0, len(members), size):
-                index = members[start : start + size]
-                those = [self.prompts[i] for i in index]
-                yield Batch(
-                    torch.tensor(index),
-                    torch.tensor([one.tokens for one in those]),
-                    torch.tensor([one.patch or one.tokens for one in those]),
-                    torch.tensor([one.right for one in those]),
-                    torch.tensor([one.wrong for one in those]),
-                )
+        members = list(range(len(self.prompts)) if chosen is None else chosen)
+        for start in range(0, len(members), size):
+            index = members[start : start + size]
+            those = [self.prompts[i] for i in index]
+            yield Batch(
+                torch.tensor(index),
+                _filled([one.tokens for one in those]),
+                _filled([one.patch or one.tokens for one in those]),
+                torch.tensor([len(one.tokens) - 1 for one in those]),
+                torch.tensor([one.right for one in those]),
+                torch.tensor([one.wrong for one in those]),
+            )
 
     @torch.no_grad()
     def check(
@@ -134,7 +141,8 @@ class Task:
             if counted is not None:
                 for tokens in (batch.tokens, batch.patch):
                     self._require_counted(lm, batch.index, tokens, point, counted.at([point]))
-            differences[batch.index] = batch.difference(lm.logits(batch.tokens)[:, -1]).cpu()
+            logits = batch.at_end(lm.logits(batch.tokens))
+            differences[batch.index] = batch.difference(logits).cpu()
         share = float((differences > 0).float().mean())
         if share < least:
             raise ConfigError(
@@ -157,6 +165,12 @@ class Task:
                         "token or a massive activation): no edit would touch it. Put other words "
                         "before it, or choose another layer."
                     )
+
+
+def _filled(rows: Sequence[tuple[int, ...]]) -> Int[Tensor, "prompts ctx"]:
+    """Rows filled to one length with what they start with, the document separator."""
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *row[:1] * (longest - len(row))] for row in rows])
 
 
 def ids_of(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:

@@ -141,7 +141,7 @@ def test_a_latent_shows_what_its_record_says(opened):
     open_dashboard(records, text, page="#/latent/33", columns={"explanation": {"33": HOSTILE}})
     browser.wait(f'({SHOWN}) === "Latent 33"')
     record = records[33]
-    browser.wait('document.querySelectorAll(".others details").length > 2')
+    browser.wait('document.querySelector(".others").textContent.includes("it never fires")')
     groups = browser.js('[...document.querySelectorAll("h2, summary")].map((h) => h.textContent)')
     share = record.interval_counts[9] / record.interval_counts.sum()
     (highest,) = [group for group in groups if group.startswith("Interval 10")]

@@ -39,6 +39,7 @@ def sae(lm):
 
 
 TOKENS = torch.tensor([[0, 11, 12, 13, 14], [0, 21, 22, 23, 24], [0, 31, 12, 33, 34]])
+END = torch.full((3,), 4)
 OTHER = torch.tensor([[0, 41, 12, 13, 14], [0, 21, 52, 23, 24], [0, 61, 12, 63, 34]])
 
 
@@ -48,7 +49,7 @@ def difference(logits):
 
 @pytest.fixture
 def patching(lm, sae):
-    return Patching(lm, sae, POINT, None, TOKENS, OTHER)
+    return Patching(lm, sae, POINT, None, TOKENS, OTHER, END)
 
 
 def kl(patching, share, error=0.0):
@@ -87,7 +88,7 @@ def test_a_patch_decodes_the_changed_code_and_keeps_the_error(lm, sae, patching)
 
 def test_rows_that_do_not_count_stay(lm, sae):
     counted = Counted(RowRule(max_norm=None), (12,), {"resid.1": float("inf")})
-    patching = Patching(lm, sae, POINT, counted, TOKENS, OTHER)
+    patching = Patching(lm, sae, POINT, counted, TOKENS, OTHER, END)
     expected = torch.ones(3, 5, dtype=torch.bool)
     expected[:, 0] = expected[0, 2] = expected[2, 2] = False
     assert torch.equal(patching.edited, expected)
@@ -96,12 +97,27 @@ def test_rows_that_do_not_count_stay(lm, sae):
     assert not patching.gradient(difference)[~expected].any()
 
 
+def test_prompts_of_several_lengths(lm, sae, patching):
+    """Shorter prompts in a batch: as by themselves, whatever stands behind their ends."""
+    tokens, other = TOKENS.clone(), OTHER.clone()
+    tokens[1, 3:], other[1, 3:] = 99, 98
+    end = torch.tensor([4, 2, 4])
+    mixed = Patching(lm, sae, POINT, None, tokens, other, end)
+    alone = Patching(lm, sae, POINT, None, TOKENS[1:2, :3], OTHER[1:2, :3], end[1:2])
+    share = share_of([3, 17, 30], mixed)
+    ours, theirs = (one.outcome(share, difference, 1.0) for one in (mixed, alone))
+    long = patching.outcome(share, difference, 1.0)
+    for one, by_itself, others in zip(ours, theirs, long, strict=True):
+        torch.testing.assert_close(one[1:2], by_itself)
+        torch.testing.assert_close(one[[0, 2]], others[[0, 2]])
+
+
 def test_signs_are_two_latents(lm, sae):
     config = SAEConfig("pca", "identity", 32, 32)
     basis = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(1)))[0]
     rotation = SAE(basis.T.contiguous(), torch.zeros(32), basis, torch.zeros(32), config)
-    plain = Patching(lm, rotation, POINT, None, TOKENS, OTHER)
-    split = Patching(lm, rotation, POINT, None, TOKENS, OTHER, split=True)
+    plain = Patching(lm, rotation, POINT, None, TOKENS, OTHER, END)
+    split = Patching(lm, rotation, POINT, None, TOKENS, OTHER, END, split=True)
     both = torch.zeros(64)
     both[[5, 37]] = 1.0
     torch.testing.assert_close(split.step(both), plain.step(share_of([5], plain)))
@@ -214,10 +230,10 @@ def test_the_smallest_set_against_a_scan(patching):
 
 
 def test_batches_join(lm, sae, patching):
-    parts = [
-        Prompts(Patching(lm, sae, POINT, None, TOKENS[i : i + 1], OTHER[i : i + 1]), difference)
-        for i in range(3)
-    ]
+    def one(i):
+        return Patching(lm, sae, POINT, None, TOKENS[i : i + 1], OTHER[i : i + 1], END[:1])
+
+    parts = [Prompts(one(i), difference) for i in range(3)]
     whole = [Prompts(patching, difference)]
     for one, other in zip(measured(parts, [3, 9]), measured(whole, [3, 9]), strict=True):
         torch.testing.assert_close(one, other)
@@ -232,4 +248,4 @@ def test_a_transcoder_is_refused(lm):
     config = SAEConfig("l1", "relu", 32, 16, d_out=16)
     transcoder = SAE(torch.ones(32, 16), torch.zeros(16), torch.eye(16), torch.zeros(16), config)
     with pytest.raises(ConfigError, match="cannot be written back"):
-        Patching(lm, transcoder, POINT, None, TOKENS, OTHER)
+        Patching(lm, transcoder, POINT, None, TOKENS, OTHER, END)

@@ -121,22 +121,21 @@ def task_of(*prompts):
     return Task("own", prompts)
 
 
-def test_batches_are_of_equal_length():
-    lengths = [3, 4, 3, 3, 4]
-    task = task_of(*(Prompt(tuple([0] + [i + 1] * (n - 1)), 7, 8) for i, n in enumerate(lengths)))
-    found = {}
-    for batch in task.batches(2):
-        assert len(batch.tokens) <= 2
-        for i, row in zip(batch.index.tolist(), batch.tokens, strict=True):
-            found[i] = tuple(row.tolist())
-        assert torch.equal(batch.tokens, batch.patch)
-    assert [found[i] for i in range(5)] == [prompt.tokens for prompt in task.prompts]
-    assert [batch.index.tolist() for batch in task.batches(9, [4, 0])] == [[0], [4]]
+def test_batches_are_filled_on_the_right():
+    lengths = [3, 5, 4]
+    task = task_of(*(Prompt((0, *[i + 1] * (n - 1)), 7, 8) for i, n in enumerate(lengths)))
+    first, second = task.batches(2)
+    assert first.index.tolist() == [0, 1]
+    assert first.tokens.tolist() == [[0, 1, 1, 0, 0], [0, 2, 2, 2, 2]]
+    assert first.end.tolist() == [2, 4]
+    assert torch.equal(first.tokens, first.patch)
+    assert second.tokens.tolist() == [[0, 3, 3, 3]]
+    assert [batch.index.tolist() for batch in task.batches(9, [2, 0])] == [[2, 0]]
 
 
 def test_the_check_measures_and_refuses(lm):
     """Differences against whole passes; a task that the LM fails; a place that is never edited."""
-    prompts = [Prompt((0, 5 + i, 9), 7, 8, places={"name": 1}) for i in range(6)]
+    prompts = [Prompt((0, 5 + i, *[9] * (1 + i % 3)), 7, 8, places={"name": 1}) for i in range(6)]
     task = task_of(*prompts)
     found = task.check(lm, POINT, None, least=0.0, batch_prompts=4)
     for i, prompt in enumerate(prompts):

@@ -19,10 +19,18 @@ async function latentPage(index, vocabulary, row, neighbours) {
   page.append(numbers(index, row));
 
   const strongest = make("div"), side = make("aside"), others = make("div", {class: "others"});
+  // A group a frame: a page with forty contexts of one latent never holds up what the reader does.
+  let drawn = 0;
   const draw = () => {
-    const [first, ...rest] = groups(contexts, texts, latent, largest, vocabulary);
+    const now = ++drawn, [first, ...rest] = groups(contexts, texts, latent, largest, vocabulary);
+    const next = () => {
+      if (now !== drawn || !others.isConnected) return;
+      others.append(rest.shift()());
+      if (rest.length) afterPaint(next);
+    };
     strongest.replaceChildren(first());
-    afterPaint(() => { if (others.isConnected) others.replaceChildren(...rest.map((group) => group())); });
+    others.replaceChildren();
+    if (rest.length) afterPaint(next);
   };
   draw();
   page.append(make("div", {class: "columns"}, make("div", {}, windowControl(draw), scale(largest), strongest), side, others));
