@@ -31,13 +31,13 @@ class Target:
             last token of n variants of it.
     """
 
-    contexts: Sequence[Int[Tensor, " ctx"]]
+    contexts: Sequence[Int[Tensor, " _"]]
     end: Point | None
     values: Callable[[int, Float[Tensor, "n d"]], Float[Tensor, " n"]]
 
 
 def activation_of(
-    one: PlacedSAE, latent: int, contexts: Sequence[Int[Tensor, " ctx"]], sign: int = 1
+    one: PlacedSAE, latent: int, contexts: Sequence[Int[Tensor, " _"]], sign: int = 1
 ) -> Target:
     """The activation of a latent on the last token of contexts; 0 where it does not fire."""
     point, _ = at_one_point(one)
@@ -166,7 +166,9 @@ class Upstream:
             f = self.code(i)[:, list(latents)]
             clean = self._values(i, context.x[None])
             active = (f != 0).any(0).nonzero()[:, 0]  # a silent one has no effect
-            for part in active.split(max(1, self.batch_tokens // len(context.x))):
+            size = max(1, self.batch_tokens // len(context.x))
+            for start in range(0, len(active), size):
+                part = active[start : start + size]
                 steps = f[:, part].T[..., None] * directions[part].float()[:, None]
                 edited = self._values(i, context.x - steps.to(context.x))
                 found[i, part.cpu()] = (clean - edited).double().cpu()
