@@ -11,7 +11,7 @@ from sae.errors import ConfigError
 from sae.evals.base import PLACING, Estimate, Measured, Resampled, register
 from sae.features.circuit import Circuit, circuit, in_order
 from sae.features.expansion import Edge, Search
-from sae.features.graph import contracted, graph_of
+from sae.features.graph import contracted, graph_of, latents_of
 from sae.features.sets import sae_key
 from sae.settings import setting
 from sae.tables import Table, Type
@@ -76,7 +76,8 @@ class CircuitEval(Search, Resampled):
                 "lm": facts["lm"],
                 "saes": [
                     {"point": str(one.point), "name": one.name, "sae": sae_key(one),
-                     "folder": None if one.folder is None else str(one.folder.resolve())}
+                     "folder": None if one.folder is None else str(one.folder.resolve()),
+                     **latents_of(graph, str(one.point))}
                     for one in saes
                 ],
                 "records": {

@@ -29,6 +29,9 @@ class Search(Settings):
     exact: int = setting(50, ge=1, help="latents of the layer below that are ablated, by estimate")
     random: int = setting(50, ge=0, help="others that fire there and are ablated, drawn at random")
     children: int = setting(5, ge=1, help="strongest latents below that are followed further down")
+    min_share: float = setting(
+        0.01, ge=0, help="effects under this share of the activation above are not followed"
+    )
     text: Literal["auto", "train", "test"] = setting("test", help="as eval.dashboard.text")
     num_tokens: int = setting(1_000_000, ge=1, help="as eval.dashboard.num_tokens")
     seed: int = setting(0, ge=0, help="of the contexts and of what is drawn at random")
@@ -109,8 +112,8 @@ def expand(
 ) -> Expansion:
     """Rank the latents below by their estimates, and ablate the largest and some others.
 
-    The strongest whose intervals exclude 0 are listed, and steps of equal length in random
-    directions are measured beside them.
+    The strongest are listed, of those that are large enough and whose intervals exclude 0; steps of
+    equal length in random directions are measured beside them.
 
     Args:
         upstream: The number, and the SAE below.
@@ -132,7 +135,9 @@ def expand(
         effects = upstream.effects(chosen.tolist(), advance=advance)
         effect, (low, high) = effects.mean(0), _intervals(effects, bootstrap)
         falling = effect.abs().argsort(descending=True, stable=True).tolist()
-        listed = [i for i in falling if low[i] > 0 or high[i] < 0][: how.children]
+        least = how.min_share * abs(float(first.clean.mean()))
+        sure = (effect.abs() > least) & ((low > 0) | (high < 0))
+        listed = [i for i in falling if sure[i]][: how.children]
         directions = torch.randn(len(listed), sae.d_in, generator=generator)
         directions = torch.nn.functional.normalize(directions, dim=1).to(sae.device)
         steps = upstream.effects(chosen[listed].tolist(), directions, advance).mean(0).tolist()

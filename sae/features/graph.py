@@ -60,6 +60,18 @@ def contracted(graph: Graph) -> Graph:
     return {"nodes": list(kept.values()), "links": links}
 
 
+def latents_of(graph: Graph, point: str) -> dict[str, list[Any]]:
+    """`latents` of a point, and their `weights`: the largest share each drives; the root's 1."""
+    weights: dict[int, float] = {}
+    for node in graph["nodes"]:
+        place, _, latent = node["node_id"].partition("/")
+        if place == point:
+            own = [abs(one["share"]) for one in graph["links"] if one["source"] == node["node_id"]]
+            weights[int(latent)] = max(own, default=1.0)
+    falling = sorted(weights, key=lambda latent: -weights[latent])
+    return {"latents": falling, "weights": [weights[latent] for latent in falling]}
+
+
 def _of_node(node: Node, found: Circuit, saes: Sequence[PlacedSAE]) -> Mapping[str, Any]:
     plain: dict[str, Any] = {"kind": "logit difference", "layer": None, "name": node.name,
                              "note": node.note}  # fmt: skip

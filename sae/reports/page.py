@@ -37,10 +37,11 @@ class Plot:
 
 
 class Cell(NamedTuple):
-    """A cell's text and the number it is sorted by; without one, by the text."""
+    """A cell's text, the number it is sorted by (without one, by the text), and where it leads."""
 
     text: str
     value: float | int | None = None
+    link: str = ""
 
 
 @dataclass(frozen=True)
