@@ -49,12 +49,12 @@ def relu_code(sae, x):
     return f
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pair(tiny_source, random_corpus):
     lm = tiny_source("gpt2")
     return [
-        place(lm, random_corpus(), layer, lambda x, layer=layer: sae_at(x, layer, fires=fires))
-        for layer, fires in ((0, 0.2), (2, 0.7))
+        place(lm, random_corpus(), 0, lambda x: sae_at(x, 0, fires=0.2)),
+        place(lm, random_corpus(), 2, lambda x: sae_at(x, 2, fires=0.7)),
     ]
 
 
