@@ -142,14 +142,11 @@ def test_a_search_goes_on_where_it_was_killed(levels, monkeypatch):
 
 
 def test_batches_decide_nothing(levels):
-    whole = circuit(
-        levels, TARGET, Search(contexts=5, children=1, seed=3, batch_tokens=4096), Bootstrap()
-    )
+    how = {"contexts": 5, "exact": 8, "random": 0, "children": 1, "seed": 3}
+    whole = circuit(levels[1:], TARGET, Search(batch_tokens=4096, **how), Bootstrap())
     for file in whole.records[1].folder.glob(f"below-*/{TARGET}.json"):
         file.unlink()
-    parts = circuit(
-        levels, TARGET, Search(contexts=5, children=1, seed=3, batch_tokens=1), Bootstrap()
-    )
+    parts = circuit(levels[1:], TARGET, Search(batch_tokens=1, **how), Bootstrap())
     edges = [one.nodes[1, str(TARGET)].expansion.edges for one in (whole, parts)]
     for a, b in zip(*edges, strict=True):
         assert a.effect == pytest.approx(b.effect, abs=1e-5)
