@@ -6,7 +6,7 @@ are expanded in turn, down to the lowest layer that was given.
 Source: arXiv 2309.08600, section 5.3.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,8 @@ from sae.tasks.task import Task
 from sae.types import Split
 
 _VERSION = 1
+_ELSEWHERE = ("text", "num_tokens", "batch_tokens")
+"""Settings that are in the key of the records, or decide nothing."""
 
 
 @dataclass(frozen=True)
@@ -191,17 +193,13 @@ class _Searched:
 
     def _key(self, below: PlacedSAE) -> str:
         """Changes with whatever decides an expansion, besides the SAE and the text above."""
-        not_in_it = {"text", "num_tokens", "batch_tokens"}
+        decides = [name for name in Search.model_fields if name not in _ELSEWHERE]
         return content_key({
             "version": _VERSION, "below": sae_key(below), "point": str(below.point),
-            "counted": below.source.counted.to_json(), "how": search_of(self.how, not_in_it),
+            "counted": below.source.counted.to_json(),
+            "how": {name: getattr(self.how, name) for name in decides},
             "bootstrap": self.bootstrap.model_dump(),
         })[:16]  # fmt: skip
-
-
-def search_of(how: Search, without: Set[str] = frozenset()) -> dict[str, Any]:
-    """The settings of a search, of an evaluation that has more."""
-    return {name: getattr(how, name) for name in Search.model_fields if name not in without}
 
 
 def strong_contexts(
