@@ -10,8 +10,9 @@ from sae.errors import ConfigError
 from sae.evals.base import Estimate, Evaluation, Measured, refuse_transcoder, register
 from sae.features import Record, Records, records
 from sae.features.ablated import changes
-from sae.features.effects import Effect, ablate, feeding, on_last_token, strongest
+from sae.features.effects import Effect, ablate, on_last_token, strongest
 from sae.features.plain import words
+from sae.features.upstream import feeding
 from sae.settings import setting
 from sae.types import Split
 

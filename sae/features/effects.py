@@ -1,4 +1,4 @@
-"""Effects of a latent on the LM's predictions and on latents above it, by ablation."""
+"""Effects of a latent on the LM's predictions, by ablation."""
 
 from typing import NamedTuple
 
@@ -11,15 +11,13 @@ from sae import functional
 from sae.artifacts.placed import PlacedSAE
 from sae.errors import ConfigError
 from sae.features.record import Record
-from sae.interventions import Positions, edited, set_to
+from sae.interventions import Positions, edited
 from sae.language.lm import LanguageModel, Replacement
 from sae.language.text import tokenise
 from sae.types import Point
 
 BATCH_CONTEXTS = 4
 """Contexts in a pass; their logits are the largest thing in memory."""
-_ADDED = ("resid", "mlp_out", "attn_out")
-"""Sites whose activations are in the residual stream."""
 
 
 class Effect(NamedTuple):
@@ -111,108 +109,6 @@ def ablate(one: PlacedSAE, lm: LanguageModel, record: Record, contexts: Contexts
                 total += (there - clean).sum(0).cpu().double()
         count += int(fires.sum())
     return Effect((total / count).float(), kl[0] / count, kl[1] / count, count)
-
-
-class Feed(NamedTuple):
-    """A latent of a lower SAE, and what it does to a latent above.
-
-    Args:
-        latent: Its number.
-        activation: Its mean activation at the peak of the latent above.
-        product: Mean activation times the product of its atom and the encoder direction above: the
-            straight path through the residual stream.
-        change: Mean change of the latent above at its peak when this one is set to zero at all
-            positions: the straight path and all that attention and MLPs make of it.
-    """
-
-    latent: int
-    activation: float
-    product: float
-    change: float
-
-
-@torch.no_grad()
-def feeding(
-    one: PlacedSAE, below: PlacedSAE, lm: LanguageModel, record: Record, contexts: Contexts,
-    count: int = 10,
-) -> list[Feed]:  # fmt: skip
-    """Latents of a lower SAE that a latent depends on, the strongest effect first.
-
-    Latents with the largest products are ablated exactly.
-
-    Args:
-        one: The SAE of the latent.
-        below: An SAE that reads and writes a lower point of the same LM.
-        lm: The LM.
-        record: Of the latent.
-        contexts: Its contexts.
-        count: How many are ablated.
-
-    Raises:
-        ConfigError: If `below` is not lower, not of the residual stream, or of another LM.
-    """
-    (upper, _), (lower, positions) = at_one_point(one), at_one_point(below)
-    lms = [placed.source.specs["test"].lm for placed in (one, below)]
-    if lower.layer >= upper.layer or lower.site not in _ADDED or upper.site != "resid":
-        raise ConfigError(
-            f"below={below.name or 'the given run'} is at {lower}, the latent at {upper}. What "
-            f"feeds a latent is measured from {', '.join(_ADDED)} to resid of a higher layer."
-        )
-    if lms[0] != lms[1]:
-        raise ConfigError(f"below={below.name or 'the given run'} is an SAE of another LM.")
-    latent, sign = record.latent, record.sign
-    batches = [
-        Contexts(*(part[i : i + BATCH_CONTEXTS] for part in contexts))
-        for i in range(0, len(contexts.tokens), BATCH_CONTEXTS)
-    ]
-
-    def at_peaks(batch: Contexts, edit: Replacement | None = None) -> Tensor:
-        """The activation of the latent at the peaks; the pass without an edit comes first."""
-        tokens = batch.tokens.to(lm.device)
-        if edit is None:
-            positions.start(tokens)
-        replacement = positions.note(lower) if edit is None else positions.only(edit)
-        x = _activations(lm, tokens, {lower: replacement}, upper)
-        f = one.sae.encode(x[torch.arange(len(tokens)), batch.peak])[:, latent]
-        return (sign * f.float()).relu()
-
-    f_lower = torch.cat([
-        below.sae.encode(
-            lm.capture(batch.tokens.to(lm.device), [lower])[lower][
-                torch.arange(len(batch.tokens)), batch.peak
-            ]
-        ).float()
-        for batch in batches
-    ]).mean(0)  # fmt: skip
-    straight = sign * (below.sae.W_dec.float() @ one.sae.W_enc[:, latent].float())
-    products = f_lower * straight
-    chosen = products.abs().topk(min(count, len(products))).indices.tolist()
-    changes = torch.zeros(len(chosen), dtype=torch.float64)
-    for batch in batches:
-        before = at_peaks(batch)
-        for i, feeder in enumerate(chosen):
-            after = at_peaks(batch, edited(below.sae, set_to([feeder], 0.0)))
-            changes[i] += (after - before).sum().cpu()
-    changes /= len(contexts.tokens)
-    found = [
-        Feed(feeder, float(f_lower[feeder]), float(products[feeder]), float(change))
-        for feeder, change in zip(chosen, changes, strict=True)
-    ]
-    return sorted(found, key=lambda feed: -abs(feed.change))
-
-
-def _activations(
-    lm: LanguageModel, tokens: Tensor, replace: dict[Point, Replacement], point: Point
-) -> Tensor:
-    """Activations at a point, with other values at lower ones."""
-    seen: list[Tensor] = []
-
-    def noted(x: Tensor) -> Tensor:
-        seen.append(x)
-        return x
-
-    lm.logits(tokens, {**replace, point: noted})
-    return seen[0]
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sae.errors import ConfigError
+from sae.errors import ConfigError, SiteError
 from sae.language import sites
 from sae.types import Point
 
@@ -72,6 +72,25 @@ def hooked(model: nn.Module, functions: Mapping[Point, OnPass]) -> Iterator[None
     finally:
         for handle in handles:
             handle.remove()
+
+
+def splices(replace: Mapping[Point, Callable[[Tensor], Tensor]] | None) -> dict[Point, OnPass]:
+    """Replacements as functions of passes; SiteError where one returns another shape."""
+
+    def splice(point: Point, function: Callable[[Tensor], Tensor]) -> OnPass:
+        def swap(value: Tensor, _: Pass) -> Tensor:
+            new = function(value)
+            if not isinstance(new, Tensor) or new.shape != value.shape:
+                got = list(new.shape) if isinstance(new, Tensor) else type(new).__name__
+                raise SiteError(
+                    f"The replacement at {point} returned {got}; it must return a tensor of "
+                    f"the activation's shape {list(value.shape)}."
+                )
+            return new.to(value)
+
+        return swap
+
+    return {point: splice(point, function) for point, function in (replace or {}).items()}
 
 
 def _as_at_site(

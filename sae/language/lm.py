@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sae.checksums import sha256_of
-from sae.errors import ConfigError, SiteError
+from sae.errors import ConfigError
 from sae.language import sites
 from sae.language.generate import continue_texts
-from sae.language.hooks import OnPass, Pass, hooked
+from sae.language.hooks import OnPass, Pass, hooked, splices
 from sae.language.replay import Replay
 from sae.language.text import Tokenizer, separator_id
 from sae.language.weights import check_embedded
@@ -119,6 +119,15 @@ class LanguageModel:
             SiteError: If a point does not exist.
             ConfigError: If the contexts are longer than the LM allows.
         """
+        return self.differentiable_capture(tokens, points)
+
+    def differentiable_capture(
+        self,
+        tokens: Int[Tensor, "batch ctx"],
+        points: Sequence[Point],
+        replace: Mapping[Point, Replacement] | None = None,
+    ) -> dict[Point, Float[Tensor, "batch ctx d"]]:
+        """`capture` with other values spliced in, as in `logits`, and with their gradients."""
         found: dict[Point, Tensor] = {}
         wanted = set(points)
 
@@ -132,7 +141,10 @@ class LanguageModel:
 
         if wanted:
             try:
-                with self.hooked({point: keep(point) for point in wanted}):
+                with (
+                    self.hooked(splices(replace)),
+                    self.hooked({point: keep(point) for point in wanted}),
+                ):
                     self._forward(tokens)
             except _Enough:
                 pass
@@ -167,22 +179,7 @@ class LanguageModel:
         replace: Mapping[Point, Replacement] | None = None,
     ) -> Float[Tensor, "batch ctx vocab"]:
         """`logits` with the gradients of what is spliced in; the LM itself is frozen."""
-
-        def splice(point: Point, function: Replacement) -> OnPass:
-            def swap(value: Tensor, _: Pass) -> Tensor:
-                new = function(value)
-                if not isinstance(new, Tensor) or new.shape != value.shape:
-                    got = list(new.shape) if isinstance(new, Tensor) else type(new).__name__
-                    raise SiteError(
-                        f"The replacement at {point} returned {got}; it must return a tensor of "
-                        f"the activation's shape {list(value.shape)}."
-                    )
-                return new.to(value)
-
-            return swap
-
-        functions = {point: splice(point, f) for point, f in (replace or {}).items()}
-        with self.hooked(functions):
+        with self.hooked(splices(replace)):
             return self._forward(tokens)
 
     def logits_under(
@@ -234,6 +231,40 @@ class LanguageModel:
                 return self.differentiable_logits(tokens, replace)
 
         return run
+
+    def variants(
+        self, tokens: Int[Tensor, "1 ctx"], start: Point, end: Point | None = None
+    ) -> tuple[Float[Tensor, "1 ctx d"], Callable[[Tensor], Tensor]]:
+        """The activation of one context at a point, and a function to run variants of it.
+
+        The blocks below `start` run once, in this call; the function runs those above, up to `end`.
+
+        Args:
+            tokens: Token ids of the context.
+            start: Where the variants stand.
+            end: Point of what the function returns; None: the logits.
+
+        Returns:
+            The activation, and the function: it takes variants [n ctx d] of the activation and
+            returns what each makes at `end`, [n ctx d_end] or [n ctx vocab], with gradients.
+
+        Raises:
+            SiteError: If a point does not exist.
+            ConfigError: If the context is longer than the LM allows.
+        """
+        self.check(start)
+        replay = Replay(sites.blocks_below(self.model, [start]))
+        with self._lock, replay.one_pass():
+            clean = self.capture(tokens, [start])[start]
+
+        def run(variants: Tensor) -> Tensor:
+            many, replace = tokens.expand(len(variants), -1), {start: lambda _: variants}
+            with self._lock, replay.one_pass(len(variants)):
+                if end is None:
+                    return self.differentiable_logits(many, replace)
+                return self.differentiable_capture(many, [end], replace)[end]
+
+        return clean, run
 
     def _forward(self, tokens: Tensor) -> Tensor:
         if tokens.shape[1] > self.max_ctx:

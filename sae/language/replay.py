@@ -34,8 +34,12 @@ class Replay:
         self._output: Any = None
 
     @contextmanager
-    def one_pass(self) -> Iterator[None]:
-        """Forward passes inside run the blocks, or repeat their output if it is known."""
+    def one_pass(self, batch: int | None = None) -> Iterator[None]:
+        """Forward passes inside run the blocks, or repeat their output if it is known.
+
+        Args:
+            batch: Copies of the output, where the first pass had one context and these have many.
+        """
         if not self._blocks:
             yield
         elif self._output is None:
@@ -49,8 +53,12 @@ class Replay:
                 handle.remove()
         else:
             own = [block.__dict__.get("forward") for block in self._blocks]
+
+            def repeat(*inputs: Any, **options: Any) -> Any:
+                return _copied(self._output, batch)
+
             for block in self._blocks:
-                block.forward = self._repeat
+                block.forward = repeat
             try:
                 yield
             finally:
@@ -62,12 +70,10 @@ class Replay:
     def _keep(self, module: nn.Module, inputs: tuple, output: Any) -> None:
         self._output = _copied(output)
 
-    def _repeat(self, *inputs: Any, **options: Any) -> Any:
-        return _copied(self._output)
 
-
-def _copied(output: Any) -> Any:
+def _copied(output: Any, batch: int | None = None) -> Any:
     """A copy, which a replacement may change in place. Blocks return a tensor or a tuple."""
     if isinstance(output, Tensor):
-        return output.clone()
-    return (output[0].clone(), *output[1:])
+        many = output if batch is None else output.expand(batch, *output.shape[1:])
+        return many.clone()
+    return (_copied(output[0], batch), *output[1:])

@@ -37,7 +37,7 @@ class Plot:
 
 
 class Cell(NamedTuple):
-    """A cell's text, the number it is sorted by (without one, by the text), and a link."""
+    """A cell's text, the number it is sorted by (without one, by the text), and where it leads."""
 
     text: str
     value: float | int | None = None

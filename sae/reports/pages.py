@@ -13,6 +13,7 @@ from sae.features.exports import export
 from sae.features.own_text import reading_in
 from sae.reports import page as report
 from sae.reports.case_study import write_case_study
+from sae.reports.circuit import write_circuit
 from sae.reports.compare import write_comparison
 from sae.reports.dashboard import Server, actions, packed_text, render, write_dashboard
 from sae.reports.files import write_bytes
@@ -86,6 +87,7 @@ PAGES: dict[str, Callable[[EvalResult, Path], None]] = {
     "compare": write_comparison, "frontier": write_frontier, "dashboard": _write_latents,
     "case_study": write_case_study, "glimpse": _write_glimpse, "purity": write_purity,
     "ioi": write_ioi,
+    "circuit": write_circuit,
 }  # fmt: skip
 """Writers of pages by the name of the evaluation."""
 

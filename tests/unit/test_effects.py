@@ -11,7 +11,8 @@ from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ConfigError
 from sae.evals.case_study import CaseStudyEval, _by_token
 from sae.features import records
-from sae.features.effects import ablate, feeding, on_last_token, strongest
+from sae.features.effects import ablate, on_last_token, strongest
+from sae.features.upstream import feeding
 from sae.types import Point
 
 CTX = 16

@@ -97,6 +97,48 @@ def test_without_points_every_pass_is_a_full_one(lm, tokens):
     assert list(lm.logits_under(tokens, [])) == []
 
 
+def test_variants_of_one_context_run_what_is_above(lm, tokens):
+    from sae.types import Point
+
+    one = tokens[:1]
+    for start, end in (("resid", 2), ("attn_out", 1)):
+        start, last = Point(start, 0), Point("resid", end)
+        x, run = lm.variants(one, start, last)
+        assert torch.equal(x, lm.capture(one, [start])[start])
+        variants = torch.cat([x, 0.5 * x, torch.zeros_like(x)])
+        made = run(variants)
+        logits = lm.variants(one, start)[1](variants)
+        for i, variant in enumerate(variants):
+            replaced = {start: lambda _, variant=variant: variant[None]}
+            alone = lm.differentiable_capture(one, [last], replaced)[last]
+            torch.testing.assert_close(made[i : i + 1], alone, atol=1e-5, rtol=1e-4)
+            alone = lm.logits(one, replaced)
+            torch.testing.assert_close(logits[i : i + 1], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_variants_run_the_blocks_between_alone(lm, tokens):
+    from sae.types import Point
+
+    start, end = Point("resid", 0), Point("resid", 1)
+
+    def all_of_it():
+        x, run = lm.variants(tokens[:1], start, end)
+        run(x.expand(4, -1, -1))
+        run(x)
+
+    assert calls_of(lm, all_of_it) == [1, 2, 0]
+
+
+def test_gradients_flow_to_variants(lm, tokens):
+    from sae.types import Point
+
+    x, run = lm.variants(tokens[:1], Point("resid", 0), Point("resid", 2))
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(run(leaf)[0, -1].sum(), leaf)
+    assert gradient.isfinite().all()
+    assert gradient[0, -1].abs().max() > 0
+
+
 def test_the_lm_is_unharmed_by_errors(lm, tokens):
     from sae.errors import SiteError
     from sae.types import Point
