@@ -1,10 +1,12 @@
 """`ioi`: how few latents carry the choice between two answers, found by patching them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
 
+from sae import functional
 from sae.artifacts.placed import PlacedSAE
 from sae.cached import cached_json
 from sae.errors import ConfigError
@@ -12,6 +14,7 @@ from sae.evals.base import Estimate, Measured, Resampled, refuse_transcoder, reg
 from sae.evals.controls import fitted_controls, given_controls, missing_controls
 from sae.features.causal import Decomposition, Study, StudySettings, studied
 from sae.features.sets import feature_set, sae_key
+from sae.language.precision import in_float32
 from sae.progress import progress
 from sae.provenance import cache_dir, content_key
 from sae.settings import setting
@@ -28,9 +31,9 @@ _SETS: dict[str, tuple[Type, str]] = {
     "size": ("int64", ""),
     **{f"{name}{end}": ("float64", unit)
        for name, unit in (("kl", "nats"), ("kl_paper", "nats"), ("difference", "logits"),
-                          ("faithfulness", "share"))
+                          ("faithfulness", "share"), ("completeness", "share"))
        for end in ("", "_low", "_high")},
-    "completeness": ("float64", "share"), "edit": ("float64", ""),
+    "edit": ("float64", ""),
 }  # fmt: skip
 _DECOMPOSITIONS: dict[str, tuple[Type, str]] = {
     "decomposition": ("string", ""), "latents": ("int64", ""), "kl_empty": ("float64", "nats"),
@@ -42,7 +45,7 @@ _DECOMPOSITIONS: dict[str, tuple[Type, str]] = {
 _LATENTS: dict[str, tuple[Type, str]] = {
     "latent": ("int64", ""), "attribution": ("float64", "logits"),
     "integrated_gradients": ("float64", "logits"), "exact": ("float64", "logits"),
-    "change": ("float64", ""),
+    "change": ("float64", ""), "masks": ("int64", ""),
 }  # fmt: skip
 
 
@@ -79,25 +82,27 @@ class IOIEval(StudySettings, Resampled):
         refuse_transcoder(one, self.name)
         halves = self._tasks(one)
         assert one.point is not None
-        accuracy = []
-        for half in halves:
-            found = half.check(
-                one.lm, one.point, one.counted, least=self.least_accuracy,
-                batch_prompts=self.batch_prompts,
-            )  # fmt: skip
-            accuracy.append(float((found > 0).float().mean()))
         given = given_controls(one, self.controls)
         every = [Decomposition("SAE", one, whole=True)]
         for control in [*fitted_controls(one, _l0(one, on)), *given]:
             every.append(Decomposition(control.name, control.placed))
-            if control.name.startswith("pca"):
+            if control.name.startswith("pca") and control not in given:
                 every.append(Decomposition(f"{control.name} ±", control.placed, split=True))
-        studies = {}
-        with progress("patch latents", len(every), "decompositions") as advance:
-            for decomposition in every:
-                studies[decomposition.name] = self._studied(decomposition, one, halves)
-                advance(1)
-        return self._result(one, studies, accuracy, missing_controls(one, given))
+        accuracy, studies = [], {}
+        with in_float32(one.lm.model):
+            for half in halves:
+                found = half.check(
+                    one.lm, one.point, one.counted, least=self.least_accuracy,
+                    batch_prompts=self.batch_prompts,
+                )  # fmt: skip
+                accuracy.append(float((found > 0).float().mean()))
+            with progress("patch latents", len(every), "decompositions") as advance:
+                for of in every:
+                    alike = sum(name.split(" #")[0] == of.name for name in studies)
+                    name = f"{of.name} #{alike + 1}" if alike else of.name
+                    studies[name] = self._studied(of, one, halves)
+                    advance(1)
+        return self._result(one, studies, accuracy, halves, missing_controls(one, given))
 
     def _tasks(self, one: PlacedSAE) -> tuple[Task, Task]:
         """Prompts that choose latents, and prompts that they are measured on."""
@@ -124,21 +129,28 @@ class IOIEval(StudySettings, Resampled):
 
     def _studied(self, of: Decomposition, one: PlacedSAE, halves: tuple[Task, Task]) -> Study:
         """The study of a decomposition, out of the cache where it was made before."""
-        settings = self.model_dump(mode="json", exclude={"controls", "batch_prompts"})
+        decides = set(StudySettings.model_fields) - {"batch_prompts"}
+        if not of.whole:
+            decides -= {"exact", "penalties", "mask_steps", "mask_prompts"}
+        if self.search == "none":
+            decides -= {"candidates", "orders", "thresholds"}
         identity = {
             "version": FORMAT_VERSION, "sae": sae_key(of.placed), "split": of.split,
-            "whole": of.whole, "point": str(one.point), "lm": dict(one.lm.identity),
-            "dtype": str(one.lm.dtype), "tasks": [half.key for half in halves],
+            "config": asdict(of.placed.sae.config), "whole": of.whole, "point": str(one.point),
+            "lm": dict(one.lm.identity), "tasks": [half.key for half in halves],
             "counted": None if one.counted is None else one.counted.to_json(),
-            "settings": settings,
+            "settings": {name: getattr(self, name) for name in sorted(decides)},
+            "bootstrap": self.bootstrap.model_dump(),
         }  # fmt: skip
         file = cache_dir() / "causes" / f"{content_key(identity)}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
-        return Study(**cached_json(file, lambda: studied(of, one, halves, self)._asdict()))
+        return Study(
+            **cached_json(file, lambda: studied(of, one, halves, self, self.bootstrap)._asdict())
+        )
 
     def _result(
         self, one: PlacedSAE, studies: Mapping[str, Study], accuracy: Sequence[float],
-        missing: Mapping[str, str],
+        halves: tuple[Task, Task], missing: Mapping[str, str],
     ) -> Measured:  # fmt: skip
         own = studies["SAE"]
         named = {
@@ -153,14 +165,15 @@ class IOIEval(StudySettings, Resampled):
         chosen = own.chosen
         return Measured(
             metrics=named,
-            tokens={"prompts": 2 * self.num_prompts, "measured": own.prompts},
+            tokens={"chosen on": len(halves[0]), "measured on": len(halves[1])},
             details={
                 "accuracy": dict(zip(("chooses", "measures"), accuracy, strict=True)),
-                "example": own.example, "missing": dict(missing),
-                "features": feature_set(
-                    one, chosen["latents"], chosen["weights"], eval=self.name, task=self.task,
-                    method="attribution",
-                ).content(),
+                "example": own.example, "found": own.found, "missing": dict(missing),
+                "features": asdict(feature_set(
+                    one, chosen["latents"], chosen["weights"], eval=self.name,
+                    task=halves[1].name, method="attribution", kl_empty=own.numbers["kl_empty"],
+                    halves_the_kl=own.numbers["half_attribution"] is not None,
+                )),
             },
             tables={
                 "sets": Table.of(_SETS, [
@@ -177,6 +190,7 @@ class IOIEval(StudySettings, Resampled):
 
 def _l0(one: PlacedSAE, on: Split) -> float:
     """Mean number of latents that fire, on the first rows."""
+    rows = one.rows(on).read(0)[:4096].to(one.sae.device, one.sae.dtype)
     with torch.no_grad():
-        f = one.sae.encode(one.rows(on).read(0)[:4096].to(one.sae.device, one.sae.dtype))
-    return float((f != 0).sum(-1).float().mean())
+        fired = [functional.l0(one.sae.encode(part)).sum() for part in rows.split(256)]
+    return float(torch.stack(fired).sum()) / len(rows)

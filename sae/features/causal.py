@@ -1,16 +1,26 @@
 """A study of one decomposition: latents chosen on some prompts, patched on others."""
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
+from pydantic import Field
 from torch import Tensor
 
 from sae.artifacts.placed import PlacedSAE
+from sae.features.expansion import rank_correlation
 from sae.interventions.attribution import patched_alone
-from sae.interventions.causal_sets import Prompts, Ranked, growing, measured, ranked, smallest
+from sae.interventions.causal_sets import (
+    Prompts,
+    Ranked,
+    measured,
+    orders,
+    ranked,
+    sizes,
+    smallest,
+)
 from sae.interventions.masks import learn_mask, search_greedily
 from sae.interventions.patching import Outcome, Patching
 from sae.metrics.bootstrap import Bootstrap, bootstrap_intervals
@@ -18,8 +28,20 @@ from sae.settings import Settings, setting
 from sae.tasks.task import Task
 
 FAITHFUL = 0.95
+STRONGEST = 20
+"""Latents that are called chosen where no set halves the KL."""
+MASK, GREEDY = SEARCHES = ("learned mask", "greedy")
+"""Methods that find sets rather than orders."""
+HALVING = {
+    "attribution": "attribution", "gradients": "integrated gradients", "active": "most active",
+    "random": "random",
+}  # fmt: skip
+"""Methods, by the names of the numbers about half of the KL."""
 LISTED = 100
-"""Latents in the table of latents at least; all that were patched alone are in it."""
+"""Latents in the table at least; the chosen ones and those patched alone are in it, too."""
+
+
+Penalty = Annotated[float, Field(ge=0)]
 
 
 class StudySettings(Settings):
@@ -30,9 +52,10 @@ class StudySettings(Settings):
     exact: int = setting(100, ge=0, help="latents of largest attribution that are patched alone")
     points: int = setting(12, ge=2, help="sizes of sets, from 1 to all latents")
     random_sets: int = setting(5, ge=1, help="random sets of each size")
-    penalties: tuple[float, ...] = setting(
-        (0.03, 0.01), help="of the learned masks: the share of the KL that a latent must lower"
-    )
+    penalties: tuple[Penalty, ...] = setting(
+        (0.03, 0.01), min_length=1,
+        help="of the learned masks: the share of the KL that a latent must lower",
+    )  # fmt: skip
     mask_steps: int = setting(60, ge=1, help="steps of a mask")
     mask_prompts: int = setting(16, ge=1, help="prompts that masks are learned on")
     search: Literal["none", "greedy"] = setting(
@@ -41,7 +64,6 @@ class StudySettings(Settings):
     candidates: int = setting(200, ge=1, help="latents that the greedy search starts with")
     orders: int = setting(3, ge=1, help="random orders of the greedy search")
     thresholds: int = setting(12, ge=1, help="thresholds of it, 1e-5 to 1 nats")
-    bootstrap: Bootstrap = setting(Bootstrap(), help="how intervals are made")
 
 
 class Decomposition(NamedTuple):
@@ -67,6 +89,7 @@ class Study(NamedTuple):
         numbers: By name.
         sets: A row for each set that was patched.
         latents: A row for each of the latents of largest effect.
+        found: The latents of the learned masks and of the greedy search, a list for each.
         chosen: The smallest set that halves the KL, else the strongest latents: `latents` and
             `weights`.
         example: A prompt and its counterfactual, token ids.
@@ -76,14 +99,16 @@ class Study(NamedTuple):
     numbers: dict[str, Any]
     sets: list[dict[str, Any]]
     latents: list[dict[str, Any]]
+    found: list[dict[str, Any]]
     chosen: dict[str, list]
     example: dict[str, list[int]]
     prompts: int
 
 
 def studied(
-    of: Decomposition, one: PlacedSAE, halves: tuple[Task, Task], asked: StudySettings
-) -> Study:
+    of: Decomposition, one: PlacedSAE, halves: tuple[Task, Task], asked: StudySettings,
+    bootstrap: Bootstrap,
+) -> Study:  # fmt: skip
     """Study a decomposition.
 
     Args:
@@ -91,46 +116,50 @@ def studied(
         one: The SAE at whose place, and with whose LM, it is studied.
         halves: Prompts that choose latents, and others.
         asked: Settings.
+        bootstrap: How intervals over prompts are made.
     """
     chooses, reports = (_prompts(of, one, half, asked.batch_prompts) for half in halves)
     ranks = ranked(chooses, asked.steps)
     empty, every, everything = (
         measured(reports, []), measured(reports, None), measured(reports, None, 1.0)
     )  # fmt: skip
-    table = _Sets(reports, empty, every, asked.bootstrap)
+    table = _Sets(reports, empty, every, bootstrap)
     table.add("none", 0, [], empty)
-    table.add("all latents", 0, ranks.order["most active"], every)
-    for method, draw, latents in growing(ranks, asked.points, asked.random_sets):
-        table.add(method, draw, latents, complement=method == "attribution")
+    table.add("all latents", 0, range(reports[0].patching.num_latents), every)
+    orders_of = orders(ranks, asked.random_sets)
+    for size in sizes(len(ranks.order["attribution"]), asked.points):
+        for method, draw, order in orders_of:
+            table.add(method, draw, order[:size], complement=method == "attribution")
     if of.whole:
         _masks(table, of, one, halves[0], ranks, asked)
     if asked.search == "greedy":
         _greedy(table, chooses, ranks, asked)
     half = float(empty.kl.mean()) / 2
-    halving = {
-        name: smallest(reports, ranks.order[method], half, table.kls(method))
-        for name, method in (("attribution", "attribution"), ("gradients", "integrated gradients"),
-                             ("active", "most active"))
-    }  # fmt: skip
+    halving: dict[str, list[int | None]] = {}
+    for method, draw, order in orders_of:
+        size = smallest(reports, order, half, table.kls(method, draw))
+        halving.setdefault(method, []).append(size)
     exact = _exact(chooses, ranks, asked.exact) if of.whole and asked.exact else {}
     order = ranks.order["attribution"]
-    if (size := halving["attribution"]) not in (None, *table.kls("attribution")):
-        table.add("attribution", 0, order[:size], complement=True)
-    chosen = order[: halving["attribution"] or 20]
+    (halves_it,) = halving["attribution"]
+    if halves_it not in (None, *table.kls("attribution")):
+        table.add("attribution", 0, order[:halves_it], complement=True)
+    chosen = order[: halves_it or STRONGEST]
     weights = ranks.effects["attribution"]
     return Study(
         numbers={
             "latents": len(order),
             "kl_empty": float(empty.kl.mean()), "kl_all": float(every.kl.mean()),
             "kl_everything": float(everything.kl.mean()),
-            **{f"half_{name}": size for name, size in halving.items()},
-            "half_random": table.half_of_random(half),
+            **{f"half_{name}": _middle(halving[method]) for name, method in HALVING.items()},
             "faithful_95": table.faithful("attribution"),
-            "spearman": _spearman(exact, ranks),
+            "spearman": rank_correlation(
+                [float(weights[i]) for i in exact], list(exact.values())
+            ),
             "sum_of_effects": float(ranks.effects["integrated gradients"].sum()) + ranks.error,
             "change_of_difference": ranks.total, "effect_of_error": ranks.error,
         },
-        sets=table.rows, latents=_latents(ranks, exact),
+        sets=table.rows, found=table.found, latents=_latents(ranks, exact, chosen, table.found),
         chosen={"latents": chosen, "weights": [float(weights[i]) for i in chosen]},
         example={
             name: list(getattr(halves[1].prompts[0], name)) for name in ("tokens", "patch")
@@ -160,6 +189,7 @@ class _Sets:
         self.reports, self.empty, self.every = reports, empty, every
         self.bootstrap = bootstrap
         self.rows: list[dict[str, Any]] = []
+        self.found: list[dict[str, Any]] = []
 
     def add(
         self, method: str, draw: int, latents: Sequence[int], outcome: Outcome | None = None,
@@ -174,6 +204,8 @@ class _Sets:
             outcome: What it does.
             complement: Whether all latents but the set are patched as well.
         """
+        if method in SEARCHES:
+            self.found.append({"method": method, "draw": draw, "latents": list(latents)})
         found = outcome or measured(self.reports, latents)
         sums = {
             "kl": found.kl, "kl_paper": found.kl_paper, "difference": found.difference,
@@ -191,18 +223,10 @@ class _Sets:
             row[f"{name}_low"], row[f"{name}_high"] = intervals[name] or (None, None)
         self.rows.append({**row, "edit": float(found.edit.mean())})
 
-    def kls(self, method: str) -> dict[int, float]:
+    def kls(self, method: str, draw: int = 0) -> dict[int, float]:
         """Mean KL by size of the sets of a method."""
-        return {row["size"]: row["kl"] for row in self.rows if row["method"] == method}
-
-    def half_of_random(self, half: float) -> int | None:
-        """The smallest size at which random sets halve the KL in the mean over draws."""
-        by_size: dict[int, list[float]] = {}
-        for row in self.rows:
-            if row["method"] == "random":
-                by_size.setdefault(row["size"], []).append(row["kl"])
-        reached = [size for size, kls in by_size.items() if np.mean(kls) <= half]
-        return min(reached, default=None)
+        of = (method, draw)
+        return {row["size"]: row["kl"] for row in self.rows if (row["method"], row["draw"]) == of}
 
     def faithful(self, method: str) -> int | None:
         """The smallest size of a method's sets that are faithful enough."""
@@ -232,10 +256,10 @@ def _masks(
 ) -> None:
     few = Task(task.name, task.prompts[: asked.mask_prompts])
     patchings = [prompts.patching for prompts in _prompts(of, one, few, asked.batch_prompts)]
-    candidates = torch.tensor(ranks.order["most active"], device=patchings[0].change.device)
+    candidates = torch.tensor(ranks.order["most active"])
     for draw, penalty in enumerate(asked.penalties):
         chosen = learn_mask(patchings, candidates, penalty=penalty, steps=asked.mask_steps)
-        table.add("learned mask", draw, chosen.tolist(), complement=True)
+        table.add(MASK, draw, chosen.tolist(), complement=True)
 
 
 def _greedy(table: _Sets, chooses: Sequence[Prompts], ranks: Ranked, asked: StudySettings) -> None:
@@ -244,7 +268,7 @@ def _greedy(table: _Sets, chooses: Sequence[Prompts], ranks: Ranked, asked: Stud
     for draw in range(asked.orders):
         search_greedily(
             patchings, candidates, np.geomspace(1e-5, 1, asked.thresholds).tolist(), seed=draw,
-            found=lambda _, left, draw=draw: table.add("greedy", draw, left),
+            found=lambda _, left, draw=draw: table.add(GREEDY, draw, left),
         )  # fmt: skip
 
 
@@ -252,29 +276,27 @@ def _exact(chooses: Sequence[Prompts], ranks: Ranked, count: int) -> dict[int, f
     """Exact effects of the latents of largest attribution, by size."""
     strongest = ranks.effects["attribution"].abs().argsort(descending=True)[:count].tolist()
     prompts = sum(len(one.patching.clean) for one in chooses)
-    totals = sum(patched_alone(*one, strongest) for one in chooses)
-    assert isinstance(totals, Tensor)
-    return dict(zip(strongest, (totals / prompts).tolist(), strict=True))
+    totals = torch.stack([patched_alone(*one, strongest) for one in chooses]).sum(0) / prompts
+    return dict(zip(strongest, totals.tolist(), strict=True))
 
 
-def _spearman(exact: dict[int, float], ranks: Ranked) -> float | None:
-    if len(exact) < 3:
-        return None
-    estimated = [float(ranks.effects["attribution"][i]) for i in exact]
-    found: Any = spearmanr(estimated, list(exact.values()))
-    value = float(found.statistic)
-    return value if np.isfinite(value) else None
+def _middle(sizes: Sequence[int | None]) -> int | None:
+    """The median over draws; None where one of them never halves the KL."""
+    known = [size for size in sizes if size is not None]
+    return round(float(np.median(known))) if len(known) == len(sizes) else None
 
 
-def _latents(ranks: Ranked, exact: dict[int, float]) -> list[dict[str, Any]]:
+def _latents(
+    ranks: Ranked, exact: dict[int, float], chosen: Sequence[int], found: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
     by_size = ranks.effects["attribution"].abs().argsort(descending=True)[:LISTED].tolist()
+    masks = Counter(i for one in found if one["method"] == MASK for i in one["latents"])
     names = {"attribution": "attribution", "integrated gradients": "integrated_gradients",
              "most active": "change"}  # fmt: skip
     return [
         {
-            "latent": i,
-            "exact": exact.get(i),
+            "latent": i, "exact": exact.get(i), "masks": masks[i],
             **{column: float(ranks.effects[method][i]) for method, column in names.items()},
         }
-        for i in dict.fromkeys([*exact, *by_size])
-    ]
+        for i in dict.fromkeys([*exact, *by_size, *chosen, *masks])
+    ]  # fmt: skip

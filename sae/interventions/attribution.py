@@ -21,10 +21,6 @@ class Effects(NamedTuple):
     latents: Float[Tensor, " latents"]
     error: float
 
-    def plus(self, other: "Effects") -> "Effects":
-        """The sum over two batches."""
-        return Effects(self.latents + other.latents, self.error + other.error)
-
 
 def attribution(patching: Patching, measure: OfLogits) -> Effects:
     """First-order estimate: change of the code times the gradient at the prompt.
@@ -54,12 +50,13 @@ def patched_alone(
     before = measure(patching.clean).double().sum()
     found = []
     for latent in latents:
-        share = torch.zeros(patching.change.shape[-1], device=patching.change.device)
-        share[latent] = 1.0
-        found.append(measure(patching.logits(patching.step(share))).double().sum() - before)
+        step = patching.step(patching.share_of([latent]))
+        found.append(measure(patching.logits(step)).double().sum() - before)
     return torch.stack(found).cpu()
 
 
 def _effects(patching: Patching, gradient: Float[Tensor, "prompts ctx d_in"]) -> Effects:
-    by_latent = (patching.change * (gradient @ patching.W_dec.T)).sum((0, 1))
-    return Effects(by_latent.double().cpu(), float((patching.error * gradient).sum()))
+    changing = (patching.change * (gradient @ patching.W_dec.T)).sum((0, 1)).double().cpu()
+    by_latent = torch.zeros(patching.num_latents, dtype=torch.float64)
+    by_latent[patching.latents.cpu()] = changing
+    return Effects(by_latent, float((patching.error * gradient).sum()))

@@ -1,6 +1,6 @@
 """Sets of latents of growing size, patched on held-out prompts, and what each of them does."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae.interventions.attribution import Effects, attribution, integrated_gradients
-from sae.interventions.masks import share_of
 from sae.interventions.patching import OfLogits, Outcome, Patching
 
 METHODS = ("attribution", "integrated gradients", "most active")
@@ -54,27 +53,28 @@ def ranked(prompts: Sequence[Prompts], steps: int) -> Ranked:
         steps: Steps of integrated gradients.
     """
     count = sum(len(one.patching.clean) for one in prompts)
-    active = sum(one.patching.change.abs().sum((0, 1)).double().cpu() for one in prompts) / count
-    assert isinstance(active, Tensor)
     first = [attribution(*one) for one in prompts]
     second = [integrated_gradients(*one, steps) for one in prompts]
+    active = torch.zeros_like(first[0].latents)
+    for patching, _ in prompts:
+        active[patching.latents.cpu()] += patching.change.abs().sum((0, 1)).double().cpu()
     total = 0.0
     with torch.no_grad():
         for patching, difference in prompts:
             whole = difference(patching.logits(patching.whole)) - difference(patching.clean)
             total += float(whole.double().sum())
-    summed = _sum(second)
     effects = {
-        "attribution": _sum(first).latents / count,
-        "integrated gradients": summed.latents / count,
-        "most active": active,
+        "attribution": sum_of(first) / count,
+        "integrated gradients": sum_of(second) / count,
+        "most active": active / count,
     }
     alive = active > 0
     order = {}
     for name, effect in effects.items():
         key = effect if name == "most active" else -effect  # a patch is to lower the difference
         order[name] = [i for i in key.argsort(descending=True).tolist() if alive[i]]
-    return Ranked(order, effects, summed.error / count, total / count)
+    error = sum(effects.error for effects in second)
+    return Ranked(order, effects, error / count, total / count)
 
 
 def measured(
@@ -91,9 +91,9 @@ def measured(
     """
     parts = []
     for patching, difference in prompts:
-        whole = torch.ones(patching.change.shape[-1], device=patching.change.device)
-        share = whole if latents is None else share_of(latents, patching)
-        parts.append(patching.outcome(whole - share if without else share, difference, error))
+        every = range(patching.num_latents)
+        share = patching.share_of(every if latents is None else latents)
+        parts.append(patching.outcome(1 - share if without else share, difference, error))
     return Outcome(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
@@ -107,22 +107,16 @@ def sizes(most: int, points: int = 12) -> list[int]:
     return sorted({round(size) for size in np.geomspace(1, most, points)}) if most else []
 
 
-def growing(
-    ranks: Ranked, points: int, random_sets: int, seed: int = 0
-) -> Iterator[tuple[str, int, list[int]]]:
-    """Sets of each method at each size, and random ones of latents whose code changes.
+def orders(ranks: Ranked, random_sets: int) -> list[tuple[str, int, list[int]]]:
+    """Orders in which latents join a set: method, number of the draw, latents.
 
-    Yields:
-        Method, number of the draw (0 where nothing is drawn), and the set.
+    Random orders are of the latents whose code changes; other methods have one draw.
     """
-    orders = [(name, 0, order) for name, order in ranks.order.items()]
+    found = [(name, 0, order) for name, order in ranks.order.items()]
     alive = ranks.order["most active"]
     for draw in range(random_sets):
-        shuffled = np.random.default_rng([seed, draw]).permutation(alive).tolist()
-        orders.append(("random", draw, shuffled))
-    for size in sizes(len(alive), points):
-        for name, draw, order in orders:
-            yield name, draw, order[:size]
+        found.append(("random", draw, np.random.default_rng(draw).permutation(alive).tolist()))
+    return found
 
 
 def smallest(
@@ -155,8 +149,6 @@ def smallest(
     return high
 
 
-def _sum(effects: Sequence[Effects]) -> Effects:
-    first, *others = effects
-    for other in others:
-        first = first.plus(other)
-    return first
+def sum_of(effects: Sequence[Effects]) -> Float[Tensor, " latents"]:
+    """Effects on all prompts, of those on batches."""
+    return torch.stack([one.latents for one in effects]).sum(0)

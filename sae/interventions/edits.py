@@ -131,8 +131,17 @@ def without(
 
 
 def _tensor(latents: Latents, f: Tensor) -> Tensor:
-    """Indices or a mask, on the device of the codes; refuses latents that they lack."""
-    chosen, d_sae = torch.as_tensor(latents, device=f.device), f.shape[-1]
+    """Indices or a mask, on the device of the codes."""
+    return known_latents(latents, f.shape[-1], f.device)
+
+
+def known_latents(latents: Latents, d_sae: int, device: torch.device) -> Tensor:
+    """Indices or a mask on a device.
+
+    Raises:
+        ConfigError: If the SAE has fewer latents.
+    """
+    chosen = torch.as_tensor(latents, device=device)
     if chosen.dtype == torch.bool:
         fits = chosen.shape == (d_sae,)
     else:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from sae import functional
@@ -12,12 +12,13 @@ from sae.interventions.patching import Patching
 from sae.progress import progress
 
 _LOW, _HIGH, _TEMPERATURE = -0.1, 1.1, 2 / 3
+_LR = 0.2
 _START = 1.0  # most latents start patched: a latent that is off gets no gradient
 
 
 def learn_mask(
     patchings: Sequence[Patching], candidates: Int[Tensor, " candidates"], *, penalty: float,
-    steps: int = 60, lr: float = 0.2, seed: int = 0,
+    steps: int = 60,
 ) -> Int[Tensor, " chosen"]:  # fmt: skip
     """Latents whose patches bring the prompts to their counterfactuals, as few as pay.
 
@@ -29,30 +30,31 @@ def learn_mask(
         candidates: Latents that may be chosen.
         penalty: A latent pays if it lowers the KL by more than this share of the clean KL.
         steps: Steps of Adam, each over all prompts.
-        lr: Its rate.
-        seed: Of the gates' noise.
 
     Returns:
         The chosen latents.
     """
     device = patchings[0].change.device
-    generator = torch.Generator(device).manual_seed(seed)
+    candidates = candidates.to(device)
+    generator = torch.Generator(device).manual_seed(0)
     gates = torch.full((len(candidates),), _START, device=device, requires_grad=True)
-    adam = torch.optim.Adam([gates], lr=lr)
+    adam = torch.optim.Adam([gates], lr=_LR)
     prompts = sum(len(one.clean) for one in patchings)
-    scale = 1 / _kl_of_clean(patchings)
+    scale = 1 / (_kl_of_clean(patchings) * prompts)
     with progress("learn a mask", steps, "steps") as advance:
         for _ in range(steps):
             noise = torch.rand(len(gates), generator=generator, device=device).clamp(1e-6, 1 - 1e-6)
             spread = torch.sigmoid((noise.logit() + gates) / _TEMPERATURE)
             gate = (spread * (_HIGH - _LOW) + _LOW).clamp(0, 1)
-            for one in patchings:  # one at a time: a graph of each batch is all that is held
-                share = torch.zeros(one.change.shape[-1], device=device)
-                share = share.index_put((candidates,), gate)
+            leaf = gate.detach().requires_grad_()
+            leaf.grad = torch.zeros_like(leaf)
+            for one in patchings:  # each batch's graph is gone before the next one is built
+                share = torch.zeros(one.num_latents, device=device)
+                share = share.index_put((candidates,), leaf)
                 kl = functional.kl_divergence(one.target, one.logits(one.step(share))).sum()
-                (kl * scale / prompts).backward(retain_graph=one is not patchings[-1])
+                (kl * scale).backward()
             on = torch.sigmoid(gates - _TEMPERATURE * math.log(-_LOW / _HIGH))
-            (penalty * on.sum()).backward()
+            (gate @ leaf.grad + penalty * on.sum()).backward()
             adam.step()
             adam.zero_grad()
             advance(1)
@@ -97,18 +99,10 @@ def search_greedily(
             advance(1)
 
 
-def share_of(latents: Sequence[int] | Tensor, patching: Patching) -> Float[Tensor, " latents"]:
-    """A share of 1 for some latents and of 0 for the others."""
-    change = patching.change
-    share = torch.zeros(change.shape[-1], device=change.device)
-    share[torch.as_tensor(latents, dtype=torch.long, device=change.device)] = 1.0
-    return share
-
-
 def _kl_paper(patchings: Sequence[Patching], latents: Sequence[int]) -> float:
     total, prompts = 0.0, 0
     for one in patchings:
-        logits = one.logits(one.step(share_of(latents, one)))
+        logits = one.logits(one.step(one.share_of(latents)))
         total += float(functional.kl_divergence(logits, one.target).sum())
         prompts += len(logits)
     return total / prompts

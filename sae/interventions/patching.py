@@ -11,6 +11,7 @@ from sae import functional
 from sae.activations.counted import Counted
 from sae.dictionaries.sae import SAE
 from sae.errors import ConfigError
+from sae.interventions.edits import Latents, known_latents
 from sae.language.lm import LanguageModel
 from sae.types import Point
 
@@ -42,7 +43,8 @@ class Patching:
 
         x + sum over j in S of (f'_j - f_j) W_dec[j]     (+ e' - e, if the error is patched too)
 
-    so the error of the run stays (arXiv 2309.08600, section 4). Rows that do not count stay.
+    so the error of the run stays (arXiv 2309.08600, section 4). Rows that do not count stay. Of the
+    codes, only latents that change anywhere are kept.
 
     Args:
         lm: The LM.
@@ -63,21 +65,26 @@ class Patching:
     ) -> None:  # fmt: skip
         if sae.d_out != sae.d_in or sae.W_skip is not None:
             raise ConfigError("A transcoder's code cannot be written back into what it reads.")
-        self.point, self._end = point, end.to(lm.device)
-        self._run = lm.repeated(tokens, [point])
+        self.point = point
+        self._run = lm.repeated(tokens, [point], end)
         with torch.no_grad():
             x, other = (lm.capture(ids, [point])[point] for ids in (tokens, patch))
             self.edited = _counts(counted, point, x, tokens) & _counts(counted, point, other, patch)
-            self.edited &= torch.arange(tokens.shape[1], device=x.device) <= self._end[:, None]
-            self.target = self._at_end(lm.logits(patch))
+            places = torch.arange(tokens.shape[1], device=x.device)
+            self.edited &= places <= end.to(x.device)[:, None]
+            self.target = lm.repeated(patch, [], end)({})[:, 0].float()
             self.clean = self.logits()
-            self.W_dec = sae.W_dec.float()
             f, f_other = (sae.encode(rows).float() for rows in (x, other))
+            W_dec = sae.W_dec
             if split:
                 f, f_other = (torch.cat([c.relu(), (-c).relu()], -1) for c in (f, f_other))
-                self.W_dec = torch.cat([self.W_dec, -self.W_dec])
+                W_dec = torch.cat([W_dec, -W_dec])
             where = self.edited[..., None]
-            self.change: Float[Tensor, "prompts ctx latents"] = (f_other - f) * where
+            change = (f_other - f) * where
+            self.num_latents = change.shape[-1]
+            self.latents: Int[Tensor, " changing"] = change.flatten(0, 1).any(0).nonzero()[:, 0]
+            self.change: Float[Tensor, "prompts ctx changing"] = change[..., self.latents]
+            self.W_dec: Float[Tensor, "changing d_in"] = W_dec[self.latents].float()
             self.whole: Float[Tensor, "prompts ctx d_in"] = (other.float() - x.float()) * where
             self.error = self.whole - self.change @ self.W_dec
 
@@ -90,17 +97,28 @@ class Patching:
             share: 1 patches a latent, 0 leaves it.
             error: The same for what the SAE misses.
         """
-        chosen = share.nonzero().squeeze(1) if not share.requires_grad else slice(None)
-        step = (self.change[..., chosen] * share[chosen]) @ self.W_dec[chosen]
+        share = share[self.latents]
+        if not share.requires_grad and len(few := share.nonzero()[:, 0]) < len(share):
+            step = (self.change[..., few] * share[few]) @ self.W_dec[few]
+        else:
+            step = (self.change * share) @ self.W_dec
         return step + error * self.error if error else step
+
+    def share_of(self, latents: Latents) -> Float[Tensor, " latents"]:
+        """A share of 1 for some latents and of 0 for the others.
+
+        Raises:
+            ConfigError: If the SAE has fewer latents.
+        """
+        device = self.change.device
+        share = torch.zeros(self.num_latents, device=device)
+        share[known_latents(latents, self.num_latents, device)] = 1.0
+        return share
 
     def logits(self, step: Tensor | None = None) -> Float[Tensor, "prompts vocab"]:
         """Logits at the end of the prompts, with something added to the activations."""
         replace = {} if step is None else {self.point: lambda x: (x.float() + step).to(x)}
-        return self._at_end(self._run(replace))
-
-    def _at_end(self, logits: Tensor) -> Tensor:
-        return logits[torch.arange(len(logits), device=logits.device), self._end].float()
+        return self._run(replace)[:, 0].float()
 
     @torch.no_grad()
     def outcome(

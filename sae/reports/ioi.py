@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sae.checksums import seal
 from sae.evals.base import EvalResult
-from sae.provenance import write_json
+from sae.features.sets import FeatureSet
 from sae.reports.files import write_bytes
 from sae.reports.page import Cell, Plot, Section, Table, interval, number, plain, render
 
@@ -21,7 +20,9 @@ _NUMBERS = {
 
 
 def write_ioi(result: EvalResult, folder: Path) -> None:
-    """Write the page, and the latents of the smallest set that halves the KL.
+    """Write the page, and the latents of the smallest set by attribution that halves the KL.
+
+    Where none does, `features.json` holds the strongest, and says so.
 
     Args:
         result: Of the evaluation `ioi`.
@@ -50,19 +51,19 @@ def write_ioi(result: EvalResult, folder: Path) -> None:
             ],
         ),
         Section("Decompositions", tables=[_decompositions(result)]),
-        Section("Learned masks", tables=[_masks(own)]),
+        Section("Learned masks", tables=[_masks(own, result.settings["penalties"])]),
         Section("Latents of largest attribution", tables=[_latents(result, folder)]),
         Section("Controls that were not given", texts=result.details["missing"]),
     ]  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "features.json", seal(result.details["features"]))
-    settings, accuracy = result.settings, result.details["accuracy"]
+    FeatureSet(**result.details["features"]).save(folder / "features.json")
+    settings, tokens, accuracy = result.settings, result.tokens, result.details["accuracy"]
     task = settings["task"]
     if task == "ioi":
         task += f", counterfactual {settings['counterfactual']}"
     subtitle = (
-        f"{task} · latents chosen on {settings['num_prompts']} prompts, measured on "
-        f"{result.tokens['measured']} others · the LM is right in {accuracy['measures']:.0%} · "
+        f"{task} · latents chosen on {tokens['chosen on']} prompts, measured on "
+        f"{tokens['measured on']} others · the LM is right in {accuracy['measures']:.0%} · "
         f"{100 * settings['bootstrap']['level']:g} % intervals over prompts"
     )
     page = render(
@@ -125,16 +126,16 @@ def _decompositions(result: EvalResult) -> Table:
     return Table("The SAE and its controls", ["decomposition", *_NUMBERS.values()], rows, note)
 
 
-def _masks(own: Sequence[Mapping[str, Any]]) -> Table:
+def _masks(own: Sequence[Mapping[str, Any]], penalties: Sequence[float]) -> Table:
     rows = [
-        [Cell(f"{row['draw'] + 1}", row["draw"]), number("", row["size"]), number("", row["kl"]),
+        [number("", penalties[row["draw"]]), number("", row["size"]), number("", row["kl"]),
          Cell(interval("", row["kl_low"], row["kl_high"])), number("", row["faithfulness"]),
          Cell(interval("", row["faithfulness_low"], row["faithfulness_high"])),
          number("", row["completeness"])]
         for row in own if row["method"] == "learned mask"
     ]  # fmt: skip
     columns = ["penalty", "latents", "KL", "interval", "faithfulness", "interval", "completeness"]
-    note = "a larger penalty first. Completeness is that of all other latents: low is good"
+    note = "completeness is the faithfulness of all other latents: low is good"
     return Table("On the other half of the prompts", columns, rows, note)
 
 
@@ -147,11 +148,12 @@ def _latents(result: EvalResult, folder: Path) -> Table:
                 f"../dashboard/index.html#/latent/{row['latent']}" if there else "",
             ),
             *(number("", row[name])
-              for name in ("attribution", "integrated_gradients", "exact", "change")),
+              for name in ("attribution", "integrated_gradients", "exact", "change", "masks")),
         ]
         for row in result.tables["latents"].rows()
     ]  # fmt: skip
-    columns = ["latent", "attribution", "integrated gradients", "patched alone", "change of code"]
+    columns = ["latent", "attribution", "integrated gradients", "patched alone", "change of code",
+               "in masks"]  # fmt: skip
     note = (
         "estimated and exact change of the logit difference, mean over the prompts that choose. "
         f"Rank correlation of attribution and exact: {_text(result, 'spearman')}"

@@ -2,11 +2,11 @@
 
 import random
 from itertools import product
+from typing import Literal
 
 from sae.errors import ConfigError
 from sae.language.text import Tokenizer
-from sae.tasks.ioi import single_tokens
-from sae.tasks.task import Prompt, Task, ids_of
+from sae.tasks.task import Prompt, Task, ids_of, single_tokens
 
 NOUNS = (
     ("boy", "boys"), ("girl", "girls"), ("teacher", "teachers"), ("farmer", "farmers"),
@@ -24,7 +24,7 @@ TEMPLATES = (
 )  # fmt: skip
 
 
-def agreement(tokenizer: Tokenizer, count: int, *, half: int = 0, seed: int = 0) -> Task:
+def agreement(tokenizer: Tokenizer, count: int, *, half: Literal[0, 1] = 0, seed: int = 0) -> Task:
     """Prompts that end before a verb; the counterfactual has the subject in the other number.
 
     Nouns and verbs are single tokens. The distractor is of either number.

@@ -4,12 +4,12 @@ Templates, places and objects are those of Wang et al. 2022 (arXiv 2211.00593, a
 """
 
 import random
-from collections.abc import Sequence
+from itertools import chain
 from typing import Literal
 
 from sae.errors import ConfigError
-from sae.language.text import Tokenizer, tokenise
-from sae.tasks.task import Prompt, Task, ids_of
+from sae.language.text import Tokenizer
+from sae.tasks.task import Prompt, Task, ids_of, single_tokens
 
 Counterfactual = Literal["io", "s2", "abc"]
 NAMES = (
@@ -46,8 +46,9 @@ BABA = (
     "Friends {B} and {A} found a {object} at the {place}. {B} gave it to",
 )
 """{A} receives, and is the answer; {B} gives."""
-TEMPLATES = BABA + tuple(one.replace("{B} and {A}", "{A} and {B}") for one in BABA)
-"""BABA, and ABBA with the first two names in the other order."""
+ABBA = tuple(one.replace("{B} and {A}", "{A} and {B}") for one in BABA)
+TEMPLATES = tuple(chain.from_iterable(zip(BABA, ABBA, strict=True)))
+"""Both by turns, so that the first few prompts are of both."""
 
 
 def ioi(
@@ -85,12 +86,6 @@ def ioi(
             for i in range(count)
         ),
     )
-
-
-def single_tokens(tokenizer: Tokenizer, words: Sequence[str]) -> dict[str, int]:
-    """The words that are one token behind a space, with their ids."""
-    read = tokenise(tokenizer, [f" {word}" for word in words])
-    return {word: ids[0] for word, ids in zip(words, read, strict=True) if len(ids) == 1}
 
 
 def _prompt(

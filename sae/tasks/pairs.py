@@ -33,7 +33,11 @@ def read_pairs(path: str, tokenizer: Tokenizer) -> Task:
         )
     require_content(file, SourceError)
     prompts = []
-    for number, line in enumerate(file.read_text(errors="replace").splitlines(), start=1):
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{file.name} is not UTF-8 text ({error}).") from None
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             clean, patch, right, wrong = _fields(line, f"line {number} of {file.name}")
             tokens, other = ids_of(tokenizer, clean), ids_of(tokenizer, patch)

@@ -28,8 +28,7 @@ class Prompt:
         wrong: Token id of the answer that it is held against.
         patch: The counterfactual, as many tokens; empty where there is none.
         places: Positions of words that matter.
-        group: What it is about, such as a name: prompts of a group are never on both sides of a
-            split.
+        group: Template, name or whatever else prompts have in common.
         label: Class of a concept, such as the gender of a name.
     """
 
@@ -95,19 +94,12 @@ class Task:
         """Changes when a prompt does."""
         return content_key({"prompts": [asdict(prompt) for prompt in self.prompts]})
 
-    def batches(self, size: int, chosen: Sequence[int] | None = None) -> Iterator[Batch]:
-        """Prompts in batches, in their order.
-
-        Args:
-            size: Most prompts of a batch.
-            chosen: Numbers of the prompts; None: all.
-        """
-        members = list(range(len(self.prompts)) if chosen is None else chosen)
-        for start in range(0, len(members), size):
-            index = members[start : start + size]
-            those = [self.prompts[i] for i in index]
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Prompts in batches of at most `size`, in their order."""
+        for start in range(0, len(self.prompts), size):
+            those = self.prompts[start : start + size]
             yield Batch(
-                torch.tensor(index),
+                torch.arange(start, start + len(those)),
                 _filled([one.tokens for one in those]),
                 _filled([one.patch or one.tokens for one in those]),
                 torch.tensor([len(one.tokens) - 1 for one in those]),
@@ -178,16 +170,28 @@ def ids_of(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     return (separator_id(tokenizer), *tokenise(tokenizer, [text])[0])
 
 
+def single_tokens(tokenizer: Tokenizer, words: Sequence[str]) -> dict[str, int]:
+    """The words that are one token behind a space, with their ids."""
+    read = _ids_inside(tokenizer, [f" {word}" for word in words])
+    return {word: ids[0] for word, ids in zip(words, read, strict=True) if len(ids) == 1}
+
+
 def one_token(tokenizer: Tokenizer, word: str) -> int:
     """The id of a word that is one token.
 
     Raises:
         ConfigError: If it is several, or none.
     """
-    ids = tokenise(tokenizer, [word])[0]
+    (ids,) = _ids_inside(tokenizer, [word])
     if len(ids) != 1:
         raise ConfigError(
             f"{word!r} is {len(ids)} tokens for this LM; an answer must be one. Choose another "
             "word, and mind the space before it."
         )
     return int(ids[0])
+
+
+def _ids_inside(tokenizer: Tokenizer, words: Sequence[str]) -> list[list[int]]:
+    """Token ids of words inside a text: some tokenizers put a space before a text's first word."""
+    (start,) = tokenise(tokenizer, ["\n"])
+    return [list(ids[len(start) :]) for ids in tokenise(tokenizer, [f"\n{w}" for w in words])]

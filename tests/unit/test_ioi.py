@@ -10,8 +10,11 @@ from _features import CTX, POINT, make_sae, placed_on
 from sae.activations.sources import LMActivations
 from sae.checksums import seal
 from sae.errors import ArtifactError, ConfigError
+from sae.evals.controls import Control
 from sae.evals.ioi import IOIEval
+from sae.features.causal import Decomposition, studied
 from sae.features.sets import FeatureSet, feature_set, read_features, sae_key
+from sae.metrics.bootstrap import Bootstrap
 from sae.provenance import write_json
 from sae.reports.pages import write_pages
 from sae.tasks.task import ids_of, one_token
@@ -27,6 +30,11 @@ def placed(tiny_source, random_corpus):
     )  # fmt: skip
     source.prepare()
     return placed_on(source, make_sae(source))
+
+
+@pytest.fixture
+def source_of_seed(placed):
+    return lambda seed: placed_on(placed.source, make_sae(placed.source, seed=seed))
 
 
 @pytest.fixture
@@ -56,6 +64,53 @@ def pairs(tmp_path, placed):
 SMALL = {"steps": 3, "points": 4, "random_sets": 2, "mask_steps": 5, "exact": 12, "resamples": 20}
 
 
+def test_the_numbers_of_a_study_against_slow_loops(placed, pairs):
+    """KL, faithfulness, completeness and half of the KL, prompt by prompt, by plain passes."""
+    halves = IOIEval(task=pairs)._tasks(placed)
+    asked = IOIEval(task=pairs, **SMALL | {"random_sets": 1, "penalties": [0.0]})
+    found = studied(Decomposition("SAE", placed), placed, halves, asked, Bootstrap(num_resamples=5))
+    lm, sae, prompts = placed.lm, placed.sae, halves[1].prompts
+
+    def run(prompt, latents):
+        """KL to the counterfactual, and the difference, with some latents patched."""
+        tokens, patch = (torch.tensor([ids]) for ids in (prompt.tokens, prompt.patch))
+        x, other = (lm.capture(ids, [POINT])[POINT] for ids in (tokens, patch))
+        f, changed = sae.encode(x), sae.encode(x).clone()
+        changed[..., latents] = sae.encode(other)[..., latents]
+        counts = placed.counted.mask([x], tokens) & placed.counted.mask([other], patch)
+        counts[:, 0] = False
+        new = torch.where(counts[..., None], sae.decode(changed) + (x - sae.decode(f)), x)
+        logits, target = lm.logits(tokens, {POINT: lambda _: new})[0, -1], lm.logits(patch)[0, -1]
+        p = target.double().log_softmax(-1)
+        kl = float((p.exp() * (p - logits.double().log_softmax(-1))).sum())
+        return kl, float(logits[prompt.right] - logits[prompt.wrong])
+
+    def means(latents):
+        kls, differences = zip(*(run(prompt, latents) for prompt in prompts), strict=True)
+        return sum(kls) / len(kls), sum(differences) / len(differences)
+
+    every = list(range(sae.d_sae))
+    order = found.chosen["latents"]  # the first of the order by attribution
+    (kl_none, none), (kl_all, whole) = means([]), means(every)
+    assert found.numbers["kl_empty"] == pytest.approx(kl_none, rel=1e-3)
+    assert found.numbers["kl_all"] == pytest.approx(kl_all, rel=1e-3)
+    rows = {row["size"]: row for row in found.sets if row["method"] == "attribution"}
+    size = max(size for size in rows if size <= len(order))
+    kl, part = means(order[:size])
+    _, rest = means([i for i in every if i not in order[:size]])
+    row = rows[size]
+    assert row["kl"] == pytest.approx(kl, rel=1e-3)
+    assert row["faithfulness"] == pytest.approx((part - none) / (whole - none), rel=1e-2, abs=1e-3)
+    assert row["completeness"] == pytest.approx((rest - none) / (whole - none), rel=1e-2, abs=1e-3)
+    half = found.numbers["half_attribution"]
+    if half is None:
+        assert min(one["kl"] for one in rows.values()) > kl_none / 2
+        assert len(order) == 20
+    else:
+        assert len(order) == half
+        assert means(order)[0] <= kl_none / 2 < means(order[:-1])[0]
+
+
 @pytest.mark.slow
 def test_from_prompts_to_the_page(placed, pairs, tmp_path, monkeypatch):
     evaluation = IOIEval(task=pairs, search="greedy", candidates=6, orders=1, thresholds=2, **SMALL)
@@ -76,6 +131,12 @@ def test_from_prompts_to_the_page(placed, pairs, tmp_path, monkeypatch):
     assert every["kl"] == pytest.approx(result.metrics["kl_all"].value)
     assert every["faithfulness"] == pytest.approx(1.0)
     assert abs(result.metrics["kl_everything"].value) < 1e-5 < every["kl"]
+    kl_all = {row["decomposition"]: row["kl_all"]
+              for row in result.tables["decompositions"].rows()}  # fmt: skip
+    for basis in ("neurons", "pca", "ica"):  # of the same tensors
+        assert kl_all[basis] != pytest.approx(kl_all[f"{basis} top-k"], rel=1e-3)
+    assert kl_all["pca"] == pytest.approx(kl_all["pca ±"], abs=1e-6)
+    assert len(own) - len({(r["method"], r["draw"], r["size"]) for r in own}) == 0
     last = [r for r in own if r["method"] == "attribution"][-1]
     assert last["kl_low"] <= last["kl"] <= last["kl_high"]
     summed, change = (result.metrics[n].value for n in ("sum_of_effects", "change_of_difference"))
@@ -90,10 +151,23 @@ def test_from_prompts_to_the_page(placed, pairs, tmp_path, monkeypatch):
     found = read_features(folder / "features.json", placed)
     assert f"../dashboard/index.html#/latent/{found.latents[0]}" in page
     assert found.made_by["eval"] == "ioi"
+    assert found.made_by["halves_the_kl"] == (result.metrics["half_attribution"].value is not None)
+    assert result.tokens == {"chosen on": 6, "measured on": 6}
     # again: nothing is patched twice
     monkeypatch.setattr("sae.evals.ioi.studied", lambda *_: pytest.fail("was patched again"))
     again = evaluation.run(placed)
     assert again.tables["sets"].rows() == rows
+
+
+@pytest.mark.slow
+def test_controls_of_one_kind_keep_their_own_names(placed, pairs, monkeypatch, source_of_seed):
+    controls = [Control("frozen decoder", source_of_seed(seed)) for seed in (1, 2)]
+    monkeypatch.setattr("sae.evals.ioi.fitted_controls", lambda *_: [])
+    monkeypatch.setattr("sae.evals.ioi.given_controls", lambda *_: controls)
+    result = IOIEval(task=pairs, **SMALL).run(placed)
+    rows = result.tables["decompositions"].rows()
+    assert [row["decomposition"] for row in rows] == ["SAE", "frozen decoder", "frozen decoder #2"]
+    assert rows[1]["kl_all"] != rows[2]["kl_all"]
 
 
 def test_too_few_prompts_and_a_task_that_the_lm_fails(placed, pairs):

@@ -11,15 +11,15 @@ from sae.errors import ConfigError
 from sae.interventions.attribution import attribution, integrated_gradients, patched_alone
 from sae.interventions.causal_sets import (
     Prompts,
-    growing,
     measured,
+    orders,
     ranked,
-    sizes,
     smallest,
 )
-from sae.interventions.masks import learn_mask, search_greedily, share_of
+from sae.interventions.masks import learn_mask, search_greedily
 from sae.interventions.patching import Patching
 from sae.language import LMSource
+from sae.language.precision import in_float32
 from sae.types import Point
 
 POINT, D_SAE = Point("resid", 1), 40
@@ -81,9 +81,7 @@ def test_a_patch_decodes_the_changed_code_and_keeps_the_error(lm, sae, patching)
     new = sae.decode(changed) + (x - sae.decode(f))
     new[:, 0] = x[:, 0]
     expected = lm.logits(TOKENS, {POINT: lambda _: new})[:, -1]
-    torch.testing.assert_close(
-        patching.logits(patching.step(share_of(latents, patching))), expected
-    )
+    torch.testing.assert_close(patching.logits(patching.step(patching.share_of(latents))), expected)
 
 
 def test_rows_that_do_not_count_stay(lm, sae):
@@ -104,7 +102,7 @@ def test_prompts_of_several_lengths(lm, sae, patching):
     end = torch.tensor([4, 2, 4])
     mixed = Patching(lm, sae, POINT, None, tokens, other, end)
     alone = Patching(lm, sae, POINT, None, TOKENS[1:2, :3], OTHER[1:2, :3], end[1:2])
-    share = share_of([3, 17, 30], mixed)
+    share = mixed.share_of([3, 17, 30])
     ours, theirs = (one.outcome(share, difference, 1.0) for one in (mixed, alone))
     long = patching.outcome(share, difference, 1.0)
     for one, by_itself, others in zip(ours, theirs, long, strict=True):
@@ -112,20 +110,70 @@ def test_prompts_of_several_lengths(lm, sae, patching):
         torch.testing.assert_close(one[[0, 2]], others[[0, 2]])
 
 
-def test_signs_are_two_latents(lm, sae):
+def test_signs_are_two_latents(lm):
     config = SAEConfig("pca", "identity", 32, 32)
     basis = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(1)))[0]
     rotation = SAE(basis.T.contiguous(), torch.zeros(32), basis, torch.zeros(32), config)
     plain = Patching(lm, rotation, POINT, None, TOKENS, OTHER, END)
     split = Patching(lm, rotation, POINT, None, TOKENS, OTHER, END, split=True)
-    both = torch.zeros(64)
-    both[[5, 37]] = 1.0
-    torch.testing.assert_close(split.step(both), plain.step(share_of([5], plain)))
-    assert split.change.shape[-1] == 64
-    f = plain.change + rotation.encode(lm.capture(TOKENS, [POINT])[POINT])
-    torch.testing.assert_close(
-        split.change[..., 5], f.relu()[..., 5] - (f - plain.change).relu()[..., 5]
-    )
+    assert split.num_latents == 64
+    torch.testing.assert_close(split.step(split.share_of([5, 37])), plain.step(plain.share_of([5])))
+    f, f_other = (rotation.encode(lm.capture(ids, [POINT])[POINT]) for ids in (TOKENS, OTHER))
+    positive = (f_other.relu() - f.relu())[..., 5, None] * basis[5]
+    positive[:, 0] = 0.0
+    torch.testing.assert_close(split.step(split.share_of([5])), positive)
+
+
+def test_massive_rows_stay_on_either_side(lm, sae):
+    """A limit between the norms of a row and of its counterfactual: the row is not edited."""
+    x, other = (lm.capture(ids, [POINT])[POINT].norm(dim=-1) for ids in (TOKENS, OTHER))
+    place = (x - other).abs()[:, 1:].flatten().argmax()
+    prompt, position = int(place) // 4, int(place) % 4 + 1
+    limit = float((x + other)[prompt, position]) / 2
+    counted = Counted(RowRule(), (), {"resid.1": limit})
+    patching = Patching(lm, sae, POINT, counted, TOKENS, OTHER, END)
+    expected = (x <= limit) & (other <= limit)
+    expected[:, 0] = False
+    assert not expected[prompt, position]
+    assert torch.equal(patching.edited, expected)
+    step = patching.step(torch.ones(D_SAE), 1.0)
+    assert (step.norm(dim=-1) > 0).logical_and(~expected).sum() == 0
+    lengths = step.norm(dim=-1).sum(1) / expected.sum(1).clamp_min(1)
+    torch.testing.assert_close(patching.outcome(torch.ones(D_SAE), difference, 1.0).edit, lengths)
+
+
+def test_both_directions_of_the_kl(lm, patching):
+    share = patching.share_of(range(0, D_SAE, 2))
+    outcome = patching.outcome(share, difference)
+    run = torch.log_softmax(patching.logits(patching.step(share)).double(), -1)
+    target = torch.log_softmax(lm.logits(OTHER)[:, -1].double(), -1)
+    forward = (target.exp() * (target - run)).sum(-1).float()
+    backward = (run.exp() * (run - target)).sum(-1).float()
+    torch.testing.assert_close(outcome.kl, forward, rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(outcome.kl_paper, backward, rtol=1e-3, atol=1e-7)
+    assert (forward - backward).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("latents", [[-1], [D_SAE], [0, 99]])
+def test_latents_that_the_sae_lacks(patching, latents):
+    with pytest.raises(ConfigError, match=r"not all among the SAE's 40: give indices from 0 to 39"):
+        patching.share_of(latents)
+    with pytest.raises(ConfigError, match="not all among the SAE's 40"):
+        patched_alone(patching, difference, latents)
+
+
+def test_in_float32_and_back():
+    lm = LMSource.from_config({"kind": "random", "name": "tiny", "family": "llama"}).load()
+    lm.model.to(torch.bfloat16)
+    before = {name: one.clone() for name, one in lm.model.state_dict().items()}
+    buffers = {name: one.dtype for name, one in lm.model.named_buffers()}
+    with in_float32(lm.model):
+        assert lm.dtype == torch.float32
+        assert lm.logits(TOKENS).dtype == torch.float32
+    assert {name: one.dtype for name, one in lm.model.named_buffers()} == buffers
+    for name, one in lm.model.state_dict().items():
+        assert one.dtype == before[name].dtype
+        assert torch.equal(one, before[name])
 
 
 def test_integrated_gradients_sum_to_the_change(patching):
@@ -152,7 +200,7 @@ def test_attribution_orders_latents_as_exact_patches_do(patching):
 
 def planted(patching, latents):
     """The same prompts, whose counterfactuals differ in some latents alone."""
-    patching.target = patching.logits(patching.step(share_of(latents, patching)))
+    patching.target = patching.logits(patching.step(patching.share_of(latents)))
     return patching
 
 
@@ -163,7 +211,7 @@ def strong(patching, count=4):
 
 
 def kl_moved(patching, latent):
-    moved = patching.logits(patching.step(share_of([latent], patching)))
+    moved = patching.logits(patching.step(patching.share_of([latent])))
     return functional.kl_divergence(patching.clean, moved).sum().item()
 
 
@@ -174,7 +222,7 @@ def test_a_mask_finds_a_planted_set(patching):
     assert sorted(found.tolist()) == sorted(latents)
 
 
-def test_the_greedy_search_against_a_slow_loop(lm, patching):
+def test_the_greedy_search_against_a_slow_loop(lm, sae, patching):
     left = {}
     thresholds = [1e-6, 1e-4, 1e3]
     search_greedily(
@@ -184,10 +232,11 @@ def test_the_greedy_search_against_a_slow_loop(lm, patching):
     target = torch.log_softmax(lm.logits(OTHER)[:, -1].double(), -1)
     x = lm.capture(TOKENS, [POINT])[POINT]
 
+    f, f_other = (sae.encode(lm.capture(ids, [POINT])[POINT]) for ids in (TOKENS, OTHER))
+    change = (f_other - f) * (torch.arange(5) > 0)[:, None]
+
     def slow_kl(latents):
-        new = x + torch.einsum(
-            "pcs,sd->pcd", patching.change[..., latents], patching.W_dec[latents]
-        )
+        new = x + torch.einsum("pcs,sd->pcd", change[..., latents], sae.W_dec[latents])
         run = torch.log_softmax(lm.logits(TOKENS, {POINT: lambda _: new})[:, -1].double(), -1)
         return (run.exp() * (run - target)).sum(-1).mean().item()
 
@@ -202,19 +251,18 @@ def test_the_greedy_search_against_a_slow_loop(lm, patching):
     assert left[1e3] == []  # everything may go
 
 
-def test_ranks_and_growing_sets(lm, sae, patching):
-    prompts = [Prompts(patching, difference)]
-    ranks = ranked(prompts, steps=4)
-    alive = (patching.change != 0).any(0).any(0)
+def test_ranks_and_orders(patching):
+    ranks = ranked([Prompts(patching, difference)], steps=4)
+    alive = patching.latents.tolist()
     for name, order in ranks.order.items():
-        assert sorted(order) == alive.nonzero().squeeze(1).tolist()
+        assert sorted(order) == alive
         effect = ranks.effects[name][order]
         falling = effect if name == "most active" else -effect
         assert (falling.diff() <= 0).all()
-    found = list(growing(ranks, points=3, random_sets=2))
-    assert [one[0] for one in found[:5]] == [*ranks.order, "random", "random"]
-    assert [len(one[2]) for one in found[::5]] == sizes(len(ranks.order["attribution"]), 3)
-    assert found[3][2] != found[4][2]
+    found = orders(ranks, random_sets=2)
+    assert [one[:2] for one in found[-2:]] == [("random", 0), ("random", 1)]
+    assert sorted(found[-1][2]) == alive
+    assert found[-1][2] != found[-2][2]
 
 
 def test_the_smallest_set_against_a_scan(patching):

@@ -177,3 +177,15 @@ def test_blocks_that_return_tuples():
         assert attention == "attention"
         out.zero_()
     assert block.ran == 1
+
+
+def test_logits_at_one_position_of_each_context(lm):
+    from sae.types import Point
+
+    tokens, point = torch.arange(12).reshape(3, 4), Point("resid", 1)
+    at = torch.tensor([3, 0, 2])
+    run = lm.repeated(tokens, [point], at)
+    for replace in ({}, {point: lambda x: 2 * x}, {}):
+        expected = lm.logits(tokens, replace)[torch.arange(3), at][:, None]
+        torch.testing.assert_close(run(replace), expected)
+    assert lm.logits(tokens).shape[1] == 4  # nothing stays behind

@@ -11,7 +11,7 @@ from sae.language import LMSource
 from sae.tasks.agreement import NOUNS, VERBS, agreement
 from sae.tasks.ioi import BABA, NAMES, OBJECTS, PLACES, TEMPLATES, ioi
 from sae.tasks.pairs import read_pairs
-from sae.tasks.task import Prompt, Task, ids_of, one_token
+from sae.tasks.task import Prompt, Task, ids_of, one_token, single_tokens
 from sae.types import Point
 
 POINT = Point("resid", 0)
@@ -130,7 +130,7 @@ def test_batches_are_filled_on_the_right():
     assert first.end.tolist() == [2, 4]
     assert torch.equal(first.tokens, first.patch)
     assert second.tokens.tolist() == [[0, 3, 3, 3]]
-    assert [batch.index.tolist() for batch in task.batches(9, [2, 0])] == [[2, 0]]
+    assert [batch.index.tolist() for batch in task.batches(9)] == [[0, 1, 2]]
 
 
 def test_the_check_measures_and_refuses(lm):
@@ -188,12 +188,41 @@ def test_pairs_of_the_user(tmp_path, lm):
         (line(clean_answer=""), SourceError, "must be an object with the texts"),
         (line(clean_prefix=3), SourceError, "must be an object with the texts"),
         (line(patch_prefix="abc"), SourceError, "2 tokens in clean_prefix and 3 in patch_prefix"),
+        ('"\u2028"', SourceError, "line 1 of own.jsonl must be an object"),
         (line(patch_answer="no"), ConfigError, "'no' is 2 tokens for this LM"),
     ],
 )
 def test_bad_pairs(tmp_path, lm, content, error, match):
     with pytest.raises(error, match=match):
         read_pairs(write(tmp_path / "own.jsonl", content), lm.tokenizer)
+
+
+def test_pairs_that_are_no_text(tmp_path, lm):
+    (tmp_path / "own.jsonl").write_bytes(line().encode() + b"\xff")
+    with pytest.raises(SourceError, match="own.jsonl is not UTF-8 text"):
+        read_pairs(str(tmp_path / "own.jsonl"), lm.tokenizer)
+
+
+def test_both_orders_of_names_from_the_first_prompts_on(tokenizer):
+    first = ioi(tokenizer, 16).prompts
+    assert sum(prompt.group in BABA for prompt in first) == 8
+
+
+def test_words_behind_a_space_that_the_tokenizer_adds():
+    """As SentencePiece reads them: a space before the first word of a text."""
+
+    class Spaced(Words):
+        def __call__(self, texts, **options):
+            found = []
+            for text in texts:
+                words = ("_" + text).replace(" ", " _").replace("\n", "\n ").split(" ")
+                found.append([self.ids.setdefault(word, len(self.ids)) for word in words if word])
+            return {"input_ids": found}
+
+    spaced = Spaced()
+    ids = single_tokens(spaced, ["Anna", "of two"])
+    assert spaced.words(ids.values()) == ["_Anna"]
+    assert ids["Anna"] in ids_of(spaced, "Then Anna went")
 
 
 def test_no_file_of_pairs(lm):

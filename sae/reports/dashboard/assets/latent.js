@@ -23,14 +23,15 @@ async function latentPage(index, vocabulary, row, neighbours) {
   let drawn = 0;
   const draw = () => {
     const now = ++drawn, [first, ...rest] = groups(contexts, texts, latent, largest, vocabulary);
-    const next = () => {
+    const next = (i) => {
       if (now !== drawn || !others.isConnected) return;
-      others.append(rest.shift()());
-      if (rest.length) afterPaint(next);
+      if (i < rest.length) {
+        others.replaceChild(rest[i](), others.children[i] ?? others.appendChild(make("div")));
+        afterPaint(() => next(i + 1));
+      } else while (others.children.length > i) others.lastChild.remove();
     };
     strongest.replaceChildren(first());
-    others.replaceChildren();
-    if (rest.length) afterPaint(next);
+    afterPaint(() => next(0));
   };
   draw();
   page.append(make("div", {class: "columns"}, make("div", {}, windowControl(draw), scale(largest), strongest), side, others));
