@@ -18,6 +18,19 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 _USER_CACHE = os.environ.get("SAE_CACHE")
+_LONGEST = ("real/test_main_job", "chaos", "integration", "browser", "real")
+"""Under tests/, what takes longest: beginnings of paths."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the longest files first, so that no process is left alone with one at the end."""
+
+    def place(item: pytest.Item) -> int:
+        here = Path(__file__).parent
+        path = item.path.relative_to(here).as_posix() if item.path.is_relative_to(here) else ""
+        return next((i for i, name in enumerate(_LONGEST) if path.startswith(name)), len(_LONGEST))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -73,7 +73,8 @@ class Decomposition(NamedTuple):
         name: For tables.
         placed: The dictionary, at the place of the SAE that it stands beside.
         split: Whether the two signs of a code are two latents.
-        whole: Whether masks are learned, and single latents patched, as well.
+        whole: Whether it is studied in full. Else integrated gradients, masks, completeness and
+            latents patched alone are left out, and random sets are drawn once.
     """
 
     name: str
@@ -119,17 +120,17 @@ def studied(
         bootstrap: How intervals over prompts are made.
     """
     chooses, reports = (_prompts(of, one, half, asked.batch_prompts) for half in halves)
-    ranks = ranked(chooses, asked.steps)
+    ranks = ranked(chooses, asked.steps if of.whole else 0)
     empty, every, everything = (
         measured(reports, []), measured(reports, None), measured(reports, None, 1.0)
     )  # fmt: skip
     table = _Sets(reports, empty, every, bootstrap)
     table.add("none", 0, [], empty)
     table.add("all latents", 0, range(reports[0].patching.num_latents), every)
-    orders_of = orders(ranks, asked.random_sets)
+    orders_of = orders(ranks, asked.random_sets if of.whole else 1)
     for size in sizes(len(ranks.order["attribution"]), asked.points):
         for method, draw, order in orders_of:
-            table.add(method, draw, order[:size], complement=method == "attribution")
+            table.add(method, draw, order[:size], complement=of.whole and method == "attribution")
     if of.whole:
         _masks(table, of, one, halves[0], ranks, asked)
     if asked.search == "greedy":
@@ -143,7 +144,7 @@ def studied(
     order = ranks.order["attribution"]
     (halves_it,) = halving["attribution"]
     if halves_it not in (None, *table.kls("attribution")):
-        table.add("attribution", 0, order[:halves_it], complement=True)
+        table.add("attribution", 0, order[:halves_it], complement=of.whole)
     chosen = order[: halves_it or STRONGEST]
     weights = ranks.effects["attribution"]
     return Study(
@@ -151,13 +152,15 @@ def studied(
             "latents": len(order),
             "kl_empty": float(empty.kl.mean()), "kl_all": float(every.kl.mean()),
             "kl_everything": float(everything.kl.mean()),
-            **{f"half_{name}": _middle(halving[method]) for name, method in HALVING.items()},
+            **{
+                f"half_{name}": _middle(halving[method])
+                for name, method in HALVING.items() if method in halving
+            },
             "faithful_95": table.faithful("attribution"),
             "spearman": rank_correlation(
                 [float(weights[i]) for i in exact], list(exact.values())
             ),
-            "sum_of_effects": float(ranks.effects["integrated gradients"].sum()) + ranks.error,
-            "change_of_difference": ranks.total, "effect_of_error": ranks.error,
+            **(_sum_of_effects(ranks) if of.whole else {}),
         },
         sets=table.rows, found=table.found, latents=_latents(ranks, exact, chosen, table.found),
         chosen={"latents": chosen, "weights": [float(weights[i]) for i in chosen]},
@@ -280,6 +283,15 @@ def _exact(chooses: Sequence[Prompts], ranks: Ranked, count: int) -> dict[int, f
     return dict(zip(strongest, totals.tolist(), strict=True))
 
 
+def _sum_of_effects(ranks: Ranked) -> dict[str, float]:
+    """Integrated gradients with the error's share, and the change that they should sum to."""
+    total = float(ranks.effects["integrated gradients"].sum()) + ranks.error
+    return {
+        "sum_of_effects": total, "change_of_difference": ranks.total,
+        "effect_of_error": ranks.error,
+    }  # fmt: skip
+
+
 def _middle(sizes: Sequence[int | None]) -> int | None:
     """The median over draws; None where one of them never halves the KL."""
     known = [size for size in sizes if size is not None]
@@ -296,7 +308,10 @@ def _latents(
     return [
         {
             "latent": i, "exact": exact.get(i), "masks": masks[i],
-            **{column: float(ranks.effects[method][i]) for method, column in names.items()},
+            **{
+                column: float(ranks.effects[method][i]) for method, column in names.items()
+                if method in ranks.effects
+            },
         }
         for i in dict.fromkeys([*exact, *by_size, *chosen, *masks])
     ]  # fmt: skip

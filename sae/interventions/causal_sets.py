@@ -50,11 +50,11 @@ def ranked(prompts: Sequence[Prompts], steps: int) -> Ranked:
 
     Args:
         prompts: The prompts.
-        steps: Steps of integrated gradients.
+        steps: Steps of integrated gradients; 0: that order is left out.
     """
     count = sum(len(one.patching.clean) for one in prompts)
     first = [attribution(*one) for one in prompts]
-    second = [integrated_gradients(*one, steps) for one in prompts]
+    second = [integrated_gradients(*one, steps) for one in prompts] if steps else []
     active = torch.zeros_like(first[0].latents)
     for patching, _ in prompts:
         active[patching.latents.cpu()] += patching.change.abs().sum((0, 1)).double().cpu()
@@ -65,7 +65,7 @@ def ranked(prompts: Sequence[Prompts], steps: int) -> Ranked:
             total += float(whole.double().sum())
     effects = {
         "attribution": sum_of(first) / count,
-        "integrated gradients": sum_of(second) / count,
+        **({"integrated gradients": sum_of(second) / count} if steps else {}),
         "most active": active / count,
     }
     alive = active > 0

@@ -67,8 +67,9 @@ SMALL = {"steps": 3, "points": 4, "random_sets": 2, "mask_steps": 5, "exact": 12
 def test_the_numbers_of_a_study_against_slow_loops(placed, pairs):
     """KL, faithfulness, completeness and half of the KL, prompt by prompt, by plain passes."""
     halves = IOIEval(task=pairs)._tasks(placed)
-    asked = IOIEval(task=pairs, **SMALL | {"random_sets": 1, "penalties": [0.0]})
-    found = studied(Decomposition("SAE", placed), placed, halves, asked, Bootstrap(num_resamples=5))
+    asked = IOIEval(task=pairs, **SMALL | {"random_sets": 1, "mask_steps": 1})
+    whole = Decomposition("SAE", placed, whole=True)
+    found = studied(whole, placed, halves, asked, Bootstrap(num_resamples=5))
     lm, sae, prompts = placed.lm, placed.sae, halves[1].prompts
 
     def run(prompt, latents):
@@ -91,7 +92,7 @@ def test_the_numbers_of_a_study_against_slow_loops(placed, pairs):
 
     every = list(range(sae.d_sae))
     order = found.chosen["latents"]  # the first of the order by attribution
-    (kl_none, none), (kl_all, whole) = means([]), means(every)
+    (kl_none, none), (kl_all, full) = means([]), means(every)
     assert found.numbers["kl_empty"] == pytest.approx(kl_none, rel=1e-3)
     assert found.numbers["kl_all"] == pytest.approx(kl_all, rel=1e-3)
     rows = {row["size"]: row for row in found.sets if row["method"] == "attribution"}
@@ -100,8 +101,8 @@ def test_the_numbers_of_a_study_against_slow_loops(placed, pairs):
     _, rest = means([i for i in every if i not in order[:size]])
     row = rows[size]
     assert row["kl"] == pytest.approx(kl, rel=1e-3)
-    assert row["faithfulness"] == pytest.approx((part - none) / (whole - none), rel=1e-2, abs=1e-3)
-    assert row["completeness"] == pytest.approx((rest - none) / (whole - none), rel=1e-2, abs=1e-3)
+    assert row["faithfulness"] == pytest.approx((part - none) / (full - none), rel=1e-2, abs=1e-3)
+    assert row["completeness"] == pytest.approx((rest - none) / (full - none), rel=1e-2, abs=1e-3)
     half = found.numbers["half_attribution"]
     if half is None:
         assert min(one["kl"] for one in rows.values()) > kl_none / 2
