@@ -122,16 +122,16 @@ def expand(
         bootstrap: How intervals over contexts are made.
         words: The number in words, for the progress bar.
     """
-    generator = torch.Generator().manual_seed(how.seed)
-    sae = upstream.sae
-    with progress(f"latents below {words}", 3 * len(upstream), "passes") as advance:
-        first = upstream.first_order(advance)
-        estimate, live = first.estimate.mean(0), first.fires.any(0)
-        order = estimate.abs().masked_fill(~live, -1).argsort(descending=True, stable=True)
-        order = order[: int(live.sum())]
-        others = order[how.exact :]
-        others = others[torch.randperm(len(others), generator=generator)[: how.random]]
-        chosen = torch.cat([order[: how.exact], others])
+    generator, sae = torch.Generator().manual_seed(how.seed), upstream.sae
+    first = upstream.first_order()
+    estimate, live = first.estimate.mean(0), first.fires.any(0)
+    order = estimate.abs().masked_fill(~live, -1).argsort(descending=True, stable=True)
+    order = order[: int(live.sum())]
+    others = order[how.exact :]
+    others = others[torch.randperm(len(others), generator=generator)[: how.random]]
+    chosen = torch.cat([order[: how.exact], others])
+    total = len(upstream) * (len(chosen) + how.children)
+    with progress(f"latents below {words}", total, "edits") as advance:
         effects = upstream.effects(chosen.tolist(), advance=advance)
         effect, (low, high) = effects.mean(0), _intervals(effects, bootstrap)
         falling = effect.abs().argsort(descending=True, stable=True).tolist()
@@ -141,6 +141,7 @@ def expand(
         directions = torch.randn(len(listed), sae.d_in, generator=generator)
         directions = torch.nn.functional.normalize(directions, dim=1).to(sae.device)
         steps = upstream.effects(chosen[listed].tolist(), directions, advance).mean(0).tolist()
+        advance(len(upstream) * (how.children - len(listed)))
     clean, cosine = float(first.clean.mean()), None
     if atom is not None:
         cosine = (sae.W_dec[chosen.to(sae.device)].float() @ atom.float()).tolist()

@@ -120,15 +120,12 @@ class Upstream:
         context = self._contexts[i]
         return self.sae.encode(context.x).float() * context.counts[:, None]
 
-    def first_order(self, advance: Callable[[int], None] = lambda _: None) -> FirstOrder:
+    def first_order(self) -> FirstOrder:
         r"""Estimate every effect by gradient times activation.
 
         The estimate of latent j is $\sum_p f_j(p)\,\langle \nabla_{x(p)} a, d_j\rangle$ over the
         positions that count, a the target and $d_j$ the atom: what zeroing it takes from a, if a
         were linear.
-
-        Args:
-            advance: Called after each context.
         """
         clean, estimates, fires = [], [], []
         for i, context in enumerate(self._contexts):
@@ -141,7 +138,6 @@ class Upstream:
             clean.append(value.detach().double().cpu())
             estimates.append((along * f).sum(0).double().cpu())
             fires.append((f != 0).any(0).cpu())
-            advance(1)
         return FirstOrder(torch.cat(clean), torch.stack(estimates), torch.stack(fires))
 
     @torch.no_grad()
@@ -157,7 +153,7 @@ class Upstream:
             latents: The latents.
             directions: Unit vectors along which the steps go instead of along the atoms, for a
                 control: their lengths stay.
-            advance: Called after each context.
+            advance: Called after each context with the number of latents.
         """
         if directions is None:
             directions = self.sae.W_dec[list(latents)]
@@ -172,7 +168,7 @@ class Upstream:
                 steps = f[:, part].T[..., None] * directions[part].float()[:, None]
                 edited = self._values(i, context.x - steps.to(context.x))
                 found[i, part.cpu()] = (clean - edited).double().cpu()
-            advance(1)
+            advance(len(latents))
         return found
 
     def _values(self, i: int, variants: Float[Tensor, "n ctx d_in"]) -> Float[Tensor, " n"]:

@@ -61,7 +61,7 @@ def _page(result: EvalResult, links: Mapping[str, str]) -> bytes:
     sections = [
         Section("The tree", plots=[_tree(details)]),
         Section("Links", tables=[_edges(details, links)]),
-        Section("Beside each latent", tables=[_nodes(details, links)]),
+        Section("Nodes", tables=[_nodes(details, links)]),
         *(Section(f"Latents of {point}", latents=those) for point, those in cards.items()),
     ]
     tiles = [
@@ -190,7 +190,7 @@ def _edges(details: Mapping[str, Any], pages: Mapping[str, str]) -> Table:
         "negative: it inhibits; ≈: atoms of nearly the same direction; contexts: in which the "
         "lower one fires"
     )
-    return Table("Links", columns, rows, note, words=2)
+    return Table("Effects of lower latents", columns, rows, note, words=2)
 
 
 def _nodes(details: Mapping[str, Any], pages: Mapping[str, str]) -> Table:
@@ -210,4 +210,4 @@ def _nodes(details: Mapping[str, Any], pages: Mapping[str, str]) -> Table:
         "fire below: latents of the layer below that fire in the contexts, all others have no "
         "effect; largest missed: the strongest of those that were drawn at random"
     )
-    return Table("Nodes", columns, rows, note, words=2)
+    return Table("Ablated below each latent", columns, rows, note, words=2)
