@@ -15,6 +15,8 @@ from sae.features.graph import contracted, graph_of, latents_of
 from sae.features.sets import sae_key
 from sae.settings import setting
 from sae.tables import Table, Type
+from sae.tasks.choose import halves_of
+from sae.tasks.task import Task
 from sae.types import Split
 
 _EDGES: dict[str, tuple[Type, str]] = {
@@ -25,6 +27,8 @@ _EDGES: dict[str, tuple[Type, str]] = {
     "step": ("float64", "activation"), "cosine": ("float64", "cosine"), "fires": ("int64", ""),
     "ranked": ("bool", ""), "listed": ("bool", ""),
 }  # fmt: skip
+LEAST_ACCURACY = 0.7
+"""Share of a task's prompts that the LM must have right."""
 _SHOWN = 5
 """Contexts of each latent that are kept for people."""
 
@@ -42,7 +46,10 @@ class CircuitEval(Search, Resampled):
     takes: ClassVar[Literal["one", "several", "both"]] = "several"
     least: ClassVar[int] = 2
     unused: ClassVar[tuple[str, ...]] = PLACING
-    feature: int | str | None = setting(None, help="the latent of the highest layer; needed")
+    feature: int | str | None = setting(None, help="the root: a latent of the highest layer")
+    task: str = setting(
+        "", help="or a logit difference: ioi, agreement, or a JSONL file as eval.ioi.task takes"
+    )
     identity: Literal["mark", "contract"] = setting(
         "mark", help="what is done with edges between latents of nearly the same direction"
     )
@@ -50,23 +57,19 @@ class CircuitEval(Search, Resampled):
     def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:
         """Search the circuit of one latent."""
         saes = in_order(subjects)
-        if self.feature is None:
-            raise ConfigError(
-                f"eval.circuit.feature is not given. Give the number of a latent of {saes[-1].name}"
-                f" (at {saes[-1].point}): eval.circuit.feature=123."
-            )
+        root = self._root(saes[-1])
         start = time.perf_counter()
-        found = circuit(saes, self.feature, self, self.bootstrap)
+        found = circuit(saes, root, self, self.bootstrap)
         seconds = time.perf_counter() - start
         graph = graph_of(found, saes)
-        root = next(iter(found.nodes.values()))
-        assert root.expansion is not None
+        top = next(iter(found.nodes.values()))
+        assert top.expansion is not None
         facts = found.records[-1].facts
         return Measured(
             on=facts["split"],
             metrics=_metrics(found),
             tokens={
-                "tokens": facts["tokens"], "contexts": root.expansion.contexts,
+                "tokens": facts["tokens"], "contexts": top.expansion.contexts,
                 "nodes": len(graph["nodes"]), "links": len(graph["links"]),
             },
             details={
@@ -82,12 +85,31 @@ class CircuitEval(Search, Resampled):
                 ],
                 "records": {
                     f"{saes[level].point}/{name}": found.records[level][name].as_plain(_SHOWN)
-                    for level, name in found.nodes
+                    for level, name in found.nodes if level < len(saes)
                 },
                 "seconds": round(seconds, 1),
             },
             tables={"edges": Table.of(_EDGES, _rows(found, saes))},
         )  # fmt: skip
+
+    def _root(self, highest: PlacedSAE) -> int | str | Task:
+        """The latent, or the task, whose logit difference is explained."""
+        if self.feature is not None and self.task:
+            raise ConfigError(
+                f"eval.circuit.feature={self.feature} and eval.circuit.task={self.task} are two "
+                "roots. Give one of them."
+            )
+        if self.task:
+            task, _ = halves_of(self.task, highest.lm.tokenizer, self.contexts, seed=self.seed)
+            assert highest.point is not None
+            task.check(highest.lm, highest.point, highest.counted, least=LEAST_ACCURACY)
+            return task
+        if self.feature is None:
+            raise ConfigError(
+                "eval.circuit.feature is not given. Give the number of a latent of "
+                f"{highest.name} (at {highest.point}): eval.circuit.feature=123."
+            )
+        return self.feature
 
 
 def _metrics(found: Circuit) -> dict[str, Estimate]:

@@ -1,15 +1,14 @@
 """`ioi`: how few latents carry the choice between two answers, found by patching them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
 from sae import functional
 from sae.artifacts.placed import PlacedSAE
 from sae.cached import cached_json
-from sae.errors import ConfigError
 from sae.evals.base import Estimate, Measured, Resampled, refuse_transcoder, register
 from sae.evals.controls import fitted_controls, given_controls, missing_controls
 from sae.features.causal import Decomposition, Study, StudySettings, studied
@@ -19,9 +18,8 @@ from sae.progress import progress
 from sae.provenance import cache_dir, content_key
 from sae.settings import setting
 from sae.tables import Table, Type
-from sae.tasks.agreement import agreement
-from sae.tasks.ioi import Counterfactual, ioi
-from sae.tasks.pairs import read_pairs
+from sae.tasks.choose import halves_of
+from sae.tasks.ioi import Counterfactual
 from sae.tasks.task import Task
 from sae.types import Split
 
@@ -105,27 +103,10 @@ class IOIEval(StudySettings, Resampled):
         return self._result(one, studies, accuracy, halves, missing_controls(one, given))
 
     def _tasks(self, one: PlacedSAE) -> tuple[Task, Task]:
-        """Prompts that choose latents, and prompts that they are measured on."""
-        tokenizer = one.lm.tokenizer
-        if self.task in ("ioi", "agreement"):
-            make: Callable[..., Task] = agreement
-            more: dict[str, Any] = {}
-            if self.task == "ioi":
-                make, more = ioi, {"counterfactual": self.counterfactual}
-            chooses, reports = (
-                make(tokenizer, self.num_prompts, half=half, seed=self.bootstrap.seed, **more)
-                for half in (0, 1)
-            )
-            return chooses, reports
-        own = read_pairs(self.task, tokenizer)
-        if len(own) < 4:
-            raise ConfigError(
-                f"eval.ioi.task={self.task} has {len(own)} prompts; 4 or more are needed, since "
-                "half of them choose the latents and the others measure them."
-            )
-        halves = (own.prompts[half::2][: self.num_prompts] for half in (0, 1))
-        chooses, reports = (Task(own.name, prompts) for prompts in halves)
-        return chooses, reports
+        return halves_of(
+            self.task, one.lm.tokenizer, self.num_prompts, counterfactual=self.counterfactual,
+            seed=self.bootstrap.seed,
+        )  # fmt: skip
 
     def _studied(self, of: Decomposition, one: PlacedSAE, halves: tuple[Task, Task]) -> Study:
         """The study of a decomposition, out of the cache where it was made before."""

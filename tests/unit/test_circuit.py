@@ -19,7 +19,7 @@ from sae.features.sets import read_features
 from sae.interventions.splice import note
 from sae.metrics.bootstrap import Bootstrap
 from sae.reports.circuit import write_circuit
-from sae.tasks.task import Prompt, Task
+from sae.tasks.task import Prompt, Task, ids_of, one_token
 
 HOW = {"contexts": 8, "exact": 6, "random": 4, "children": 2, "resamples": 200}
 ROOT = f"resid.2/{TARGET}"
@@ -204,6 +204,32 @@ def test_a_logit_difference_is_a_root(levels):
         assert edge.effect == pytest.approx(sum(changes) / 6, abs=1e-5)
         assert edge.cosine is None
     assert {level for level, _ in found.nodes} == {2, 1, 0}
+
+
+def test_a_file_of_prompts_is_a_root(levels, tmp_path):
+    lm, lines, letters = levels[2].lm, [], "abcdefghijklmnopqrstuvwxyz"
+    ids = [one_token(lm.tokenizer, letter) for letter in letters]
+    for i in range(8):
+        clean, patch = (f"{start}{letters[i]}qb" for start in "xy")
+        logits = lm.logits(torch.tensor([ids_of(lm.tokenizer, clean)]))[0, -1, ids]
+        answers = {
+            "clean_answer": letters[logits.argmax()],
+            "patch_answer": letters[logits.argmin()],
+        }
+        lines.append(json.dumps({"clean_prefix": clean, "patch_prefix": patch, **answers}))
+    file = tmp_path / "own.jsonl"
+    file.write_text("\n".join(lines))
+    asked = {**HOW, "contexts": 5, "min_share": 0.0, "task": str(file)}
+    found = CircuitEval(**asked).run(levels)
+    assert found.details["root"] == "logits/own"
+    assert found.tokens["contexts"] == 4  # half of the file
+    assert {
+        point for point, _, _ in (n["node_id"].partition("/") for n in found.details["nodes"])
+    } == {"logits", "resid.0", "resid.1", "resid.2"}
+    write_circuit(found, tmp_path / "pages")
+    assert "logits/own" in (tmp_path / "pages" / "index.html").read_text()
+    with pytest.raises(ConfigError, match="are two roots. Give one of them"):
+        CircuitEval(**asked, feature=TARGET).run(levels)
 
 
 def test_the_files_can_be_read_again(result, levels, tmp_path):
