@@ -143,11 +143,9 @@ def on_text(
         tokens = torch.as_tensor(store.tokens[part]).long().to(one.lm.device)
         document = torch.as_tensor(store.document[part]).long().to(one.lm.device)
         positions.start(tokens)
-        seen: list[Tensor] = []
-        noted = positions.note(point, lambda x: seen.append(x) or x)
         sized = [_sized(positions.only(edit), positions, sums[part, i + 1])
                  for i, edit in enumerate(edits)]  # fmt: skip
-        passes = one.lm.logits_under(tokens, [{point: noted}, *({point: e} for e in sized)])
+        passes = one.lm.logits_under(tokens, [{point: positions.note(point)}, *({point: e} for e in sized)])
         clean = next(passes)
         mask = functional.prediction_mask(document, store.spec.keep_first)
         context, place = (mask & positions.replaced()[:, :-1]).nonzero(as_tuple=True)

@@ -130,7 +130,7 @@ def splince(found: Moments, xy: Float[Tensor, "d k"]) -> Eraser:
 
 
 def mean_projection(found: Moments) -> Eraser:
-    """x without its part along the differences of class means."""
+    """Rows without their part along the differences of class means."""
     U = _span(found.differences)
     return Eraser(U @ U.T, torch.zeros_like(found.mean))
 
