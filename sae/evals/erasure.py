@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar, Literal, NamedTuple
 
-import numpy as np
 import torch
 from pydantic import field_validator
 
@@ -15,6 +14,7 @@ from sae.cached import cached
 from sae.errors import ConfigError
 from sae.evals.base import Estimate, Measured, Resampled, refuse_transcoder, register
 from sae.features.erased import Scores
+from sae.features.erased_rows import ENDS, Row, areas, costs, rows
 from sae.features.erasing import Erasure, Ranked, closed_forms, controls, latent_edits, ranked
 from sae.features.grounds import (
     TEST_SHARE,
@@ -25,9 +25,6 @@ from sae.features.grounds import (
 )
 from sae.features.prompted import on_text
 from sae.features.sets import feature_set, sae_key
-from sae.metrics.bootstrap import bootstrap_intervals
-from sae.metrics.classification import interval
-from sae.metrics.two_way import area
 from sae.progress import progress
 from sae.provenance import content_key
 from sae.settings import Count, setting
@@ -44,20 +41,17 @@ SCORES = (
     "probability", "balanced_accuracy", "auc", "calibrated_accuracy", "logit_difference",
     "linear_probe", "mlp_probe", "kept_linear_probe", "kept_mlp_probe", "size", "relative_size",
 )  # fmt: skip
-AXES = ("kl", "relative_size")
-"""Costs that areas are taken over."""
-_ENDS = ("", "_low", "_high")
 _NUMBERS = (*SCORES, "drop", "kl", "ce", "neutral_size", "neutral_relative_size")
 _UNITS = {"kl": "nats", "ce": "nats", "logit_difference": "nats"}
 _EDITS: dict[str, tuple[Type, str]] = {
     "task": ("string", ""), "fitted_on": ("string", ""), "method": ("string", ""),
     "latents": ("int64", ""),
-    **{f"{name}{end}": ("float64", _UNITS.get(name, "")) for name in _NUMBERS for end in _ENDS},
+    **{f"{name}{end}": ("float64", _UNITS.get(name, "")) for name in _NUMBERS for end in ENDS},
 }  # fmt: skip
 _AREAS: dict[str, tuple[Type, str]] = {
     "task": ("string", ""), "method": ("string", ""), "axis": ("string", ""),
     "budget": ("float64", ""),
-    **{f"area{end}": ("float64", "") for end in _ENDS},
+    **{f"area{end}": ("float64", "") for end in ENDS},
 }  # fmt: skip
 _FORMAT = 1
 """Counts up when what is kept in the cache changes its meaning."""
@@ -69,7 +63,7 @@ class _Fit(NamedTuple):
     named: Named
     ranked: Ranked
     edits: list[Erasure]
-    neutral: list[dict[str, Estimate]]
+    neutral: list[Row]
 
 
 @register
@@ -90,14 +84,14 @@ class ErasureEval(Resampled):
     )
     csv: str = setting("", help="a CSV file with the columns text,label of two classes; one more")
     names: int = setting(100, ge=10, help="names of each gender, the most frequent ones")
-    prompts: int = setting(4, ge=1, help="prompts of each test name")
+    prompts: int = setting(2, ge=1, help="prompts of each test name")
     ks: tuple[Count, ...] = setting((1, 2, 4, 8, 16), min_length=1, help="numbers of latents")
     pair: str = setting("professor/nurse", help="professions of the biographies, first/second")
     correlation: float = setting(
         0.9, ge=0.5, lt=1, help="share of the training biographies in which gender and job agree"
     )
     least_auc: float = setting(0.8, ge=0, le=1, help="a task that is solved worse is refused")
-    num_tokens: int = setting(4096, ge=1, help="test tokens that KL and cross entropy are of")
+    num_tokens: int = setting(2048, ge=1, help="test tokens that KL and cross entropy are of")
     batch_contexts: int = setting(8, ge=1, help="contexts in a pass; decides memory")
     max_tokens: int = setting(128, ge=2, help="longer texts lose their end")
     seed: int = setting(0, ge=0, help="of the split of names, of examples, probes and controls")
@@ -117,7 +111,7 @@ class ErasureEval(Resampled):
         start = time.perf_counter()
         measured = [*self.tasks, *(["csv"] if self.csv else [])]
         fits: dict[str, _Fit] = {}
-        rows, areas, clean, seconds = [], [], {}, {}
+        listed, under, clean, seconds = [], [], {}, {}
         for task in measured:
             begun = time.perf_counter()
             fitted_on, measured_on = ("gender", "pronoun") if task == "transfer" else (task, task)
@@ -129,12 +123,13 @@ class ErasureEval(Resampled):
             )  # fmt: skip
             found = self._scores(one, fit, ground, task)
             clean[task] = found[0]
-            of_task = self._rows(task, fitted_on, fit, found)
-            rows += [row for row, _ in of_task]
-            areas += self._areas(task, of_task)
+            level = self.bootstrap.level
+            of_task = [*rows(task, fitted_on, fit.edits, found, fit.neutral, level)]
+            listed += [edited.row for edited in of_task]
+            under += areas(task, of_task, HEADLINE, level)
             seconds[task] = round(time.perf_counter() - begun, 1)
         return Measured(
-            metrics=_metrics(measured, rows, areas),
+            metrics=_metrics(measured, listed, under),
             tokens={
                 "tokens": min(self.num_tokens, one.source.store(on).tokens.size),
                 "examples": sum(len(fit.named.ground.test.z) for fit in fits.values()),
@@ -146,7 +141,7 @@ class ErasureEval(Resampled):
                 "features": {name: self._features(one, name, fit) for name, fit in fits.items()},
                 "seconds": seconds | {"all": round(time.perf_counter() - start, 1)},
             },
-            tables={"edits": Table.of(_EDITS, rows), "areas": Table.of(_AREAS, areas)},
+            tables={"edits": Table.of(_EDITS, listed), "areas": Table.of(_AREAS, under)},
         )  # fmt: skip
 
     def _check(self, one: PlacedSAE) -> None:
@@ -208,12 +203,12 @@ class ErasureEval(Resampled):
 
     def _neutral(
         self, one: PlacedSAE, named: Named, edits: Sequence[Erasure], on: Split
-    ) -> list[dict[str, Estimate]]:
+    ) -> list[Row]:
         store = one.source.store(on)
         contexts = min(len(store.tokens), max(1, self.num_tokens // store.spec.ctx))
 
         def make():
-            with progress("edit neutral text", contexts * (len(edits) + 1)) as advance:
+            with progress("edit neutral text", contexts * (len(edits) + 1), "contexts") as advance:
                 sums = on_text(
                     one, on, [edit.replacement for edit in edits], num_tokens=self.num_tokens,
                     batch_contexts=self.batch_contexts, advance=advance,
@@ -221,21 +216,7 @@ class ErasureEval(Resampled):
             return {"sums": sums}, None
 
         identity = self._identity(one, named) | {"text": store.spec.key, "contexts": contexts}
-        sums = cached("erasure/neutral-", identity, make)[0]["sums"]
-        return [self._cost(sums[:, i]) for i in range(sums.shape[1])]
-
-    def _cost(self, sums: torch.Tensor) -> dict[str, Estimate]:
-        """Means over neutral text, with intervals over its contexts."""
-
-        def means(of: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            predictions, ce, kl, rows, size, share = of["sums"].unbind(-1)
-            rows = rows.clamp_min(1)
-            return {"ce": ce / predictions, "kl": kl / predictions, "neutral_size": size / rows,
-                    "neutral_relative_size": share / rows}  # fmt: skip
-
-        values = means({"sums": sums.sum(0)})
-        ends = bootstrap_intervals(means, {"sums": sums}, **self.bootstrap.model_dump())
-        return {name: Estimate(float(value), *(ends[name] or ())) for name, value in values.items()}
+        return costs(cached("erasure/neutral-", identity, make)[0]["sums"], self.bootstrap)
 
     def _scores(self, one: PlacedSAE, fit: _Fit, named: Named, task: str) -> list[Scores]:
         """Scores without an edit, and under each."""
@@ -266,48 +247,6 @@ class ErasureEval(Resampled):
             {name: kept[f"{i}.{name}"].numpy() for name in clean} for i in range(len(fit.edits))
         ]
 
-    def _rows(
-        self, task: str, fitted_on: str, fit: _Fit, found: list[Scores]
-    ) -> list[tuple[dict[str, Any], np.ndarray]]:
-        """A row for each edit, with the draws of its drop; the LM itself comes first."""
-        outcome = "probability" if "probability" in found[0] else "linear_probe"
-        before = found[0][outcome]
-        rows = []
-        for edit, scores, cost in zip(
-            [Erasure("none", 0, lambda x: x), *fit.edits], found, fit.neutral, strict=True
-        ):
-            # an edit that turns the answers round has taken out as little as one that leaves them
-            drop = np.abs(before - 0.5) - np.abs(scores[outcome] - 0.5)
-            row: dict[str, Any] = {"task": task, "fitted_on": fitted_on, "method": edit.method,
-                                   "latents": edit.latents}  # fmt: skip
-            for name, draws in {**scores, "drop": drop}.items():
-                row |= _ends(name, Estimate(float(draws[0]), *self._interval(draws)))
-            for name, estimate in cost.items():
-                row |= _ends(name, estimate)
-            rows.append((row, drop))
-        return rows
-
-    def _areas(
-        self, task: str, rows: Sequence[tuple[Mapping[str, Any], np.ndarray]]
-    ) -> list[dict[str, Any]]:
-        """Mean drop up to LEACE's cost, for each method and axis, and less that of LEACE."""
-        found = []
-        methods = dict.fromkeys(row["method"] for row, _ in rows[1:])
-        for axis in AXES:
-            budget = next(row[axis] for row, _ in rows if row["method"] == "LEACE")
-            areas = {
-                method: area(*_curve(method, axis, rows), max(budget, 1e-12)) for method in methods
-            }
-            areas |= {f"{HEADLINE} less LEACE": areas[HEADLINE] - areas["LEACE"]}
-            for method, draws in areas.items():
-                row = {"task": task, "method": method, "axis": axis, "budget": budget}
-                estimate = Estimate(float(draws[0]), *self._interval(draws))
-                found.append(row | _ends("area", estimate))
-        return found
-
-    def _interval(self, draws: np.ndarray) -> tuple[float, ...]:
-        return interval(draws, self.bootstrap.level) or ()
-
     def _features(self, one: PlacedSAE, name: str, fit: _Fit) -> dict[str, Any]:
         """The chosen latents, as a file of latents holds them."""
         most = max(self.ks)
@@ -319,37 +258,23 @@ class ErasureEval(Resampled):
         return asdict(made)
 
 
-def _curve(
-    method: str, axis: str, rows: Sequence[tuple[Mapping[str, Any], np.ndarray]]
-) -> tuple[list[float], list[np.ndarray]]:
-    own = [(row[axis], drop) for row, drop in rows if row["method"] == method]
-    return [cost for cost, _ in own], [drop for _, drop in own]
-
-
-def _ends(name: str, estimate: Estimate) -> dict[str, float | None]:
-    values = (estimate.value, estimate.low, estimate.high)
-    return {f"{name}{end}": value for end, value in zip(_ENDS, values, strict=True)}
-
-
 def _metrics(
-    tasks: Sequence[str], rows: Sequence[Mapping[str, Any]], areas: Sequence[Mapping[str, Any]]
+    tasks: Sequence[str], edits: Sequence[Mapping[str, Any]], areas: Sequence[Mapping[str, Any]]
 ) -> dict[str, Estimate]:
-    """For each task the drop under one latent, its rivals and controls; and the areas."""
+    """For each task the drop under one latent, its rivals and controls; and areas of latents."""
     found: dict[str, Estimate] = {}
 
-    def key(text: str) -> str:
-        return text.replace(" ", "_").replace("-", "_").lower()
-
-    def estimate(name: str, row: Mapping[str, Any]) -> Estimate:
-        return Estimate(*(row[f"{name}{end}"] for end in _ENDS))
+    def add(name: str, row: Mapping[str, Any], of: str) -> None:
+        key = f"{name}_{row['method']}".replace(" ", "_").replace("-", "_").lower()
+        found[key] = Estimate(*(row[f"{of}{end}"] for end in ENDS))
 
     for task in tasks:
-        for row in rows:
-            if row["task"] == task and row["latents"] <= 1:
-                found[f"{task}_drop_{key(row['method'])}"] = estimate("drop", row)
+        for row in edits:
+            if row["task"] == task and row["method"] != "none" and row["latents"] <= 1:
+                add(f"{task}_drop", row, "drop")
         for row in areas:
-            if row["task"] == task and (" less " in row["method"] or row["method"] == HEADLINE):
-                found[f"{task}_area_{row['axis']}_{key(row['method'])}"] = estimate("area", row)
+            if row["task"] == task and row["method"].startswith(HEADLINE):
+                add(f"{task}_area_{row['axis']}", row, "area")
     return found
 
 

@@ -27,7 +27,7 @@ from sae.tasks.task import Task
 
 TEST_SHARE = 0.4
 """Share of the names, or texts, that are measured on."""
-_CALIBRATION = 2
+_CALIBRATION = 1
 """Variants of each training name that give the threshold of an edit."""
 
 

@@ -145,7 +145,8 @@ def on_text(
         positions.start(tokens)
         sized = [_sized(positions.only(edit), positions, sums[part, i + 1])
                  for i, edit in enumerate(edits)]  # fmt: skip
-        passes = one.lm.logits_under(tokens, [{point: positions.note(point)}, *({point: e} for e in sized)])
+        conditions = [{point: positions.note(point)}, *({point: edit} for edit in sized)]
+        passes = one.lm.logits_under(tokens, conditions)
         clean = next(passes)
         mask = functional.prediction_mask(document, store.spec.keep_first)
         context, place = (mask & positions.replaced()[:, :-1]).nonzero(as_tuple=True)

@@ -15,6 +15,7 @@ from sae.reports import page as report
 from sae.reports.case_study import write_case_study
 from sae.reports.compare import write_comparison
 from sae.reports.dashboard import Server, actions, packed_text, render, write_dashboard
+from sae.reports.erasure import write_erasure
 from sae.reports.files import write_bytes
 from sae.reports.frontier import write_frontier
 from sae.reports.purity import purity_columns, write_purity
@@ -84,6 +85,7 @@ def _write_glimpse(result: EvalResult, folder: Path) -> None:
 PAGES: dict[str, Callable[[EvalResult, Path], None]] = {
     "compare": write_comparison, "frontier": write_frontier, "dashboard": _write_latents,
     "case_study": write_case_study, "glimpse": _write_glimpse, "purity": write_purity,
+    "erasure": write_erasure,
 }  # fmt: skip
 """Writers of pages by the name of the evaluation."""
 
