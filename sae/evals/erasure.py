@@ -108,35 +108,33 @@ class ErasureEval(Resampled):
         """Fit, then measure every task."""
         (one,) = subjects
         self._check(one)
+        one.rows(on)  # refuses an SAE of another width
         start = time.perf_counter()
-        measured = [*self.tasks, *(["csv"] if self.csv else [])]
+        tasks = [*self.tasks, *(["csv"] if self.csv else [])]
+        sides = {task: ("gender", "pronoun") if task == "transfer" else (task, task)
+                 for task in tasks}  # fmt: skip
+        grounds: dict[str, Named] = {}
+        for name in dict.fromkeys(name for pair in sides.values() for name in pair):
+            grounds[name] = self._ground(one, name)  # all are read, and may be refused, first
         fits: dict[str, _Fit] = {}
-        listed, under, clean, seconds = [], [], {}, {}
-        for task in measured:
+        listed, under, seconds = [], [], {}
+        for task, (fitted_on, measured_on) in sides.items():
             begun = time.perf_counter()
-            fitted_on, measured_on = ("gender", "pronoun") if task == "transfer" else (task, task)
             if fitted_on not in fits:
-                fits[fitted_on] = self._fit(one, fitted_on, on)
-            fit = fits[fitted_on]
-            ground = fit.named if measured_on == fitted_on else (
-                fits[measured_on].named if measured_on in fits else self._ground(one, measured_on)
-            )  # fmt: skip
-            found = self._scores(one, fit, ground, task)
-            clean[task] = found[0]
-            level = self.bootstrap.level
+                fits[fitted_on] = self._fit(one, grounds[fitted_on], on)
+            fit, level = fits[fitted_on], self.bootstrap.level
+            found = self._scores(one, fit, grounds[measured_on], task)
             of_task = [*rows(task, fitted_on, fit.edits, found, fit.neutral, level)]
             listed += [edited.row for edited in of_task]
             under += areas(task, of_task, HEADLINE, level)
             seconds[task] = round(time.perf_counter() - begun, 1)
         return Measured(
-            metrics=_metrics(measured, listed, under),
+            metrics=_metrics(tasks, listed, under),
             tokens={
                 "tokens": min(self.num_tokens, one.source.store(on).tokens.size),
                 "examples": sum(len(fit.named.ground.test.z) for fit in fits.values()),
             },
             details={
-                "clean": {task: {name: float(values[0]) for name, values in found.items()}
-                          for task, found in clean.items()},
                 "fits": {name: fit.named.facts for name, fit in fits.items()},
                 "features": {name: self._features(one, name, fit) for name, fit in fits.items()},
                 "seconds": seconds | {"all": round(time.perf_counter() - start, 1)},
@@ -169,6 +167,24 @@ class ErasureEval(Resampled):
             )
 
     def _ground(self, one: PlacedSAE, task: str) -> Named:
+        """A task's rows and answers.
+
+        Raises:
+            ConfigError: If the LM, or a probe, does not solve it.
+        """
+        named = self._read(one, task)
+        clean = named.ground.clean
+        what = "auc" if "auc" in clean else "linear_probe"
+        if (found := float(clean[what][0])) < self.least_auc:
+            words = {"auc": "the AUC of its answers is", "linear_probe": "a probe's accuracy is"}
+            raise ConfigError(
+                f"{one.lm.name} does not solve {task}: on test examples {words[what]} "
+                f"{found:.2f}, below eval.erasure.least_auc={self.least_auc:g}. There is no "
+                "concept to take out. Choose another task, layer or LM."
+            )
+        return named
+
+    def _read(self, one: PlacedSAE, task: str) -> Named:
         common: dict[str, Any] = {"seed": self.seed, "bootstrap": self.bootstrap}
         if task in ("gender", "pronoun"):
             names = single_token_names(
@@ -181,8 +197,7 @@ class ErasureEval(Resampled):
         first, second = self.pair.split("/")
         return biography_ground(one, (first, second), correlation=self.correlation, **common)
 
-    def _fit(self, one: PlacedSAE, task: str, on: Split) -> _Fit:
-        named = self._ground(one, task)
+    def _fit(self, one: PlacedSAE, named: Named, on: Split) -> _Fit:
         train = named.ground.train
         z = train.rows_of(train.z)
         keep = None if train.keep is None else train.rows_of(train.keep)
@@ -220,15 +235,6 @@ class ErasureEval(Resampled):
 
     def _scores(self, one: PlacedSAE, fit: _Fit, named: Named, task: str) -> list[Scores]:
         """Scores without an edit, and under each."""
-        clean = named.ground.scores(None)
-        auc = float(clean.get("auc", clean["linear_probe"])[0])
-        if auc < self.least_auc:
-            what = "AUC" if "auc" in clean else "accuracy of a probe"
-            raise ConfigError(
-                f"{one.lm.name} does not solve {task}: {what} {auc:.2f} on test examples, and "
-                f"eval.erasure.least_auc={self.least_auc:g}. There is no concept to take out. "
-                "Choose another task, layer or LM."
-            )
 
         def make():
             found = {}
@@ -243,9 +249,10 @@ class ErasureEval(Resampled):
             "measured": named.key, "bootstrap": self.bootstrap.model_dump(),
         }  # fmt: skip
         kept = cached("erasure/scores-", identity, make)[0]
-        return [clean] + [
-            {name: kept[f"{i}.{name}"].numpy() for name in clean} for i in range(len(fit.edits))
-        ]
+        clean = named.ground.clean
+        under = [{name: kept[f"{i}.{name}"].numpy() for name in clean}
+                 for i in range(len(fit.edits))]  # fmt: skip
+        return [clean, *under]
 
     def _features(self, one: PlacedSAE, name: str, fit: _Fit) -> dict[str, Any]:
         """The chosen latents, as a file of latents holds them."""

@@ -1,6 +1,7 @@
 """Grounds that concept erasure is measured on: rows to fit on and to test, and answers."""
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -105,6 +106,11 @@ class Ground:
         units = int(test.unit.max()) + 1
         drawn = draws(units, bootstrap.num_resamples, bootstrap.seed)
         self.num_units, self._weights = units, drawn[:, test.unit]
+
+    @cached_property
+    def clean(self) -> Scores:
+        """Scores where nothing is edited."""
+        return self.scores(None)
 
     def scores(self, edit: Replacement | None) -> Scores:
         """Answers, fresh probes and the size of the edit; None: nothing is edited."""

@@ -34,7 +34,7 @@ class Edited(NamedTuple):
     drop: Float[np.ndarray, " draws"]
 
 
-def costs(sums: Float[Tensor, "contexts edits sums"], bootstrap: Bootstrap) -> list[Row]:
+def costs(sums: Float[Tensor, "contexts conditions sums"], bootstrap: Bootstrap) -> list[Row]:
     """Means over neutral text under each edit, with intervals over its contexts.
 
     Args:

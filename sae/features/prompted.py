@@ -116,7 +116,7 @@ class Prompted:
 def on_text(
     one: PlacedSAE, on: Split, edits: Sequence[Replacement], *, num_tokens: int,
     batch_contexts: int = 8, advance: Callable[[int], object] = lambda n: None,
-) -> Float[Tensor, "contexts edits+1 sums"]:  # fmt: skip
+) -> Float[Tensor, "contexts conditions sums"]:  # fmt: skip
     """Sums over each of the first contexts of a split, under each edit at every row that counts.
 
     The first entry is the clean LM.
