@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import product
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from sae.cached import cached
 from sae.errors import ConfigError
 from sae.evals.base import Estimate, Measured, Resampled, refuse_transcoder, register
 from sae.features.erased import Scores
-from sae.features.erased_rows import ENDS, Row, areas, costs, rows
+from sae.features.erased_rows import ENDS, OUTCOMES, Row, areas, costs, rows
 from sae.features.erasing import Erasure, Ranked, closed_forms, controls, latent_edits, ranked
 from sae.features.grounds import (
     TEST_SHARE,
@@ -41,7 +42,14 @@ SCORES = (
     "probability", "balanced_accuracy", "auc", "calibrated_accuracy", "logit_difference",
     "linear_probe", "mlp_probe", "kept_linear_probe", "kept_mlp_probe", "size", "relative_size",
 )  # fmt: skip
-_NUMBERS = (*SCORES, "drop", "kl", "ce", "neutral_size", "neutral_relative_size")
+_NUMBERS = (
+    *SCORES,
+    *(f"drop_{name}" for name in OUTCOMES),
+    "kl",
+    "ce",
+    "neutral_size",
+    "neutral_relative_size",
+)
 _UNITS = {"kl": "nats", "ce": "nats", "logit_difference": "nats"}
 _EDITS: dict[str, tuple[Type, str]] = {
     "task": ("string", ""), "fitted_on": ("string", ""), "method": ("string", ""),
@@ -49,8 +57,8 @@ _EDITS: dict[str, tuple[Type, str]] = {
     **{f"{name}{end}": ("float64", _UNITS.get(name, "")) for name in _NUMBERS for end in ENDS},
 }  # fmt: skip
 _AREAS: dict[str, tuple[Type, str]] = {
-    "task": ("string", ""), "method": ("string", ""), "axis": ("string", ""),
-    "budget": ("float64", ""),
+    "task": ("string", ""), "method": ("string", ""), "outcome": ("string", ""),
+    "axis": ("string", ""), "budget": ("float64", ""),
     **{f"area{end}": ("float64", "") for end in ENDS},
 }  # fmt: skip
 _FORMAT = 1
@@ -268,20 +276,21 @@ class ErasureEval(Resampled):
 def _metrics(
     tasks: Sequence[str], edits: Sequence[Mapping[str, Any]], areas: Sequence[Mapping[str, Any]]
 ) -> dict[str, Estimate]:
-    """For each task the drop under one latent, its rivals and controls; and areas of latents."""
+    """For each task the drops under one latent, its rivals and controls; areas less LEACE's."""
     found: dict[str, Estimate] = {}
 
     def add(name: str, row: Mapping[str, Any], of: str) -> None:
         key = f"{name}_{row['method']}".replace(" ", "_").replace("-", "_").lower()
         found[key] = Estimate(*(row[f"{of}{end}"] for end in ENDS))
 
-    for task in tasks:
+    for task, outcome in product(tasks, OUTCOMES):
         for row in edits:
-            if row["task"] == task and row["method"] != "none" and row["latents"] <= 1:
-                add(f"{task}_drop", row, "drop")
+            measured = row["task"] == task and row.get(f"drop_{outcome}") is not None
+            if measured and row["method"] != "none" and row["latents"] <= 1:
+                add(f"{task}_drop_{outcome}", row, f"drop_{outcome}")
         for row in areas:
-            if row["task"] == task and row["method"].startswith(HEADLINE):
-                add(f"{task}_area_{row['axis']}", row, "area")
+            if (row["task"], row["outcome"]) == (task, outcome) and "less" in row["method"]:
+                add(f"{task}_area_{outcome}_{row['axis']}", row, "area")
     return found
 
 

@@ -1,6 +1,7 @@
 """Rows of tables about concept erasure: each edit's scores and costs, and areas under curves."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,10 @@ AXES = ("kl", "relative_size")
 """Costs that areas are taken over."""
 RIVALS = ("LEACE", "mean difference")
 """Areas go up to the cost of the cheaper of these two."""
+OUTCOMES = ("probability", "calibrated_accuracy", "linear_probe")
+"""Numbers whose way to chance, .5, is a drop. An edit that only pushes all answers to one side
+brings the mean two-way probability to .5 as well; the calibrated accuracy tells. Where the LM
+answers, the probe is left out, which LEACE takes to chance by design."""
 Row = dict[str, Any]
 
 
@@ -27,11 +32,11 @@ class Edited(NamedTuple):
 
     Args:
         row: Values by column.
-        drop: How much nearer to chance the outcome came, for each draw.
+        drops: How much nearer to chance each outcome came, for each draw.
     """
 
     row: Row
-    drop: Float[np.ndarray, " draws"]
+    drops: Mapping[str, Float[np.ndarray, " draws"]]
 
 
 def costs(sums: Float[Tensor, "contexts conditions sums"], bootstrap: Bootstrap) -> list[Row]:
@@ -74,32 +79,41 @@ def rows(
         neutral: `costs`, in the same order.
         level: Of the intervals.
     """
-    outcome = "probability" if "probability" in scores[0] else "linear_probe"
+    outcomes = [name for name in OUTCOMES if name in scores[0]]
+    if "probability" in outcomes:
+        outcomes.remove("linear_probe")
     every = [Erasure("none", 0, torch.clone), *edits]
     for edit, of_edit, cost in zip(every, scores, neutral, strict=True):
         # an edit that turns the answers round has taken out as little as one that leaves them
-        drop = np.abs(scores[0][outcome] - 0.5) - np.abs(of_edit[outcome] - 0.5)
+        drops = {name: np.abs(scores[0][name] - 0.5) - np.abs(of_edit[name] - 0.5)
+                 for name in outcomes}  # fmt: skip
         row: Row = {"task": task, "fitted_on": fitted_on, "method": edit.method,
                     "latents": edit.latents} | cost  # fmt: skip
-        for name, draws in {**of_edit, "drop": drop}.items():
+        named = {f"drop_{name}": drop for name, drop in drops.items()}
+        for name, draws in {**of_edit, **named}.items():
             row |= _with_ends(name, draws, level)
-        yield Edited(row, drop)
+        yield Edited(row, drops)
 
 
 def areas(task: str, measured: Sequence[Edited], headline: str, level: float) -> Iterator[Row]:
-    """Mean drop up to a budget, for each method and axis; of the headline also less LEACE's."""
+    """Mean drop of each outcome up to a budget, for each method and axis.
+
+    Of the headline there is one more: its area less that of LEACE.
+    """
     methods = dict.fromkeys(one.row["method"] for one in measured[1:])
-    for axis in AXES:
+    for outcome, axis in product(measured[0].drops, AXES):
         budget = min(one.row[axis] for one in measured if one.row["method"] in RIVALS)
         found = {}
         for method in methods:
             own = [one for one in measured if one.row["method"] == method]
             found[method] = area(
-                [one.row[axis] for one in own], [one.drop for one in own], max(budget, 1e-12)
-            )
+                [one.row[axis] for one in own], [one.drops[outcome] for one in own],
+                max(budget, 1e-12),
+            )  # fmt: skip
         found[f"{headline} less LEACE"] = found[headline] - found["LEACE"]
         for method, draws in found.items():
-            row: Row = {"task": task, "method": method, "axis": axis, "budget": budget}
+            row: Row = {"task": task, "method": method, "outcome": outcome, "axis": axis,
+                        "budget": budget}  # fmt: skip
             yield row | _with_ends("area", draws, level)
 
 

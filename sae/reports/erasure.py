@@ -6,6 +6,7 @@ from typing import Any
 
 from sae.evals.base import EvalResult
 from sae.evals.erasure import HEADLINE
+from sae.features.erased_rows import OUTCOMES
 from sae.features.sets import FeatureSet
 from sae.reports.files import write_bytes
 from sae.reports.page import Cell, Plot, Section, Table, interval, number, render
@@ -38,7 +39,6 @@ _COLUMNS = {
     "relative_size": "size / row",
     "kl": "KL, nats",
     "ce": "CE, nats",
-    "drop": "drop",
 }
 
 
@@ -61,7 +61,7 @@ def write_erasure(result: EvalResult, folder: Path) -> None:
         own = [row for row in edits if row["task"] == task]
         sections.append(Section(
             TASKS[task],
-            plots=[_curves(own, axis) for axis in _AXES],
+            plots=[_curves(own, outcome, axis) for outcome in _outcomes(own) for axis in _AXES],
             tables=[_edits(own), _areas([row for row in areas if row["task"] == task])],
         ))  # fmt: skip
     sections.append(Section("Chosen latents", tables=[_latents(result)]))
@@ -78,32 +78,37 @@ def write_erasure(result: EvalResult, folder: Path) -> None:
     write_bytes(folder / "index.html", page)
 
 
-def _curves(rows: Sequence[Mapping[str, Any]], axis: str) -> Plot:
-    title, note = _AXES[axis]
+def _outcomes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [name for name in OUTCOMES if rows[0][f"drop_{name}"] is not None]
+
+
+def _curves(rows: Sequence[Mapping[str, Any]], outcome: str, axis: str) -> Plot:
+    (title, note), drop = _AXES[axis], f"drop_{outcome}"
+    words = _COLUMNS[outcome]
     traces = []
     for method in dict.fromkeys(row["method"] for row in rows if row["method"] != "none"):
         own = sorted((row for row in rows if row["method"] == method), key=lambda row: row[axis])
         traces.append({
             "type": "scatter", "name": method,
             "mode": "lines+markers" if method in _LINES else "markers",
-            "x": [row[axis] for row in own], "y": [row["drop"] for row in own],
+            "x": [row[axis] for row in own], "y": [row[drop] for row in own],
             "text": [_counted(row["latents"]) for row in own],
             "marker": {"size": 6 if method in _LINES else 12,
                        "symbol": _SYMBOLS.get(method, "circle")},
             "line": {"width": 3 if method == HEADLINE else 1.2},
             "error_y": {
                 "type": "data", "symmetric": False, "thickness": 1, "width": 2,
-                "array": [_off(row["drop_high"], row["drop"]) for row in own],
-                "arrayminus": [_off(row["drop"], row["drop_low"]) for row in own],
+                "array": [_off(row[f"{drop}_high"], row[drop]) for row in own],
+                "arrayminus": [_off(row[drop], row[f"{drop}_low"]) for row in own],
             },
         })  # fmt: skip
     layout = {
         "xaxis": {"title": {"text": title}, "type": "log"},
-        "yaxis": {"title": {"text": "drop"}},
+        "yaxis": {"title": {"text": f"drop of the {words}"}},
         "showlegend": True,
     }
-    return Plot(f"Drop against {title[0].lower() if axis != 'kl' else title[0]}{title[1:]}", note,
-                traces, layout, wide=True)  # fmt: skip
+    heading = f"{words[0].upper()}{words[1:]} against {'KL' if axis == 'kl' else 'the edit size'}"
+    return Plot(heading, note, traces, layout, wide=True)
 
 
 def _counted(latents: int) -> str:
@@ -116,24 +121,29 @@ def _off(high: float | None, low: float | None) -> float:
 
 def _edits(rows: Sequence[Mapping[str, Any]]) -> Table:
     shown = {name: words for name, words in _COLUMNS.items() if rows[0][name] is not None}
+    shown |= {f"drop_{name}": f"drop of the {_COLUMNS[name]}" for name in _outcomes(rows)}
+    first = f"drop_{_outcomes(rows)[0]}"
     cells = [
         [Cell(row["method"]), Cell(str(row["latents"] or ""), row["latents"]),
          *(number("", row[name]) for name in shown),
-         Cell(interval("", row["drop_low"], row["drop_high"]))]
+         Cell(interval("", row[f"{first}_low"], row[f"{first}_high"]))]
         for row in rows
     ]  # fmt: skip
-    note = "drop: how much nearer to chance the LM's answer, or the linear probe, came"
-    return Table("Edits", ["edit", "latents", *shown.values(), "interval of the drop"], cells, note)
+    note = "a drop is how much nearer to chance, .5, a number came; the interval is of the first"
+    columns = ["edit", "latents", *shown.values(), "interval"]
+    return Table("Edits", columns, cells, note)
 
 
 def _areas(rows: Sequence[Mapping[str, Any]]) -> Table:
     cells = [
-        [Cell(row["method"]), Cell(_AXES[row["axis"]][0]), number("", row["budget"]),
+        [Cell(row["method"]), Cell(_COLUMNS[row["outcome"]]), Cell(_AXES[row["axis"]][0]),
+         number("", row["budget"]),
          number("", row["area"]), Cell(interval("", row["area_low"], row["area_high"]))]
         for row in rows
     ]  # fmt: skip
     note = "mean drop up to the budget, the cost of the cheaper of LEACE and the mean difference"
-    return Table("Areas", ["edit", "cost", "budget", "area", "interval"], cells, note, words=2)
+    columns = ["edit", "drop of", "cost", "budget", "area", "interval"]
+    return Table("Areas", columns, cells, note, words=3)
 
 
 def _latents(result: EvalResult) -> Table:
@@ -149,7 +159,7 @@ def _latents(result: EvalResult) -> Table:
 def _tiles(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     wanted = (("none", "The LM itself"), (HEADLINE, "One latent"), ("LEACE", "LEACE"),
               ("random directions", "A random direction"))  # fmt: skip
-    outcome = "probability" if rows[0]["probability"] is not None else "linear_probe"
+    outcome = _outcomes(rows)[-1]
     tiles = []
     for method, label in wanted:
         row = next((row for row in rows if row["method"] == method), None)

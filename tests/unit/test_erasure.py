@@ -50,7 +50,7 @@ def test_from_names_to_a_page(one, tmp_path):
     settings = SETTINGS | {"tasks": ("gender", "pronoun", "transfer"), "least_auc": 0.0}
     result = ErasureEval(**settings).run(one)
     (clean,) = rows_of(result, task="gender", method="none")
-    assert clean["drop"] == clean["size"] == clean["kl"] == 0
+    assert clean["drop_probability"] == clean["size"] == clean["kl"] == 0
     for task in settings["tasks"]:
         fitted_on = "pronoun" if task == "pronoun" else "gender"
         assert {row["fitted_on"] for row in rows_of(result, task=task)} == {fitted_on}
@@ -85,7 +85,7 @@ def test_splince_keeps_the_profession(one):
     (splince,) = rows_of(result, method="SPLINCE")
     assert leace["probability"] is None
     assert splince["kept_linear_probe"] is not None
-    assert "biographies_drop_splince" in result.metrics
+    assert "biographies_drop_linear_probe_splince" in result.metrics
 
 
 def test_a_file_of_two_classes(one, tmp_path):
