@@ -60,7 +60,7 @@ def generate(
         )
     generator = torch.Generator(lm.device).manual_seed(seed)
     written = tokens.to(lm.device, torch.long)
-    kept = _new_cache(lm.model) if use_cache else {}
+    kept = new_cache(lm.model) if use_cache else {}
     for step in range(new_tokens):
         unread = written[:, -1:] if kept and step else written
         logits = lm.model(unread, use_cache=use_cache, **kept).logits[:, -1].float()
@@ -94,7 +94,7 @@ def continue_texts(lm: Writer, texts: Sequence[str], **options: Any) -> list[str
     return found
 
 
-def _new_cache(model: Any) -> dict[str, Any]:
+def new_cache(model: Any) -> dict[str, Any]:
     """An empty cache of keys and values, under the name that the model's `forward` has for it."""
     from transformers import DynamicCache
 

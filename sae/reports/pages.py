@@ -16,6 +16,7 @@ from sae.reports.case_study import write_case_study
 from sae.reports.circuit import write_circuit
 from sae.reports.compare import write_comparison
 from sae.reports.dashboard import Server, actions, packed_text, render, write_dashboard
+from sae.reports.erasure import write_erasure
 from sae.reports.files import write_bytes
 from sae.reports.frontier import write_frontier
 from sae.reports.ioi import write_ioi
@@ -88,6 +89,7 @@ PAGES: dict[str, Callable[[EvalResult, Path], None]] = {
     "case_study": write_case_study, "glimpse": _write_glimpse, "purity": write_purity,
     "ioi": write_ioi,
     "circuit": write_circuit,
+    "erasure": write_erasure,
 }  # fmt: skip
 """Writers of pages by the name of the evaluation."""
 

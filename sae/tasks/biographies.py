@@ -6,6 +6,8 @@ which never names it. Names and sentences of the test never stand in a training 
 
 from typing import NamedTuple
 
+import numpy as np
+
 _NAMES = (
     ("James", "John", "Robert", "Michael", "William", "David", "Richard", "Joseph", "Thomas",
      "Charles", "Daniel", "Matthew", "Anthony", "Mark", "Paul", "Steven"),
@@ -86,6 +88,24 @@ class Biographies(NamedTuple):
     profession: list[int]
     gender: list[int]
     train: list[bool]
+
+    def correlated(self, share: float, seed: int) -> list[int]:
+        """Training texts of which a share has the first profession and is male, or neither.
+
+        Args:
+            share: Share of the texts in which the two attributes agree, above 0 and below 1. All
+                of these are kept if it is .5 or more.
+            seed: Decides which of the others are kept.
+
+        Returns:
+            Numbers of the texts.
+        """
+        training = [i for i, train in enumerate(self.train) if train]
+        agree = [i for i in training if self.profession[i] == self.gender[i]]
+        rest = [i for i in training if self.profession[i] != self.gender[i]]
+        count = min(len(rest), round(len(agree) * (1 - share) / share))
+        drawn = np.random.default_rng(seed).permutation(len(rest))[:count]
+        return sorted([*agree, *(rest[i] for i in drawn)])
 
 
 def biographies(pair: tuple[str, str]) -> Biographies:

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae.activations.counted import Counted
@@ -132,7 +132,9 @@ class Task:
         for batch in self.batches(batch_prompts):
             if counted is not None:
                 for tokens in (batch.tokens, batch.patch):
-                    self._require_counted(lm, batch.index, tokens, point, counted.at([point]))
+                    x = lm.capture(tokens, [point])[point]
+                    counts = counted.at([point]).mask([x], tokens.to(x.device)).cpu()
+                    self.require_counted(batch.index, counts, 0, point)
             logits = batch.at_end(lm.logits(batch.tokens))
             differences[batch.index] = batch.difference(logits).cpu()
         share = float((differences > 0).float().mean())
@@ -144,18 +146,29 @@ class Task:
             )
         return differences
 
-    def _require_counted(
-        self, lm: LanguageModel, index: Tensor, tokens: Tensor, point: Point, counted: Counted
-    ) -> None:
-        counts = counted.mask([lm.capture(tokens, [point])[point]], tokens.to(lm.device)).cpu()
-        for i, row, own in zip(index.tolist(), counts, tokens, strict=True):
+    def require_counted(
+        self, index: Int[Tensor, " some"], counts: Bool[Tensor, "some new"], start: int,
+        point: Point,
+    ) -> None:  # fmt: skip
+        """Refuse prompts with a place whose row does not count, which no edit touches.
+
+        Args:
+            index: Numbers of the prompts.
+            counts: Which of their rows count.
+            start: Position of the first of these rows; places before it are not looked at.
+            point: Where the rows are.
+
+        Raises:
+            ConfigError: If there is such a place.
+        """
+        for i, row in zip(index.tolist(), counts, strict=True):
             for word, position in self.prompts[i].places.items():
-                if position == 0 or not row[position]:
+                if position == 0 or (position >= start and not row[position - start]):
                     raise ConfigError(
                         f"{self.name}: {word} of prompt {i} is token {position} "
-                        f"({int(own[position])}), whose row at {point} does not count (a special "
-                        "token or a massive activation): no edit would touch it. Put other words "
-                        "before it, or choose another layer."
+                        f"({self.prompts[i].tokens[position]}), whose row at {point} does not "
+                        "count (a special token or a massive activation): no edit would touch it. "
+                        "Put other words before it, or choose another layer."
                     )
 
 
