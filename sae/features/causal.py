@@ -24,6 +24,7 @@ from sae.interventions.causal_sets import (
 from sae.interventions.masks import learn_mask, search_greedily
 from sae.interventions.patching import Outcome, Patching
 from sae.metrics.bootstrap import Bootstrap, bootstrap_intervals
+from sae.progress import progress
 from sae.settings import Settings, setting
 from sae.tasks.task import Task
 
@@ -73,8 +74,8 @@ class Decomposition(NamedTuple):
         name: For tables.
         placed: The dictionary, at the place of the SAE that it stands beside.
         split: Whether the two signs of a code are two latents.
-        whole: Whether it is studied in full. Else integrated gradients, masks, completeness and
-            latents patched alone are left out, and random sets are drawn once.
+        whole: Whether it is studied in full. Else sets are by attribution or drawn at random, once,
+            and masks, completeness and latents patched alone are left out.
     """
 
     name: str
@@ -128,9 +129,15 @@ def studied(
     table.add("none", 0, [], empty)
     table.add("all latents", 0, range(reports[0].patching.num_latents), every)
     orders_of = orders(ranks, asked.random_sets if of.whole else 1)
-    for size in sizes(len(ranks.order["attribution"]), asked.points):
-        for method, draw, order in orders_of:
-            table.add(method, draw, order[:size], complement=of.whole and method == "attribution")
+    if not of.whole:
+        orders_of = [one for one in orders_of if one[0] in ("attribution", "random")]
+    every_size = sizes(len(ranks.order["attribution"]), asked.points)
+    with progress(f"patch sets of {of.name}", len(every_size) * len(orders_of), "sets") as advance:
+        for size in every_size:
+            for method, draw, order in orders_of:
+                whole = of.whole and method == "attribution"
+                table.add(method, draw, order[:size], complement=whole)
+                advance(1)
     if of.whole:
         _masks(table, of, one, halves[0], ranks, asked)
     if asked.search == "greedy":
