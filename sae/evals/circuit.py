@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -79,14 +80,11 @@ class CircuitEval(Search, Resampled):
                 "lm": facts["lm"],
                 "saes": [
                     {"point": str(one.point), "name": one.name, "sae": sae_key(one),
-                     "folder": None if one.folder is None else str(one.folder.resolve()),
+                     "folder": None if one.folder is None else str(one.folder),
                      **latents_of(graph, str(one.point))}
                     for one in saes
                 ],
-                "records": {
-                    f"{saes[level].point}/{name}": found.records[level][name].as_plain(_SHOWN)
-                    for level, name in found.nodes if level < len(saes)
-                },
+                "records": _records(found, saes),
                 "seconds": round(seconds, 1),
             },
             tables={"edges": Table.of(_EDGES, _rows(found, saes))},
@@ -110,6 +108,16 @@ class CircuitEval(Search, Resampled):
                 f"{highest.name} (at {highest.point}): eval.circuit.feature=123."
             )
         return self.feature
+
+
+def _records(found: Circuit, saes: Sequence[PlacedSAE]) -> dict[str, Any]:
+    """The records of the circuit's latents; of those that are silent on the text there are none."""
+    shown = {}
+    for level, name in found.nodes:
+        if level < len(saes):
+            with suppress(KeyError):
+                shown[f"{saes[level].point}/{name}"] = found.records[level][name].as_plain(_SHOWN)
+    return shown
 
 
 def _metrics(found: Circuit) -> dict[str, Estimate]:

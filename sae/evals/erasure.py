@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import product
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from pydantic import field_validator
@@ -15,7 +15,7 @@ from sae.cached import cached
 from sae.errors import ConfigError
 from sae.evals.base import Estimate, Measured, Resampled, refuse_transcoder, register
 from sae.features.erased import Scores
-from sae.features.erased_rows import ENDS, OUTCOMES, Row, areas, costs, rows
+from sae.features.erased_rows import ENDS, LESS, OUTCOMES, Row, areas, costs, rows
 from sae.features.erasing import Erasure, Ranked, closed_forms, controls, latent_edits, ranked
 from sae.features.grounds import (
     TEST_SHARE,
@@ -24,6 +24,7 @@ from sae.features.grounds import (
     labelled_ground,
     prompt_ground,
 )
+from sae.features.make import contexts_in
 from sae.features.prompted import on_text
 from sae.features.sets import feature_set, sae_key
 from sae.progress import progress
@@ -37,7 +38,7 @@ from sae.types import Split
 
 Word = Literal["gender", "pronoun", "transfer", "biographies"]
 HEADLINE = "projection"
-"""Edit of latents that stands for them in the metrics."""
+"""Edit of latents whose area stands for them in the metrics."""
 SCORES = (
     "probability", "balanced_accuracy", "auc", "calibrated_accuracy", "logit_difference",
     "linear_probe", "mlp_probe", "kept_linear_probe", "kept_mlp_probe", "size", "relative_size",
@@ -61,7 +62,7 @@ _AREAS: dict[str, tuple[Type, str]] = {
     "axis": ("string", ""), "budget": ("float64", ""),
     **{f"area{end}": ("float64", "") for end in ENDS},
 }  # fmt: skip
-_FORMAT = 1
+_FORMAT = 2
 """Counts up when what is kept in the cache changes its meaning."""
 
 
@@ -139,8 +140,12 @@ class ErasureEval(Resampled):
         return Measured(
             metrics=_metrics(tasks, listed, under),
             tokens={
-                "tokens": min(self.num_tokens, one.source.store(on).tokens.size),
-                "examples": sum(len(fit.named.ground.test.z) for fit in fits.values()),
+                "tokens": contexts_in(one.source.store(on), self.num_tokens)
+                * one.source.store(on).spec.ctx,
+                "examples": sum(
+                    len(grounds[name].ground.test.z)
+                    for name in dict.fromkeys(measured for _, measured in sides.values())
+                ),
             },
             details={
                 "fits": {name: fit.named.facts for name, fit in fits.items()},
@@ -153,9 +158,16 @@ class ErasureEval(Resampled):
     def _check(self, one: PlacedSAE) -> None:
         refuse_transcoder(one, self.name)
         if not isinstance(one.source, LMActivations) or one.point is None:
-            raise ConfigError("eval=erasure edits one point of an LM. Choose other evaluations.")
+            where = "a folder of activations" if one.ends is None else one.ends
+            raise ConfigError(
+                f"eval=erasure edits one point of an LM, and this SAE is of {where}. Choose an SAE "
+                "that reads and writes one point."
+            )
         if not self.tasks and not self.csv:
-            raise ConfigError("eval.erasure.tasks is empty and there is no eval.erasure.csv.")
+            raise ConfigError(
+                "eval.erasure.tasks is empty and there is no eval.erasure.csv. Give one of "
+                f"{', '.join(get_args(Word))}, or a CSV file."
+            )
         if max(self.ks) > one.sae.d_sae:
             raise ConfigError(
                 f"eval.erasure.ks has {max(self.ks)}, and the SAE {one.sae.d_sae} latents. Give "
@@ -183,7 +195,7 @@ class ErasureEval(Resampled):
         named = self._read(one, task)
         clean = named.ground.clean
         what = "auc" if "auc" in clean else "linear_probe"
-        if (found := float(clean[what][0])) < self.least_auc:
+        if not (found := float(clean[what][0])) >= self.least_auc:  # NaN is no answer either
             words = {"auc": "the AUC of its answers is", "linear_probe": "a probe's accuracy is"}
             raise ConfigError(
                 f"{one.lm.name} does not solve {task}: on test examples {words[what]} "
@@ -228,7 +240,7 @@ class ErasureEval(Resampled):
         self, one: PlacedSAE, named: Named, edits: Sequence[Erasure], on: Split
     ) -> list[Row]:
         store = one.source.store(on)
-        contexts = min(len(store.tokens), max(1, self.num_tokens // store.spec.ctx))
+        contexts = contexts_in(store, self.num_tokens)
 
         def make():
             with progress("edit neutral text", contexts * (len(edits) + 1), "contexts") as advance:
@@ -289,7 +301,7 @@ def _metrics(
             if measured and row["method"] != "none" and row["latents"] <= 1:
                 add(f"{task}_drop_{outcome}", row, f"drop_{outcome}")
         for row in areas:
-            if (row["task"], row["outcome"]) == (task, outcome) and "less" in row["method"]:
+            if (row["task"], row["outcome"]) == (task, outcome) and row["method"] == LESS:
                 add(f"{task}_area_{outcome}_{row['axis']}", row, "area")
     return found
 

@@ -117,7 +117,7 @@ class IOIEval(StudySettings, Resampled):
             decides -= {"candidates", "orders", "thresholds"}
         identity = {
             "version": FORMAT_VERSION, "sae": sae_key(of.placed), "split": of.split,
-            "config": asdict(of.placed.sae.config), "whole": of.whole, "point": str(one.point),
+            "whole": of.whole, "point": str(one.point),
             "lm": dict(one.lm.identity), "tasks": [half.key for half in halves],
             "counted": None if one.counted is None else one.counted.to_json(),
             "settings": {name: getattr(self, name) for name in sorted(decides)},

@@ -32,7 +32,7 @@ from sae.provenance import content_key
 from sae.tasks.task import Task
 from sae.types import Split
 
-_VERSION = 1
+_VERSION = 2
 _ELSEWHERE = ("text", "num_tokens", "batch_tokens")
 """Settings that are in the key of the records, or decide nothing."""
 
@@ -150,6 +150,11 @@ class _Searched:
         return Circuit(found, self.records)
 
     def _of_task(self, task: Task) -> Node:
+        if len(task) < LEAST_CONTEXTS:
+            raise ConfigError(
+                f"{task.name} has {len(task)} prompts; {LEAST_CONTEXTS} or more are needed, or "
+                "there is no interval. Give more prompts."
+            )
         upstream = Upstream(self.lm, difference_of(task), self.saes[-1], self.how.batch_tokens)
         expansion = expand(upstream, None, self.how, self.bootstrap, task.name)
         return Node(len(self.saes), task.name, expansion)
@@ -197,9 +202,10 @@ class _Searched:
         return content_key({
             "version": _VERSION, "below": sae_key(below), "point": str(below.point),
             "counted": below.source.counted.to_json(),
+            "keep_first": below.source.specs["test"].keep_first,
             "how": {name: getattr(self.how, name) for name in decides},
             "bootstrap": self.bootstrap.model_dump(),
-        })[:16]  # fmt: skip
+        })  # fmt: skip
 
 
 def strong_contexts(

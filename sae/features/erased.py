@@ -105,7 +105,7 @@ class Ground:
         self.answers = answers
         units = int(test.unit.max()) + 1
         drawn = draws(units, bootstrap.num_resamples, bootstrap.seed)
-        self.num_units, self._weights = units, drawn[:, test.unit]
+        self._weights = drawn[:, test.unit]
 
     @cached_property
     def clean(self) -> Scores:

@@ -18,6 +18,8 @@ from sae.metrics.two_way import area
 ENDS = ("", "_low", "_high")
 AXES = ("kl", "relative_size")
 """Costs that areas are taken over."""
+LESS = "latents less LEACE"
+"""Name of the difference of the areas of latents, by the headline's edit, and of LEACE."""
 RIVALS = ("LEACE", "mean difference")
 """Areas go up to the cost of the cheaper of these two."""
 OUTCOMES = ("probability", "calibrated_accuracy", "linear_probe")
@@ -110,7 +112,7 @@ def areas(task: str, measured: Sequence[Edited], headline: str, level: float) ->
                 [one.row[axis] for one in own], [one.drops[outcome] for one in own],
                 max(budget, 1e-12),
             )  # fmt: skip
-        found[f"{headline} less LEACE"] = found[headline] - found["LEACE"]
+        found[LESS] = found[headline] - found["LEACE"]
         for method, draws in found.items():
             row: Row = {"task": task, "method": method, "outcome": outcome, "axis": axis,
                         "budget": budget}  # fmt: skip

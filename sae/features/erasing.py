@@ -84,7 +84,7 @@ def latent_edits(sae: SAE, latents: Sequence[int], ks: Sequence[int]) -> list[Er
     found = [
         Erasure(form, k, of_latents(sae, latents[:k], form)) for form in FORMS for k in ks
     ]  # fmt: skip
-    return [Erasure("reconstruction", 0, lambda x: sae(x)), *found]
+    return [Erasure("reconstruction", 0, lambda x: sae(x).to(x)), *found]
 
 
 def closed_forms(
@@ -113,9 +113,10 @@ def closed_forms(
 
 
 def controls(sae: SAE, found: Ranked, ks: Sequence[int], seed: int) -> list[Erasure]:
-    """Random latents that fire, and random directions, projected out for each k."""
+    """Random latents that fire, none of them chosen, and random directions, for each k."""
     generator = torch.Generator().manual_seed(seed)
-    shuffled = found.fires[torch.randperm(len(found.fires), generator=generator)]
+    others = found.fires[~torch.isin(found.fires, found.latents[: max(ks)])]
+    shuffled = others[torch.randperm(len(others), generator=generator)]
     directions = torch.randn(max(ks), sae.d_in, generator=generator)
     return [
         *(Erasure("random latents", k, of_latents(sae, shuffled[:k].tolist(), "projection"))

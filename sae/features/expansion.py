@@ -162,6 +162,8 @@ def expand(
 
 def _intervals(effects: Tensor, bootstrap: Bootstrap) -> tuple[Tensor, Tensor]:
     """Percentile intervals of the means over contexts [contexts n], both ends [n]."""
+    if not effects.shape[1]:  # no latent fires
+        return effects.mean(0), effects.mean(0)
     weights = multinomial_weights(len(effects), bootstrap.num_resamples, bootstrap.seed)
     tails = torch.tensor([(1 - bootstrap.level) / 2, (1 + bootstrap.level) / 2]).double()
     low, high = (weights @ effects / len(effects)).quantile(tails, dim=0)

@@ -27,8 +27,6 @@ from sae.tasks.task import Task
 
 TEST_SHARE = 0.4
 """Share of the names, or texts, that are measured on."""
-_CALIBRATION = 1
-"""Variants of each training name that give the threshold of an edit."""
 
 
 class Named(NamedTuple):
@@ -65,8 +63,10 @@ def prompt_ground(
     build = partial(PROMPTED[kind], one.lm.tokenizer, names, seed=seed)
     rows = sum(len(prompt.places) for prompt in build(train=1, test=1).train.prompts)
     variants = math.ceil((ROWS_PER_DIMENSION * one.sae.d_in + 1) / rows) + 1
-    sides = build(train=max(_CALIBRATION, min(variants, MOST_VARIANTS)), test=prompts)
-    few = build(train=_CALIBRATION, test=prompts).train
+    if kind == "pronoun":
+        variants = min(variants, MOST_VARIANTS)
+    sides = build(train=max(prompts, variants), test=prompts)
+    few = build(train=prompts, test=prompts).train  # those that the test has give the thresholds
     tasks = (sides.train, few, sides.test)
     train, calibration, test = (Prompted(one.lm, point, one.counted, task) for task in tasks)
     of_train, of_test = _clean(one, train), _clean(one, test)
@@ -118,24 +118,42 @@ def biography_ground(
 def labelled_ground(
     one: PlacedSAE, texts: LabelledTexts, *, max_tokens: int, seed: int, bootstrap: Bootstrap
 ) -> Named:
-    """A user's texts of two classes, split at random.
+    """A user's texts of two classes.
 
     Raises:
-        ConfigError: If there are more classes.
+        ConfigError: If there are more classes, or a class has one text alone.
     """
     if len(texts.classes) != 2:
         raise ConfigError(
             f"{texts.name} has {len(texts.classes)} classes ({', '.join(texts.classes[:5])}); "
             "eval=erasure takes out a concept of two. Keep the rows of two of them."
         )
-    order = torch.randperm(
-        len(texts.texts), generator=torch.Generator().manual_seed(seed)
-    ).tolist()  # fmt: skip
-    cut = round(TEST_SHARE * len(order))
+    train, test = split_texts(texts, seed)
     return _text_ground(
-        one, texts.name, texts.texts, texts.labels.tolist(), (order[cut:], order[:cut]),
+        one, texts.name, texts.texts, texts.labels.tolist(), (train, test),
         max_tokens=max_tokens, seed=seed, bootstrap=bootstrap,
     )  # fmt: skip
+
+
+def split_texts(texts: LabelledTexts, seed: int) -> tuple[list[int], list[int]]:
+    """Numbers of training and of test texts, drawn in each class; equal texts stay together."""
+    train, test = [], []
+    generator = torch.Generator().manual_seed(seed)
+    for label in range(len(texts.classes)):
+        copies: dict[str, list[int]] = {}
+        for i, (text, own) in enumerate(zip(texts.texts, texts.labels, strict=True)):
+            if own == label:
+                copies.setdefault(text, []).append(i)
+        distinct = list(copies.values())
+        if len(distinct) < 2:
+            raise ConfigError(
+                f"{texts.name} has one text of {texts.classes[label]}. Give two different ones or "
+                "more: one side is for training, one for the test."
+            )
+        cut = min(max(1, round(TEST_SHARE * len(distinct))), len(distinct) - 1)
+        for place, j in enumerate(torch.randperm(len(distinct), generator=generator).tolist()):
+            (test if place < cut else train).extend(distinct[j])
+    return train, test
 
 
 def _text_ground(

@@ -157,7 +157,7 @@ def on_text(
             for at in torch.arange(len(context)).split(512):
                 terms = functional.compare_predictions(kept[at], other[at], targets[at])
                 found = torch.stack([torch.ones_like(terms["kl"]), terms["other"], terms["kl"]], 1)
-                sums[part, i, :3].index_add_(0, context[at].cpu(), found.double().cpu())
+                sums[part, i, :3].index_add_(0, context[at].cpu(), found.cpu().double())
             advance(len(tokens))
     return sums
 
@@ -167,9 +167,9 @@ def _sized(edit: Replacement, positions: Positions, into: Tensor) -> Replacement
 
     def replace(x: Tensor) -> Tensor:
         new = edit(x)
-        rows = positions.replaced().double().cpu()
-        size = (new.float() - x.float()).norm(dim=-1).double().cpu()
-        share = size / x.float().norm(dim=-1).double().cpu().clamp_min(1e-12)
+        rows = positions.replaced().cpu().double()
+        size = (new.float() - x.float()).norm(dim=-1).cpu().double()
+        share = size / x.float().norm(dim=-1).cpu().double().clamp_min(1e-12)
         into[:, 3] += rows.sum(1)
         into[:, 4] += (size * rows).sum(1)
         into[:, 5] += (share * rows).sum(1)

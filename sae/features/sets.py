@@ -1,14 +1,14 @@
 """Sets of latents as files, so that what one evaluation found another can read."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sae.artifacts.placed import PlacedSAE
 from sae.checksums import read_sealed, seal, sha256_of
 from sae.errors import ArtifactError, ConfigError
-from sae.provenance import write_json
+from sae.provenance import content_key, write_json
 
 FORMAT = "lightning-sae.features"
 FORMAT_VERSION = 1
@@ -21,7 +21,7 @@ class FeatureSet:
     Args:
         latents: Their numbers, the most important first.
         weights: What they weigh, by the evaluation's own measure.
-        sae: Hash of the SAE's tensors (`sae_key`).
+        sae: Hash of the SAE (`sae_key`).
         point: Where it reads and writes.
         made_by: The evaluation, its settings and what it measured; plain JSON values.
     """
@@ -95,5 +95,6 @@ def read_features(path: str | Path, one: PlacedSAE | None = None) -> FeatureSet:
 
 
 def sae_key(one: PlacedSAE) -> str:
-    """A hash of the SAE's tensors."""
-    return sha256_of(one.sae.state_dict())
+    """A hash of the SAE's tensors and configuration: a basis and its top-k share the tensors."""
+    tensors = sha256_of(one.sae.state_dict())
+    return content_key({"tensors": tensors, "config": asdict(one.sae.config)})

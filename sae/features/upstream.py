@@ -135,8 +135,8 @@ class Upstream:
                 (gradient,) = torch.autograd.grad(value.sum(), x)
             f = self.code(i)
             along = gradient[0].float() @ self.sae.W_dec.float().T
-            clean.append(value.detach().double().cpu())
-            estimates.append((along * f).sum(0).double().cpu())
+            clean.append(value.detach().cpu().double())
+            estimates.append((along * f).sum(0).cpu().double())
             fires.append((f != 0).any(0).cpu())
         return FirstOrder(torch.cat(clean), torch.stack(estimates), torch.stack(fires))
 
@@ -167,7 +167,7 @@ class Upstream:
                 part = active[start : start + size]
                 steps = f[:, part].T[..., None] * directions[part].float()[:, None]
                 edited = self._values(i, context.x - steps.to(context.x))
-                found[i, part.cpu()] = (clean - edited).double().cpu()
+                found[i, part.cpu()] = (clean - edited).cpu().double()
             advance(len(latents))
         return found
 

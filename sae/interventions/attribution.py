@@ -47,16 +47,16 @@ def patched_alone(
     patching: Patching, measure: OfLogits, latents: Sequence[int]
 ) -> Float[Tensor, " chosen"]:
     """Exact change of the number, summed over prompts, for each latent patched alone."""
-    before = measure(patching.clean).double().sum()
+    before = measure(patching.clean).cpu().double().sum()
     found = []
     for latent in latents:
         step = patching.step(patching.share_of([latent]))
-        found.append(measure(patching.logits(step)).double().sum() - before)
-    return torch.stack(found).cpu()
+        found.append(measure(patching.logits(step)).cpu().double().sum() - before)
+    return torch.stack(found)
 
 
 def _effects(patching: Patching, gradient: Float[Tensor, "prompts ctx d_in"]) -> Effects:
-    changing = (patching.change * (gradient @ patching.W_dec.T)).sum((0, 1)).double().cpu()
+    changing = (patching.change * (gradient @ patching.W_dec.T)).sum((0, 1)).cpu().double()
     by_latent = torch.zeros(patching.num_latents, dtype=torch.float64)
     by_latent[patching.latents.cpu()] = changing
     return Effects(by_latent, float((patching.error * gradient).sum()))

@@ -57,7 +57,7 @@ def ranked(prompts: Sequence[Prompts], steps: int) -> Ranked:
     second = [integrated_gradients(*one, steps) for one in prompts] if steps else []
     active = torch.zeros_like(first[0].latents)
     for patching, _ in prompts:
-        active[patching.latents.cpu()] += patching.change.abs().sum((0, 1)).double().cpu()
+        active[patching.latents.cpu()] += patching.change.abs().sum((0, 1)).cpu().double()
     total = 0.0
     with torch.no_grad():
         for patching, difference in prompts:

@@ -249,11 +249,12 @@ class LanguageModel:
         Args:
             tokens: Token ids of the context.
             start: Where the variants stand.
-            end: Point of what the function returns; None: the logits.
+            end: Point of what the function returns; None: the logits of the last token.
 
         Returns:
             The activation, and the function: it takes variants [n ctx d] of the activation and
-            returns what each makes at `end`, [n ctx d_end] or [n ctx vocab], with gradients.
+            returns what each makes at `end`, [n ctx d_end], or the logits of the last token,
+            [n 1 vocab], with gradients.
 
         Raises:
             SiteError: If a point does not exist.
@@ -267,9 +268,11 @@ class LanguageModel:
         def run(variants: Tensor) -> Tensor:
             many, replace = tokens.expand(len(variants), -1), {start: lambda _: variants}
             with self._lock, replay.one_pass(len(variants)):
-                if end is None:
-                    return self.differentiable_logits(many, replace)
-                return self.differentiable_capture(many, [end], replace)[end]
+                if end is not None:
+                    return self.differentiable_capture(many, [end], replace)[end]
+                last = torch.full((len(variants),), tokens.shape[1] - 1)
+                with self._logits_at(last), self.hooked(splices(replace)):
+                    return self._forward(many)
 
         return clean, run
 

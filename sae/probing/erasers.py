@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 ROWS_PER_DIMENSION = 10
 """Rows for each dimension that a covariance should be estimated from."""
 _RANK_TOLERANCE = 1e-10
+_BATCH_ROWS = 8192  # in float64 at once
 
 
 class Eraser(NamedTuple):
@@ -73,21 +74,29 @@ def moments(x: Float[Tensor, "n d"], z: Int[Tensor, " n"]) -> Moments:
         )  # fmt: skip
     classes = z.unique()
     if len(classes) < 2:
-        raise ConfigError("An eraser needs rows of two classes or more.")
-    x = x.double()
-    mean = x.mean(0)
-    centred = x - mean
+        raise ConfigError(
+            f"All {n:,} rows are of one class; an eraser needs rows of two or more. Give rows of "
+            "another class."
+        )
     member = (z[:, None] == (classes[1:] if len(classes) == 2 else classes)).double()
-    xz = covariance(x, member)
-    means = (member.T @ x) / member.sum(0)[:, None]
-    base = x[z == classes[0]].mean(0) if len(classes) == 2 else mean
-    return Moments(mean, centred.T @ centred / n, xz, (means - base).T)
+    mean, second, by_class = (torch.zeros(shape, dtype=torch.float64, device=x.device)
+                              for shape in (d, (d, d), (member.shape[1], d)))  # fmt: skip
+    for rows, of in zip(x.split(_BATCH_ROWS), member.split(_BATCH_ROWS), strict=True):
+        rows = rows.double()
+        mean += rows.sum(0) / n
+        by_class += of.T @ rows
+    for rows in x.split(_BATCH_ROWS):
+        second += (rows.double() - mean).T @ (rows.double() - mean) / n
+    count = member.sum(0)[:, None]
+    base = (n * mean - by_class[0]) / (n - count[0]) if len(classes) == 2 else mean
+    return Moments(mean, second, covariance(x, member), (by_class / count - base).T)
 
 
 def covariance(x: Float[Tensor, "n d"], y: Float[Tensor, "n k"]) -> Float[Tensor, "d k"]:
     """Covariance of two sets of columns, in float64; sums are divided by n."""
-    x, y = x.double(), y.double()
-    return (x - x.mean(0)).T @ (y - y.mean(0)) / len(x)
+    centred = y.double() - y.double().mean(0)  # so that the rows' mean drops out
+    parts = zip(x.split(_BATCH_ROWS), centred.split(_BATCH_ROWS), strict=True)
+    return torch.stack([rows.double().T @ own for rows, own in parts]).sum(0) / len(x)
 
 
 def leace(found: Moments) -> Eraser:
@@ -115,6 +124,11 @@ def splince(found: Moments, xy: Float[Tensor, "d k"]) -> Eraser:
     """
     whiten, unwhiten = _whitening(found.xx)
     a, b = _span(whiten @ found.xz), whiten @ xy
+    if not float(b.norm()):
+        raise ConfigError(
+            "SPLINCE cannot keep this label: it is the same for all rows. Use LEACE, or rows in "
+            "which it differs."
+        )
     rest = b - a @ (a.T @ b)
     if float(rest.norm()) <= 1e-6 * float(b.norm()):
         raise ConfigError(

@@ -162,8 +162,10 @@ def _tiles(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     outcome = _outcomes(rows)[-1]
     tiles = []
     for method, label in wanted:
-        row = next((row for row in rows if row["method"] == method), None)
-        if row is not None:
+        own = [row for row in rows if row["method"] == method]
+        if own:
+            row = min(own, key=lambda row: row["latents"])
+            label = label if row["latents"] <= 1 else f"{row['latents']}: {method}"
             note = f"{_COLUMNS[outcome]}; KL {number('', row['kl']).text}"
             tiles.append({"label": label, "value": number("", row[outcome]).text, "note": note})
     return tiles

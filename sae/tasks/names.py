@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from sae.errors import ConfigError, SourceError
-from sae.language.text import Tokenizer, tokenise
+from sae.language.text import Tokenizer
+from sae.tasks.task import single_tokens
 
 GENDERS = ("female", "male")
 """Names of the labels 0 and 1."""
@@ -77,13 +78,10 @@ def single_token_names(tokenizer: Tokenizer, count: int, *, test: float, seed: i
         ConfigError: If this LM has fewer names of one token.
     """
     names = unambiguous()
-    ids = tokenise(tokenizer, [f" {name.word}" for name in names])
+    single = single_tokens(tokenizer, [name.word for name in names])
     sides, rng = Names([], []), np.random.default_rng(seed)
     for label, gender in enumerate(GENDERS):
-        own = [
-            name for name, tokens in zip(names, ids, strict=True)
-            if name.label == label and len(tokens) == 1
-        ]  # fmt: skip
+        own = [name for name in names if name.label == label and name.word in single]
         if len(own) < count:
             raise ConfigError(
                 f"{len(own)} {gender} names are one token for this LM, and {count} are asked for; "

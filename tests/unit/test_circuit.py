@@ -1,5 +1,6 @@
 """Circuits: a planted one is found, edges are finite differences, files can be read again."""
 
+import copy
 import json
 from xml.etree import ElementTree
 
@@ -27,7 +28,7 @@ ROOT = f"resid.2/{TARGET}"
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch):
-    """One cache for all tests here: activations and records are made once."""
+    """In place of the cache of every test: activations and records are made once for all here."""
     monkeypatch.setattr("sae.features.make.return_freed_memory", lambda: None)  # takes its time
 
 
@@ -209,7 +210,7 @@ def test_a_logit_difference_is_a_root(levels):
 def test_a_file_of_prompts_is_a_root(levels, tmp_path):
     lm, lines, letters = levels[2].lm, [], "abcdefghijklmnopqrstuvwxyz"
     ids = [one_token(lm.tokenizer, letter) for letter in letters]
-    for i in range(8):
+    for i in range(10):
         clean, patch = (f"{start}{letters[i]}qb" for start in "xy")
         logits = lm.logits(torch.tensor([ids_of(lm.tokenizer, clean)]))[0, -1, ids]
         answers = {
@@ -222,7 +223,7 @@ def test_a_file_of_prompts_is_a_root(levels, tmp_path):
     asked = {**HOW, "contexts": 5, "min_share": 0.0, "task": str(file)}
     found = CircuitEval(**asked).run(levels)
     assert found.details["root"] == "logits/own"
-    assert found.tokens["contexts"] == 4  # half of the file
+    assert found.tokens["contexts"] == 5  # half of the file
     assert {
         point for point, _, _ in (n["node_id"].partition("/") for n in found.details["nodes"])
     } == {"logits", "resid.0", "resid.1", "resid.2"}
@@ -230,6 +231,9 @@ def test_a_file_of_prompts_is_a_root(levels, tmp_path):
     assert "logits/own" in (tmp_path / "pages" / "index.html").read_text()
     with pytest.raises(ConfigError, match="are two roots. Give one of them"):
         CircuitEval(**asked, feature=TARGET).run(levels)
+    file.write_text("\n".join(lines[:4]))
+    with pytest.raises(ConfigError, match="own has 2 prompts; 5 or more are needed"):
+        CircuitEval(**asked).run(levels)
 
 
 def test_the_files_can_be_read_again(result, levels, tmp_path):
@@ -305,7 +309,8 @@ def test_what_cannot_be_a_circuit_is_refused(levels, tiny_source, random_corpus)
     [(None, "feature is not given"), (24, "0 to 23"), ("-3", "-3"), (2, "is silent")],
 )
 def test_wrong_latents_are_refused(levels, feature, said):
-    low, _, top = levels
+    low, _, highest = levels
+    top = PlacedSAE(copy.deepcopy(highest.sae), highest.source, highest.name)
     top.sae.b_enc[2] = -1e6
     with pytest.raises(ConfigError, match=said):
         CircuitEval(feature=feature).run([low, top])

@@ -137,7 +137,7 @@ def test_too_few_rows_are_refused_and_few_are_told(rows, caplog):
 
 def test_one_class_is_refused(rows):
     x = torch.from_numpy(rows[0])
-    with pytest.raises(ConfigError, match="two classes or more"):
+    with pytest.raises(ConfigError, match="rows are of one class; an eraser needs rows of two"):
         erasers.moments(x, torch.zeros(N, dtype=torch.long))
 
 

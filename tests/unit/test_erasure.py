@@ -12,7 +12,9 @@ from sae.activations.counted import Counted, RowRule
 from sae.artifacts.placed import PlacedSAE
 from sae.errors import ConfigError
 from sae.evals.erasure import ErasureEval
-from sae.features.erased import on_texts
+from sae.features.erased import Ground, Side, on_texts
+from sae.features.erasing import Ranked, controls
+from sae.features.grounds import Named, split_texts
 from sae.features.prompted import Prompted, on_text
 from sae.features.sets import read_features
 from sae.interventions import projected_out
@@ -21,6 +23,7 @@ from sae.probing import fresh
 from sae.reports.pages import write_pages
 from sae.tasks.biographies import biographies
 from sae.tasks.gender import name_to_gender
+from sae.tasks.labelled import LabelledTexts
 from sae.tasks.names import single_token_names
 from sae.tasks.task import Prompt, Task
 from sae.types import Point
@@ -90,13 +93,17 @@ def test_splince_keeps_the_profession(one):
 
 def test_a_file_of_two_classes(one, tmp_path):
     file = tmp_path / "texts.csv"
-    lines = [f"{word} went to the {place},{word}" for word in ("James", "Mary")
-             for place in ("store", "park", "beach") for _ in range(20)]  # fmt: skip
+    lines = [f"{word} {word} {word} {word} went to the {place} {when},{word}"
+             for word in ("James", "Mary") for place in ("store", "park", "beach", "bank")
+             for when in ("today", "now", "then")]  # fmt: skip
     file.write_text("text,label\n" + "\n".join(lines))
     settings = SETTINGS | {"tasks": (), "csv": str(file)}
     result = ErasureEval(**settings).run(one)
     (clean,) = rows_of(result, task="csv", method="none")
-    assert clean["linear_probe"] > 0.95  # a word tells
+    assert clean["linear_probe"] > 0.9  # a word tells, also in other sentences
+    file.write_text("text,label\n" + "\n".join([lines[0], lines[0], *lines[-3:]]))
+    with pytest.raises(ConfigError, match="texts has one text of James. Give two different ones"):
+        ErasureEval(**settings).run(one)
     file.write_text("text,label\n" + "\n".join([*lines, "so he went,third"]))
     with pytest.raises(ConfigError, match=r"texts has 3 classes \(James, Mary, third\)"):
         ErasureEval(**settings).run(one)
@@ -243,3 +250,55 @@ def test_rows_of_texts_that_do_not_count_are_left_out():
     assert side.example.tolist() == [1, 0]
     assert side.z.tolist() == [0, 1]
     assert side.pooled(side.x)[:, 0].tolist() == [3.0, 1.0]
+
+
+def test_equal_texts_stay_on_one_side():
+    words = ["a b", "a b", "a c", "a d", "b e", "b f", "b f", "b g", "b h"]
+    texts = LabelledTexts.of("own", words, [word[0] for word in words])
+    for seed in range(5):
+        train, test = split_texts(texts, seed)
+        assert sorted([*train, *test]) == list(range(9))
+        assert not {words[i] for i in train} & {words[i] for i in test}
+        assert {words[i][0] for i in train} == {words[i][0] for i in test} == {"a", "b"}
+
+
+def test_latents_and_closed_forms_know_nothing_of_test_names(one):
+    """Other test names: the same latents and the same maps, bit for bit."""
+    evaluation = ErasureEval(**SETTINGS)
+    named = evaluation._read(one, "gender")
+    fit = evaluation._fit(one, named, "test")
+    ground = named.ground
+    others = Side(
+        ground.test.x + 3.0, ground.test.example, 1 - ground.test.z, None, ground.test.unit
+    )  # fmt: skip
+    moved = Ground(ground.train, others, by_row=True, bootstrap=evaluation.bootstrap, seed=0)
+    again = evaluation._fit(one, Named(moved, "other", {}), "test")
+    assert torch.equal(fit.ranked.latents, again.ranked.latents)
+    x = ground.train.x[:8][None]
+    for edit, other in zip(fit.edits, again.edits, strict=True):
+        assert torch.equal(edit.replacement(x), other.replacement(x))
+
+
+def test_the_threshold_follows_training_answers_alone(one):
+    """Shifting all training scores shifts the calibrated accuracy; test scores decide no threshold."""
+    evaluation = ErasureEval(**SETTINGS)
+    ground = evaluation._read(one, "gender").ground
+    of_train, of_test = ground.answers(None)
+    for shift, expected in ((-1e3, 0.5), (1e3, 0.5), (0.0, None)):
+        ground.answers = lambda edit, by=shift: (of_train + by, of_test)
+        found = float(ground.scores(None)["calibrated_accuracy"][0])
+        above = (of_test > (of_train + shift).median()).long()
+        slow = sum(float((above[ground.test.z == c] == c).float().mean()) for c in (0, 1)) / 2
+        assert found == pytest.approx(slow, abs=0.02)
+        assert expected is None or found == expected
+
+
+def test_random_latents_are_none_of_the_chosen(one):
+    found = Ranked(torch.arange(8), torch.ones(8), torch.arange(6))
+    drawn = [
+        edit for edit in controls(one.sae, found, (1, 2, 4), seed=0) if "latents" in edit.method
+    ]
+    assert [edit.latents for edit in drawn] == [1, 2]  # 4 and 5 are left
+    x = torch.randn(1, 3, one.sae.d_in)
+    span = one.sae.W_dec[[4, 5]]
+    torch.testing.assert_close(drawn[1].replacement(x), projected_out(span)(x))
