@@ -307,5 +307,5 @@ def _metrics(
 
 
 def _lm(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides which LM it is, whatever its dtype and name."""
+    """The settings that decide which LM it is, whatever its dtype and name."""
     return {name: value for name, value in config.items() if name not in ("dtype", "name")}

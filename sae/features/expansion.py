@@ -20,7 +20,7 @@ SAME_DIRECTION = 0.9
 
 
 class Search(Settings):
-    """How a circuit is searched."""
+    """Settings of the search for a circuit."""
 
     contexts: int = setting(
         20, ge=LEAST_CONTEXTS, le=200,
@@ -70,7 +70,7 @@ class Edge(NamedTuple):
 
     @property
     def identity(self) -> bool:
-        """Whether both latents have about the same direction."""
+        """True where both latents have about the same direction."""
         return self.cosine is not None and self.cosine > SAME_DIRECTION
 
 

@@ -1,4 +1,4 @@
-"""What an LM makes of prompts and of text while its activations at a point are edited."""
+"""An LM's answers to prompts, and its predictions on text, under edits of activations at a point."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple

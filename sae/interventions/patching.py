@@ -20,7 +20,7 @@ OfLogits = Callable[[Tensor], Tensor]
 
 
 class Outcome(NamedTuple):
-    """What a set of patched latents does, for each prompt.
+    """The effect of a set of patched latents, for each prompt.
 
     Args:
         kl: KL(target || run) in nats at the end; the target is the run on the counterfactual.
@@ -91,7 +91,7 @@ class Patching:
     def step(
         self, share: Float[Tensor, " latents"], error: float = 0.0
     ) -> Float[Tensor, "prompts ctx d_in"]:
-        """What is added to the activation, with latents moved by a share of their change.
+        """The vectors that are added to the activation, with latents moved by a share of their change.
 
         Args:
             share: 1 patches a latent, 0 leaves it.

@@ -1,4 +1,4 @@
-"""How well an LM or a probe tells two classes apart, on weighted examples; and areas of curves."""
+"""Scores of telling two classes apart, on weighted examples; and areas of curves."""
 
 from collections.abc import Sequence
 

@@ -15,7 +15,7 @@ from sae.reports.graphml import graphml
 from sae.reports.page import Cell, Plot, Section, Table, interval, number, plain, render
 
 _COLOURS = {True: "#2563eb", False: "#d97706"}
-"""Of links that drive and of those that inhibit."""
+"""Colours of links that drive, and that inhibit."""
 
 
 def write_circuit(result: EvalResult, folder: Path) -> None:
