@@ -1,4 +1,4 @@
-"""An LM's answers to prompts, and its predictions on text, under edits of activations at a point."""
+"""Answers of an LM to prompts, and its predictions on text, under edits of activations."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple

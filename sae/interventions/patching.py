@@ -91,7 +91,9 @@ class Patching:
     def step(
         self, share: Float[Tensor, " latents"], error: float = 0.0
     ) -> Float[Tensor, "prompts ctx d_in"]:
-        """The vectors that are added to the activation, with latents moved by a share of their change.
+        """The vectors that are added to the activation.
+
+        Latents are moved by a share of their change.
 
         Args:
             share: 1 patches a latent, 0 leaves it.
