@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numba import njit, prange
 from torch import Tensor
 
-from sae.kernels.numba_jit import jit, set_threads
+from sae.kernels.numba_jit import jit, jit_exactly, set_threads
 from sae.kernels.numba_selections import (
     select_above,
     select_batch_topk,
@@ -256,7 +256,7 @@ def _quantize_rows(matrix, counted, levels, minus, out, steps, norms):
             target[c] = np.int32(row[c] * counted[c] * factor + half) - minus
 
 
-@jit
+@jit_exactly
 @no_type_check
 def _jump_gradients(of_f, to_values, at_zero, pre, theta, bandwidth, offsets, latents, sums):
     half, zero = bandwidth / of_f.dtype.type(2), of_f.dtype.type(0)

@@ -98,3 +98,24 @@ def test_the_comparison_can_fail():
     assert equal({"a": [torch.zeros(2), 1]}, {"a": [torch.zeros(2), 1]})
     assert not equal({"a": [torch.zeros(2)]}, {"a": [torch.tensor([0.0, 1e-9])]})
     assert not equal({"a": 1}, {"b": 1})
+
+
+WORLD = [
+    "activations=superposition", "activations.d_in=8", "activations.num_features=16",
+    "activations.active=2", "tokens=2048", "activations.val_tokens=512",
+    "activations.test_tokens=512", "trainer.batch_size=32", "epochs=1", "eval=[core]",
+    "logger=none", "trainer.precision=32-true", "trainer.validations=2",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", [["sae=jumprelu", "target_l0=2"], ["sae=topk", "k=2"]])
+def test_a_run_that_compiles_the_kernels_is_as_one_that_finds_them(tmp_path, monkeypatch, words):
+    """Numba's code must round alike, fresh and out of its cache: else a killed run differs."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "numba"))
+    tables = []
+    for name in ("compiles", "finds"):
+        command = [sys.executable, "train.py", *WORLD, *words, f"run_dir={tmp_path / name}"]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+        assert list((tmp_path / "numba").rglob("*.nbc"))
+        tables.append((tmp_path / name / "metrics.csv").read_bytes())
+    assert tables[0] == tables[1]
