@@ -271,7 +271,7 @@ def test_every_file_of_a_run_may_be_read_by_whom_the_umask_allows(tmp_path):
 
 
 def test_whole_numbers_of_every_evaluation_may_be_0_where_that_means_something():
-    """Counts are at least 1; of a seed, a port and latents to ablate 0 has a meaning."""
+    """Counts are at least 1; of a seed, a port and what may be left out 0 has a meaning."""
     from sae.evals.base import EVALS
 
     taken = []
@@ -286,8 +286,8 @@ def test_whole_numbers_of_every_evaluation_may_be_0_where_that_means_something()
                 assert re.search(rf"{name}=0\b.*(at least|below 1)", message)  # noqa: PT017
             else:
                 taken.append(f"{word}.{name}")
-    seeded = ["absorption", "scr", "sparse_probing", "tpp"]
-    others = ["dashboard.ablate", "dashboard.port"]
+    seeded = ["absorption", "circuit", "erasure", "scr", "sparse_probing", "tpp"]
+    others = ["circuit.random", "dashboard.ablate", "dashboard.port", "ioi.exact"]
     assert sorted(taken) == sorted([*(f"{word}.seed" for word in seeded), *others])
 
 
