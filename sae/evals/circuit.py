@@ -17,7 +17,7 @@ from sae.features.sets import sae_key
 from sae.settings import setting
 from sae.tables import Table, Type
 from sae.tasks.choose import halves_of
-from sae.tasks.task import Task
+from sae.tasks.task import LEAST_ACCURACY, Task
 from sae.types import Split
 
 _EDGES: dict[str, tuple[Type, str]] = {
@@ -28,8 +28,6 @@ _EDGES: dict[str, tuple[Type, str]] = {
     "step": ("float64", "activation"), "cosine": ("float64", "cosine"), "fires": ("int64", ""),
     "ranked": ("bool", ""), "listed": ("bool", ""),
 }  # fmt: skip
-LEAST_ACCURACY = 0.7
-"""Share of a task's prompts that the LM must have right."""
 _SHOWN = 5
 """Contexts of each latent that are kept for people."""
 

@@ -20,7 +20,7 @@ from sae.settings import setting
 from sae.tables import Table, Type
 from sae.tasks.choose import halves_of
 from sae.tasks.ioi import Counterfactual
-from sae.tasks.task import Task
+from sae.tasks.task import LEAST_ACCURACY, Task
 from sae.types import Split
 
 FORMAT_VERSION = 1
@@ -72,7 +72,9 @@ class IOIEval(StudySettings, Resampled):
     controls: tuple[str, ...] = setting(
         (), help="trained controls: runs, or sweeps, with a frozen decoder or of a random LM"
     )
-    least_accuracy: float = setting(0.7, ge=0, le=1, help="share of right answers that is asked")
+    least_accuracy: float = setting(
+        LEAST_ACCURACY, ge=0, le=1, help="share of right answers that is asked"
+    )
 
     def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:
         """Measure the SAE and all controls on the same prompts."""
@@ -80,26 +82,29 @@ class IOIEval(StudySettings, Resampled):
         refuse_transcoder(one, self.name)
         halves = self._tasks(one)
         assert one.point is not None
-        given = given_controls(one, self.controls)
-        every = [Decomposition("SAE", one, whole=True)]
-        for control in [*fitted_controls(one, _l0(one, on)), *given]:
-            every.append(Decomposition(control.name, control.placed))
-            if control.name.startswith("pca") and control not in given:
-                every.append(Decomposition(f"{control.name} ±", control.placed, split=True))
         accuracy, studies = [], {}
-        with in_float32(one.lm.model):
+        with in_float32(one.lm.model):  # before controls are fitted, which takes longer
             for half in halves:
                 found = half.check(
                     one.lm, one.point, one.counted, least=self.least_accuracy,
                     batch_prompts=self.batch_prompts,
                 )  # fmt: skip
                 accuracy.append(float((found > 0).float().mean()))
-            with progress("patch latents", len(every), "decompositions") as advance:
-                for of in every:
-                    alike = sum(name.split(" #")[0] == of.name for name in studies)
-                    name = f"{of.name} #{alike + 1}" if alike else of.name
-                    studies[name] = self._studied(of, one, halves)
-                    advance(1)
+        given = given_controls(one, self.controls)
+        every = [Decomposition("SAE", one, whole=True)]
+        for control in [*fitted_controls(one, _l0(one, on)), *given]:
+            every.append(Decomposition(control.name, control.placed))
+            if control.name.startswith("pca") and control not in given:
+                every.append(Decomposition(f"{control.name} ±", control.placed, split=True))
+        with (
+            in_float32(one.lm.model),
+            progress("patch latents", len(every), "decompositions") as advance,
+        ):
+            for of in every:
+                alike = sum(name.split(" #")[0] == of.name for name in studies)
+                name = f"{of.name} #{alike + 1}" if alike else of.name
+                studies[name] = self._studied(of, one, halves)
+                advance(1)
         return self._result(one, studies, accuracy, halves, missing_controls(one, given))
 
     def _tasks(self, one: PlacedSAE) -> tuple[Task, Task]:

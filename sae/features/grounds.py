@@ -60,7 +60,8 @@ def prompt_ground(
         ConfigError: If an edited row does not count, or the tokenizer does not fit.
     """
     point, _ = at_one_point(one)
-    build = partial(PROMPTED[kind], one.lm.tokenizer, names, seed=seed)
+    drawn = {"seed": seed} if kind == "gender" else {}  # pronouns have no examples to draw
+    build = partial(PROMPTED[kind], one.lm.tokenizer, names, **drawn)
     rows = sum(len(prompt.places) for prompt in build(train=1, test=1).train.prompts)
     variants = math.ceil((ROWS_PER_DIMENSION * one.sae.d_in + 1) / rows) + 1
     if kind == "pronoun":

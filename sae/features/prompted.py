@@ -11,6 +11,7 @@ from sae import functional
 from sae.activations.counted import Counted
 from sae.artifacts.placed import PlacedSAE
 from sae.features.effects import at_one_point
+from sae.features.make import contexts_in
 from sae.interventions import Intervention, Positions, Replacement, intervene
 from sae.language.lm import LanguageModel
 from sae.language.prefix import Prefix
@@ -135,8 +136,7 @@ def on_text(
     """
     point, positions = at_one_point(one)
     store = one.source.store(on)
-    ctx = store.spec.ctx
-    contexts = min(len(store.tokens), max(1, num_tokens // ctx))
+    contexts = contexts_in(store, num_tokens)
     sums = torch.zeros(contexts, len(edits) + 1, 6, dtype=torch.float64)
     for start in range(0, contexts, batch_contexts):
         part = slice(start, min(start + batch_contexts, contexts))

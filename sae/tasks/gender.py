@@ -69,17 +69,16 @@ def name_to_gender(
     return _sides("name → gender", tokenizer, names, GENDERS, variants, train, test)
 
 
-def pronoun(tokenizer: Tokenizer, names: Names, *, train: int, test: int, seed: int = 0) -> Sides:
+def pronoun(tokenizer: Tokenizer, names: Names, *, train: int, test: int) -> Sides:
     """`Yesterday X went to the store, and`, followed by he or she.
 
-    Variants differ in the time and the place, and are the same for every seed.
+    Variants differ in the time and the place.
 
     Args:
         tokenizer: Of the LM.
         names: Names.
         train: Variants of each training name.
         test: Variants of each test name, the first of them.
-        seed: Has no effect.
 
     Raises:
         ConfigError: If a name or an answer is no single token.

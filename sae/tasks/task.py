@@ -16,6 +16,9 @@ from sae.language.text import Tokenizer, separator_id, tokenise
 from sae.provenance import content_key
 from sae.types import Point
 
+LEAST_ACCURACY = 0.7
+"""Share of a task's prompts that an LM should have right, or there is nothing to explain."""
+
 
 @dataclass(frozen=True)
 class Prompt:
