@@ -112,7 +112,8 @@ def test_another_file_is_refused(monkeypatch, tmp_path):
 
 
 @pytest.mark.skipif(find_spec("names") is None, reason="the extra `names` is not installed")
-def test_the_package_is_read_and_never_imported():
+def test_the_package_is_read_and_never_imported(monkeypatch):
+    monkeypatch.delitem(sys.modules, "names", raising=False)
     words = [name.word for name in unambiguous()]
     assert words[0] == "Mary"
     assert "James" in words
