@@ -62,7 +62,7 @@ def write_erasure(result: EvalResult, folder: Path) -> None:
         sections.append(Section(
             TASKS[task],
             plots=[_curves(own, outcome, axis) for outcome in _outcomes(own) for axis in _AXES],
-            tables=[_edits(own), _areas([row for row in areas if row["task"] == task])],
+            tables=[_edits(own), _drops(own), _areas([row for row in areas if row["task"] == task])],
         ))  # fmt: skip
     sections.append(Section("Chosen latents", tables=[_latents(result)]))
     fits = result.details["fits"]
@@ -121,17 +121,27 @@ def _off(high: float | None, low: float | None) -> float:
 
 def _edits(rows: Sequence[Mapping[str, Any]]) -> Table:
     shown = {name: words for name, words in _COLUMNS.items() if rows[0][name] is not None}
-    shown |= {f"drop_{name}": f"drop of the {_COLUMNS[name]}" for name in _outcomes(rows)}
-    first = f"drop_{_outcomes(rows)[0]}"
+    cells = [[*_edit(row), *(number("", row[name]) for name in shown)] for row in rows]
+    return Table("Edits", ["edit", "latents", *shown.values()], cells)
+
+
+def _drops(rows: Sequence[Mapping[str, Any]]) -> Table:
+    shown = _outcomes(rows)
     cells = [
-        [Cell(row["method"]), Cell(str(row["latents"] or ""), row["latents"]),
-         *(number("", row[name]) for name in shown),
-         Cell(interval("", row[f"{first}_low"], row[f"{first}_high"]))]
+        [*_edit(row), *(
+            cell for name in (f"drop_{outcome}" for outcome in shown)
+            for cell in (number("", row[name]),
+                         Cell(interval("", row[f"{name}_low"], row[f"{name}_high"])))
+        )]
         for row in rows
     ]  # fmt: skip
-    note = "a drop is how much nearer to chance, .5, a number came; the interval is of the first"
-    columns = ["edit", "latents", *shown.values(), "interval"]
-    return Table("Edits", columns, cells, note)
+    columns = [word for name in shown for word in (_COLUMNS[name], "interval")]
+    note = "how much nearer to chance, .5, a number came"
+    return Table("Drops", ["edit", "latents", *columns], cells, note)
+
+
+def _edit(row: Mapping[str, Any]) -> list[Cell]:
+    return [Cell(row["method"]), Cell(str(row["latents"] or ""), row["latents"])]
 
 
 def _areas(rows: Sequence[Mapping[str, Any]]) -> Table:
