@@ -12,6 +12,7 @@ from sae.features import Record, Records, records
 from sae.features.ablated import changes
 from sae.features.effects import Effect, ablate, on_last_token, strongest
 from sae.features.plain import words
+from sae.features.sets import first_latent
 from sae.features.upstream import feeding
 from sae.settings import setting
 from sae.types import Split
@@ -29,8 +30,9 @@ class CaseStudyEval(Evaluation):
     name: ClassVar[str] = "case_study"
     needs: ClassVar[frozenset[str]] = frozenset({"tokens", "predictions"})
     feature: int | str | None = setting(
-        None, help="the latent; -3 is the negative side of 3; null: the first that find finds"
-    )
+        None, help="the latent; -3 is the negative side of 3; a features.json: its first latent; "
+        "null: the first that find finds",
+    )  # fmt: skip
     find: str = setting("", help="a text; the latents that fire on its last token are listed")
     below: str = setting("", help="run of a lower layer, for the latents that feed this one")
     contexts: int = setting(10, ge=1, le=20, help="strongest contexts that effects are measured on")
@@ -47,10 +49,11 @@ class CaseStudyEval(Evaluation):
                 "eval.case_study.feature is not given. Give the number of a latent, or a text "
                 "(eval.case_study.find='…'): the latent that fires most on its last token is taken."
             )
+        asked = None if self.feature is None else first_latent(self.feature, one)
         split = None if self.text == "auto" else self.text
         every = records(one, split=split, num_tokens=self.num_tokens)
         found = self._found(one, every) if self.find else []
-        record = self._record(every, found)
+        record = self._record(every, asked, found)
         contexts = strongest(record, self.contexts)
         effect = ablate(one, one.lm, record, contexts)
         below = self._below(one) if self.below else None
@@ -89,8 +92,9 @@ class CaseStudyEval(Evaluation):
                 found.append({"latent": latent, "activation": value, "density": density})
         return found[:10]
 
-    def _record(self, every: Records, found: list[dict[str, Any]]) -> Record:
-        latent = self.feature
+    def _record(
+        self, every: Records, latent: int | str | None, found: list[dict[str, Any]]
+    ) -> Record:
         if latent is None:
             alive = [one["latent"] for one in found if one["density"] > 0]
             if not alive:
@@ -98,7 +102,7 @@ class CaseStudyEval(Evaluation):
                     f"No latent that fires on at most {self.max_density:.3g} of the rows fires on "
                     f"the last token of eval.case_study.find={self.find!r}. Give another text."
                 )
-            latent = alive[0]
+            latent = int(alive[0])
         try:
             return every[latent]
         except KeyError as error:

@@ -13,7 +13,7 @@ from sae.evals.base import PLACING, Estimate, Measured, Resampled, register
 from sae.features.circuit import Circuit, circuit, in_order
 from sae.features.expansion import Edge, Search
 from sae.features.graph import contracted, graph_of, latents_of
-from sae.features.sets import sae_key
+from sae.features.sets import first_latent, sae_key
 from sae.settings import setting
 from sae.tables import Table, Type
 from sae.tasks.choose import halves_of
@@ -45,7 +45,10 @@ class CircuitEval(Search, Resampled):
     takes: ClassVar[Literal["one", "several", "both"]] = "several"
     least: ClassVar[int] = 2
     unused: ClassVar[tuple[str, ...]] = PLACING
-    feature: int | str | None = setting(None, help="the root: a latent of the highest layer")
+    feature: int | str | None = setting(
+        None,
+        help="the root: a latent of the highest layer, or a features.json whose first latent it is",
+    )  # fmt: skip
     task: str = setting(
         "", help="or a logit difference: ioi, agreement, or a JSONL file as eval.ioi.task takes"
     )
@@ -105,7 +108,7 @@ class CircuitEval(Search, Resampled):
                 "eval.circuit.feature is not given. Give the number of a latent of "
                 f"{highest.name} (at {highest.point}): eval.circuit.feature=123."
             )
-        return self.feature
+        return first_latent(self.feature, highest)
 
 
 def _records(found: Circuit, saes: Sequence[PlacedSAE]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from sae.evals.base import Estimate, Evaluation, Measured, register
 from sae.features import Records, own_text, records
 from sae.features.ablated import ablated, chosen
 from sae.features.effects import at_one_point
+from sae.features.sets import weights_by_set
 from sae.settings import Absolute, Some, setting
 from sae.tables import Table, Type
 from sae.types import Split
@@ -39,6 +40,9 @@ class DashboardEval(Evaluation):
     )
     num_tokens: int = setting(1_000_000, ge=1, help="tokens that are read, the first of the split")
     against: tuple[str, ...] = setting((), help="runs of other seeds, for the stability of latents")
+    features: tuple[Absolute, ...] = setting(
+        (), help="features.json files of other evaluations; the table gets a column of weights each"
+    )
     export: tuple[Format, ...] = setting(
         (), help="formats of other tools, written into export/ beside the pages"
     )
@@ -52,6 +56,7 @@ class DashboardEval(Evaluation):
         """Make the records, or find them in the cache."""
         (one,) = subjects
         written = None if self.text_file is None else self._written(one, Path(self.text_file))
+        sets = weights_by_set(self.features, one)
         if self.ablate:
             at_one_point(one)  # refuses others now, not after the passes
         others = [load(Path(run)) for run in self.against]
@@ -69,7 +74,7 @@ class DashboardEval(Evaluation):
         details = {
             "records": str(found.folder), "weights": found.weights, "export": list(self.export),
             "text": found.facts["text"], "split": found.facts["split"], "own_text": None,
-            "run": one.name,
+            "run": one.name, "sets": sets,
         }  # fmt: skip
         tables = {"latents": found.table()}
         if written is not None:

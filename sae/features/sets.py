@@ -75,22 +75,62 @@ def read_features(path: str | Path, one: PlacedSAE | None = None) -> FeatureSet:
         raise ArtifactError(f"{path} is no {FORMAT} of version {FORMAT_VERSION}.")
     latents: Any = content.get("latents")
     weights: Any = content.get("weights")
-    listed = isinstance(latents, list) and isinstance(weights, list)
+    made_by: Any = content.get("made_by") or {}
     if (
-        not listed
+        not (isinstance(latents, list) and isinstance(weights, list))
         or len(weights) != len(latents)
         or not all(type(i) is int and i >= 0 for i in latents)
+        or not all(type(weight) in (int, float) for weight in weights)
     ):
         raise ArtifactError(f"{path}: latents must be numbers from 0, with a weight each.")
+    if not isinstance(made_by, dict):
+        raise ArtifactError(f"{path}: made_by must be an object, and is {made_by!r}.")
     found = FeatureSet(
         tuple(latents), tuple(map(float, weights)), str(content.get("sae")),
-        str(content.get("point")), content.get("made_by") or {},
+        str(content.get("point")), made_by,
     )  # fmt: skip
     if one is not None and found.sae != sae_key(one):
         raise ConfigError(
             f"{path} holds latents of another SAE (at {found.point}) than {one.name}. Numbers of "
             "latents mean nothing to another SAE."
         )
+    return found
+
+
+def first_latent(feature: int | str, one: PlacedSAE) -> int | str:
+    """The latent that a setting names: a file's name stands for the first latent of its set.
+
+    Args:
+        feature: The setting; all but the name of a `.json` file are given back.
+        one: The SAE that the set must be of.
+
+    Raises:
+        ArtifactError: If the file is damaged or holds no set.
+        ConfigError: If there is no file, it is of another SAE, or its set is empty.
+    """
+    if not isinstance(feature, str) or not feature.endswith(".json"):
+        return feature
+    found = read_features(feature, one)
+    if not found.latents:
+        raise ConfigError(f"{feature} holds no latent. Give the number of one.")
+    return found.latents[0]
+
+
+def weights_by_set(paths: Sequence[str], one: PlacedSAE) -> dict[str, dict[str, float]]:
+    """Weights of the latents of several sets, by a heading for each set.
+
+    Raises:
+        ArtifactError: If a file is damaged or holds no set.
+        ConfigError: If there is no such file, or it is of another SAE.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for path in paths:
+        of = read_features(path, one)
+        heading = " ".join(str(of.made_by[name]) for name in ("eval", "task") if name in of.made_by)
+        alike = sum(name.split(" #")[0] == heading for name in found)
+        found[f"{heading} #{alike + 1}" if alike else heading or "set"] = {
+            str(latent): weight for latent, weight in zip(of.latents, of.weights, strict=True)
+        }
     return found
 
 

@@ -62,7 +62,8 @@ def write_erasure(result: EvalResult, folder: Path) -> None:
         sections.append(Section(
             TASKS[task],
             plots=[_curves(own, outcome, axis) for outcome in _outcomes(own) for axis in _AXES],
-            tables=[_edits(own), _drops(own), _areas([row for row in areas if row["task"] == task])],
+            tables=[_edits(own), _drops(own),
+                    _areas([row for row in areas if row["task"] == task])],
         ))  # fmt: skip
     sections.append(Section("Chosen latents", tables=[_latents(result)]))
     fits = result.details["fits"]

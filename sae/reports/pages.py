@@ -34,7 +34,8 @@ def _write_latents(result: EvalResult, folder: Path) -> None:
     own = None if file is None else packed_text(reading_in(Path(file)), found)
     write_dashboard(
         folder, found, found.text, title=title, facts=shown, own_text=own, effects=known(found),
-        command=_again(result), columns=purity_columns(result, folder.parent),
+        command=_again(result),
+        columns=purity_columns(result, folder.parent) | result.details["sets"],
     )  # fmt: skip
 
 

@@ -8,14 +8,12 @@ import torch
 from _features import CTX, POINT, make_sae, placed_on
 
 from sae.activations.sources import LMActivations
-from sae.checksums import seal
-from sae.errors import ArtifactError, ConfigError
+from sae.errors import ConfigError
 from sae.evals.controls import Control
 from sae.evals.ioi import IOIEval
 from sae.features.causal import Decomposition, studied
-from sae.features.sets import FeatureSet, feature_set, read_features, sae_key
+from sae.features.sets import read_features
 from sae.metrics.bootstrap import Bootstrap
-from sae.provenance import write_json
 from sae.reports.pages import write_pages
 from sae.tasks.task import ids_of, one_token
 
@@ -183,33 +181,3 @@ def test_too_few_prompts_and_a_task_that_the_lm_fails(placed, pairs):
     file.write_text("\n".join(lines[:3]))
     with pytest.raises(ConfigError, match="has 3 prompts; 4 or more are needed"):
         IOIEval(task=pairs, **SMALL).run(placed)
-
-
-def test_a_set_of_latents_as_a_file(placed, tmp_path):
-    path = tmp_path / "features.json"
-    one = feature_set(placed, [5, 3], [0.5, -0.25], eval="test")
-    one.save(path)
-    assert read_features(path, placed) == one
-    assert one.sae == sae_key(placed)
-    FeatureSet((1,), (1.0,), "other", "resid.1").save(path)
-    with pytest.raises(ConfigError, match=r"holds latents of another SAE \(at resid.1\)"):
-        read_features(path, placed)
-    assert read_features(path).latents == (1,)
-    with pytest.raises(ConfigError, match="There is no file"):
-        read_features(tmp_path / "nothing.json")
-
-
-@pytest.mark.parametrize(
-    ("changes", "match"),
-    [
-        ({"format": "other"}, "is no lightning-sae.features of version 1"),
-        ({"latents": [-1]}, "latents must be numbers from 0, with a weight each"),
-        ({"latents": [1, 2]}, "with a weight each"),
-        ({"weights": None}, "with a weight each"),
-    ],
-)
-def test_a_file_that_holds_no_set(tmp_path, changes, match):
-    content = FeatureSet((1,), (1.0,), "x", "resid.1").content()
-    write_json(tmp_path / "x.json", seal(content | changes))
-    with pytest.raises(ArtifactError, match=match):
-        read_features(tmp_path / "x.json")
