@@ -15,12 +15,11 @@ MOST_L0 = 500
 _BLOCK_ENTRIES, _ROWS = 2**25, 128
 
 
-def co_firing(firings: FiringStore, signed: bool = False) -> dict[str, Tensor]:
+def co_firing(firings: FiringStore) -> dict[str, Tensor]:
     """For each latent those that fire most often on the same rows; exact, by blocks of latents.
 
     Args:
-        firings: All firings.
-        signed: Whether the latents are sides of signed codes, which are not counted.
+        firings: All firings; of signed codes each side counts as a latent.
 
     Returns:
         `latent`, `count` and `jaccard` [latents 20]: the others, on how many rows both fire, and
@@ -28,7 +27,7 @@ def co_firing(firings: FiringStore, signed: bool = False) -> dict[str, Tensor]:
     """
     counts = firings.counts
     num_latents, num_rows = firings.num_latents, max(1, int(firings.counted.sum()))
-    if signed or counts.sum() / num_rows > MOST_L0:
+    if counts.sum() / num_rows > MOST_L0:
         return {}
     size = max(1, _BLOCK_ENTRIES // num_latents)
     blocks = [range(i, min(i + size, num_latents)) for i in range(0, num_latents, size)]

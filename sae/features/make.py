@@ -34,7 +34,7 @@ from sae.provenance import cache_dir, content_key, make_cache_dir, write_json
 from sae.types import Split
 
 log = logging.getLogger(__name__)
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 def records(
@@ -96,7 +96,7 @@ def records(
             firings = collect(folder, run.sae, run.rows(split), num_rows, batch_rows)
             text = text_of(source, split, firings.counted, contexts)
             _once(folder / TEXT, lambda: _packed(text))
-            _once(folder / CO_FIRING, lambda: co_firing(firings, signed))
+            _once(folder / CO_FIRING, lambda: co_firing(firings))
             groups = _summarise(folder, firings, place_of(text, store, seed))
             facts = {
                 "d_sae": run.sae.d_sae,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from sae.features.plain import as_html, window, words
 from sae.features.shown import NOTHING, Listed, Shown, Text
@@ -66,6 +66,7 @@ class Record(Summary):
         density: Share of the rows that count on which it fires.
         co_firing: Latents that fire most often on the same rows, and on how many; empty where not
             computed.
+        co_firing_negative: Which of them are negative sides; empty for codes without a sign.
         jaccard: For each of them, rows on which both fire as a share of those where either does.
         top_logits: Tokens whose logits the atom raises most (`logit_lens`), and by how much for
             one unit of activation; empty without an LM.
@@ -82,6 +83,9 @@ class Record(Summary):
     sign: int
     density: float
     co_firing: Listed = NOTHING
+    co_firing_negative: Bool[np.ndarray, " sides"] = field(
+        default_factory=lambda: np.zeros(0, bool)
+    )
     jaccard: Float[np.ndarray, " n"] = field(default_factory=lambda: np.zeros(0))
     top_logits: Listed = NOTHING
     bottom_logits: Listed = NOTHING

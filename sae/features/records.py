@@ -198,9 +198,9 @@ class Records:
         more: dict[str, Any] = of_latent(self._weights, latent, -1 if negative else 1)
         if self._together:
             there = self._together["count"][index] > 0
-            more["co_firing"] = Listed(
-                self._together["latent"][index][there], self._together["count"][index][there]
-            )
+            side, other = np.divmod(self._together["latent"][index][there], self.d_sae)
+            more["co_firing"] = Listed(other, self._together["count"][index][there])
+            more["co_firing_negative"] = side[: None if self.facts["signed"] else 0] > 0
             more["jaccard"] = self._together["jaccard"][index][there]
         return Record(
             latent=latent, sign=-1 if negative else 1, density=summary.firings / self.num_rows,

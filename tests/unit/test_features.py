@@ -178,7 +178,6 @@ def test_neighbours_of_signed_codes_count_by_size(source):
         expected = sign * cosines[record.nearest.ids]
         np.testing.assert_allclose(record.nearest.values, expected, atol=1e-6)
         assert record.stability == pytest.approx(1)
-        assert len(record.co_firing.ids) == 0
 
 
 def test_signed_codes_have_a_record_of_each_sign(source):
@@ -193,6 +192,23 @@ def test_signed_codes_have_a_record_of_each_sign(source):
     assert (negative.sign, negative.name, positive.name) == (-1, "-3", "3")
     assert negative.top_logits.ids.tolist() == positive.bottom_logits.ids.tolist()
     np.testing.assert_allclose(negative.top_logits.values, -positive.bottom_logits.values)
+
+
+def test_co_firing_of_signed_codes_tells_the_sides_apart(source):
+    sae = make_sae(source, "identity", d_sae=8)
+    found = records(PlacedSAE(sae, source))
+    codes, _ = dense(sae, source)
+    f = np.nan_to_num(codes.reshape(-1, 8))
+    on = np.concatenate([f > 0, f < 0], 1)
+    both = on.T.astype(int) @ on.astype(int)
+    for name in ("3", "-3"):
+        record = found[name]
+        j = record.latent + 8 * (record.sign < 0)
+        others = sorted(set(range(16)) - {j}, key=lambda i: (-both[j, i], i))
+        others = [i for i in others if both[j, i]]
+        sides = record.co_firing.ids + 8 * record.co_firing_negative
+        assert sides.tolist() == others
+        assert record.co_firing.values.tolist() == both[j, others].tolist()
 
 
 @pytest.mark.slow

@@ -206,6 +206,7 @@ def _latent(record: Record) -> dict[str, str]:
         **{f"{name}_values": floats(one.values) for name, one in listed.items()},
         "co_firing_ids": integers(record.co_firing.ids),
         "co_firing_values": integers(record.co_firing.values),
+        "co_firing_negative": integers(record.co_firing_negative),
         "jaccard": floats(record.jaccard),
         **_contexts(record.contexts, record.max),
     }

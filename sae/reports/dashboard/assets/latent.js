@@ -49,7 +49,8 @@ async function latentPage(index, vocabulary, row, neighbours) {
       ranking("Tokens by mean", "", ["token", "mean"], pairs("by_mean")),
       ranking("Nearest atoms", "", ["latent", "cosine"], pairs("nearest", another)),
       ranking("Fires together with", "", ["latent", "rows", "Jaccard"],
-        pairs("co_firing", another).map((pair, i) => [...pair, number(latent.jaccard[i])])),
+        Array.from(latent.co_firing_ids, (id, i) => [
+          another(latent.co_firing_negative[i] ? `-${id}` : id), latent.co_firing_values[i], number(latent.jaccard[i])])),
       ranking("Neurons", "largest entries of the atom", ["index", "entry"], pairs("neurons", String)),
     ].filter(Boolean)),
     contexts.length && ablation(index, vocabulary, latent, index.name(row)),
