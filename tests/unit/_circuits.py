@@ -15,11 +15,11 @@ UPSTREAM, COMPANY, MIDDLE, TARGET = 3, 7, 5, 9
 """Latents of `planted`, of layers 0, 0, 1 and 2."""
 
 
-def place(lm_source, corpus, layer, make, site="resid"):
+def place(lm_source, corpus, layer, make, site="resid", max_norm=10.0):
     """The SAE that `make` gives for the training rows of a point, at its place."""
     source = LMActivations(
         lm_source, corpus, Point(site, layer), tokens=4096, val_tokens=256, test_tokens=2048,
-        ctx=CTX, dtype="float32",
+        ctx=CTX, dtype="float32", max_norm=max_norm,
     )  # fmt: skip
     source.prepare()
     rows = source.split("train")

@@ -8,6 +8,7 @@ from _circuits import COMPANY, CTX, MIDDLE, UPSTREAM, place, planted, sae_at
 
 from sae.features import records
 from sae.features.upstream import Upstream, activation_of, difference_of
+from sae.language import GivenLM
 from sae.tasks.task import Prompt, Task
 
 
@@ -143,3 +144,23 @@ def test_a_planted_latent_is_found_and_its_company_is_not(tiny_source, random_co
     assert int(first.estimate.mean(0).abs().argmax()) == UPSTREAM
     assert float(effects[:, UPSTREAM].mean() / first.clean.mean()) == pytest.approx(1, abs=0.05)
     assert float(effects[:, COMPANY].abs().max()) < 0.02 * float(first.clean.mean())
+
+
+def test_massive_rows_are_never_edited(tiny_source, random_corpus):
+    """Rows of the planted latent are the longest: with a lower limit none is left."""
+    below, above, _ = planted(tiny_source, random_corpus())
+    strict = place(GivenLM(below.lm), random_corpus(), 0, lambda x: below.sae, max_norm=1.5)
+    found = records(above, split="test")
+    tokens = torch.from_numpy(found.text.tokens).long()
+    strong = [one for one in found[MIDDLE].contexts if one.group == "top"]
+    contexts = [tokens[one.context, : one.peak + 1] for one in strong]
+    target = activation_of(above, MIDDLE, contexts)
+    edited, left = (Upstream(above.lm, target, one) for one in (below, strict))
+    for i, context in enumerate(contexts):
+        massive = (context >= 65) & (context < 70)  # the tokens a to e
+        assert massive[-1]
+        assert not left.code(i)[massive].any()
+        assert torch.equal(left.code(i)[~massive], edited.code(i)[~massive])
+    assert (edited.effects([UPSTREAM]) > 0).all()
+    assert not left.effects([UPSTREAM]).any()
+    assert not left.first_order().fires[:, UPSTREAM].any()
