@@ -250,7 +250,9 @@ class ErasureEval(Resampled):
                 )  # fmt: skip
             return {"sums": sums}, None
 
-        identity = self._identity(one, named) | {"text": store.spec.key, "contexts": contexts}
+        identity = self._identity(one, named) | {
+            "text": store.spec.key, "contexts": contexts, "sums": "by document, spaced",
+        }  # fmt: skip
         return costs(cached("erasure/neutral-", identity, make)[0]["sums"], self.bootstrap)
 
     def _scores(self, one: PlacedSAE, fit: _Fit, named: Named, task: str) -> list[Scores]:

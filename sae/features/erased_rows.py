@@ -41,12 +41,12 @@ class Edited(NamedTuple):
     drops: Mapping[str, Float[np.ndarray, " draws"]]
 
 
-def costs(sums: Float[Tensor, "contexts conditions sums"], bootstrap: Bootstrap) -> list[Row]:
-    """Means over neutral text under each edit, with intervals over its contexts.
+def costs(sums: Float[Tensor, "documents conditions sums"], bootstrap: Bootstrap) -> list[Row]:
+    """Means over neutral text under each edit, with intervals over its documents.
 
     Args:
         sums: As `sae.features.prompted.on_text` gives them.
-        bootstrap: How contexts are drawn.
+        bootstrap: How documents are drawn.
     """
 
     def means(of: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -117,8 +118,10 @@ class Prompted:
 def on_text(
     one: PlacedSAE, on: Split, edits: Sequence[Replacement], *, num_tokens: int,
     batch_contexts: int = 8, advance: Callable[[int], object] = lambda n: None,
-) -> Float[Tensor, "contexts conditions sums"]:  # fmt: skip
-    """Sums over each of the first contexts of a split, under each edit at every row that counts.
+) -> Float[Tensor, "documents conditions sums"]:  # fmt: skip
+    """Sums over each document in some contexts of a split, edited at every row that counts.
+
+    Contexts are evenly spaced over the split, so that they are of many documents.
 
     The first entry is the clean LM.
 
@@ -137,13 +140,17 @@ def on_text(
     point, positions = at_one_point(one)
     store = one.source.store(on)
     contexts = contexts_in(store, num_tokens)
-    sums = torch.zeros(contexts, len(edits) + 1, 6, dtype=torch.float64)
+    chosen = np.arange(contexts) * len(store.tokens) // contexts
+    text = torch.from_numpy(store.tokens[chosen]).long()
+    document_of = torch.from_numpy(store.document[chosen]).long()
+    units, unit = np.unique(document_of, return_inverse=True)
+    unit = torch.from_numpy(unit.reshape(contexts, -1))
+    sums = torch.zeros(len(units), len(edits) + 1, 6, dtype=torch.float64)
     for start in range(0, contexts, batch_contexts):
         part = slice(start, min(start + batch_contexts, contexts))
-        tokens = torch.as_tensor(store.tokens[part]).long().to(one.lm.device)
-        document = torch.as_tensor(store.document[part]).long().to(one.lm.device)
+        tokens, document = text[part].to(one.lm.device), document_of[part].to(one.lm.device)
         positions.start(tokens)
-        sized = [_sized(positions.only(edit), positions, sums[part, i + 1])
+        sized = [_sized(positions.only(edit), positions, unit[part], sums[:, i + 1])
                  for i, edit in enumerate(edits)]  # fmt: skip
         conditions = [{point: positions.note(point)}, *({point: edit} for edit in sized)]
         passes = one.lm.logits_under(tokens, conditions)
@@ -152,27 +159,27 @@ def on_text(
         context, place = (mask & positions.replaced()[:, :-1]).nonzero(as_tuple=True)
         kept = clean[context, place]
         targets = tokens[context, place + 1]
+        of_unit = unit[part][context.cpu(), place.cpu()]
         for i in range(len(edits) + 1):
             other = kept if i == 0 else next(passes)[context, place]
             for at in torch.arange(len(context)).split(512):
                 terms = functional.compare_predictions(kept[at], other[at], targets[at])
                 found = torch.stack([torch.ones_like(terms["kl"]), terms["other"], terms["kl"]], 1)
-                sums[part, i, :3].index_add_(0, context[at].cpu(), found.cpu().double())
+                sums[:, i, :3].index_add_(0, of_unit[at], found.cpu().double())
             advance(len(tokens))
     return sums
 
 
-def _sized(edit: Replacement, positions: Positions, into: Tensor) -> Replacement:
-    """The same edit, which adds its rows and lengths to the last three sums of each context."""
+def _sized(edit: Replacement, positions: Positions, unit: Tensor, into: Tensor) -> Replacement:
+    """The same edit, which adds its rows and lengths to the last three sums of each document."""
 
     def replace(x: Tensor) -> Tensor:
         new = edit(x)
         rows = positions.replaced().cpu().double()
         size = (new.float() - x.float()).norm(dim=-1).cpu().double()
         share = size / x.float().norm(dim=-1).cpu().double().clamp_min(1e-12)
-        into[:, 3] += rows.sum(1)
-        into[:, 4] += (size * rows).sum(1)
-        into[:, 5] += (share * rows).sum(1)
+        found = torch.stack([rows, size * rows, share * rows], -1)
+        into[:, 3:].index_add_(0, unit.flatten(), found.flatten(0, 1))
         return new
 
     return replace

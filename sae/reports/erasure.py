@@ -71,7 +71,7 @@ def write_erasure(result: EvalResult, folder: Path) -> None:
     subtitle = "; ".join(
         f"{TASKS[name]}: {fit['training rows']:,} rows to fit on" for name, fit in fits.items()
     )
-    subtitle += f" · {level:g} % intervals over names or texts, of KL and CE over contexts"
+    subtitle += f" · {level:g} % intervals over names or texts, of KL and CE over documents"
     page = render(
         f"Concept erasure · {result.provenance['point']}", subtitle, sections,
         _tiles([row for row in edits if row["task"] == tasks[0]]),

@@ -192,18 +192,26 @@ def test_edited_rows_that_do_not_count_are_refused(worded, names):
 def test_neutral_text_is_edited_where_rows_count_and_nowhere_else(one):
     store = one.source.store("test")
     sums = on_text(one, "test", [lambda x: x, lambda x: 2 * x], num_tokens=64, batch_contexts=3)
-    assert sums.shape == (4, 3, 6)
+    chosen = [i * len(store.tokens) // 4 for i in range(4)]
+    tokens = torch.from_numpy(np.stack([store.tokens[i] for i in chosen])).long()
+    document = torch.from_numpy(np.stack([store.document[i] for i in chosen]))
+    units = document.unique()
+    assert sums.shape == (len(units), 3, 6)
     assert torch.equal(sums[:, 0, 0], sums[:, 2, 0])
     assert sums[:, 1, 2].abs().max() < 1e-4
     assert sums[:, 2, 2].min() > 1e-3
-    tokens = torch.from_numpy(store.tokens[:4]).long()
     x = one.lm.capture(tokens, [POINT])[POINT]
     counts = one.counted.at([POINT]).mask([x], tokens)
     counts[:, 0] = False
-    assert torch.equal(sums[:, 2, 3], counts.sum(1).double())
-    norm = (x.norm(dim=-1) * counts).sum(1).double()
-    torch.testing.assert_close(sums[:, 2, 4], norm, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(sums[:, 2, 5], counts.sum(1).double(), rtol=1e-5, atol=1e-5)
+    norm, alike = x.norm(dim=-1).double(), {"rtol": 1e-4, "atol": 1e-4}
+    follows = torch.zeros_like(counts)
+    follows[:, :-1] = (document[:, 1:] == document[:, :-1]) & counts[:, :-1]
+    for n, unit in enumerate(units):
+        own = (document == unit) & counts
+        assert sums[n, 2, 3] == own.sum()
+        assert sums[n, 2, 0] == (follows & own).sum()
+        torch.testing.assert_close(sums[n, 2, 4], norm[own].sum(), **alike)
+        torch.testing.assert_close(sums[n, 2, 5], own.sum().double(), **alike)
 
 
 def test_answers_by_a_slow_loop():
