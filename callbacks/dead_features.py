@@ -1,4 +1,4 @@
-"""Which latents fire: dead ones in training, silent and dense ones on the validation split."""
+"""Rates of latents: dead ones in training, silent and dense ones on the validation split."""
 
 from typing import Any, Protocol, cast, runtime_checkable
 

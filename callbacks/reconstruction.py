@@ -1,4 +1,4 @@
-"""How well the validation split is reconstructed."""
+"""Quality of reconstructions on the validation split."""
 
 from collections.abc import Callable
 from typing import Any

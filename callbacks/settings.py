@@ -7,7 +7,7 @@ from sae.settings import Settings, setting
 
 
 class LoggerSettings(Settings):
-    """Where metrics go besides `metrics.csv`."""
+    """Loggers of metrics besides `metrics.csv`."""
 
     where = "logger."
 
@@ -40,7 +40,7 @@ class ReconstructionSettings(Settings):
 
 @WATCHERS.register("downstream")
 class DownstreamSettings(Settings):
-    """How much text predictions are measured on, and how often."""
+    """Text that predictions are measured on, and how often."""
 
     where = "callbacks.downstream."
 

@@ -246,7 +246,7 @@ def _check_folders(overrides: Sequence[Override], multirun: bool) -> None:
 
 
 def searches(sweeper: Mapping[str, Any]) -> bool:
-    """Whether this sweeper chooses values of its own, so that the jobs cannot be listed."""
+    """True if this sweeper chooses values of its own, so that the jobs cannot be listed."""
     return "Optuna" in sweeper["_target_"]
 
 

@@ -62,7 +62,7 @@ def how_to_quote(word: str) -> str | None:
 
 
 def _unfinished(value: str) -> bool:
-    """Whether a bracket or quote that the value starts with has no end: a slip, not a path."""
+    """True if a bracket or quote that the value starts with has no end: a slip, not a path."""
     ends = {"[": "]", "{": "}", "(": ")", "'": "'"}
     return value[0] in ends and ends[value[0]] not in value[1:]
 

@@ -184,7 +184,7 @@ def lacking_key(plain: Mapping[str, Any]) -> str | None:
 def _nodes(
     plain: Mapping[str, Any], groups: Sequence[str] = (*NODES, *SEVERAL)
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where each node with a class of settings is, and its content."""
+    """Places of the nodes with a class of settings, and their content."""
     for group in groups:
         if group not in SEVERAL and plain.get(group) is not None:
             yield group, _node(group, plain[group])

@@ -1,4 +1,4 @@
-"""Whether a file that is read back is the file that was written.
+"""Checksums: a file that is read back must be the file that was written.
 
 One flipped byte of a weight is a weight, of a text a text: nothing but a checksum tells. CRC-32
 finds every damage of up to 32 neighbouring bits and all but one in four billion others, at

@@ -1,4 +1,4 @@
-"""Which dtype a machine multiplies fast: what `lm.dtype=auto` and `trainer.precision=auto` become.
+"""Dtypes that a machine multiplies fast: what `lm.dtype=auto` and `trainer.precision=auto` become.
 
 Measured, because no flag of a vendor tells: a CPU may have bfloat16 instructions and be no faster
 with them, and one without them emulates it up to 100 times slower. An int8 product that selects

@@ -51,7 +51,7 @@ def note_failure(run_dir: Path, error: Exception) -> None:
 
 
 def failed_jobs(sweep_dir: Path) -> int:
-    """How many jobs of a sweep failed; each is logged with the first line of its error."""
+    """Number of jobs of a sweep that failed; each is logged with the first line of its error."""
     files = sorted(sweep_dir.glob("*/error.txt"), key=lambda file: file.parent.name)
     for file in files:
         first = (file.read_text(encoding="utf-8", errors="replace").splitlines() or [""])[0]

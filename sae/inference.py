@@ -76,7 +76,7 @@ def duality_gap(
     l1: float,
     allowed: Bool[Tensor, "batch d_sae"] | None = None,
 ) -> Float[Tensor, " batch"]:
-    r"""How far at most the loss of `fista` is above its minimum; 0 at the solution.
+    r"""Upper bound on the distance of `fista`'s loss from its minimum; 0 at the solution.
 
     The residual r, shrunk until no atom gains more than its price ($W_{dec}\,u \le l1$), is a dual
     point u, whose value $\frac12\|x\|^2 - \frac12\|x-u\|^2$ lies below every loss.

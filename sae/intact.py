@@ -13,7 +13,7 @@ _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name was put there by a program, for itself.
+    """True for names of files and folders that programs put there for themselves.
 
     Hidden files (`.DS_Store`, `._x`, `.x.swp`, `.ipynb_checkpoints`), editors' copies and locks
     (`x~`, `#x#`, `~$x`), and folders that systems and archivers add.

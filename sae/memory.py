@@ -1,4 +1,4 @@
-"""How the process gets its memory from the operating system."""
+"""Memory that the process gets from the operating system."""
 
 import ctypes
 import gc

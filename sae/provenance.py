@@ -1,4 +1,4 @@
-"""Where a number comes from: versions, commit, machine, command, and the cache folder."""
+"""Origin of a number: versions, commit, machine, command, and the cache folder."""
 
 import json
 import os

@@ -212,7 +212,7 @@ def _fit(config: Config, data: ActivationDataModule, tools: Tools) -> Made:
 
 
 def is_fitted(config: Config) -> bool:
-    """Whether this is a baseline, which is fitted instead of trained."""
+    """True for a baseline, which is fitted instead of trained."""
     return config["sae"].get("kind") == "baseline"
 
 
@@ -265,7 +265,7 @@ def harvest_together(configs: Iterable[Config]) -> None:
 
 
 def _metadata(config: Config, data: ActivationDataModule) -> dict[str, Any]:
-    """Where a saved dictionary comes from, as far as it does not depend on the training."""
+    """Origin of a saved dictionary, as far as it does not depend on the training."""
     names = ("sae", "seed", "eval") if is_fitted(config) else (
         "sae", "resample", "optimizer", "seed", "eval", "e2e"
     )  # fmt: skip

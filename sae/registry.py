@@ -81,7 +81,7 @@ class Registry(Mapping[str, T]):
         return iter(self._parts)
 
     def __len__(self) -> int:
-        """How many parts there are."""
+        """Number of parts."""
         return len(self._parts)
 
 

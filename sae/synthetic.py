@@ -150,7 +150,7 @@ class World(Settings):
 
     @cached_property
     def probabilities(self) -> Float[Tensor, " num_features"]:
-        """How often each feature holds, in the uncorrelated branch; float64."""
+        """Probability of each feature, in the uncorrelated branch; float64."""
         roots = self._root_probabilities()
         children = roots[self.parents[self.num_roots :]] * self.child_probability
         return torch.cat([roots, children])

@@ -48,7 +48,7 @@ class Point(NamedTuple):
 
 
 class Ends(NamedTuple):
-    """Where an SAE reads and where it writes.
+    """Points where an SAE reads and where it writes.
 
     An SAE reads and writes one point; a transcoder reads one point and writes another; a
     crosscoder reads and writes several at once. Activations of several points lie one beside the
@@ -71,7 +71,7 @@ class Ends(NamedTuple):
 
     @property
     def pair(self) -> bool:
-        """Whether what is written is something else than what is read."""
+        """True if what is written is something else than what is read."""
         return self.reads != self.writes
 
     @property

@@ -71,7 +71,7 @@ def refusal(error: OSError, needed_bytes: int | None = None) -> str | None:
 
 
 def free_space(path: Path) -> str:
-    """How much is free where a path is or would be, as the end of a clause."""
+    """Clause that says how much is free where a path is or would be."""
     with suppress(OSError, StopIteration):
         existing = next(place for place in (path, *path.parents) if os.path.lexists(place))
         return f"; {shutil.disk_usage(existing).free / 1e9:.2f} GB are free there"

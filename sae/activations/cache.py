@@ -98,7 +98,7 @@ class StoreSpec:
 
     @property
     def folder(self) -> Path:
-        """Where the store is, or will be."""
+        """Folder of the store, there or not."""
         return stores_dir() / self.key
 
 

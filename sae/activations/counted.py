@@ -1,4 +1,4 @@
-"""Which rows count: not those of special tokens, and not those with massive activations.
+"""Rows that count: not those of special tokens, and not those with massive activations.
 
 A few rows of an LM (separators, "sinks") are tens to hundreds of times as long as the rest and lie
 along one direction. They would decide every mean, and any SAE that hits them would look good. One
@@ -59,7 +59,7 @@ class RowRule:
 
     @property
     def every_row(self) -> bool:
-        """Whether no row is left out."""
+        """True if no row is left out."""
         return str(self) == EVERY_ROW
 
     def identity(self) -> dict[str, str]:
@@ -105,7 +105,7 @@ class Counted:
     def mask(
         self, parts: Sequence[Float[Tensor, "*batch _"]], tokens: Int[Tensor, "*batch"] | None
     ) -> Bool[Tensor, "*batch"]:
-        """Which rows count: those that count at every point.
+        """Mask of the rows that count: those that count at every point.
 
         Args:
             parts: Activations in the LM's own units, at each point of `limits`.
@@ -115,7 +115,7 @@ class Counted:
         return counts if tokens is None else counts & self.ordinary(tokens.to(counts.device))
 
     def ordinary(self, tokens: Int[Tensor, "*batch"]) -> Bool[Tensor, "*batch"]:
-        """Which tokens are not among the special ones."""
+        """Mask of the tokens that are not among the special ones."""
         ids = torch.tensor(self.special_ids, dtype=tokens.dtype, device=tokens.device)
         return ~torch.isin(tokens, ids)
 
@@ -136,7 +136,7 @@ class Counted:
 def within(
     parts: Sequence[Float[Tensor, "*batch _"]], limits: Sequence[float]
 ) -> Bool[Tensor, "*batch"]:
-    """Which vectors have norms up to a limit in every part."""
+    """Mask of vectors with norms up to a limit in every part."""
     found = torch.ones(parts[0].shape[:-1], dtype=torch.bool, device=parts[0].device)
     for part, limit in zip(parts, limits, strict=True):
         if math.isfinite(limit):

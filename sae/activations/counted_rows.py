@@ -136,7 +136,7 @@ class CountedRows:
         return kept
 
     def mask(self, i: int, x: Float[Tensor, "rows d_in"]) -> Bool[Tensor, " rows"]:
-        """Which rows of chunk `i` of `all`, whose content is `x`, count."""
+        """Rows that count of chunk `i` of `all`, whose content is `x`."""
         tokens = self.all.tokens(i)
         ids = None if tokens is None else torch.as_tensor(tokens)
         mask = self.counted.mask(x.split(self.widths, dim=1), ids)

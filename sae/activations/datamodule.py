@@ -129,7 +129,7 @@ class ActivationDataModule(LightningDataModule):
 
     @property
     def counted(self) -> Counted | None:
-        """Which rows count; None for a source of your own without a rule."""
+        """Rows that count; None for a source of your own without a rule."""
         return getattr(self.source, "counted", None)
 
     @property

@@ -114,7 +114,7 @@ class TensorActivations:
 
     @cached_property
     def counted(self) -> Counted:
-        """Which rows count."""
+        """Rows that count."""
         return counted_of(self._splits["train"], self.rule)
 
     def describe(self) -> dict[str, object]:
@@ -192,7 +192,7 @@ class FolderActivations:
 
     @cached_property
     def counted(self) -> Counted:
-        """Which rows count."""
+        """Rows that count."""
         self.prepare()
         return counted_of(self._splits["train"], self.rule, self._norm_limits)
 

@@ -55,7 +55,7 @@ def points_of(activations: Mapping[str, Any]) -> list[Point]:
 
 
 def ends_of(activations: Mapping[str, Any]) -> Ends:
-    """Where the SAE of a single run reads and writes; several layers are those of a crosscoder.
+    """Points where the SAE of a run reads and writes; several layers are those of a crosscoder.
 
     Raises:
         ConfigError: If `target` does not come after `site`.

@@ -27,11 +27,11 @@ log = logging.getLogger(__name__)
 
 @runtime_checkable
 class LoadsLM(Protocol):
-    """Where an LM comes from; `sae.language.sources.LMSource` is one."""
+    """Source of an LM; `sae.language.sources.LMSource` is one."""
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Name for people."""
         ...
 
     def load(self, device: str = "cpu") -> LanguageModel:

@@ -1,4 +1,4 @@
-"""Which row comes when. The order depends on (seed, epoch) alone.
+"""Order of rows. It depends on (seed, epoch) alone.
 
 The rows of all epochs form one endless stream. In each epoch the chunks are permuted; consecutive
 chunks form blocks of about `buffer_rows` rows; the rows of a block are permuted in memory. Batch

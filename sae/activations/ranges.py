@@ -1,4 +1,4 @@
-"""Whether activations can be trained on in float32: told before the first step."""
+"""A look at the range of activations: can they be trained on in float32?"""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""Where a data module gets its activations: from an LM by way of the cache, or your own class."""
+"""Sources of activations of a data module: an LM by way of the cache, or your own class."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -166,7 +166,7 @@ class LMActivations:
 
     @cached_property
     def counted(self) -> Counted:
-        """Which rows count. The limits are measured here, on the split `median_of`."""
+        """Rows that count. The limits are measured here, on the split `median_of`."""
         points, ids = self.ends.points, self._special_ids()
         if self._norm_limits is not None:
             limits = limits_from_json(self._norm_limits)
@@ -193,7 +193,7 @@ class LMActivations:
         return median_norm(rows, ids, range(rows.num_chunks), self._kept_in(self.median_of, point))
 
     def _kept_in(self, name: Split, point: Point | None = None) -> Path:
-        """Where counts and medians are kept: beside the array, so that they go with it."""
+        """Folder of counts and medians: beside the array, so that they go with it."""
         return self.store(name).folder_of(point or self.ends.points[0])
 
     def _stored(self, name: Split) -> Sequence[TokenRows]:
@@ -233,7 +233,7 @@ class LMActivations:
         }
 
     def is_cached(self, name: Split) -> bool:
-        """Whether the activations of a split are there, so that no LM has to run."""
+        """True if the activations of a split are there, so that no LM has to run."""
         folder = self.specs[name].folder
         published = [folder / "activations" / str(point) for point in self.ends.points]
         files = [path / "metadata.json" for path in (folder, *published)]

@@ -158,7 +158,7 @@ class RunningStats:
 
 
 def all_finite(x: Float[Tensor, "rows d_in"]) -> bool:
-    """Whether no value is NaN or infinite; several times faster than `isfinite(x).all()`."""
+    """True if no value is NaN or infinite; several times faster than `isfinite(x).all()`."""
     return bool(torch.stack(x.aminmax()).isfinite().all())
 
 

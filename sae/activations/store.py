@@ -139,7 +139,7 @@ class ActivationStore:
         return self.tokens[self.contexts_of(i), first:].reshape(-1)
 
     def folder_of(self, point: Point) -> Path:
-        """Where the array of a point is, with what is kept about it."""
+        """Folder of the array of a point, with what is kept about it."""
         return self.folder / "activations" / str(point)
 
     def points(self) -> list[Point]:

@@ -138,7 +138,7 @@ class ReplacedRows(CountedRows):
         return documents[self.given(i).numpy()]
 
     def given(self, i: int) -> Bool[Tensor, " rows"]:
-        """Which rows of chunk `i` of `all` `read` gives, massive ones replaced."""
+        """Rows of chunk `i` of `all` that `read` gives, massive ones replaced."""
         return self.counted.ordinary(torch.as_tensor(self.all.tokens(i)))
 
     def _measure(self) -> Counts:

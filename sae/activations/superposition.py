@@ -111,7 +111,7 @@ class SuperpositionActivations:
 
     @cached_property
     def counted(self) -> Counted:
-        """Which rows count."""
+        """Rows that count."""
         return counted_of(self._splits["train"], self.rule, self._norm_limits)
 
     def describe(self) -> dict[str, object]:

@@ -71,7 +71,7 @@ def load(path: str | Path, format: str | None = None, device: str | torch.device
 
 
 def locate(path: str | Path) -> tuple[Path, int | None]:
-    """Where the files are, fetched first from the hub, and the position after the colon."""
+    """Folder of the files, fetched first from the hub, and the position after the colon."""
     text, member = str(path), None
     if not Path(text).expanduser().exists() and (found := re.fullmatch(r"(.+):(\d+)", text)):
         text, member = found[1], int(found[2])

@@ -10,7 +10,7 @@ _PATTERNS = ("*.json", "*.safetensors", "*.pt", "*.npz")
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether this can only mean the hub: `owner/name` or `owner/name/subfolder`, and no folder.
+    """True if this can only mean the hub: `owner/name` or `owner/name/subfolder`, and no folder.
 
     Where the first part is a folder here, the rest is taken for a misspelt path.
     """

@@ -275,7 +275,7 @@ def _settings(made_of: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_own_text(corpus: Mapping[str, Any], made_of: Mapping[str, Any]) -> bool:
-    """Whether this is the text that was trained on, maybe by another name or in another place."""
+    """True if this is the text that was trained on, maybe by another name or in another place."""
     whole = corpus_from_config(corpus).to_config()  # with the defaults of what is not given
     if {**whole, "name": ""} == {**made_of["corpus"], "name": ""}:
         return True

@@ -66,7 +66,7 @@ def place_of(sae: SAE) -> Place:
 
 
 def ends_of(sae: SAE) -> tuple[Point | None, Point | None]:
-    """Where a transcoder reads and where it writes; None where that is not known.
+    """Points where a transcoder reads and where it writes; None where that is not known.
 
     Of one from another library's file, the first is what `place_of` says.
     """
@@ -81,7 +81,7 @@ def ends_of(sae: SAE) -> tuple[Point | None, Point | None]:
 
 
 def in_lm(sae: SAE, model_type: str | None, *, written: bool = False) -> tuple[Point | None, str]:
-    """Where in an LM of this family an SAE from another library's file reads.
+    """Point in an LM of this family where an SAE from another library's file reads.
 
     Families that add other things to the residual stream have modules of the same name, so that
     some places are known only once the family is.

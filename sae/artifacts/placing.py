@@ -1,4 +1,4 @@
-"""Where an SAE from another library is measured: its files do not say enough, so the user does."""
+"""Place of an SAE from another library: its files do not say enough, so the user does."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from sae.types import Ends, Point
 
 
 def is_placed(sae: SAE) -> bool:
-    """Whether the SAE's own metadata say which activations it was trained on."""
+    """True if the SAE's own metadata say which activations it was trained on."""
     return "activations" in sae.metadata
 
 

@@ -64,7 +64,7 @@ class SAEBenchSAE(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.sae.device
 
     @property
@@ -81,7 +81,7 @@ class SAEBenchSAE(nn.Module):
 
     @torch.no_grad()
     def check_decoder_norms(self) -> bool:
-        """Whether the decoder rows have length 1; `SAE` makes sure of it."""
+        """True if the decoder rows have length 1; `SAE` makes sure of it."""
         tolerance = 1e-2 if self.dtype.itemsize == 2 else 1e-4
         return bool((self.W_dec.float().norm(dim=1) - 1).abs().max() <= tolerance)
 

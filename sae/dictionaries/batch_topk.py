@@ -49,7 +49,7 @@ class BatchTopK(Selected):
         return code
 
     def encoding(self, x: Tensor, target: Tensor, state: StepState | None = None) -> Encoding:
-        """In training selects over the batch, and notes the smallest pre-activation that fired."""
+        """Select over the batch in training, and note the smallest pre-activation that fired."""
         if state is None:
             return super().encoding(x, target)
         code = selected_code(

@@ -53,7 +53,7 @@ class Code(ABC):
 
     @abstractmethod
     def firing_counts(self) -> Int[Tensor, " d_sae"]:
-        """In how many vectors of the batch each latent fired."""
+        """Number of vectors of the batch in which each latent fired."""
 
     @abstractmethod
     def of(self, latents: Int[Tensor, " n"]) -> Float[Tensor, "batch n"]:
@@ -107,7 +107,7 @@ class DenseCode(Code):
         return self.values.sum(dim=1, dtype=_at_least_float32(self.values))
 
     def firing_counts(self) -> Int[Tensor, " d_sae"]:
-        """In how many vectors of the batch each latent fired."""
+        """Number of vectors of the batch in which each latent fired."""
         return firing(self.values.detach())[1]
 
     def of(self, latents: Int[Tensor, " n"]) -> Float[Tensor, "batch n"]:
@@ -166,7 +166,7 @@ class SparseCode(Code):
         return row_sums(self.values.to(_at_least_float32(self.values)), self.pattern)
 
     def firing_counts(self) -> Int[Tensor, " d_sae"]:
-        """In how many vectors of the batch each latent fired."""
+        """Number of vectors of the batch in which each latent fired."""
         fired = (self.values.detach() != 0).long()
         return fired.new_zeros(self.d_sae).index_add_(0, self.pattern.latents, fired)
 

@@ -91,7 +91,7 @@ class Gated(Untied):
         return self.read_shifted(self.W_enc * self.r_mag.exp(), self.b_mag)
 
     def thresholds(self) -> Float[Tensor, " d_sae"]:
-        """Where the gate opens, on the pre-activations of the magnitudes."""
+        """Pre-activations of the magnitudes at which the gate opens."""
         return (self.b_mag - self.r_mag.exp() * self.b_enc).clamp_min(0)
 
     @torch.no_grad()

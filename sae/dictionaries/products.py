@@ -42,7 +42,7 @@ def sparse_enough(
 
 
 def few_or_dense(x: Tensor, W: Tensor, bias: Tensor, kernels: str) -> Pattern | Tensor:
-    """Where `x @ W.T + bias` is (nearly) positive, if few are; else these pre-activations."""
+    """Pattern of (nearly) positive `x @ W.T + bias`, if few are; else these pre-activations."""
     if _by_int8(x, kernels):
         pattern = sparse_enough(int8.upper_bounds(x, W, bias).pre, kernels)
         if pattern is not None:

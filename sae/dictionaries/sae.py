@@ -17,7 +17,7 @@ _LOW_PRECISION_NORM_TOLERANCE = 1e-2
 
 @dataclass(frozen=True)
 class SAEConfig:
-    """How a saved SAE encodes: words and sizes, no import paths.
+    """Description of a saved SAE: words and sizes, no import paths.
 
     Args:
         architecture: Word of the architecture that it was trained as; only a label here.
@@ -138,7 +138,7 @@ class SAE(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.W_enc.device
 
     @property

@@ -40,7 +40,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Init:
-    """How a dictionary starts.
+    """Start of a dictionary.
 
     Attributes:
         mean: Scaled mean of the training split (of its input, for a transcoder); None: zeros.

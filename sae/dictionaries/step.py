@@ -9,7 +9,7 @@ from sae.dictionaries.codes import Code
 
 
 class StepState(NamedTuple):
-    """When in the training a step happens, as far as losses depend on it.
+    """Time of a step in the training, as far as losses depend on it.
 
     Attributes:
         penalty: Factor of the sparsity penalty: the warm-up, times what `target_l0` steers.

@@ -187,7 +187,7 @@ class AbsorptionEval(Resampled):
         return weights @ of_words.double().numpy() / weights.sum(-1)
 
     def _of_probes(self, letters: Sequence[Letter], right: Tensor) -> dict[str, Estimate]:
-        """How well the LM's activation and the SAE's latents tell first letters."""
+        """Quality of probes for first letters on the LM's activation and on the SAE's latents."""
         weights = draws(len(right), self.bootstrap.num_resamples, self.bootstrap.seed)
         accuracy = weights @ right.double().numpy() / weights.sum(-1)
         means: dict[str, Any] = {

@@ -191,7 +191,7 @@ def _latent_columns(
 
 
 def same_vectors(a: SAE, b: SAE) -> bool:
-    """Whether both were made for the same point of the same LM on the same test text."""
+    """True if both were made for the same point of the same LM on the same test text."""
     found = []
     for sae in (a, b):
         made_of: Any = sae.metadata.get("activations")

@@ -222,7 +222,7 @@ def _latents(seen: Seen) -> dict[str, float | None]:
 
 
 def _overlaps(sae: SAE) -> dict[str, float | None]:
-    """How close the nearest other atom, and the nearest other encoder direction, are."""
+    """Cosines of the nearest other atom and the nearest other encoder direction."""
     vectors = {"decoder": sae.W_dec, "encoder": sae.W_enc.T}
     return {
         f"{name}_max_cosine": functional.max_cosines(rows).double().mean().item()

@@ -20,7 +20,7 @@ Format = Literal["saedashboard", "neuronpedia", "neuronpedia_bulk", "circuit_tra
 
 @register
 class DashboardEval(Evaluation):
-    """Where every latent fires, how strongly, and what its weights say (docs/dashboard.md).
+    """Pages of all latents that fire (docs/dashboard.md).
 
     Table `latents` has a row per latent that fires. The training text may be read, since pages are
     for people to look at; no score comes from it.

@@ -141,7 +141,7 @@ def partners(world: World, sae: SAE) -> Int[Tensor, " num_features"]:
 def count_truth(
     sae: SAE, rows: SuperpositionRows, atom: Int[Tensor, " num_features"], batch_rows: int
 ) -> tuple[Int[Tensor, " num_features"], dict[str, Int[Tensor, " children"]]]:
-    """How often each feature holds, and what becomes of parents.
+    """Counts of each feature, and of what becomes of parents.
 
     Args:
         sae: Encodes the vectors.

@@ -25,7 +25,7 @@ def f1(y: Bool[Tensor, " n"], predicted: Bool[Tensor, " n"]) -> float:
 
 
 def num_split(f1_by_k: Sequence[float], jump: float) -> int:
-    """How many latents a feature is split into: each further one must add more than `jump`.
+    """Number of latents a feature is split into: each further one must add more than `jump`.
 
     Example:
         >>> num_split([0.5, 0.6, 0.62, 0.9], jump=0.03)

@@ -1,4 +1,4 @@
-"""Where a ratio is defined."""
+"""Ratios that are NaN where they are not defined."""
 
 import torch
 from jaxtyping import Bool, Float

@@ -1,4 +1,4 @@
-"""How latents fire, and how alike their directions are."""
+"""Statistics of latents: how they fire, and how alike their directions are."""
 
 import torch
 from jaxtyping import Float, Int

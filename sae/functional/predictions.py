@@ -13,7 +13,7 @@ MIN_CE_DENOMINATOR_NATS = 0.01
 def prediction_mask(
     document: Int[Tensor, "batch ctx"], keep_first: bool = False
 ) -> Bool[Tensor, "batch ctx-1"]:
-    """Which positions make a prediction that counts; the last position of a context makes none.
+    """Mask of positions with a prediction that counts; the last one of a context makes none.
 
     A prediction across a document boundary is noise, and position 0 is an attention sink, whose
     prediction counts only with `keep_first`.
@@ -103,7 +103,7 @@ def compare_predictions(
 def top1_agreement(
     clean: Float[Tensor, "*positions vocab"], other: Float[Tensor, "*positions vocab"]
 ) -> Bool[Tensor, "*positions"]:
-    """Whether both sets of logits name the same token as the most likely."""
+    """True where both sets of logits name the same token as the most likely."""
     return clean.argmax(-1) == other.argmax(-1)
 
 

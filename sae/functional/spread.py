@@ -1,4 +1,4 @@
-"""How unevenly rows hold the variance: medians of streams, the first principal direction."""
+"""Spread of the variance over rows: medians of streams, the first principal direction."""
 
 import torch
 from jaxtyping import Float, Int

@@ -39,7 +39,7 @@ class Bounds(NamedTuple):
 
 
 def available() -> bool:
-    """Whether this PyTorch has the product; without it `upper_bounds` is not to be called."""
+    """True if this PyTorch has the product; without it `upper_bounds` is not to be called."""
     return hasattr(torch.ops.onednn, "qlinear_pointwise") and torch.backends.mkldnn.is_available()
 
 
@@ -72,7 +72,7 @@ def upper_bounds(
 def select_among(
     candidates: Pattern, values: Float[Tensor, " pairs"], select: Callable[[Tensor], Pattern]
 ) -> Bool[Tensor, " pairs"]:
-    """Which pairs `select` picks from a matrix that has their values, and zeros elsewhere.
+    """Pairs that `select` picks from a matrix that has their values, and zeros elsewhere.
 
     Example:
         >>> from sae.kernels import select_positive, select_topk

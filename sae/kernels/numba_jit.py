@@ -1,4 +1,4 @@
-"""How the CPU's kernels are compiled, and on how many threads they run."""
+"""Compilation of the CPU's kernels, and the number of threads they run on."""
 
 import os
 from pathlib import Path
@@ -20,7 +20,7 @@ found them compiled: a run that was killed in between did not go on bit by bit."
 
 
 def set_threads() -> int:
-    """As many threads as PyTorch uses, as far as Numba was started with so many."""
+    """Use as many threads as PyTorch does, as far as Numba was started with so many."""
     wanted = torch.get_num_threads()
     threads = min(wanted, numba.config.NUMBA_NUM_THREADS)  # pyright: ignore
     numba.set_num_threads(threads)

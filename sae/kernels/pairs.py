@@ -1,4 +1,4 @@
-"""How often two latents fire on the same row, counted from sparse codes."""
+"""Counts of rows on which two latents fire, from sparse codes."""
 
 from typing import no_type_check
 

@@ -20,7 +20,7 @@ class ByLatent(NamedTuple):
 
 @dataclass(frozen=True)
 class Pattern:
-    """Which latents each row selects: row r owns `latents[offsets[r]:offsets[r + 1]]`.
+    """Latents that each row selects: row r owns `latents[offsets[r]:offsets[r + 1]]`.
 
     Attributes:
         offsets: Start of each row's pairs, and their number at the end.

@@ -109,7 +109,7 @@ def _largest(pre: Tensor, k: int) -> Tensor:
 
 
 def _count(pre: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
-    """How many of each row are above its threshold, and how many equal it."""
+    """Number of values of each row above its threshold, and number that equal it."""
     above, equals = torch.empty(2, len(pre), dtype=torch.int64, device=pre.device)
     _launch(_count_row, (len(pre),), pre, thresholds, above, equals, pre.shape[1], BLOCK=_SCAN)
     return above, equals

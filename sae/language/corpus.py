@@ -69,7 +69,7 @@ class WholeCorpus(CorpusKind):
 
     @property
     def streaming(self) -> bool:
-        """Whether documents are taken in the corpus' own order, as far as needed."""
+        """True if documents are taken in the corpus' own order, as far as needed."""
         return False
 
 

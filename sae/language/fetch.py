@@ -79,7 +79,7 @@ class WheelFile(Settings):
 
     @property
     def folder(self) -> Path:
-        """Where the wheel and its unpacked members are kept."""
+        """Folder of the wheel and its unpacked members."""
         name = f"{self.package}-{self.version}-{self.sha256[:16]}"
         return cache_dir() / "wheels" / name
 
@@ -92,7 +92,7 @@ class WheelFile(Settings):
         return self.package, self.version, self.sha256, self.member
 
     def is_cached(self) -> bool:
-        """Whether the cache has this wheel, byte for byte, so that nothing has to be asked for."""
+        """True if the cache has this wheel, byte for byte, so that nothing has to be asked for."""
         return self._wheel.is_file() and file_sha256(self._wheel, anew=True) == self.sha256
 
     @property
@@ -125,7 +125,7 @@ class WheelFile(Settings):
         return target
 
     def _is_whole(self, target: Path) -> bool:
-        """Whether the unpacked file is there and has the checksum that its wheel notes."""
+        """True if the unpacked file is there and has the checksum that its wheel notes."""
         if not target.is_file():
             return False
         try:

@@ -43,7 +43,7 @@ def direct_logits(
 
 
 def has_direct_path(lm: LanguageModel, point: Point) -> bool:
-    """Whether a direction there is a direction of the residual stream, or becomes one linearly.
+    """True if a direction there is one of the residual stream, or becomes one linearly.
 
     Inputs of MLPs are none, and neither are hidden neurons and heads where a norm stands between
     their projection and the stream (Gemma 2 and 3, OLMo 2, GLM 4, EXAONE 4).

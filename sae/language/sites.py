@@ -1,4 +1,4 @@
-"""Where activations are read in each LM family.
+"""Sites where activations are read in each LM family.
 
 A new family is one `Family` entry in `FAMILIES` and one of tiny sizes in `tiny.TINY`: the contract
 tests then hold for it, too. `names.py` says what other libraries call these sites.
@@ -182,12 +182,12 @@ def check(point: Point, num_layers: int, sites: Collection[str] = SITES) -> None
 
 
 def is_input(point: Point) -> bool:
-    """Whether the activation is what goes into `module_at(…)`, not what comes out of it."""
+    """True if the activation is what goes into `module_at(…)`, not what comes out of it."""
     return point.site in _INPUTS
 
 
 def is_added(point: Point) -> bool:
-    """Whether the activation is added to the residual stream."""
+    """True if the activation is added to the residual stream."""
     return point.site in ("mlp_out", "attn_out")
 
 

@@ -1,4 +1,4 @@
-"""How large an LM is, from its configuration alone: no weights are read or made."""
+"""Size of an LM, from its configuration alone: no weights are read or made."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""Where an LM comes from: a folder, or random numbers; hub_lm.py and wheel_lm.py have more kinds.
+"""Sources of LMs: a folder, or random numbers; hub_lm.py and wheel_lm.py have more kinds.
 
 Each kind is a class with the settings of its conf/lm/*.yaml. `identity()` says what decides the
 activations; it reads at most a local folder's own files, so a cached run never loads the LM.
@@ -98,7 +98,7 @@ class LMSource(Settings, ABC):
         """The tokenizer, without loading the weights."""
 
     def sizes(self) -> LMSizes | None:
-        """How large the LM is, without its weights or the network; None while that is unknown."""
+        """Size of the LM, without its weights or the network; None while that is unknown."""
         with quiet():
             config = self._config()
             return None if config is None else sizes_of(config)
@@ -149,7 +149,7 @@ class PretrainedLM(LMSource, ABC):
         return self
 
     def identity(self) -> dict[str, object]:
-        """That of the trained LM, and the seed where the weights are random."""
+        """Identity of the trained LM, and the seed where the weights are random."""
         drawn = {"random_weights": {"seed": self.random_seed}} if self.random_weights else {}
         return self._trained_identity() | drawn
 

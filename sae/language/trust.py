@@ -57,7 +57,7 @@ def check_named(
 
 
 def _is_new(place: str) -> bool:
-    """Whether nobody was told of this place before; from now on it is known."""
+    """True if nobody was told of this place before; from now on it is known."""
     mark = cache_dir() / "told" / content_key({"place": place})
     if mark.exists():
         return False

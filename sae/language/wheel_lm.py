@@ -55,7 +55,7 @@ class WheelLM(LMInFolder):
 
     @property
     def converted(self) -> Path:
-        """Where the converted LM is, or will be."""
+        """Folder of the converted LM, there or not."""
         # The layout of the folder is part of its name: a later one must not read this one's.
         key = content_key(self._file() | {"layout": 1})
         return cache_dir() / "lms" / f"{self.wheel.package}-{key}"
@@ -83,7 +83,7 @@ class WheelLM(LMInFolder):
 
 
 def _is_whole(folder: Path, *, warn: bool = False) -> bool:
-    """Whether a converted LM is there and as it was written."""
+    """True if a converted LM is there and as it was written."""
     if not folder.exists():
         return False
     found = [(path.name, path.stat()) for path in sorted(folder.iterdir())]

@@ -1,4 +1,4 @@
-"""How strongly latents fire, and in how many contexts, over a stream of batches."""
+"""Strength of latents' firings, and the contexts they fire in, over a stream of batches."""
 
 import torch
 from jaxtyping import Float, Int

@@ -17,7 +17,7 @@ Interval = tuple[float, float]
 
 
 class Bootstrap(Settings):
-    """How intervals are made."""
+    """Settings of intervals."""
 
     where = "bootstrap."
 
@@ -29,7 +29,7 @@ class Bootstrap(Settings):
 def multinomial_weights(
     num_groups: int, num_resamples: int, seed: int
 ) -> Float[Tensor, "resamples groups"]:
-    """How often each group is drawn in each resample; every row sums to `num_groups`. Float64.
+    """Draws of each group in each resample; every row sums to `num_groups`. Float64.
 
     Example:
         >>> multinomial_weights(4, 2, seed=0).sum(-1)

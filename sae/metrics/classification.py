@@ -1,4 +1,4 @@
-"""How well a binary classifier does, and how sure that is: examples are drawn again."""
+"""Scores of a binary classifier with intervals: examples are drawn again."""
 
 import numpy as np
 from jaxtyping import Float, Int

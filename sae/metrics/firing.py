@@ -1,4 +1,4 @@
-"""How often latents fire, over a stream of batches."""
+"""Firing rates of latents, over a stream of batches."""
 
 import torch
 from jaxtyping import Float64, Int

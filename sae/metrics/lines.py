@@ -214,7 +214,7 @@ def _area_of(x: NDArray[np.float64], y: NDArray[np.float64], low: float, high: f
 
 
 def _are_seeds(rows: Sequence[Row]) -> bool:
-    """Whether runs of one setting are there once for each of several seeds."""
+    """True if runs of one setting are there once for each of several seeds."""
     seeds = [row["seed"] for row in rows]
     return len(rows) > 1 and None not in seeds and len(set(seeds)) == len(seeds)
 

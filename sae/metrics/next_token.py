@@ -109,7 +109,7 @@ class NextToken(GroupedSums):
     def _counted(
         self, tokens: Tensor, document: Tensor, logits: Tensor, counted: Tensor | None
     ) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor, Tensor]]:
-        """Where the predictions that count are made, with their documents and targets.
+        """Positions of the predictions that count, with their documents and targets.
 
         A few at a time: float32 copies of all logits would decide memory, and on a CPU those that
         do not fit its cache the time.

@@ -1,4 +1,4 @@
-"""How well activations are reconstructed, over a stream of batches."""
+"""Quality of reconstructions of activations, over a stream of batches."""
 
 from collections.abc import Mapping
 
@@ -77,7 +77,7 @@ class Reconstruction(GroupedSums):
         self.add(terms, document)
 
     def constant_dimensions(self) -> int:
-        """How many dimensions do not vary, and so are left out of `fvu_per_dim`."""
+        """Number of dimensions that do not vary, and so are left out of `fvu_per_dim`."""
         names = ("rows", "x", "x_square", "error_square")
         by_dimension = fvu_by_dimension({name: self._sum(name).sum(0) for name in names})
         return int(by_dimension.isnan().sum().item())

@@ -1,4 +1,4 @@
-"""How alike two dictionaries are: by their atoms, and by when their latents fire.
+"""Likeness of two dictionaries: by their atoms, and by when their latents fire.
 
 Everything goes by blocks of latents, so that no step holds more than one block against the other
 dictionary; only the matching needs the whole matrix.

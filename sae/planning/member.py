@@ -65,7 +65,7 @@ class Member:
 
     @property
     def points(self) -> tuple[Point, ...]:
-        """Where activations are read; none where there is no LM."""
+        """Points where activations are read; none where there is no LM."""
         return () if self.ends is None else self.ends.points
 
     @cached_property
@@ -111,7 +111,7 @@ class Member:
 
     @property
     def measures_lm(self) -> bool:
-        """Whether training or evaluation splices into the LM."""
+        """True if training or evaluation splices into the LM."""
         words = [*self.config["eval"], *(self.config["callbacks"] if self.validations else [])]
         return self.ends is not None and "downstream" in words
 

@@ -49,7 +49,7 @@ def curves_plot(title: str, note: str, curves: Mapping[str, Curve], scale: Scale
 def histogram_plot(
     title: str, note: str, log10_edges: Sequence[float], latents: Sequence[int], silent: int
 ) -> Plot:
-    """How many latents fire how often, with the silent ones as a bar of their own on the left."""
+    """Histogram of firing rates, with the silent latents as a bar of their own on the left."""
     width = log10_edges[1] - log10_edges[0]
     used = [i for i, count in enumerate(latents) if count]
     first = used[0] if used else len(latents) - 1

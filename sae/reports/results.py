@@ -59,7 +59,7 @@ def _writable(folder: Path) -> bool:
 
 
 def result_file(folder: Path, result: EvalResult, placed: PlacedSAE) -> Path:
-    """Where a result of `evaluate.py` goes.
+    """File of a result of `evaluate.py`.
 
     `<eval>.json` is the run's own result again: same text, LM, tokens and settings. What differs
     follows the word, for example `core-houseofcommons-tokens=2048.json`; a hash follows if a file

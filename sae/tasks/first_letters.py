@@ -31,7 +31,7 @@ def vocabulary_words(tokenizer: Tokenizer) -> list[str]:
 
 
 def first_letter(word: str) -> str:
-    """In lower case.
+    """The letter in lower case.
 
     Example:
         >>> first_letter(" Cat")

@@ -27,7 +27,7 @@ class TrainingVectors:
 
     @property
     def num_rows(self) -> int:
-        """How many there are."""
+        """Number of rows."""
         return self._rows.num_rows
 
     @property
@@ -41,7 +41,7 @@ class TrainingVectors:
             yield self._rows.read(i).float()
 
     def sample(self, n: int, seed: int) -> Float[Tensor, "n d_in"]:
-        """So many of them at random, or all."""
+        """Random rows, `num_rows` of them, or all."""
         return self._data.draw_rows(min(n, self.num_rows), seed) / self._data.scale
 
 

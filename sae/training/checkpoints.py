@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def checkpoint_file(run_dir: Path) -> Path:
-    """Where the checkpoint of a run is."""
+    """Path of the checkpoint of a run."""
     return run_dir / "checkpoints" / "last.ckpt"
 
 
@@ -60,7 +60,7 @@ def read_checkpoint(run_dir: Path) -> dict[str, Any] | None:
 
 
 def checksum_of_curves(checkpoint: Mapping[str, Any] | None) -> int | None:
-    """That of `metrics.csv` when the checkpoint was made; None in one of an earlier version."""
+    """Checksum of `metrics.csv` when the checkpoint was made; None in one of an earlier version."""
     return None if checkpoint is None else checkpoint.get(CURVES)
 
 
@@ -70,7 +70,7 @@ def forget_previous(run_dir: Path) -> None:
 
 
 def previous_file(last: Path) -> Path:
-    """Where the checkpoint before the last one is while the run is under way."""
+    """Path of the checkpoint before the last one, while the run is under way."""
     return last.with_name("previous.ckpt")
 
 

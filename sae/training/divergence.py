@@ -1,4 +1,4 @@
-"""Whether a training goes wrong: numbers that are not finite, an error that grows, silence.
+"""Signs that a training goes wrong: numbers that are not finite, an error that grows, silence.
 
 Everything is looked at on the steps that are logged, with one wait for the device.
 """

@@ -1,4 +1,4 @@
-"""How a dictionary is optimised: rates of its parameters, schedule, norm of the gradients."""
+"""Optimiser of a dictionary: rates of its parameters, schedule, norm of the gradients."""
 
 from collections.abc import Collection
 from typing import Any

@@ -1,4 +1,4 @@
-"""Whether the LM's own predictions are numbers, before hours of training rest on them."""
+"""A look at the LM's own predictions, before hours of training rest on them: are they numbers?"""
 
 from collections.abc import Mapping
 from typing import Any

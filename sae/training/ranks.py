@@ -40,7 +40,7 @@ def mean_over_ranks(value: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]
 
 
 def any_rank(decision: bool, device: torch.device) -> bool:
-    """Whether any rank says yes; `device` is where its tensors are."""
+    """True if any rank says yes; `device` is where its tensors are."""
     if world_size() == 1:
         return decision
     return bool(sum_over_ranks(torch.tensor(int(decision), device=device)) > 0)

@@ -37,7 +37,7 @@ from sae.training.schedules import span_tokens
 
 
 class ResampleSettings(Settings):
-    """When to resample and what counts as dead; spans are tokens or shares of the run ("10%")."""
+    """Times of resampling and the limit of death; spans are tokens or shares of the run ("10%")."""
 
     where = "resample."
 
@@ -73,7 +73,7 @@ class ResampleSettings(Settings):
         return Drawn(self.toward) if self.toward is not None else STRATEGIES[self.strategy]()
 
     def check(self, architecture: type[Dictionary], frozen_decoder: bool) -> None:
-        """Whether dictionaries of this class can be resampled so.
+        """Refuse dictionaries of a class that cannot be resampled so.
 
         Raises:
             ConfigError: If what the strategy sets is frozen, or is no parameter of its own.
@@ -121,7 +121,7 @@ class ResampleSettings(Settings):
         )
 
     def due(self, before: int, after: int) -> bool:
-        """Whether a resolved time lies in the tokens `(before, after]`."""
+        """True if a resolved time lies in the tokens `(before, after]`."""
         return any(before < int(time) <= after for time in self.at_tokens)
 
 

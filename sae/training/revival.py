@@ -1,4 +1,4 @@
-"""How dead latents start again: which inputs they get, and what is set from these.
+"""New starts of dead latents: which inputs they get, and what is set from these.
 
 A strategy is named by `resample.strategy`, a word of `STRATEGIES`; a new one is one more class
 here. When it acts, what counts as dead and which inputs it chooses among is `resampling.py`.

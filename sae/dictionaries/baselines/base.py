@@ -36,7 +36,7 @@ class Vectors(Protocol):
 
     @property
     def num_rows(self) -> int:
-        """How many there are."""
+        """Number of rows."""
         ...
 
     @property
@@ -49,7 +49,7 @@ class Vectors(Protocol):
         ...
 
     def sample(self, n: int, seed: int) -> Float[Tensor, "n d_in"]:
-        """So many of them at random, or all where there are fewer: the same for the same seed."""
+        """Random rows, or all where there are fewer: the same for the same seed."""
         ...
 
 

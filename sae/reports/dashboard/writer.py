@@ -168,7 +168,7 @@ def _padded(listed: Listed) -> np.ndarray:
 
 
 class _Used:
-    """Which contexts and tokens the pages show."""
+    """Contexts and tokens that the pages show."""
 
     def __init__(self, text: Text) -> None:
         self.contexts = np.zeros(len(text.tokens), bool)

@@ -1,0 +1,34 @@
+"""Docstrings of what is shipped open with what the thing is, or with what it does."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted(
+    file for folder in ("sae", "callbacks", "conf") for file in (ROOT / folder).rglob("*.py")
+) + [ROOT / "train.py", ROOT / "evaluate.py"]
+HABITS = {"Of", "Those", "That", "What", "Which", "Who", "So", "How", "When", "Where", "Whether"}
+"""Openings that leave out the subject."""
+
+
+def openings(source):
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
+            said = ast.get_docstring(node)
+            if said:
+                yield said.split()[0].strip(",.:;"), said.splitlines()[0]
+
+
+def test_no_docstring_opens_with_a_habit():
+    found = [
+        f"{file.relative_to(ROOT)}: {line}"
+        for file in SHIPPED for word, line in openings(file.read_text()) if word in HABITS
+    ]  # fmt: skip
+    assert not found, "open with a noun or a verb"
+
+
+def test_habits_are_seen():
+    source = (
+        '"""Whether it is."""\nclass A:\n    """A thing."""\n    def f(self):\n        """How."""'
+    )
+    assert [word for word, _ in openings(source) if word in HABITS] == ["Whether", "How"]
