@@ -125,6 +125,19 @@ def test_commands_are_found():
     assert len(all_commands()) > 10
 
 
+def test_the_readme_is_short():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 90
+    assert max(map(len, lines)) <= 100
+
+
+def test_the_index_lists_every_page():
+    index = (ROOT / "docs/index.md").read_text()
+    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    listed = {page for page in pages if f"({page})" in index}
+    assert pages - listed <= {"index.md", *(page for page in pages if page.startswith("adr/"))}
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_extras_exist(path):
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
