@@ -37,7 +37,7 @@ def main_job(tmp_path_factory):
 
 
 def test_quality(main_job):
-    """The README's table promises these; the bounds are the project's goals."""
+    """docs/first-run.md promises these; the bounds are the project's goals."""
     results = json.loads((main_job[0] / "results.json").read_text())
     core, downstream = results["core"]["metrics"], results["downstream"]["metrics"]
     assert core["l0"]["value"] <= 100
