@@ -17,7 +17,9 @@ from sae.types import Split
 FEATURE, DIFF_MEAN, NOISE = "feature", "DiffMean", "noise"
 UNSTEERED, PROMPT = "unsteered", "prompt"
 OF_FEATURE = (FEATURE, "wrong sign", "random direction", "random feature")
-OF_SHARED = (NOISE, DIFF_MEAN, PROMPT, UNSTEERED)
+UNPUSHED = (PROMPT, UNSTEERED)
+"""Arms without a push: their draws differ in their random numbers alone."""
+OF_SHARED = (NOISE, DIFF_MEAN, *UNPUSHED)
 ARMS = (*OF_FEATURE, *OF_SHARED)
 """Arms in the order of tables: those of a feature, then those that all features share."""
 

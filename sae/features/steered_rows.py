@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from sae.features.output_effects import Effect
-from sae.features.steered import ARMS, DIFF_MEAN, FEATURE, UNSTEERED
+from sae.features.steered import ARMS, DIFF_MEAN, FEATURE, UNPUSHED
 from sae.language.pieces import pieces, token_bytes, visible
 from sae.metrics.bootstrap import Bootstrap
 from sae.metrics.classification import interval
@@ -131,12 +131,12 @@ def _report(study: Mapping[str, Any], shared: Mapping[str, Any], arm: str) -> tu
 
 
 def _values(studies: Studies, shared: Mapping[str, Any], arm: str, name: str) -> np.ndarray:
-    """Values [features, prompts]; those of unsteered text are means over its draws."""
+    """Values [features, prompts]; those of arms without a KL are means over draws."""
     found = []
     for study in studies.values():
         report, at = _report(study, shared, arm)
         values = np.array(report[name])
-        found.append(values.mean(0) if arm == UNSTEERED else values[at])
+        found.append(values.mean(0) if arm in UNPUSHED else values[at])
     return np.array(found)
 
 

@@ -136,7 +136,7 @@ def sizes_at(gauge: Gauge, arm: Arm, targets: Sequence[float], start: float) -> 
     Returns:
         A size for each target; the nearest one measured where `reached` is False.
     """
-    known = dict(zip(grid := [start * 2.0**i for i in (-3, -2, -1, 0, 1)],
+    known = dict(zip(grid := [start * 1.5**i for i in range(-4, 3)],
                      gauge.kl(arm, grid), strict=True))  # fmt: skip
     for turn in range(_ROUNDS):
         open_ = [t for t in targets if not _nearest(known, t).reached]

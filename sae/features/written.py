@@ -41,7 +41,7 @@ class Scores(NamedTuple):
     """Scores of texts, each from 0 to 2.
 
     Args:
-        concept: Twice the judge's probability of the concept.
+        concept: The judge's probability of the concept, from .5, which says nothing, to 1.
         fluency: Twice how near the text is to unsteered text in cross entropy and repetition.
         score: Harmonic mean of both; 0 if one is.
     """
@@ -163,7 +163,7 @@ def scored(written: Written, clean: Written, judge: Judge) -> Scores:
         clean: Unsteered texts of the same prompts; their means are what fluency is relative to.
         judge: Reads the texts.
     """
-    concept = 2 * np.array([judge(texts) for texts in written.texts])
+    concept = 2 * np.clip(2 * np.array([judge(texts) for texts in written.texts]) - 1, 0, None)
     near = np.minimum(1, np.exp(clean.ce.mean(0) - written.ce))
     varied = np.minimum(1, written.distinct / clean.distinct.mean(0))
     fluency = 2 * near * varied

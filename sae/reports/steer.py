@@ -15,13 +15,13 @@ from sae.features.steered import (
     NOISE,
     OF_FEATURE,
     PROMPT,
+    UNPUSHED,
     UNSTEERED,
 )
 from sae.reports.files import write_bytes
 from sae.reports.page import Cell, Plot, Section, Table, interval, number, render
 
 _WIDE = {FEATURE: 3, DIFF_MEAN: 2}
-_FLAT = (UNSTEERED, PROMPT)
 _BESIDE = (UNSTEERED, FEATURE, "random direction", DIFF_MEAN, PROMPT)
 
 
@@ -92,11 +92,11 @@ def _arms(rows: Sequence[Mapping[str, Any]]) -> Table:
     listed = [
         [Cell(row["arm"]), *cells(row, "score"), *cells(row, "feature_less_arm"),
          number("", row["concept"]), number("", row["fluency"]), number("", row["kl"]),
-         number("", row["size"]), number("", row["neutral_kl"]), number("", row["neutral_ce"])]
+         number("", row["neutral_kl"]), number("", row["neutral_ce"]), number("", row["size"])]
         for row in rows
     ]  # fmt: skip
     columns = ["arm", "score", "interval", "feature less arm", "interval", "concept", "fluency",
-               "KL, nats", "size", "KL on neutral text", "CE rise there"]  # fmt: skip
+               "KL, nats", "neutral KL", "neutral CE rise", "size"]  # fmt: skip
     note = (
         "on the reporting prompts, at the KL that each feature chose on the others; scores from 0 "
         "to 2, score the harmonic mean of concept and fluency"
@@ -114,7 +114,7 @@ def _curves(result: EvalResult, name: str) -> Plot:
             "type": "scatter", "name": arm, "x": x, "mode": "lines+markers",
             "line": {"width": _WIDE.get(arm, 1.2)},
         }  # fmt: skip
-        if arm in _FLAT:
+        if arm in UNPUSHED:
             trace |= {"y": [sum(y) / len(y)] * len(y), "mode": "lines", "line": {"dash": "dot"}}
         else:
             trace |= {"y": y, "error_y": {
