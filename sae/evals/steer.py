@@ -210,11 +210,14 @@ class SteerEval(Resampled):
         self, one: PlacedSAE, on: Split, chosen: _Chosen, concept: Concept, judge: Judge,
         pens: tuple[Pen, Pen], prompts: Sequence[str],
     ) -> tuple[dict[int, dict[str, Any]], dict[str, Any]]:  # fmt: skip
-        """What was measured of each feature and of the shared arms, each out of the cache."""
+        """Studies of each feature and of the shared arms, each out of the cache.
+
+        The shared arms need no SAE: those of other seeds at the same point take them from there.
+        """
         neutral = Neutral(on, self.num_tokens, self.batch_contexts)
         store = one.source.store(on)
         identity = {
-            "format": _FORMAT, "sae": sae_key(one), "lm": dict(one.lm.identity),
+            "format": _FORMAT, "lm": dict(one.lm.identity),
             "dtype": str(one.lm.dtype), "point": str(one.point),
             "counted": one.counted and one.counted.to_json(), "texts": concept.texts.key,
             "words": concept.words, "prompts": list(prompts), "text": store.spec.key,
@@ -232,14 +235,14 @@ class SteerEval(Resampled):
             return halves[0], halves[1]
 
         arms = {latent: arms_of(one, latent, chosen.found, self.seed) for latent in chosen.latents}
-        steps = (1 + len(OF_FEATURE)) * len(arms) + 1 + len(OF_SHARED)
-        with progress("steer", steps, "arms") as advance:
-            shared = _kept(identity, 1 + len(OF_SHARED), advance, lambda: study_shared(
+        own_steps, shared_steps = 1 + len(OF_FEATURE), 1 + len(OF_SHARED)
+        with progress("steer", own_steps * len(arms) + shared_steps, "arms") as advance:
+            shared = _kept(identity, shared_steps, advance, lambda: study_shared(
                 one, both(), chosen.found.direction, concept.words, self.seed, neutral, advance
             ))  # fmt: skip
             studies = {
                 latent: _kept(
-                    identity | {"latent": latent}, 1 + len(OF_FEATURE), advance,
+                    identity | {"sae": sae_key(one), "latent": latent}, own_steps, advance,
                     lambda own=own: study_feature(one, both(), own, neutral, advance),
                 )
                 for latent, own in arms.items()

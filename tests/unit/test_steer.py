@@ -137,6 +137,7 @@ def test_text_from_outside_is_escaped(result, tmp_path):
     assert "<script>alert(1)" not in (tmp_path / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_gives_the_same_bytes(placed, settings, monkeypatch):  # noqa: F811
     asked = settings | {"features": [Z_LATENT, 3], "seed": 1}
 
