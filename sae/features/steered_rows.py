@@ -17,7 +17,7 @@ Row = dict[str, Any]
 SCORES = ("score", "concept", "fluency")
 ENDS = ("", "_low", "_high")
 CEILING = f"{DIFF_MEAN} at its own KL"
-_SHOWN_TOKENS = 8
+_SHOWN_TOKENS, _SHOWN_LETTERS = 8, 12
 
 
 def arm_rows(studies: Studies, shared: Mapping[str, Any], bootstrap: Bootstrap) -> list[Row]:
@@ -78,7 +78,7 @@ def feature_rows(
         shown = effect.promoted[:_SHOWN_TOKENS]
         row: Row = {
             **effect._asdict(), "chosen": effect.latent in studies,
-            "promoted": " · ".join(visible(pieces([i], vocabulary)[0]) for i in shown),
+            "promoted": " · ".join(visible(pieces([i], vocabulary)[0])[:_SHOWN_LETTERS] for i in shown),
         }  # fmt: skip
         if effect.latent in studies:
             study = studies[effect.latent]
