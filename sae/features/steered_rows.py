@@ -75,10 +75,10 @@ def feature_rows(
     """A row for each latent that was a candidate; those that were chosen have scores."""
     vocabulary = token_bytes(tokenizer)
     for effect in every:
-        shown = effect.promoted[:_SHOWN_TOKENS]
+        tokens = [visible(pieces([i], vocabulary)[0]) for i in effect.promoted[:_SHOWN_TOKENS]]
         row: Row = {
             **effect._asdict(), "chosen": effect.latent in studies,
-            "promoted": " · ".join(visible(pieces([i], vocabulary)[0])[:_SHOWN_LETTERS] for i in shown),
+            "promoted": " · ".join(token[:_SHOWN_LETTERS] for token in tokens),
         }  # fmt: skip
         if effect.latent in studies:
             study = studies[effect.latent]
