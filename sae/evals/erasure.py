@@ -9,11 +9,11 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 import torch
 from pydantic import field_validator
 
-from sae.activations.sources import LMActivations
 from sae.artifacts.placed import PlacedSAE
 from sae.cached import cached
 from sae.errors import ConfigError
-from sae.evals.base import Estimate, Measured, Resampled, refuse_transcoder, register
+from sae.evals.base import Estimate, Measured, Resampled, register
+from sae.evals.checks import require_place
 from sae.features.erased import Scores
 from sae.features.erased_rows import ENDS, LESS, OUTCOMES, Row, areas, costs, rows
 from sae.features.erasing import Erasure, Ranked, closed_forms, controls, latent_edits, ranked
@@ -28,7 +28,6 @@ from sae.features.make import contexts_in
 from sae.features.prompted import on_text
 from sae.features.sets import feature_set, sae_key
 from sae.progress import progress
-from sae.provenance import content_key
 from sae.settings import Count, setting
 from sae.tables import Table, Type
 from sae.tasks.biographies import PROFESSIONS
@@ -156,13 +155,7 @@ class ErasureEval(Resampled):
         )  # fmt: skip
 
     def _check(self, one: PlacedSAE) -> None:
-        refuse_transcoder(one, self.name)
-        if not isinstance(one.source, LMActivations) or one.point is None:
-            where = "a folder of activations" if one.ends is None else one.ends
-            raise ConfigError(
-                f"eval=erasure edits one point of an LM, and this SAE is of {where}. Choose an SAE "
-                "that reads and writes one point."
-            )
+        require_place(one, self.name)
         if not self.tasks and not self.csv:
             raise ConfigError(
                 "eval.erasure.tasks is empty and there is no eval.erasure.csv. Give one of "
@@ -172,18 +165,6 @@ class ErasureEval(Resampled):
             raise ConfigError(
                 f"eval.erasure.ks has {max(self.ks)}, and the SAE {one.sae.d_sae} latents. Give "
                 "smaller numbers."
-            )
-        trained: Any = one.sae.metadata.get("activations") or {}
-        known = (trained.get("identities") or {}).get("lm")
-        same = known == content_key(one.source.specs["test"].lm)
-        if (
-            "lm" in trained
-            and not same
-            and _lm(trained["lm"]) != _lm(one.source.source.to_config())
-        ):
-            raise ConfigError(
-                f"This SAE was trained on {trained['lm'].get('name')}, and the LM is "
-                f"{one.source.source.name}: its latents mean nothing there. Leave lm= out."
             )
 
     def _ground(self, one: PlacedSAE, task: str) -> Named:
@@ -306,8 +287,3 @@ def _metrics(
             if (row["task"], row["outcome"]) == (task, outcome) and row["method"] == LESS:
                 add(f"{task}_area_{outcome}_{row['axis']}", row, "area")
     return found
-
-
-def _lm(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that decide which LM it is, whatever its dtype and name."""
-    return {name: value for name, value in config.items() if name not in ("dtype", "name")}

@@ -206,3 +206,15 @@ def blocks_below(model: nn.Module, points: Collection[Point]) -> list[nn.Module]
     blocks = list(model.get_submodule(family_of(model).blocks).children())
     below = (point.layer + (point.site == "resid") for point in points)
     return blocks[: min(below, default=0)]
+
+
+def output_module(model: Any, point: Point) -> str | None:
+    """Path, from the base model on, of the module whose output the point is.
+
+    None where the activation is an input, or the module's output is multiplied afterwards.
+    """
+    family = family_of(model)
+    if is_input(point) or (is_added(point) and family.factor is not None):
+        return None
+    path = ".".join(filter(None, [family.blocks, str(point.layer), family.modules[point.site]]))
+    return path.removeprefix(f"{model.base_model_prefix}.")

@@ -54,6 +54,7 @@ class Table:
         rows: As long as `columns`.
         note: What was counted.
         words: How many columns on the left are words; the others are numbers.
+        prose: Whether cells hold sentences, which break into lines.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     note: str = ""
     words: int = 1
+    prose: bool = False
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from sae.reports.files import write_bytes
 from sae.reports.frontier import write_frontier
 from sae.reports.ioi import write_ioi
 from sae.reports.purity import purity_columns, write_purity
+from sae.reports.steer import write_steer
 from sae.types import Ends
 
 
@@ -91,6 +92,7 @@ PAGES: dict[str, Callable[[EvalResult, Path], None]] = {
     "ioi": write_ioi,
     "circuit": write_circuit,
     "erasure": write_erasure,
+    "steer": write_steer,
 }  # fmt: skip
 """Writers of pages by the name of the evaluation."""
 

@@ -20,8 +20,8 @@ from sae.evals.base import EvalResult
 from sae.evals.from_config import ctx_of, make_evals, offers_of
 from sae.provenance import content_key
 
-_SHOWING = ("export", "text_file", "ablate", "serve", "port")
-"""Settings that add pages or files to a result, whose numbers stay as they are."""
+_SHOWING = {"dashboard": ("export", "text_file", "ablate", "serve", "port")}
+"""Settings of an evaluation that add pages or files to a result, whose numbers stay as they are."""
 
 
 def results_folder(run: str, out: str | None = None) -> Path:
@@ -116,8 +116,8 @@ def _of_source(sae: SAE, source: ActivationSource) -> list[str]:
 def _of_settings(result: EvalResult, sae: SAE, source: ActivationSource) -> list[str]:
     own = own_settings(sae).get(result.eval, {})
     made: Any = make_evals({result.eval: own}, ctx_of(source), offers_of(source))[result.eval]
-    expected = _deciding(made.model_dump())
-    got = _deciding(result.settings)
+    expected = _deciding(result.eval, made.model_dump())
+    got = _deciding(result.eval, result.settings)
     return [_short(name, value) for name, value in got.items() if value != expected[name]]
 
 
@@ -127,17 +127,18 @@ def _short(name: str, value: Any) -> str:
     return text if len(text) <= 60 else f"{name}={content_key({name: value})}"
 
 
-def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _deciding(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that decide the numbers, lists as JSON has them; those of memory are left out."""
     bootstrap = {
         f"bootstrap.{name}": value for name, value in settings.get("bootstrap", {}).items()
     }
     resamples = bootstrap.pop("bootstrap.num_resamples", None)
     flat = {**({} if resamples is None else {"resamples": resamples}), **bootstrap, **settings}
+    left_out = ("bootstrap", "batch_rows", "batch_contexts", *_SHOWING.get(name, ()))
     return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in flat.items()
-        if name not in ("bootstrap", "batch_rows", "batch_contexts", *_SHOWING)
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in flat.items()
+        if key not in left_out
     }
 
 
@@ -145,7 +146,7 @@ def _key(result: EvalResult) -> str:
     known = result.provenance
     made = {name: known.get(name) for name in ("point", "store")}
     made |= {"together": known["together"]} if "together" in known else {}
-    return content_key({**made, "settings": _deciding(result.settings)})
+    return content_key({**made, "settings": _deciding(result.eval, result.settings)})
 
 
 def _made_by(file: Path) -> str | None:

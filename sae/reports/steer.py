@@ -1,0 +1,181 @@
+"""`index.html` of the evaluation `steer`, and the files of the chosen latents beside it."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae.evals.base import EvalResult
+from sae.features.sets import FeatureSet
+from sae.features.steered import (
+    DIFF_MEAN,
+    FEATURE,
+    NOISE,
+    OF_FEATURE,
+    PROMPT,
+    UNPUSHED,
+    UNSTEERED,
+)
+from sae.reports.files import write_bytes
+from sae.reports.page import Cell, Plot, Section, Table, interval, number, render
+
+_WIDE = {FEATURE: 3, DIFF_MEAN: 2}
+_BESIDE = (UNSTEERED, FEATURE, "random direction", DIFF_MEAN, PROMPT)
+
+
+def write_steer(result: EvalResult, folder: Path) -> None:
+    """Write the page, `features.json`, and `steering.pt` for lm-evaluation-harness.
+
+    Args:
+        result: Of the evaluation `steer`.
+        folder: Where they go.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    details = result.details
+    FeatureSet(**details["features"]).save(folder / "features.json")
+    if details["steering"]["hookpoint"] is not None:
+        write_bytes(folder / "steering.pt", steering_file(**details["steering"]))
+    arms = result.tables["arms"].rows()
+    sections = [
+        Section("Arms", tables=[_arms(arms)]),
+        Section("Score against KL", plots=[_curves(result, name) for name in
+                                           ("score", "concept", "fluency")]),
+        Section("Features", tables=[_features(result)]),
+        Section("Texts beside each other", tables=_texts(result)),
+    ]  # fmt: skip
+    level = 100 * result.settings["bootstrap"]["level"]
+    judge, tokens = details["judge"], result.tokens
+    subtitle = (
+        f"Concept: {details['concept']}. {tokens['features']} features, "
+        f"{tokens['choosing prompts']} prompts that choose how far to push, "
+        f"{tokens['reporting prompts']} that report · {level:g} % intervals over features and "
+        f"prompts · judge of words: accuracy {judge['accuracy']:.3f}, AUC {judge['auc']:.3f} on "
+        f"{judge['held-out snippets']:,} held-out snippets · missing: {details['missing']}"
+    )
+    page = render(
+        f"Steering · {result.provenance['point']}", subtitle, sections, _tiles(arms)
+    )  # fmt: skip
+    write_bytes(folder / "index.html", page)
+
+
+def steering_file(
+    hookpoint: str, vector: Sequence[float], coefficient: float, latent: int
+) -> bytes:
+    """A steering file that the models `steered` of lm-evaluation-harness read.
+
+    Source: its `lm_eval/models/hf_steered.py`, version 0.4.13.
+
+    Args:
+        hookpoint: Path of the module whose output is edited, from the base model on.
+        vector: What is added, before it is multiplied.
+        coefficient: What it is multiplied by.
+        latent: Number of the latent that it is of; not in the file.
+    """
+    steering = {
+        hookpoint: {
+            "steering_vector": torch.tensor(vector), "steering_coefficient": float(coefficient),
+            "action": "add", "bias": None, "head_index": None,
+        }
+    }  # fmt: skip
+    buffer = io.BytesIO()
+    torch.save(steering, buffer)
+    return buffer.getvalue()
+
+
+def _arms(rows: Sequence[Mapping[str, Any]]) -> Table:
+    def cells(row: Mapping[str, Any], name: str) -> list[Cell]:
+        return [number("", row[name]),
+                Cell(interval("", row[f"{name}_low"], row[f"{name}_high"]))]  # fmt: skip
+
+    listed = [
+        [Cell(row["arm"]), *cells(row, "score"), *cells(row, "feature_less_arm"),
+         number("", row["concept"]), number("", row["fluency"]), number("", row["kl"]),
+         number("", row["neutral_kl"]), number("", row["neutral_ce"]), number("", row["size"])]
+        for row in rows
+    ]  # fmt: skip
+    columns = ["arm", "score", "interval", "feature less arm", "interval", "concept", "fluency",
+               "KL, nats", "neutral KL", "neutral CE rise", "size"]  # fmt: skip
+    note = (
+        "on the reporting prompts, at the KL that each feature chose on the others; scores from 0 "
+        "to 2, score the harmonic mean of concept and fluency"
+    )
+    return Table("Scores", columns, listed, note)
+
+
+def _curves(result: EvalResult, name: str) -> Plot:
+    rows = result.tables["curves"].rows()
+    traces = []
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        own = [row for row in rows if row["arm"] == arm]
+        x, y = [row["target"] for row in own], [row[name] for row in own]
+        trace: dict[str, Any] = {
+            "type": "scatter", "name": arm, "x": x, "mode": "lines+markers",
+            "line": {"width": _WIDE.get(arm, 1.2)},
+        }  # fmt: skip
+        if arm in UNPUSHED:
+            trace |= {"y": [sum(y) / len(y)] * len(y), "mode": "lines", "line": {"dash": "dot"}}
+        else:
+            trace |= {"y": y, "error_y": {
+                "type": "data", "symmetric": False, "thickness": 1, "width": 2,
+                "array": [row[f"{name}_high"] - row[name] for row in own],
+                "arrayminus": [row[name] - row[f"{name}_low"] for row in own],
+                "visible": arm in (FEATURE, DIFF_MEAN, NOISE),
+            }}  # fmt: skip
+        traces.append(trace)
+    targets = sorted({row["target"] for row in rows})
+    layout = {
+        "xaxis": {"title": {"text": "KL(clean ‖ steered), nats"}, "type": "log",
+                  "tickvals": targets, "ticktext": [f"{target:g}" for target in targets]},
+        "yaxis": {"title": {"text": name}, "rangemode": "tozero"},
+        "showlegend": True,
+    }  # fmt: skip
+    return Plot(f"{name.capitalize()} against KL", "reporting prompts, means over features",
+                traces, layout, wide=True)  # fmt: skip
+
+
+def _features(result: EvalResult) -> Table:
+    rows = result.tables["features"].rows()
+    rows.sort(key=lambda row: (not row["chosen"], -(row["reporting"] or 0)))
+    listed = [
+        [Cell(str(row["latent"]), row["latent"]), Cell(row["promoted"]),
+         *(number("", row[name]) for name in ("difference", "output_score", "confidence", "target",
+                                              "size", "choosing", "reporting"))]
+        for row in rows
+    ]  # fmt: skip
+    columns = ["latent", "tokens its decoder promotes", "difference of means", "output score",
+               "change of confidence", "chosen KL", "size", "score, choosing",
+               "score, reporting"]  # fmt: skip
+    note = "latents without scores were candidates and not chosen"
+    return Table("Latents", columns, listed, note, words=2)
+
+
+def _texts(result: EvalResult) -> list[Table]:
+    rows = result.tables["texts"].rows()
+    tables = []
+    for latent in dict.fromkeys(row["latent"] for row in rows):
+        own = [row for row in rows if row["latent"] == latent]
+        target = next(row["target"] for row in own if row["arm"] == FEATURE)
+        listed = [
+            [Cell(prompt), *(
+                Cell(next(row["text"] for row in own
+                          if (row["prompt"], row["arm"]) == (prompt, arm)))
+                for arm in _BESIDE
+            )]
+            for prompt in dict.fromkeys(row["prompt"] for row in own)
+        ]  # fmt: skip
+        tables.append(Table(
+            f"Latent {latent}", ["prompt", *_BESIDE], listed, f"at a KL of {target:g} nats",
+            words=1 + len(_BESIDE), prose=True,
+        ))  # fmt: skip
+    return tables
+
+
+def _tiles(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    by_arm = {row["arm"]: row for row in rows}
+    return [
+        {"label": arm, "value": number("", by_arm[arm]["score"]).text,
+         "note": interval("", by_arm[arm]["score_low"], by_arm[arm]["score_high"])}
+        for arm in (UNSTEERED, *OF_FEATURE[:1], "random direction", DIFF_MEAN, PROMPT)
+    ]  # fmt: skip

@@ -1,0 +1,211 @@
+"""The evaluation `steer` from its settings to its page, its latents and its steering file."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from _evals import values
+from _features import POINT, make_sae, placed_on
+from _steering import OPENINGS, Z_LATENT, about_z, at_home, csv_file, home, placed, text_file  # noqa: F401
+
+from sae.dictionaries.sae import SAE, SAEConfig
+from sae.errors import ConfigError
+from sae.evals import steer
+from sae.evals.steer import SteerEval
+from sae.features.sets import feature_set, read_features
+from sae.features.steered import ARMS
+from sae.features.steered_rows import CEILING
+from sae.provenance import cache_dir
+from sae.reports.pages import write_pages
+from sae.tasks.concept import Concept
+from sae.tasks.task import ids_of
+
+SMALL = {
+    "label": "zed", "features": [Z_LATENT], "kl": [0.3], "new_tokens": 8, "num_texts": 20,
+    "num_tokens": 64, "temperature": 0.5, "resamples": 20,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def settings(csv_file, text_file):  # noqa: F811
+    return {"csv": csv_file, "text_file": text_file, **SMALL}
+
+
+@pytest.fixture(scope="module")
+def result(placed, settings):  # noqa: F811
+    return SteerEval(**settings).run(placed)
+
+
+def test_a_planted_feature_writes_its_letter_and_the_wrong_sign_does_not(
+    placed, settings  # noqa: F811
+):  # fmt: skip
+    result = SteerEval(**settings | {"kl": [2.0]}).run(placed)
+    assert values(result)["concept_feature"] > 1
+    texts = result.tables["texts"].rows()
+    counts = {
+        arm: sum(row["text"].count("z") for row in texts if row["arm"] == arm) for arm in ARMS
+    }
+    assert counts["feature"] > 8
+    assert counts["feature"] > 3 * max(counts["wrong sign"], counts["unsteered"])
+
+
+def test_every_arm_is_at_the_same_kl_and_has_its_numbers(result):
+    arms = {row["arm"]: row for row in result.tables["arms"].rows()}
+    assert list(arms) == [*ARMS, CEILING]
+    target = result.tables["features"].rows()[0]["target"]
+    for name, row in arms.items():
+        assert 0 <= row["score_low"] <= row["score"] <= row["score_high"] <= 2
+        if name in ("prompt", "unsteered"):
+            assert row["kl"] is row["size"] is row["neutral_kl"] is None
+        elif name != CEILING:
+            assert row["kl"] == pytest.approx(target, rel=0.05)
+            assert row["neutral_kl"] > 0
+        if name != "feature":
+            less = arms["feature"]["score"] - row["score"]
+            assert row["feature_less_arm"] == pytest.approx(less)
+    curves = result.tables["curves"].rows()
+    assert {(row["arm"], row["target"]) for row in curves} == {
+        (arm, target) for arm in ARMS for target in (0.3,)
+    }
+    texts = result.tables["texts"].rows()
+    assert len(texts) == len(ARMS) * 2
+    of_feature = [row["score"] for row in texts if row["arm"] == "feature"]
+    assert np.mean(of_feature) == pytest.approx(values(result)["score_feature"])
+    assert "instruction" in result.details["missing"]
+
+
+def test_candidates_are_chosen_by_their_effect(placed, settings):  # noqa: F811
+    asked = settings | {"features": [], "candidates": 5, "num_features": 2}
+    texts, by = about_z(), {}
+    for select in ("output", "confidence", "activation"):
+        made = SteerEval(**asked | {"select": select})
+        chosen = made._choose(
+            placed, Concept("z", texts), range(120), made._pen(placed, OPENINGS), []
+        )
+        key = {"output": "output_score", "activation": "difference"}.get(select, select)
+        best = sorted(chosen.every, key=lambda one, key=key: -getattr(one, key))[:2]
+        assert chosen.latents == [one.latent for one in best]
+        assert len(chosen.every) == 5
+        by[select] = frozenset(chosen.latents)
+    assert len(set(by.values())) > 1
+
+
+def test_the_files_beside_the_page(result, placed, tmp_path):  # noqa: F811
+    assert write_pages(result, tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    for words in ("Score against KL", "wrong sign", "held-out snippets", f"Latent {Z_LATENT}"):
+        assert words in page
+    found = read_features(tmp_path / "features.json", placed)
+    assert found.latents == (Z_LATENT,)
+    asked = {"features": [], "features_file": str(tmp_path / "features.json")}
+    assert SteerEval(**asked)._given(placed) == [Z_LATENT]
+
+
+def test_the_steering_file_steers_as_lm_evaluation_harness_reads_it(
+    result, placed, tmp_path  # noqa: F811
+):  # fmt: skip
+    """Its reader hooks named modules of the base model and adds coefficient times vector."""
+    write_pages(result, tmp_path)
+    content = torch.load(tmp_path / "steering.pt", weights_only=True)
+    ((hookpoint, one),) = content.items()
+    assert set(one) == {
+        "steering_vector", "steering_coefficient", "action", "bias", "head_index",
+    }  # fmt: skip
+    assert (one["action"], one["bias"], one["head_index"]) == ("add", None, None)
+    step = one["steering_coefficient"] * one["steering_vector"]
+    lm = placed.lm
+    tokens = torch.tensor([ids_of(lm.tokenizer, "abcdef")])
+    module = dict(lm.model.base_model.named_modules())[hookpoint]
+
+    def hook(module, inputs, output):
+        return (output[0] + step, *output[1:]) if isinstance(output, tuple) else output + step
+
+    handle = module.register_forward_hook(hook)
+    found = lm.model(tokens).logits
+    handle.remove()
+    torch.testing.assert_close(found, lm.logits(tokens, {POINT: lambda x: x + step}))
+    direction = torch.nn.functional.normalize(step, dim=0)
+    torch.testing.assert_close(direction, placed.sae.W_dec[Z_LATENT], atol=1e-5, rtol=1e-5)
+
+
+def test_text_from_outside_is_escaped(result, tmp_path):
+    for row in ("text", "prompt"):
+        values = result.tables["texts"].columns[row].values
+        values[:] = ["<script>alert(1)</script>"] * len(values)
+    write_pages(result, tmp_path)
+    assert "<script>alert(1)" not in (tmp_path / "index.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_gives_the_same_bytes(placed, settings, monkeypatch):  # noqa: F811
+    asked = settings | {"features": [Z_LATENT, 3], "seed": 1}
+
+    def content(result):
+        found = result.to_json()
+        found["details"].pop("seconds")
+        tables = {name: table.rows() for name, table in result.tables.items()}
+        return json.dumps([found["metrics"], found["details"], tables])
+
+    study, calls = steer.study_feature, []
+
+    def killed(*given):
+        calls.append(given)
+        if len(calls) == 2:
+            raise KeyboardInterrupt("killed")
+        return study(*given)
+
+    monkeypatch.setattr(steer, "study_feature", killed)
+    with pytest.raises(KeyboardInterrupt, match="killed"):
+        SteerEval(**asked).run(placed)
+    first = content(SteerEval(**asked).run(placed))
+    assert len(calls) == 3  # the first feature was not measured again
+    for file in (cache_dir() / "steering").glob("*.json"):
+        file.unlink()
+    assert content(SteerEval(**asked).run(placed)) == first
+    assert content(SteerEval(**asked).run(placed)) == first
+
+
+def refuse(one, match, **settings):
+    with pytest.raises(ConfigError, match=match):
+        SteerEval(**settings).run(one)
+
+
+def test_bad_latents_are_refused(placed, settings, tmp_path):  # noqa: F811
+    refuse(placed, "not all among the SAE's 48", **settings | {"features": [48]})
+    refuse(placed, "not all among the SAE's 48", **settings | {"features": [-1]})
+    refuse(placed, "There is no file", **settings | {"features": [], "features_file": "no.json"})
+    other = placed_on(placed.source, make_sae(placed.source, seed=5))
+    file = tmp_path / "features.json"
+    feature_set(other, [1], [1.0]).save(file)
+    refuse(placed, "another SAE", **settings | {"features": [], "features_file": str(file)})
+    refuse(placed, "both name latents", **settings | {"features_file": str(file)})
+    feature_set(placed, [], []).save(file)
+    refuse(placed, "holds no latent", **settings | {"features": [], "features_file": str(file)})
+
+
+def test_bad_settings_are_refused():
+    for given in ([0.0], [0.5, 0.5]):
+        with pytest.raises(ConfigError, match="different numbers above 0"):
+            SteerEval(kl=given)
+    with pytest.raises(ConfigError, match="output, confidence, activation"):
+        SteerEval(select="best")
+    assert SteerEval(kl=[1.0, 0.5]).kl == (0.5, 1.0)
+
+
+def test_saes_that_cannot_steer_are_refused(placed, settings, monkeypatch):  # noqa: F811
+    d = placed.sae.d_in
+    config = SAEConfig("test", "relu", d, 4, d_out=d + 1)
+    shape = torch.zeros(d, 4), torch.zeros(4), torch.eye(d + 1)[:4], torch.zeros(d + 1)
+    refuse(placed_on(placed.source, SAE(*shape, config)), "a transcoder", **settings)
+    big = {"lm": {"kind": "random", "name": "big", "family": "phi"}}
+    monkeypatch.setitem(placed.sae.metadata, "activations", big)
+    refuse(placed, "trained on big, and the LM is tiny-gpt2", **settings)
+
+
+def test_other_prompts_make_another_result(result, placed, settings, tmp_path):  # noqa: F811
+    """`text_file` decides the numbers here, and only adds a page in `dashboard`."""
+    from sae.reports.results import _deciding
+
+    assert "text_file" in _deciding("steer", result.settings)
+    assert "text_file" not in _deciding("dashboard", {"text_file": "x"})
