@@ -175,7 +175,7 @@ def before(words: str) -> str:
 def costs(
     one: PlacedSAE, edits: Sequence[tuple[Arm, float]], neutral: Neutral
 ) -> list[dict[str, list[float]]]:
-    """For each edit its KL, and the rise of the cross entropy, in nats, of each neutral document."""
+    """KL and rise of the cross entropy, in nats, of each neutral document under each edit."""
     sums = on_text(
         one, neutral.on, [arm.pushed(size) for arm, size in edits],
         num_tokens=neutral.num_tokens, batch_contexts=neutral.batch_contexts,
