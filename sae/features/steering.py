@@ -94,7 +94,7 @@ class Gauge:
         texts: Tokens of texts of any lengths.
     """
 
-    def __init__(self, one: PlacedSAE, texts: Sequence[Int[Tensor, " ctx"]]) -> None:
+    def __init__(self, one: PlacedSAE, texts: Sequence[Int[Tensor, " _"]]) -> None:
         self.one = one
         self.point, self.positions = at_one_point(one)
         lengths = sorted({len(text) for text in texts})
