@@ -32,7 +32,7 @@ class Written(NamedTuple):
     """
 
     texts: list[list[str]]
-    tokens: list[list[Int[Tensor, " ctx"]]]
+    tokens: list[list[Int[Tensor, " _"]]]
     ce: Grid
     distinct: Grid
 
