@@ -86,7 +86,7 @@ class AutointerpEval(Resampled):
         (), help="trained controls: runs, or sweeps, with a frozen decoder or of a random LM"
     )
     num_tokens: int = setting(
-        262_144, ge=1, help="tokens that are read of the training and of the test text"
+        131_072, ge=1, help="tokens that are read of the training and of the test text"
     )
     pool: int = setting(5000, ge=100, help="test excerpts that all latents share as negatives")
     batch_rows: int = setting(2048, ge=1, help="vectors encoded at once; decides memory")
@@ -218,7 +218,7 @@ class AutointerpEval(Resampled):
             ("topics", topics, of_topics, about, None),
         ):
             every = {summary.ORACLE: words} | (ruled if by_rule else {})
-            random = random_classes(classes, where.allowed)
+            random = random_classes(classes, where.pool)
             found[kind] = (
                 study(classes, every, where, by_rule),
                 study(random, {summary.ORACLE: words}, where, None),

@@ -1,8 +1,8 @@
 """Embeddings of texts, kept in the cache: every text is embedded once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from sae.progress import progress
 _PART_TEXTS = 960
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """Maps texts to vectors of length 1."""
 
@@ -48,7 +49,7 @@ class Embeddings:
             self._add(new, lambda _: None)
         return np.stack([self._known[text] for text in texts]) if len(texts) else np.zeros((0, 0))
 
-    def _add(self, new: Sequence[str], advance) -> None:
+    def _add(self, new: Sequence[str], advance: Callable[[int], None]) -> None:
         for first in range(0, len(new), _PART_TEXTS):
             part = new[first : first + _PART_TEXTS]
             digest = sha256("\0".join(part).encode("utf-8", "replace")).hexdigest()

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from sae.explanations.excerpts import SIZES, PlacedText
 from sae.explanations.explainers import Explanation
@@ -100,9 +100,9 @@ def topic_classes(
     return text, Subject("topics", latents), [Explanation(one.name) for one in latents]
 
 
-def random_classes(of: Subject, allowed: Bool[np.ndarray, " places"], seed: int = 0) -> Subject:
-    """Classes as large that mean nothing: places drawn at random."""
-    random, places = np.random.default_rng(seed), np.flatnonzero(allowed)
+def random_classes(of: Subject, places: Int[np.ndarray, " n"], seed: int = 0) -> Subject:
+    """Classes as large, as far as there are so many places, that mean nothing: drawn at random."""
+    random = np.random.default_rng(seed)
     latents = []
     for one in of.latents:
         drawn = np.sort(random.choice(places, min(len(one.test.row), len(places)), replace=False))
