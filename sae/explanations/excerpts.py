@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt
 
 from sae.features.shown import Text
 from sae.language.pieces import pieces
@@ -96,7 +96,7 @@ def repeated(of: PlacedText, other: PlacedText) -> Bool[np.ndarray, " places"]:
     return sums[last] > sums[start]
 
 
-def _sequences(tokens: Int[np.ndarray, "contexts ctx"]) -> Int[np.ndarray, "contexts starts"]:
+def _sequences(tokens: Int[np.ndarray, "contexts ctx"]) -> UInt[np.ndarray, "contexts starts"]:
     """A 64-bit hash of the tokens in a row from each position, within contexts."""
     starts = max(0, tokens.shape[1] - DUPLICATE_TOKENS + 1)
     found = np.zeros((len(tokens), starts), np.uint64)

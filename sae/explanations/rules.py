@@ -32,6 +32,9 @@ _KINDS = {
 """Kinds of tokens, by a pattern that the whole token matches."""
 
 
+Number = int | float | np.integer
+
+
 class Property(NamedTuple):
     """A property of places.
 
@@ -96,21 +99,21 @@ class RuleText:
         }
 
     def best(self, fired: Int[np.ndarray, " firings"]) -> Rule | None:
-        """The rule of largest F1; of equal ones the narrower, then the first. None: no firing.
+        """The rule of largest F1; of equal ones that of fewer values, then the first.
 
         Args:
-            fired: Places where a latent fires.
+            fired: Places where a latent fires; without one, there is no rule.
         """
         fired = fired[self.allowed[fired]]
-        best, largest = None, 0.0
+        best, largest = None, (0.0, 0)
         for name, one in self.properties.items():
             hits = np.bincount(one.of[fired] + 1, minlength=len(one.values) + 1)[1:]
             for joined in JOINED if one.joins else (1,):
                 some = self._chosen(hits, self._support[name], len(fired), joined)
                 found = _fit(hits[some].sum(), self._support[name][some].sum(), len(fired)).f1
-                if found > largest:
+                if found > 0 and (found, -len(some)) > largest:
                     values = tuple(str(one.values[i]) for i in some)
-                    best, largest = Rule(name, values, _in_words(one, values)), found
+                    best, largest = Rule(name, values, _in_words(one, values)), (found, -len(some))
         return best
 
     def fit(
@@ -148,7 +151,7 @@ class RuleText:
         return order[hits[order] > 0]
 
 
-def _fit(hits: float, predicted: float, firings: float) -> Fit:
+def _fit(hits: Number, predicted: Number, firings: Number) -> Fit:
     """Precision, recall and F1 of counts.
 
     Example:

@@ -135,13 +135,15 @@ def excerpted(
 
 
 def embedded(
-    explanation: Float[np.ndarray, " d"], of: Mapping[Size, Excerpted], bench: Bench,
+    explanation: Float[np.ndarray, " d"], pooled: Mapping[Size, Float[np.ndarray, " pool"]],
+    of: Mapping[Size, Excerpted], bench: Bench,
     without: Latent | None = None,
 ) -> Scores:  # fmt: skip
     """AUROC of the cosine of explanation and excerpt, where the latent fires against elsewhere.
 
     Args:
         explanation: Its vector.
+        pooled: Its cosines with the pool's excerpts.
         of: The latent's excerpts.
         bench: Where.
         without: Excerpts in which this latent fires are left out: the explanation is of it.
@@ -154,7 +156,7 @@ def embedded(
         if other is not None:
             own = ~bench.text.any_within(other, one.places, SIZES[size])
             silent = silent & ~bench.text.any_within(other, bench.pool, SIZES[size])
-        positive, negative = one.vectors[own] @ explanation, bench.pooled[size] @ explanation
+        positive, negative = one.vectors[own] @ explanation, pooled[size]
         below = _below(positive, negative[silent])
         found.values[name] = _mean(below)
         if without is None:

@@ -103,10 +103,12 @@ def _scored(
     given = {i: text for i in able if (text := texts[i]) is not None}
     vectors = bench.embeddings.of([text.words for text in given.values()])
     of = dict(zip(able, vectors, strict=True))
+    cosines = {size: vectors @ pool.T for size, pool in bench.pooled.items()} if able else {}
+    pooled = {i: {size: rows[k] for size, rows in cosines.items()} for k, i in enumerate(able)}
     others = [able[k] for k in derangement(len(able), bench.seed)] if len(able) > 1 else []
-    found = {i: embedded(of[i], excerpts[i], bench) for i in able}
+    found = {i: embedded(of[i], pooled[i], excerpts[i], bench) for i in able}
     for i, j in zip(able, others, strict=False):
-        wrong = embedded(of[j], excerpts[i], bench, without=latents[j])
+        wrong = embedded(of[j], pooled[j], excerpts[i], bench, without=latents[j])
         found[i].values.update({f"{name}_deranged": v for name, v in wrong.values.items()})
     if rules is None:
         return found

@@ -80,6 +80,8 @@ def test_excerpts_stay_in_their_context_and_say_where_latents_fire(texts):
 def test_near_duplicates_are_found_by_thirteen_tokens_in_a_row():
     train, tokens = placed(1, training=True), placed(2).text.tokens.copy()
     tokens[5, 10:23] = train.text.tokens[7, 20:33]
+    for position, other in ((9, 19), (23, 33)):  # no longer by chance
+        tokens[5, position] = (train.text.tokens[7, other] + 1) % len(WORDS)
     tokens[6, 10:22] = train.text.tokens[7, 20:32]  # one token less
     test = placed(tokens=tokens)
     found = repeated(test, train).reshape(tokens.shape)
@@ -149,7 +151,7 @@ def test_oracle_explanations_score_1_and_deranged_ones_a_half(texts, planted):
     rows = study(subject, {"oracle": oracle}, bench_of(texts[1]), test)
     assert {row.state for row in rows} == {"explained"}
     for name in ("embedding", "embedding_near"):
-        assert min(row.values[name] for row in rows) > 0.98
+        assert min(row.values[name] for row in rows) > 0.95
         found = mean([row.values[f"{name}_deranged"] for row in rows], BOOTSTRAP)
         assert found.low - 0.02 <= 0.5 <= found.high + 0.02
         for row in rows:
@@ -160,7 +162,7 @@ def test_oracle_explanations_score_1_and_deranged_ones_a_half(texts, planted):
 
 def test_random_sets_have_no_odd_one_out(texts, planted):
     subject, oracle = planted
-    bench = bench_of(texts[1])
+    bench = bench_of(texts[1], pool=6000)
     rows = study(random_classes(subject, bench.pool), {"oracle": oracle}, bench, None)
     assert np.mean([row.values["intruder"] for row in rows]) == pytest.approx(CHANCE, abs=0.08)
 
@@ -259,7 +261,7 @@ def test_a_scorer_qualifies_by_telling_true_explanations_from_wrong_ones(texts, 
     subject, oracle = planted
     rules = RuleText(texts[0], texts[0].counted)
     ruled = explained(subject, TrainingText(texts[0], rules), ["rules"])
-    bench = bench_of(texts[1])
+    bench = bench_of(texts[1], pool=6000)
     rows = study(subject, {"oracle": oracle} | ruled, bench, RuleText(texts[1], texts[1].counted))
     random = study(random_classes(subject, bench.pool), {"oracle": oracle}, bench, None)
     found = qualification({"tokens": (rows, random), "noise": (random, random)}, BOOTSTRAP)
