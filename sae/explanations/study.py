@@ -1,17 +1,19 @@
 """Explains and scores the latents of one dictionary, each score beside that of a derangement."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
+from sae.explanations.excerpts import Size, marked
 from sae.explanations.explainers import Explanation
 from sae.explanations.latents import Latent, Subject
 from sae.explanations.rules import RuleText
 from sae.explanations.scores import (
     LEAST,
     Bench,
+    Excerpted,
     Scores,
     derangement,
     embedded,
@@ -97,14 +99,16 @@ def study(
 
 def _scored(
     latents: Sequence[Latent], texts: Sequence[Explanation | None], able: Sequence[int],
-    excerpts: Mapping[int, Any], bench: Bench, rules: RuleText | None,
+    excerpts: Mapping[int, Mapping[Size, Excerpted]], bench: Bench, rules: RuleText | None,
 ) -> dict[int, Scores]:  # fmt: skip
     """Scores of the latents that have an explanation, and of explanations that changed places."""
     given = {i: text for i in able if (text := texts[i]) is not None}
     vectors = bench.embeddings.of([text.words for text in given.values()])
     of = dict(zip(able, vectors, strict=True))
     cosines = {size: vectors @ pool.T for size, pool in bench.pooled.items()} if able else {}
-    pooled = {i: {size: rows[k] for size, rows in cosines.items()} for k, i in enumerate(able)}
+    pooled: dict[int, dict[Size, np.ndarray]] = {
+        i: {size: rows[k] for size, rows in cosines.items()} for k, i in enumerate(able)
+    }
     others = [able[k] for k in derangement(len(able), bench.seed)] if len(able) > 1 else []
     found = {i: embedded(of[i], pooled[i], excerpts[i], bench) for i in able}
     for i, j in zip(able, others, strict=False):
@@ -122,6 +126,6 @@ def _scored(
     for i, j in zip(able, others, strict=False):
         if (rule := given[j].rule) is not None:
             fired, theirs = latents[i].test.row, latents[j].test.row
-            left = np.setdiff1d(fired, theirs)
+            left = fired[~marked(bench.text, theirs)[fired]]
             found[i].values["rules_deranged"] = rules.fit(rule, left, without=theirs).f1
     return found
