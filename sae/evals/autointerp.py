@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -196,8 +197,11 @@ class AutointerpEval(Resampled):
             if "output" in self.explainers:
                 lm = placed.lm if control.name == RANDOM_LM else one.lm
                 raised = raised_tokens(subject.latents, placed, lm, texts[0].text)
-                for latent, tokens in zip(subject.latents, raised, strict=True):
-                    latent.raised = tokens
+                latents = [
+                    replace(latent, raised=tokens)
+                    for latent, tokens in zip(subject.latents, raised, strict=True)
+                ]
+                subject = replace(subject, latents=latents)
             yield subject
         yield token_lookup(LOOKUP, texts, self.num_latents)
 

@@ -22,7 +22,7 @@ PARTNERS = 5
 """Latents that fire most often with one, whose contexts are its hard negatives."""
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Latent:
     """A latent, or a class of places that plays one.
 

@@ -5,14 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from sae.features.glimpse import BINS, HIGHEST, LOWEST
-from sae.metrics.bootstrap import Bootstrap, bootstrap_intervals, multinomial_weights
-from sae.metrics.classification import interval
+from sae.metrics.bootstrap import Bootstrap, bootstrap_intervals
+from sae.metrics.classification import draws, interval
+from sae.metrics.matched import BINS_PER_DECADE, density_bins
 
-EDGES = np.geomspace(LOWEST, HIGHEST, BINS + 1)
-"""Borders of the bins of density; what is rarer or denser is in the outer ones."""
+_DECADES = 6
 
 
 class Interval(NamedTuple):
@@ -36,11 +35,6 @@ def mean(values: Sequence[float] | np.ndarray, bootstrap: Bootstrap) -> Interval
     return Interval(float(found.mean()), *(ends or (None, None)))
 
 
-def bin_of(density: Sequence[float] | np.ndarray) -> Int[np.ndarray, " n"]:
-    """The bin of density of each latent."""
-    return np.clip(np.searchsorted(EDGES, density, side="right") - 1, 0, BINS - 1)
-
-
 def difference_at_equal_density(
     first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray],
     bootstrap: Bootstrap,
@@ -58,32 +52,34 @@ def difference_at_equal_density(
     Returns:
         The difference, and the share of the first one's latents in the common bins.
     """
-    sums, counts = zip(*(_by_bin(*one, bootstrap) for one in (first, second)), strict=True)
-    common = (counts[0][0] > 0) & (counts[1][0] > 0)
-    total = counts[0][0].sum()
+    ours, theirs = _by_bin(*first, bootstrap, seed=0), _by_bin(*second, bootstrap, seed=1)
+    common = (ours.counts[0] > 0) & (theirs.counts[0] > 0)
     if not common.any():
         return Interval(None, None, None), 0.0
+    there = common & (ours.counts > 0) & (theirs.counts > 0)  # a resample may empty a bin
+    weights = np.where(there, ours.counts, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        gaps = sums[0] / counts[0] - sums[1] / counts[1]
-    drawn = common & (counts[0] > 0) & (counts[1] > 0)  # a draw may empty a bin
-    weights = np.where(drawn, counts[0], 0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        samples = np.where(drawn, gaps, 0)
-        samples = (samples * weights).sum(1) / weights.sum(1)
-    ends = interval(samples, bootstrap.level)
-    covered = float(counts[0][0][common].sum() / total)
-    return Interval(float(samples[0]), *(ends or (None, None))), covered
+        gaps = np.where(there, ours.sums / ours.counts - theirs.sums / theirs.counts, 0)
+        samples = (gaps * weights).sum(1) / weights.sum(1)
+    covered = float(ours.counts[0][common].sum() / ours.counts[0].sum())
+    return Interval(
+        float(samples[0]), *(interval(samples, bootstrap.level) or (None, None))
+    ), covered
 
 
-def _by_bin(
-    density: np.ndarray, value: np.ndarray, bootstrap: Bootstrap
-) -> tuple[Float[np.ndarray, "draws bins"], Float[np.ndarray, "draws bins"]]:
-    """Sums and numbers of latents by bin, of all latents and then of each resample."""
+class _Binned(NamedTuple):
+    """Sums and numbers of latents by bin of density, of all latents and then of each resample."""
+
+    sums: Float[np.ndarray, "draws bins"]
+    counts: Float[np.ndarray, "draws bins"]
+
+
+def _by_bin(density: np.ndarray, value: np.ndarray, bootstrap: Bootstrap, seed: int) -> _Binned:
     there = np.isfinite(value)
-    density, value = density[there], value[there]
-    own = np.eye(BINS)[bin_of(density)]
-    if not len(value):
-        return np.zeros((1, BINS)), np.zeros((1, BINS))
-    drawn = multinomial_weights(len(value), bootstrap.num_resamples, bootstrap.seed).numpy()
-    weights = np.concatenate([np.ones((1, len(value))), drawn])
-    return weights @ (own * value[:, None]), weights @ own
+    bins = BINS_PER_DECADE * _DECADES + 1
+    if not there.any():
+        return _Binned(np.zeros((1, bins)), np.zeros((1, bins)))
+    own = np.eye(bins)[np.maximum(density_bins(density[there]) + bins - 1, 0)]
+    # the two dictionaries' latents are drawn apart from each other: by seeds of their own
+    weights = draws(len(own), bootstrap.num_resamples, 2 * bootstrap.seed + seed)
+    return _Binned(weights @ (own * value[there][:, None]), weights @ own)

@@ -105,7 +105,9 @@ def _scored(
     given = {i: text for i in able if (text := texts[i]) is not None}
     vectors = bench.embeddings.of([text.words for text in given.values()])
     of = dict(zip(able, vectors, strict=True))
-    cosines = {size: vectors @ pool.T for size, pool in bench.pooled.items()} if able else {}
+    cosines: dict[Size, np.ndarray] = (
+        {size: vectors @ pool.T for size, pool in bench.pooled.items()} if able else {}
+    )
     pooled: dict[int, dict[Size, np.ndarray]] = {
         i: {size: rows[k] for size, rows in cosines.items()} for k, i in enumerate(able)
     }

@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 
 from sae.explanations.means import (
-    EDGES,
     Interval,
-    bin_of,
     difference_at_equal_density,
     mean,
 )
@@ -17,10 +15,13 @@ from sae.explanations.scores import CHANCE
 from sae.explanations.study import DERANGED, HARD, SCORERS, Row
 from sae.features.record import DECILES
 from sae.metrics.bootstrap import Bootstrap
+from sae.metrics.matched import BINS_PER_DECADE, density_bins
 from sae.tables import Type
 
 SAE = "SAE"
 ORACLE = "oracle"
+LEAST_LATENTS = 10
+"""Latents with a number that a mean needs."""
 UNEXPLAINED = ("intruder", "intruder_near")
 """Scorers that read no explanation."""
 Studies = Mapping[str, Sequence[Row]]
@@ -40,7 +41,8 @@ SUBJECTS: dict[str, tuple[Type, str]] = {
     "latents": ("int64", ""),
     **{name: ("float64", "") for name in (
         "value", "low", "high", "deranged", "over_deranged", "over_deranged_low",
-        "over_deranged_high", "hard", "sae_less_this", "sae_less_this_low", "sae_less_this_high",
+        "over_deranged_high", "always", "hard",
+        "sae_less_this", "sae_less_this_low", "sae_less_this_high",
     )},
     "coverage": ("float64", "share"),
 }  # fmt: skip
@@ -90,7 +92,7 @@ def by_subject(studies: Studies, bootstrap: Bootstrap) -> Iterator[dict[str, Any
         for explainer, scorer, own in _parts(rows):
             values = _values(own, scorer)
             there = np.isfinite(values)
-            if not there.any():
+            if there.sum() < LEAST_LATENTS:
                 continue
             row: dict[str, Any] = {
                 "subject": subject, "explainer": explainer, "scorer": scorer,
@@ -99,7 +101,10 @@ def by_subject(studies: Studies, bootstrap: Bootstrap) -> Iterator[dict[str, Any
             }  # fmt: skip
             if scorer in DERANGED:
                 gap = values - _values(own, f"{scorer}_deranged")
-                row |= _named("over_deranged", mean(gap, bootstrap))
+                if row["deranged"] is not None:
+                    row |= _named("over_deranged", mean(gap, bootstrap))
+            if scorer == "rules":
+                row["always"] = mean(_values(own, "rules_always"), bootstrap).value
             if scorer in HARD:
                 row["hard"] = mean(_values(own, f"{scorer}_hard"), bootstrap).value
             if subject != SAE:
@@ -125,7 +130,7 @@ def by_decile(studies: Studies) -> Iterator[dict[str, Any]]:
                 for name in names:
                     values = np.array([row.deciles[name][decile] for row in own])
                     values = values[np.isfinite(values)]
-                    found[name] = float(values.mean()) if len(values) else None
+                    found[name] = float(values.mean()) if len(values) >= LEAST_LATENTS else None
                 yield {"subject": subject, "explainer": explainer, "decile": decile + 1, **found}
 
 
@@ -134,7 +139,7 @@ def by_density(studies: Studies) -> Iterator[dict[str, Any]]:
     for subject, rows in studies.items():
         for explainer in dict.fromkeys(row.explainer for row in rows):
             own = [row for row in rows if row.explainer == explainer and row.state == "explained"]
-            bins = bin_of(_densities(own))
+            bins = density_bins(_densities(own))
             for i in np.unique(bins).tolist():
                 part = [row for row, n in zip(own, bins.tolist(), strict=True) if n == i]
                 found: dict[str, Any] = {}
@@ -143,8 +148,8 @@ def by_density(studies: Studies) -> Iterator[dict[str, Any]]:
                     values = values[np.isfinite(values)]
                     found[name] = float(values.mean()) if len(values) else None
                 yield {
-                    "subject": subject, "explainer": explainer, "density": float(EDGES[i]),
-                    "latents": len(part), **found,
+                    "subject": subject, "explainer": explainer,
+                    "density": 10 ** (i / BINS_PER_DECADE), "latents": len(part), **found,
                 }  # fmt: skip
 
 
@@ -211,7 +216,8 @@ def _chance(rows: Sequence[Row], scorer: str) -> float | None:
     if scorer in UNEXPLAINED:
         return CHANCE
     values = _values(rows, f"{scorer}_deranged")
-    return float(np.nanmean(values)) if np.isfinite(values).any() else None
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) >= LEAST_LATENTS else None
 
 
 def _named(name: str, found: Interval) -> dict[str, float | None]:

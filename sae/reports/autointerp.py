@@ -126,6 +126,14 @@ def _dots(scorer: str, rows: Sequence[Mapping[str, Any]]) -> Plot:
         "x": [row["deranged"] for row in wrong], "y": [plain(row["subject"]) for row in wrong],
         "marker": {"size": 8, "symbol": "x-thin-open"},
     })  # fmt: skip
+    always = [row for row in own if row["always"] is not None]
+    if always:
+        traces.append({
+            "type": "scatter", "mode": "markers", "name": "the rule that always says yes",
+            "x": [row["always"] for row in always],
+            "y": [plain(row["subject"]) for row in always],
+            "marker": {"size": 8, "symbol": "line-ns-open"},
+        })  # fmt: skip
     layout = {
         "yaxis": {"autorange": "reversed", "automargin": True, "showgrid": False},
         "showlegend": True,
@@ -225,21 +233,22 @@ def _by_density(result: EvalResult) -> Table:
         for row in result.tables["densities"].rows() if row["explainer"] == _HEADLINE
     ]  # fmt: skip
     columns = ["dictionary", "density from", "latents", *_WORDS.values()]
-    return Table("Explained by rules", columns, rows, "the outer bins are open")
+    return Table("Explained by rules", columns, rows, "four bins a decade")
 
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> Table:
     shown = [
         [Cell(row["subject"]), Cell(row["explainer"] or "none"), Cell(_WORDS[row["scorer"]]),
          number("", row["value"]), Cell(interval("", row["low"], row["high"])),
-         number("", row["deranged"]), number("", row["hard"]),
+         number("", row["deranged"]), number("", row["always"]), number("", row["hard"]),
          number("", row["sae_less_this"]),
          Cell(interval("", row["sae_less_this_low"], row["sae_less_this_high"])),
          number("", row["coverage"]), Cell(str(row["latents"]), row["latents"])]
         for row in rows
     ]  # fmt: skip
     columns = ["dictionary", "explainer", "scorer", "mean", "interval", "wrong explanation",
-               "hard negatives", "SAE less this", "its interval", "covered", "latents"]  # fmt: skip
+               "always yes", "hard negatives", "SAE less this", "its interval", "covered",
+               "latents"]  # fmt: skip
     note = "wrong explanation: another latent's (intruders: chance); hard: co-firing latents fire"
     return Table("Means over latents", columns, shown, note, words=3)
 
