@@ -50,8 +50,6 @@ from sae.tables import Table
 from sae.tasks.tagged import require_tagger, token_labels
 from sae.types import Split
 
-CONTROL = "tokens"
-"""Explainer that is always there: the most frequent token of the top contexts."""
 LOOKUP = "token lookup"
 LEAST_COVERAGE = 0.05
 """Share of the SAE's latents under which a comparison is in the table alone."""
@@ -157,7 +155,7 @@ class AutointerpEval(Resampled):
         )  # fmt: skip
 
     def _explainers(self) -> list[str]:
-        return list(dict.fromkeys([*self.explainers, CONTROL]))
+        return list(dict.fromkeys([*self.explainers, summary.TOKENS]))
 
     def _features(self, one: PlacedSAE) -> tuple[str, ...]:
         """Names of the latents that were asked for."""

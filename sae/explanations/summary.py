@@ -19,7 +19,8 @@ from sae.metrics.matched import BINS_PER_DECADE, density_bins
 from sae.tables import Type
 
 SAE = "SAE"
-ORACLE = "oracle"
+ORACLE, TOKENS = "oracle", "tokens"
+"""Explainers: the truth about known classes, and the control that is always there."""
 LEAST_LATENTS = 10
 """Latents with a number that a mean needs."""
 UNEXPLAINED = ("intruder", "intruder_near")
@@ -41,7 +42,8 @@ SUBJECTS: dict[str, tuple[Type, str]] = {
     "latents": ("int64", ""),
     **{name: ("float64", "") for name in (
         "value", "low", "high", "deranged", "over_deranged", "over_deranged_low",
-        "over_deranged_high", "always", "hard",
+        "over_deranged_high", "over_tokens", "over_tokens_low", "over_tokens_high",
+        "always", "hard",
         "sae_less_this", "sae_less_this_low", "sae_less_this_high",
     )},
     "coverage": ("float64", "share"),
@@ -103,6 +105,10 @@ def by_subject(studies: Studies, bootstrap: Bootstrap) -> Iterator[dict[str, Any
                 gap = values - _values(own, f"{scorer}_deranged")
                 if row["deranged"] is not None:
                     row |= _named("over_deranged", mean(gap, bootstrap))
+            if explainer not in ("", TOKENS):
+                other = [one for one in rows if one.explainer == TOKENS]
+                gap = values - _values(other, scorer)
+                row |= _named("over_tokens", mean(gap, bootstrap))
             if scorer == "rules":
                 row["always"] = mean(_values(own, "rules_always"), bootstrap).value
             if scorer in HARD:

@@ -11,7 +11,7 @@ from sae.evals.autointerp import LEAST_COVERAGE
 from sae.evals.base import EvalResult
 from sae.explanations.files import write_explanations
 from sae.explanations.study import SCORERS
-from sae.explanations.summary import SAE, UNEXPLAINED
+from sae.explanations.summary import SAE, TOKENS, UNEXPLAINED
 from sae.reports.files import write_bytes
 from sae.reports.page import Cell, Plot, Section, Table, interval, number, plain, render
 from sae.tables import read_table
@@ -101,7 +101,7 @@ def explanation_columns(result: EvalResult, folder: Path) -> dict[str, dict[str,
 def _dots(scorer: str, rows: Sequence[Mapping[str, Any]]) -> Plot:
     """Means of all dictionaries with their intervals, as in Figure 2 of the paper."""
     own = [row for row in rows if row["scorer"] == scorer and row["explainer"] in ("", _HEADLINE)]
-    control = [row for row in rows if row["scorer"] == scorer and row["explainer"] == "tokens"]
+    control = [row for row in rows if row["scorer"] == scorer and row["explainer"] == TOKENS]
     traces = []
     for label, part, symbol in (
         ("explained by a rule" if scorer not in UNEXPLAINED else "without explanation", own,
@@ -180,30 +180,20 @@ def _not_won(rows: Sequence[Mapping[str, Any]], qualified: Mapping[str, Any]) ->
             number("", row["sae_less_this"]),
             Cell(interval("", low, row["sae_less_this_high"])), number("", row["coverage"]),
         ])  # fmt: skip
-    for row in _token_ties(rows, qualified):
-        found.append(row)
+    for row in rows:
+        rule = row["subject"] == SAE and row["explainer"] == _HEADLINE and qualified[row["scorer"]]
+        if rule and row["over_tokens_low"] is not None and row["over_tokens_low"] <= 0:
+            ahead = row["over_tokens_high"] < 0
+            found.append([
+                Cell(_WORDS[row["scorer"]]), Cell("SAE, explained by one token"),
+                Cell("the control is ahead" if ahead else "no difference seen"),
+                number("", row["over_tokens"]),
+                Cell(interval("", row["over_tokens_low"], row["over_tokens_high"])),
+                number("", 1.0),
+            ])  # fmt: skip
     columns = ["scorer", "control", "outcome", "SAE less control", "interval", "latents covered"]
     note = "at equal densities: in the bins that both fill, weighted by the SAE's latents"
     return Table("Comparisons", columns, found, note, words=3)
-
-
-def _token_ties(
-    rows: Sequence[Mapping[str, Any]], qualified: Mapping[str, Any]
-) -> list[list[Cell]]:
-    """The SAE's rules against its one-token explanations, where the intervals overlap."""
-    found = []
-    of = {(row["scorer"], row["explainer"]): row for row in rows if row["subject"] == SAE}
-    for scorer in SCORERS:
-        rule, token = of.get((scorer, _HEADLINE)), of.get((scorer, "tokens"))
-        if not (rule and token and qualified[scorer]) or rule["low"] is None:
-            continue
-        if rule["low"] <= (token["high"] or token["value"]):
-            found.append([
-                Cell(_WORDS[scorer]), Cell("SAE, explained by one token"),
-                Cell("the intervals overlap"), number("", rule["value"] - token["value"]),
-                Cell(""), number("", 1.0),
-            ])  # fmt: skip
-    return found
 
 
 def _by_decile(result: EvalResult, qualified: Mapping[str, Any]) -> list[Plot]:
