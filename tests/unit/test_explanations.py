@@ -8,6 +8,7 @@ from _explanations import CTX, WORDS, bench_of, firings, latent, placed
 from sklearn.metrics import f1_score, precision_score, recall_score, roc_auc_score
 
 from sae.errors import ConfigError, SourceError
+from sae.explanations import summary
 from sae.explanations.excerpts import SIZES, repeated
 from sae.explanations.explain import explained
 from sae.explanations.explainers import EXPLAINERS, Explanation, TrainingText
@@ -272,7 +273,8 @@ def test_a_scorer_qualifies_by_telling_true_explanations_from_wrong_ones(texts, 
     }  # fmt: skip
 
 
-def test_means_stand_beside_derangements_and_the_sae(texts, planted):
+def test_means_stand_beside_derangements_and_the_sae(texts, planted, monkeypatch):
+    monkeypatch.setattr(summary, "LEAST_LATENTS", 2)
     subject, oracle = planted
     rows = study(subject, {"rules": oracle}, bench_of(texts[1]), None)
     table = list(by_subject({"SAE": rows, "other": rows}, BOOTSTRAP))
