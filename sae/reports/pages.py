@@ -12,6 +12,7 @@ from sae.features.ablated import known
 from sae.features.exports import export
 from sae.features.own_text import reading_in
 from sae.reports import page as report
+from sae.reports.autointerp import explanation_columns, write_autointerp
 from sae.reports.case_study import write_case_study
 from sae.reports.circuit import write_circuit
 from sae.reports.compare import write_comparison
@@ -36,7 +37,9 @@ def _write_latents(result: EvalResult, folder: Path) -> None:
     write_dashboard(
         folder, found, found.text, title=title, facts=shown, own_text=own, effects=known(found),
         command=_again(result),
-        columns=purity_columns(result, folder.parent) | result.details["sets"],
+        columns=explanation_columns(result, folder.parent)
+        | purity_columns(result, folder.parent)
+        | result.details["sets"],
     )  # fmt: skip
 
 
@@ -91,8 +94,7 @@ PAGES: dict[str, Callable[[EvalResult, Path], None]] = {
     "case_study": write_case_study, "glimpse": _write_glimpse, "purity": write_purity,
     "ioi": write_ioi,
     "circuit": write_circuit,
-    "erasure": write_erasure,
-    "steer": write_steer,
+    "erasure": write_erasure, "steer": write_steer, "autointerp": write_autointerp,
 }  # fmt: skip
 """Writers of pages by the name of the evaluation."""
 

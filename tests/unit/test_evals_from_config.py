@@ -150,7 +150,7 @@ def test_an_sae_without_its_origin_says_so():
 @pytest.mark.parametrize(
     ("evals", "message"),
     [
-        ({"cor": {}}, r"\['cor'\] is not known. Choose of \['absorption', 'case_study'"),
+        ({"cor": {}}, r"\['cor'\] is not known. Choose of \['absorption', 'autointerp'"),
         (
             {"core": {"resample": 1}},
             "eval.core.resample is not known. Did you mean eval.core.resamples.* legacy",

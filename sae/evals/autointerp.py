@@ -1,0 +1,292 @@
+"""`autointerp`: what latents mean, in words, and scores that say how far the words hold."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Bool
+
+from sae.activations.sources import LMActivations
+from sae.artifacts.placed import PlacedSAE
+from sae.dictionaries.sae import SIGNED
+from sae.errors import ConfigError
+from sae.evals.base import Estimate, Measured, Resampled, register
+from sae.evals.controls import (
+    RANDOM_LM,
+    Control,
+    fitted_controls,
+    given_controls,
+    missing_controls,
+)
+from sae.explanations import summary
+from sae.explanations.embeddings import Embeddings
+from sae.explanations.excerpts import PlacedText, repeated
+from sae.explanations.explain import explained, raised_tokens
+from sae.explanations.explainers import EXPLAINERS, TrainingText
+from sae.explanations.files import read_explanations
+from sae.explanations.latents import (
+    Subject,
+    index_of,
+    placed_text,
+    subject_of,
+    token_lookup,
+)
+from sae.explanations.rules import RuleText, of_labels
+from sae.explanations.scores import Bench
+from sae.explanations.study import Row, study
+from sae.explanations.truth import random_classes, token_classes, topic_classes
+from sae.features.make import all_firings, contexts_in, place_of, text_of
+from sae.features.record import Record
+from sae.features.sets import read_features
+from sae.features.summary import summarise
+from sae.language.encoder import load_encoder
+from sae.progress import progress
+from sae.settings import Absolute, setting
+from sae.tables import Table
+from sae.tasks.tagged import require_tagger, token_labels
+from sae.types import Split
+
+LOOKUP = "token lookup"
+LEAST_COVERAGE = 0.05
+"""Share of the SAE's latents under which a comparison is in the table alone."""
+SHOWN = 24
+"""Latents whose contexts are on the page."""
+
+
+@register
+class AutointerpEval(Resampled):
+    """Explanations of latents in words, and scores of them beside controls.
+
+    Explainers read the training text, scorers the test text. No LM is asked: rules are counted, and
+    a sentence encoder compares explanations with excerpts. A scorer stands in the headline only
+    after it told true explanations of known classes from wrong ones (docs/explanations.md).
+    """
+
+    name: ClassVar[str] = "autointerp"
+    needs: ClassVar[frozenset[str]] = frozenset({"tokens"})
+    num_latents: int = setting(
+        100, ge=2, help="latents of each dictionary, equally many of each bin of density"
+    )
+    features: tuple[int | str, ...] = setting(
+        (), help="latents of the SAE in their place: numbers, or a features.json"
+    )
+    explainers: tuple[str, ...] = setting(
+        ("rules", "output"), help="rules (counted on the training text), output (tokens that the "
+        "atom raises); tokens (the most frequent token of top contexts) is always there",
+    )  # fmt: skip
+    explanations: Absolute | None = setting(
+        None, help="explanations of yours to score: .csv, .jsonl, .json, or delphi's folder"
+    )
+    controls: tuple[str, ...] = setting(
+        (), help="trained controls: runs, or sweeps, with a frozen decoder or of a random LM"
+    )
+    num_tokens: int = setting(
+        131_072, ge=1, help="tokens that are read of the training and of the test text"
+    )
+    pool: int = setting(5000, ge=100, help="test excerpts that all latents share as negatives")
+    batch_rows: int = setting(2048, ge=1, help="vectors encoded at once; decides memory")
+
+    def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:
+        """Explain and score the SAE's latents and those of all controls."""
+        (one,) = subjects
+        for name in self.explainers:
+            EXPLAINERS.find(name)
+        given = None if self.explanations is None else read_explanations(self.explanations)
+        features = self._features(one)
+        _require_training_text(one)
+        start = time.perf_counter()
+        one.prepare("train")
+        train, test = (
+            placed_text(one, split, self.num_tokens, self.batch_rows) for split in ("train", on)
+        )
+        duplicates = repeated(test, train)
+        texts = (train, test)
+        allowed = test.counted & ~duplicates
+        training, tests = _rule_texts(texts, allowed)
+        trained = given_controls(one, self.controls)
+        controls = [*fitted_controls(one, self._l0(one, on)), *trained]
+        fitted = time.perf_counter()
+        embeddings = Embeddings(load_encoder(str(one.sae.device)))
+        bench = Bench(test, allowed, embeddings, self.pool)
+        truth = self._truth(one, texts, training, tests, bench)
+        studies: dict[str, list[Row]] = {}
+        with progress("explain", len(controls) + 2, "dictionaries") as advance:
+            for subject in self._subjects(one, features, controls, texts):
+                asked = given if subject.name == summary.SAE else None
+                words = explained(subject, training, self._explainers(), asked)
+                studies[subject.name] = study(subject, words, bench, tests)
+                advance(1)
+        qualification = summary.qualification(truth, self.bootstrap)
+        qualified = summary.qualified_on(qualification)
+        rows = list(summary.by_subject(studies, self.bootstrap))
+        own = studies[summary.SAE]
+        return Measured(
+            metrics=_headline(rows, qualified),
+            tokens={
+                "training tokens": train.tokens.size, "test tokens": test.tokens.size,
+                "latents": len({row.latent for row in own}), "excerpts": len(bench.pool),
+            },
+            details={
+                "qualified": qualified, "missing": missing_controls(one, trained),
+                "states": summary.states(studies),
+                "duplicates": float((duplicates & test.counted).sum() / test.counted.sum()),
+                "labels": "pos" in training.rules.properties, "embedded": embeddings.count,
+                "shown": self._shown(one, own, on),
+                "seconds": {
+                    "read and fit": round(fitted - start, 1),
+                    "explain and score": round(time.perf_counter() - fitted, 1),
+                },
+            },
+            tables={
+                "latents": Table.of(summary.LATENTS, list(summary.rows_of(studies))),
+                "subjects": Table.of(summary.SUBJECTS, rows),
+                "deciles": Table.of(summary.BY_DECILE, list(summary.by_decile(studies))),
+                "densities": Table.of(summary.BY_DENSITY, list(summary.by_density(studies))),
+                "qualification": Table.of(summary.QUALIFICATION, qualification),
+                "classes": Table.of(
+                    summary.LATENTS,
+                    list(summary.rows_of({kind: rows for kind, (rows, _) in truth.items()})),
+                ),
+            },
+        )  # fmt: skip
+
+    def _explainers(self) -> list[str]:
+        return list(dict.fromkeys([*self.explainers, summary.TOKENS]))
+
+    def _features(self, one: PlacedSAE) -> tuple[str, ...]:
+        """Names of the latents that were asked for."""
+        asked = self.features
+        if len(asked) == 1 and str(asked[0]).endswith(".json"):
+            asked = read_features(str(asked[0]), one).latents
+        for latent in map(str, asked):
+            number = latent.removeprefix("-")
+            negative = latent != number and one.sae.config.activation not in SIGNED
+            if not number.isdigit() or int(number) >= one.sae.d_sae or negative:
+                raise ConfigError(
+                    f"{self.where}features: there is no latent {latent}; latents are 0 to "
+                    f"{one.sae.d_sae - 1}."
+                )
+        return tuple(map(str, asked))
+
+    def _l0(self, one: PlacedSAE, on: Split) -> float:
+        found = all_firings(one, on, num_tokens=self.num_tokens, batch_rows=self.batch_rows)
+        return float(found.counts.sum() / max(1, found.counted.sum()))
+
+    def _subjects(
+        self, one: PlacedSAE, features: tuple[str, ...], controls: Sequence[Control],
+        texts: tuple[PlacedText, PlacedText],
+    ) -> Iterator[Subject]:  # fmt: skip
+        """The SAE, the controls and the lookup of tokens."""
+        seen: Counter[str] = Counter()
+        for control in [Control(summary.SAE, one), *controls]:
+            placed = control.placed
+            placed.prepare("train")
+            asked = features if control.name == summary.SAE and features else self.num_latents
+            seen[control.name] += 1
+            alike = seen[control.name]
+            subject = subject_of(
+                f"{control.name} #{alike}" if alike > 1 else control.name, placed, texts, asked,
+                batch_rows=self.batch_rows, dense=control.dense,
+            )  # fmt: skip
+            if "output" in self.explainers:
+                lm = placed.lm if control.name == RANDOM_LM else one.lm
+                raised = raised_tokens(subject.latents, placed, lm, texts[0].text)
+                latents = [
+                    replace(latent, raised=tokens)
+                    for latent, tokens in zip(subject.latents, raised, strict=True)
+                ]
+                subject = replace(subject, latents=latents)
+            yield subject
+        yield token_lookup(LOOKUP, texts, self.num_latents)
+
+    def _truth(
+        self, one: PlacedSAE, texts: tuple[PlacedText, PlacedText], training: TrainingText,
+        tests: RuleText, bench: Bench,
+    ) -> dict[str, tuple[list[Row], list[Row]]]:  # fmt: skip
+        """Scores of classes whose meaning is known, and of random sets of excerpts as large."""
+        found = {}
+        tokens, oracle = token_classes(*texts)
+        topical, topics, of_topics = topic_classes(
+            one.source.source.load_tokenizer(), texts[0].text.vocabulary
+        )
+        about = Bench(topical, topical.counted, bench.embeddings, len(topical.tokens))
+        ruled = explained(tokens, training, ["rules"])
+        for kind, classes, words, where, by_rule in (
+            ("token classes", tokens, oracle, bench, tests),
+            ("topics", topics, of_topics, about, None),
+        ):
+            every = {summary.ORACLE: words} | (ruled if by_rule else {})
+            random = random_classes(classes, where.pool)
+            found[kind] = (
+                study(classes, every, where, by_rule),
+                study(random, {summary.ORACLE: words}, where, None),
+            )
+        return found
+
+    def _shown(self, one: PlacedSAE, rows: Sequence[Row], on: Split) -> list[dict[str, Any]]:
+        """The strongest test contexts of some latents that were explained, as pages show them."""
+        store = one.source.store(on)
+        firings = all_firings(one, on, num_tokens=self.num_tokens, batch_rows=self.batch_rows)
+        text = text_of(one.source, on, firings.counted, contexts_in(store, self.num_tokens))
+        place = place_of(text, store, seed=0)
+        found = []
+        for row in [row for row in rows if row.state == "explained"][:SHOWN]:
+            index = index_of(row.latent, one.sae.d_sae)
+            summed = summarise(index, firings.read(range(index, index + 1))[0], place)
+            sign = -1 if row.latent.startswith("-") else 1
+            record = Record(
+                latent=index % one.sae.d_sae,
+                sign=sign,
+                density=row.density,
+                text=text,
+                **vars(summed),
+            )
+            found.append(record.as_plain(3) | {"explanation": row.explanation})
+        return found
+
+
+def _require_training_text(one: PlacedSAE) -> None:
+    if not isinstance(one.source, LMActivations):
+        raise ConfigError("eval=autointerp needs the tokens behind the activations.")
+    spec = one.source.specs["train"]
+    if spec.val_fraction + spec.test_fraction >= 1:
+        raise ConfigError(
+            "eval=autointerp explains latents from the training text and scores on the test text; "
+            f"all of {one.source.corpus.name} is test text. Leave corpus= out."
+        )
+
+
+def _rule_texts(
+    texts: tuple[PlacedText, PlacedText], allowed: Bool[np.ndarray, " places"]
+) -> tuple[TrainingText, RuleText]:
+    """Both texts with their properties; parts of speech if the tagger is installed."""
+    found = []
+    for text, places in zip(texts, (texts[0].counted, allowed), strict=True):
+        labels: dict[str, tuple[np.ndarray, Sequence[str]]] = {}
+        with suppress(ConfigError):
+            require_tagger()
+            tagged = token_labels(text.text.tokens, text.document, text.vocabulary)
+            labels = {name: (one.of.ravel(), one.names) for name, one in tagged.items()}
+        found.append(RuleText(text, places, of_labels(labels)))
+    return TrainingText(texts[0], found[0]), found[1]
+
+
+def _headline(
+    rows: Sequence[Mapping[str, Any]], qualified: Mapping[str, Sequence[str]]
+) -> dict[str, Estimate]:
+    """The SAE's means by the scorers that qualified; explanations are the rules."""
+    found = {}
+    for row in rows:
+        if not qualified[row["scorer"]] or row["explainer"] not in ("", "rules"):
+            continue
+        if row["subject"] == summary.SAE:
+            found[row["scorer"]] = Estimate(row["value"], row["low"], row["high"])
+        elif row.get("coverage", 0) >= LEAST_COVERAGE:
+            name = row["subject"].replace(" ", "_").replace("-", "")
+            ends = (row[f"sae_less_this{end}"] for end in ("", "_low", "_high"))
+            found[f"{row['scorer']}_over_{name}"] = Estimate(*ends)
+    return found

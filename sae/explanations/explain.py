@@ -1,0 +1,62 @@
+"""Explanations of a dictionary's latents: by explainers, and out of a file."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from sae.artifacts.placed import PlacedSAE
+from sae.explanations.explainers import EXPLAINERS, Explanation, TrainingText
+from sae.explanations.latents import Latent, Subject
+from sae.features.plain import words
+from sae.features.shown import Text
+from sae.features.weights import LOGITS, written_at
+from sae.language.lm import LanguageModel
+from sae.language.logit_lens import direct_logits, has_direct_path
+
+GIVEN = "given"
+"""Name of the explanations out of a file."""
+
+
+def explained(
+    subject: Subject, text: TrainingText, explainers: Sequence[str],
+    given: Mapping[str, str] | None = None,
+) -> dict[str, list[Explanation | None]]:  # fmt: skip
+    """One explanation of each latent by explainer; None where there is none.
+
+    Args:
+        subject: The latents.
+        text: The training text.
+        explainers: Their names.
+        given: Explanations out of a file, by the name of the latent.
+    """
+    found: dict[str, list[Explanation | None]] = {}
+    for name in explainers:
+        explainer = EXPLAINERS.find(name)(text)
+        found[name] = [explainer.explain(latent) for latent in subject.latents]
+    if given is not None:
+        found[GIVEN] = [
+            Explanation(given[latent.name]) if latent.name in given else None
+            for latent in subject.latents
+        ]
+    return found
+
+
+def raised_tokens(
+    latents: Sequence[Latent], one: PlacedSAE, lm: LanguageModel, text: Text
+) -> list[list[str]]:
+    """The tokens that the atom of each latent raises most; none without a direct path.
+
+    Args:
+        latents: By the names that `name_of` gives them.
+        one: The dictionary.
+        lm: The LM whose unembedding is used.
+        text: Its vocabulary.
+    """
+    point = written_at(one.ends)
+    if point is None or not has_direct_path(lm, point) or not latents:
+        return [[] for _ in latents]
+    of = torch.tensor([int(latent.name.removeprefix("-")) for latent in latents])
+    sign = torch.tensor([-1.0 if latent.name.startswith("-") else 1.0 for latent in latents])
+    atoms = one.sae.W_dec[of.to(one.sae.device)].float() * sign[:, None].to(one.sae.device)
+    top = direct_logits(lm, atoms, point).topk(LOGITS, dim=1).indices.cpu().numpy()
+    return [words(ids, text) for ids in top]

@@ -1,0 +1,96 @@
+"""Explainers: what a latent means, in words, out of the training text or its weights alone."""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from sae.explanations.excerpts import PlacedText
+from sae.explanations.latents import Latent
+from sae.explanations.rules import Rule, RuleText
+from sae.registry import Registry
+
+TOP_CONTEXTS = 20
+"""Strongest contexts that the most frequent token is counted in."""
+_RAISED = 10
+
+
+class Explanation(NamedTuple):
+    """Meaning of a latent, in words.
+
+    Args:
+        words: For people and for the encoder.
+        rule: The same for counting; None where the words are no rule.
+    """
+
+    words: str
+    rule: Rule | None = None
+
+
+class TrainingText:
+    """The text that explainers read.
+
+    Args:
+        of: The training text.
+        rules: Its properties.
+    """
+
+    def __init__(self, of: PlacedText, rules: RuleText):
+        assert of.text.is_training, "explainers never read the test text"
+        self.of, self.rules = of, rules
+
+
+class Explainer(ABC):
+    """Puts a latent into words."""
+
+    name: ClassVar[str]
+
+    def __init__(self, text: TrainingText):
+        self.text = text
+
+    @abstractmethod
+    def explain(self, latent: Latent) -> Explanation | None:
+        """The explanation; None where there is none."""
+
+
+EXPLAINERS: Registry[type[Explainer]] = Registry("eval.autointerp.explainers", "name")
+
+
+@EXPLAINERS.register("rules")
+class Rules(Explainer):
+    """The rule of largest F1 on the training text."""
+
+    def explain(self, latent: Latent) -> Explanation | None:
+        """The rule in words."""
+        found = self.text.rules.best(latent.train.row)
+        return None if found is None else Explanation(found.words, found)
+
+
+@EXPLAINERS.register("tokens")
+class Tokens(Explainer):
+    """A control: the token on which the latent is strongest in most of its top contexts."""
+
+    def explain(self, latent: Latent) -> Explanation | None:
+        """The token in words; of equally frequent ones the strongest."""
+        place, value = latent.train
+        order = place[np.argsort(-value, kind="stable")]
+        _, first = np.unique(order // self.text.of.ctx, return_index=True)
+        peaks = order[np.sort(first)[:TOP_CONTEXTS]]
+        if not len(peaks):
+            return None
+        ((token, _),) = Counter(self.text.of.tokens[peaks].tolist()).most_common(1)
+        word = self.text.of.vocabulary[token].decode(errors="replace")
+        words = f'the token "{word}"'
+        return Explanation(words, Rule("token", (f'"{word}"',), words))
+
+
+@EXPLAINERS.register("output")
+class Output(Explainer):
+    """The tokens whose logits the atom raises most (`direct_logits`)."""
+
+    def explain(self, latent: Latent) -> Explanation | None:
+        """The tokens, separated by commas."""
+        words = [word.strip() for word in latent.raised[:_RAISED]]
+        listed = ", ".join(dict.fromkeys(filter(None, words)))
+        return Explanation(listed) if listed else None

@@ -1,0 +1,189 @@
+"""Latents to explain: chosen by their densities, with their firings on two splits."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from sae.artifacts.placed import PlacedSAE
+from sae.explanations.excerpts import PlacedText
+from sae.features.by_column import BY_COLUMN, firings_by_column
+from sae.features.co_firing import co_firing
+from sae.features.firings import Firings, FiringStore
+from sae.features.glimpse import BINS, HIGHEST, LOWEST
+from sae.features.make import all_firings, contexts_in, text_of
+from sae.features.watched import by_hash
+from sae.language.text import special_ids
+from sae.types import Split
+
+PARTNERS = 5
+"""Latents that fire most often with one, whose contexts are its hard negatives."""
+
+
+@dataclass(frozen=True, eq=False)
+class Latent:
+    """A latent, or a class of places that plays one.
+
+    Attributes:
+        name: Its number, with a sign where the code has signs.
+        train: Firings in the training text, by place.
+        test: Firings in the test text, by place.
+        density: Share of the training places that count on which it fires.
+        partners: Places of the test text where a latent fires that often fires with it; None where
+            that is not known.
+        raised: Tokens that its atom raises most; () where that is not known.
+    """
+
+    name: str
+    train: Firings
+    test: Firings
+    density: float
+    partners: Int[np.ndarray, " places"] | None = None
+    raised: Sequence[str] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A dictionary whose latents are explained.
+
+    Attributes:
+        name: For tables.
+        latents: Those that were chosen.
+        facts: How they were made, plain JSON values.
+    """
+
+    name: str
+    latents: Sequence[Latent]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def placed_text(one: PlacedSAE, split: Split, num_tokens: int, batch_rows: int) -> PlacedText:
+    """The first tokens of a split by places, with the rows that count for an SAE."""
+    store = one.source.store(split)
+    firings = all_firings(one, split, num_tokens=num_tokens, batch_rows=batch_rows)
+    contexts = contexts_in(store, num_tokens)
+    tokenizer = one.source.source.load_tokenizer()
+    return PlacedText(
+        text_of(one.source, split, firings.counted, contexts), store.document[:contexts],
+        frozenset(special_ids(tokenizer, every=True)), store.spec.rows_per_context,
+    )  # fmt: skip
+
+
+def subject_of(
+    name: str, one: PlacedSAE, texts: tuple[PlacedText, PlacedText], asked: int | Sequence[str],
+    *, batch_rows: int, dense: bool = False,
+) -> Subject:  # fmt: skip
+    """A dictionary's latents and their firings.
+
+    Args:
+        name: For tables.
+        one: The dictionary at its place; both splits are prepared.
+        texts: The training and the test text.
+        asked: How many latents, or their names.
+        batch_rows: Vectors encoded at once.
+        dense: Whether nearly all latents fire on every row, so that only the chosen ones are read.
+    """
+    sides: list[dict[int, Firings]] = []
+    partners: dict[int, np.ndarray] = {}
+    signed = one.sae.config.activation == "identity"
+    if dense and one.sae.config.activation in BY_COLUMN:
+        count = asked if isinstance(asked, int) else len(asked)
+        chosen = sorted(by_hash(range(one.sae.d_sae * (1 + signed)))[:count])
+        for split, text in zip(("train", "test"), texts, strict=True):
+            rows = text.text.counted[:, text.ctx - text.rows_per_context :].ravel()
+            found = firings_by_column(one.sae, one.rows(split), rows, chosen)
+            sides.append({i: _placed(fired, text) for i, fired in found})
+    else:
+        stores = [
+            all_firings(one, split, num_tokens=text.tokens.size, batch_rows=batch_rows)
+            for split, text in zip(("train", "test"), texts, strict=True)
+        ]
+        density = stores[0].counts / max(1, int(stores[0].counted.sum()))
+        chosen = (
+            stratified(density, asked) if isinstance(asked, int)
+            else [index_of(latent, one.sae.d_sae) for latent in asked]
+        )  # fmt: skip
+        for store, text in zip(stores, texts, strict=True):
+            sides.append({i: _placed(_read(store, i), text) for i in chosen})
+        partners = dict(_partners(stores[1], chosen, texts[1]))
+    places = int(texts[0].counted.sum())
+    latents = [
+        Latent(
+            name_of(i, one.sae.d_sae), sides[0][i], sides[1][i],
+            len(sides[0][i].row) / max(1, places), partners.get(i),
+        )
+        for i in chosen
+    ]  # fmt: skip
+    return Subject(name, latents)
+
+
+def stratified(density: Float[np.ndarray, " latents"], count: int) -> list[int]:
+    """Latents that fire, equally many of each bin of density as far as there are so many.
+
+    The bins are those of `glimpse`, and what is rarer or denser goes into the outer ones. In a bin
+    those with the smallest hashes of their numbers are taken: nobody chose them by eye.
+
+    Example:
+        >>> stratified(np.array([0.0, 0.5, 0.01, 0.011, 2e-4]), 3)
+        [1, 3, 4]
+    """
+    edges = np.geomspace(LOWEST, HIGHEST, BINS + 1)[1:-1]
+    of = np.where(density > 0, np.searchsorted(edges, density, side="right"), -1)
+    bins = [by_hash(np.flatnonzero(of == n).tolist()) for n in range(BINS)]
+    ranked = sorted((rank, n, i) for n, one in enumerate(bins) for rank, i in enumerate(one))
+    return sorted(i for _, _, i in ranked[:count])
+
+
+def name_of(index: int, d_sae: int) -> str:
+    """The name of a latent by its index; d_sae + j is the negative side of latent j."""
+    negative, latent = divmod(index, d_sae)
+    return f"{'-' if negative else ''}{latent}"
+
+
+def index_of(name: str, d_sae: int) -> int:
+    """The index of a latent by its name."""
+    return int(name.removeprefix("-")) + d_sae * name.startswith("-")
+
+
+def token_lookup(name: str, texts: tuple[PlacedText, PlacedText], count: int) -> Subject:
+    """The dictionary of tokens: a latent for each, which fires with 1 where the token is.
+
+    Args:
+        name: For tables.
+        texts: The training and the test text.
+        count: How many tokens are taken (`stratified`).
+    """
+    train = texts[0]
+    occurrences = np.bincount(train.tokens[train.counted], minlength=len(train.vocabulary))
+    density = occurrences / max(1, int(train.counted.sum()))
+    latents = []
+    for token in stratified(density, count):
+        places = [np.flatnonzero((of.tokens == token) & of.counted) for of in texts]
+        fired = [Firings(place, np.ones(len(place), np.float32)) for place in places]
+        latents.append(Latent(str(token), fired[0], fired[1], float(density[token])))
+    return Subject(name, latents)
+
+
+def _read(store: FiringStore, index: int) -> Firings:
+    (found,) = store.read(range(index, index + 1))
+    return found
+
+
+def _placed(fired: Firings, text: PlacedText) -> Firings:
+    """Firings by place, those on rows that count in this text."""
+    place = text.place(fired.row.astype(np.int64))
+    there = text.counted[place]
+    return Firings(place[there], fired.value[there])
+
+
+def _partners(
+    store: FiringStore, chosen: Sequence[int], text: PlacedText
+) -> Iterator[tuple[int, np.ndarray]]:
+    """For each latent, the places where one of those fires that most often fire with it."""
+    together = co_firing(store)
+    for i in chosen if together else ():
+        some = together["latent"][i][together["count"][i] > 0][:PARTNERS].tolist()
+        places = [_placed(_read(store, j), text).row for j in some]
+        yield i, np.unique(np.concatenate(places)) if places else np.zeros(0, np.int64)

@@ -1,0 +1,85 @@
+"""Means over latents with intervals, and differences between dictionaries at equal densities."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from sae.metrics.bootstrap import Bootstrap, bootstrap_intervals
+from sae.metrics.classification import draws, interval
+from sae.metrics.matched import BINS_PER_DECADE, density_bins
+
+_DECADES = 6
+
+
+class Interval(NamedTuple):
+    """A number with its interval over latents; None where undefined."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+def mean(values: Sequence[float] | np.ndarray, bootstrap: Bootstrap) -> Interval:
+    """The mean of the numbers that are defined."""
+    found = np.asarray(values, dtype=np.float64)
+    found = found[np.isfinite(found)]
+    if not len(found):
+        return Interval(None, None, None)
+    sums = {"sum": torch.from_numpy(found), "count": torch.ones(len(found), dtype=torch.float64)}
+    ends = bootstrap_intervals(
+        lambda drawn: {"mean": drawn["sum"] / drawn["count"]}, sums, **bootstrap.model_dump()
+    )["mean"]
+    return Interval(float(found.mean()), *(ends or (None, None)))
+
+
+def difference_at_equal_density(
+    first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray],
+    bootstrap: Bootstrap,
+) -> tuple[Interval, float]:  # fmt: skip
+    """Mean of the first dictionary less that of the second, over the bins that both fill.
+
+    Within each bin the two means are compared; bins are weighted by the first one's latents. Both
+    dictionaries' latents are drawn again for the interval, with replacement.
+
+    Args:
+        first: Densities and numbers of the latents of a dictionary; NaN where undefined.
+        second: The same of another.
+        bootstrap: How the interval is made.
+
+    Returns:
+        The difference, and the share of the first one's latents in the common bins.
+    """
+    ours, theirs = _by_bin(*first, bootstrap, seed=0), _by_bin(*second, bootstrap, seed=1)
+    common = (ours.counts[0] > 0) & (theirs.counts[0] > 0)
+    if not common.any():
+        return Interval(None, None, None), 0.0
+    there = common & (ours.counts > 0) & (theirs.counts > 0)  # a resample may empty a bin
+    weights = np.where(there, ours.counts, 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        gaps = np.where(there, ours.sums / ours.counts - theirs.sums / theirs.counts, 0)
+        samples = (gaps * weights).sum(1) / weights.sum(1)
+    covered = float(ours.counts[0][common].sum() / ours.counts[0].sum())
+    return Interval(
+        float(samples[0]), *(interval(samples, bootstrap.level) or (None, None))
+    ), covered
+
+
+class _Binned(NamedTuple):
+    """Sums and numbers of latents by bin of density, of all latents and then of each resample."""
+
+    sums: Float[np.ndarray, "draws bins"]
+    counts: Float[np.ndarray, "draws bins"]
+
+
+def _by_bin(density: np.ndarray, value: np.ndarray, bootstrap: Bootstrap, seed: int) -> _Binned:
+    there = np.isfinite(value)
+    bins = BINS_PER_DECADE * _DECADES + 1
+    if not there.any():
+        return _Binned(np.zeros((1, bins)), np.zeros((1, bins)))
+    own = np.eye(bins)[np.maximum(density_bins(density[there]) + bins - 1, 0)]
+    # the two dictionaries' latents are drawn apart from each other: by seeds of their own
+    weights = draws(len(own), bootstrap.num_resamples, 2 * bootstrap.seed + seed)
+    return _Binned(weights @ (own * value[there][:, None]), weights @ own)

@@ -1,0 +1,133 @@
+"""Explains and scores the latents of one dictionary, each score beside that of a derangement."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from sae.explanations.excerpts import Size, marked
+from sae.explanations.explainers import Explanation
+from sae.explanations.latents import Latent, Subject
+from sae.explanations.rules import RuleText
+from sae.explanations.scores import (
+    LEAST,
+    Bench,
+    Excerpted,
+    Scores,
+    derangement,
+    embedded,
+    excerpted,
+    intruded,
+)
+from sae.progress import progress
+
+SCORERS = ("rules", "embedding", "embedding_near", "intruder", "intruder_near")
+"""Scores that are means over latents; `rules` is the F1 of the rule on the test text."""
+DERANGED = ("rules", "embedding", "embedding_near")
+HARD = ("embedding", "embedding_near")
+State = Literal["explained", "too rare", "failed"]
+
+
+class Row(NamedTuple):
+    """A latent and one explanation of it.
+
+    Args:
+        latent: Its name.
+        explainer: The explainer's name.
+        state: `explained`; `too rare`: it fires in fewer than 20 contexts of the training or of
+            the test text; `failed`: there is no explanation.
+        explanation: In words; empty without one.
+        density: See `Latent`.
+        contexts: Contexts of the test text in which it fires, near duplicates left out.
+        values: Scores by name, those of the derangement as `<name>_deranged`; NaN where undefined.
+        deciles: Scores by name and decile.
+    """
+
+    latent: str
+    explainer: str
+    state: State
+    explanation: str
+    density: float
+    contexts: int
+    values: Mapping[str, float]
+    deciles: Mapping[str, Float[np.ndarray, " deciles"]]
+
+
+def study(
+    subject: Subject, explanations: Mapping[str, Sequence[Explanation | None]], bench: Bench,
+    rules: RuleText | None,
+) -> list[Row]:  # fmt: skip
+    """Score explanations.
+
+    Args:
+        subject: The dictionary.
+        explanations: One of each latent, by explainer.
+        bench: Where excerpts come from.
+        rules: The test text's properties; None: rules are not scored.
+    """
+    contexts = [bench.contexts(latent.test) for latent in subject.latents]
+    rare = [
+        seen < LEAST or len(np.unique(one.train.row // bench.text.ctx)) < LEAST
+        for one, seen in zip(subject.latents, contexts, strict=True)
+    ]
+    scored = [i for i, is_rare in enumerate(rare) if not is_rare]
+    drawn = {i: bench.drawn(subject.latents[i].test, i) for i in scored}
+    every = np.concatenate([places for places, _ in drawn.values()]) if drawn else np.zeros(0, int)
+    for size in bench.pooled:
+        bench.embed(every, size)  # all at once, in large batches
+    excerpts = {i: excerpted(subject.latents[i], bench, *drawn[i]) for i in scored}
+    odd = {i: intruded(excerpts[i], bench, i) for i in scored}
+    rows = []
+    with progress(f"score {subject.name}", len(explanations), "explainers") as advance:
+        for explainer, texts in explanations.items():
+            able = [i for i in scored if texts[i] is not None]
+            found = _scored(subject.latents, texts, able, excerpts, bench, rules)
+            for i, latent in enumerate(subject.latents):
+                state: State = "too rare" if rare[i] else "explained" if i in found else "failed"
+                text = texts[i]
+                scores = [found[i], odd[i]] if i in found else []
+                rows.append(Row(
+                    latent.name, explainer, state, "" if text is None else text.words,
+                    latent.density, contexts[i],
+                    {name: value for one in scores for name, value in one.values.items()},
+                    {name: value for one in scores for name, value in one.deciles.items()},
+                ))  # fmt: skip
+            advance(1)
+    return rows
+
+
+def _scored(
+    latents: Sequence[Latent], texts: Sequence[Explanation | None], able: Sequence[int],
+    excerpts: Mapping[int, Mapping[Size, Excerpted]], bench: Bench, rules: RuleText | None,
+) -> dict[int, Scores]:  # fmt: skip
+    """Scores of the latents that have an explanation, and of explanations that changed places."""
+    given = {i: text for i in able if (text := texts[i]) is not None}
+    vectors = bench.embeddings.of([text.words for text in given.values()])
+    of = dict(zip(able, vectors, strict=True))
+    cosines: dict[Size, np.ndarray] = (
+        {size: vectors @ pool.T for size, pool in bench.pooled.items()} if able else {}
+    )
+    pooled: dict[int, dict[Size, np.ndarray]] = {
+        i: {size: rows[k] for size, rows in cosines.items()} for k, i in enumerate(able)
+    }
+    others = [able[k] for k in derangement(len(able), bench.seed)] if len(able) > 1 else []
+    found = {i: embedded(of[i], pooled[i], excerpts[i], bench) for i in able}
+    for i, j in zip(able, others, strict=False):
+        wrong = embedded(of[j], pooled[j], excerpts[i], bench, without=latents[j])
+        found[i].values.update({f"{name}_deranged": v for name, v in wrong.values.items()})
+    if rules is None:
+        return found
+    for i, text in given.items():
+        if text.rule is not None:
+            fit = rules.fit(text.rule, latents[i].test.row)
+            found[i].values.update(
+                precision=fit.precision, recall=fit.recall, rules=fit.f1,
+                rules_always=rules.base_rate(latents[i].test.row),
+            )  # fmt: skip
+    for i, j in zip(able, others, strict=False):
+        if (rule := given[j].rule) is not None:
+            fired, theirs = latents[i].test.row, latents[j].test.row
+            left = fired[~marked(bench.text, theirs)[fired]]
+            found[i].values["rules_deranged"] = rules.fit(rule, left, without=theirs).f1
+    return found

@@ -1,0 +1,234 @@
+"""Rows of tables out of scored latents, and whether scorers qualify."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sae.explanations.means import (
+    Interval,
+    difference_at_equal_density,
+    mean,
+)
+from sae.explanations.scores import CHANCE
+from sae.explanations.study import DERANGED, HARD, SCORERS, Row
+from sae.features.record import DECILES
+from sae.metrics.bootstrap import Bootstrap
+from sae.metrics.matched import BINS_PER_DECADE, density_bins
+from sae.tables import Type
+
+SAE = "SAE"
+ORACLE, TOKENS = "oracle", "tokens"
+"""Explainers: the truth about known classes, and the control that is always there."""
+LEAST_LATENTS = 10
+"""Latents with a number that a mean needs."""
+UNEXPLAINED = ("intruder", "intruder_near")
+"""Scorers that read no explanation."""
+Studies = Mapping[str, Sequence[Row]]
+LATENTS: dict[str, tuple[Type, str]] = {
+    "subject": ("string", ""), "latent": ("string", ""), "explainer": ("string", ""),
+    "state": ("string", ""), "explanation": ("string", ""), "density": ("float64", "share"),
+    "contexts": ("int64", ""),
+    **{name: ("float64", "") for name in (
+        "precision", "recall", "rules", "rules_deranged", "rules_always",
+        "embedding", "embedding_deranged", "embedding_hard",
+        "embedding_near", "embedding_near_deranged", "embedding_near_hard",
+        "intruder", "intruder_near",
+    )},
+}  # fmt: skip
+SUBJECTS: dict[str, tuple[Type, str]] = {
+    "subject": ("string", ""), "explainer": ("string", ""), "scorer": ("string", ""),
+    "latents": ("int64", ""),
+    **{name: ("float64", "") for name in (
+        "value", "low", "high", "deranged", "over_deranged", "over_deranged_low",
+        "over_deranged_high", "over_tokens", "over_tokens_low", "over_tokens_high",
+        "always", "hard",
+        "sae_less_this", "sae_less_this_low", "sae_less_this_high",
+    )},
+    "coverage": ("float64", "share"),
+}  # fmt: skip
+_BY: dict[str, tuple[Type, str]] = {"subject": ("string", ""), "explainer": ("string", "")}
+BY_DECILE: dict[str, tuple[Type, str]] = {
+    **_BY, "decile": ("int64", ""),
+    **{name: ("float64", "") for name in SCORERS if name != "rules"},
+}  # fmt: skip
+BY_DENSITY: dict[str, tuple[Type, str]] = {
+    **_BY, "density": ("float64", "share"), "latents": ("int64", ""),
+    **{name: ("float64", "") for name in SCORERS},
+}  # fmt: skip
+QUALIFICATION: dict[str, tuple[Type, str]] = {
+    "kind": ("string", ""), "scorer": ("string", ""), "classes": ("int64", ""),
+    **{name: ("float64", "") for name in (
+        "oracle", "wrong", "difference", "difference_low", "difference_high",
+    )},
+    "qualified": ("bool", ""),
+}  # fmt: skip
+
+
+def rows_of(studies: Studies) -> Iterator[dict[str, Any]]:
+    """A row for each dictionary, latent and explainer."""
+    for subject, rows in studies.items():
+        for row in rows:
+            known = row._asdict()
+            yield {
+                "subject": subject,
+                **row.values,
+                **{n: v for n, v in known.items() if n not in ("values", "deciles")},
+            }
+
+
+def states(studies: Studies) -> dict[str, dict[str, dict[str, int]]]:
+    """Number of latents in each state, by dictionary and explainer."""
+    found: dict[str, dict[str, Counter[str]]] = {}
+    for subject, rows in studies.items():
+        for row in rows:
+            own = found.setdefault(subject, {}).setdefault(row.explainer, Counter())
+            own[row.state] += 1
+    return {s: {e: dict(count) for e, count in of.items()} for s, of in found.items()}
+
+
+def by_subject(studies: Studies, bootstrap: Bootstrap) -> Iterator[dict[str, Any]]:
+    """A row for each dictionary, explainer and scorer: means, beside chance and beside the SAE."""
+    for subject, rows in studies.items():
+        for explainer, scorer, own in _parts(rows):
+            values = _values(own, scorer)
+            there = np.isfinite(values)
+            if there.sum() < LEAST_LATENTS:
+                continue
+            row: dict[str, Any] = {
+                "subject": subject, "explainer": explainer, "scorer": scorer,
+                "latents": int(there.sum()), **_named("", mean(values, bootstrap)),
+                "deranged": _chance(own, scorer),
+            }  # fmt: skip
+            if scorer in DERANGED:
+                gap = values - _values(own, f"{scorer}_deranged")
+                if row["deranged"] is not None:
+                    row |= _named("over_deranged", mean(gap, bootstrap))
+            if explainer not in ("", TOKENS):
+                other = [one for one in rows if one.explainer == TOKENS]
+                gap = values - _values(other, scorer)
+                row |= _named("over_tokens", mean(gap, bootstrap))
+            if scorer == "rules":
+                row["always"] = mean(_values(own, "rules_always"), bootstrap).value
+            if scorer in HARD:
+                row["hard"] = mean(_values(own, f"{scorer}_hard"), bootstrap).value
+            if subject != SAE:
+                ours = [one for e, s, part in _parts(studies[SAE]) for one in part
+                        if (e, s) == (explainer, scorer)]  # fmt: skip
+                if ours:
+                    found, covered = difference_at_equal_density(
+                        (_densities(ours), _values(ours, scorer)), (_densities(own), values),
+                        bootstrap,
+                    )  # fmt: skip
+                    row |= {**_named("sae_less_this", found), "coverage": covered}
+            yield row
+
+
+def by_decile(studies: Studies) -> Iterator[dict[str, Any]]:
+    """A row for each dictionary, explainer and decile, decile 1 the strongest."""
+    names = [name for name in SCORERS if name != "rules"]
+    for subject, rows in studies.items():
+        for explainer in dict.fromkeys(row.explainer for row in rows):
+            own = [row for row in rows if row.explainer == explainer and row.deciles]
+            for decile in range(DECILES) if own else ():
+                found = {}
+                for name in names:
+                    values = np.array([row.deciles[name][decile] for row in own])
+                    values = values[np.isfinite(values)]
+                    found[name] = float(values.mean()) if len(values) >= LEAST_LATENTS else None
+                yield {"subject": subject, "explainer": explainer, "decile": decile + 1, **found}
+
+
+def by_density(studies: Studies) -> Iterator[dict[str, Any]]:
+    """A row for each dictionary, explainer and bin of density."""
+    for subject, rows in studies.items():
+        for explainer in dict.fromkeys(row.explainer for row in rows):
+            own = [row for row in rows if row.explainer == explainer and row.state == "explained"]
+            bins = density_bins(_densities(own))
+            for i in np.unique(bins).tolist():
+                part = [row for row, n in zip(own, bins.tolist(), strict=True) if n == i]
+                found: dict[str, Any] = {}
+                for name in SCORERS:
+                    values = _values(part, name)
+                    values = values[np.isfinite(values)]
+                    found[name] = float(values.mean()) if len(values) else None
+                yield {
+                    "subject": subject, "explainer": explainer,
+                    "density": 10 ** (i / BINS_PER_DECADE), "latents": len(part), **found,
+                }  # fmt: skip
+
+
+def qualification(
+    kinds: Mapping[str, tuple[Sequence[Row], Sequence[Row]]], bootstrap: Bootstrap
+) -> list[dict[str, Any]]:
+    """A row for each kind of classes and scorer: oracle explanations against wrong ones.
+
+    Args:
+        kinds: Rows of the classes of each kind, with the explainers `oracle` and `rules`, and rows
+            of random sets of excerpts as large, which `intruder` is held against.
+        bootstrap: Over the classes.
+    """
+    found = []
+    for kind, (classes, random) in kinds.items():
+        for scorer in SCORERS:
+            own = [row for row in classes if row.explainer == _explainer(scorer)]
+            values = _values(own, scorer)
+            if scorer in UNEXPLAINED:
+                other = _values([row for row in random if row.explainer == ORACLE], scorer)
+            else:
+                other = _values(own, f"{scorer}_deranged")
+            gap = mean(values - other, bootstrap)
+            if gap.value is None:
+                continue
+            found.append({
+                "kind": kind, "scorer": scorer, "classes": int(np.isfinite(values - other).sum()),
+                "oracle": mean(values, bootstrap).value, "wrong": mean(other, bootstrap).value,
+                **_named("difference", gap), "qualified": gap.low is not None and gap.low > 0,
+            })  # fmt: skip
+    return found
+
+
+def qualified_on(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The kinds of classes that each scorer qualified on; none: it stands in no headline."""
+    return {
+        name: [row["kind"] for row in rows if row["scorer"] == name and row["qualified"]]
+        for name in SCORERS
+    }
+
+
+def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str, list[Row]]]:
+    """Explainer, scorer and rows; scorers that read no explanation once, without an explainer."""
+    explainers = list(dict.fromkeys(row.explainer for row in rows))
+    for scorer in SCORERS:
+        for explainer in explainers[:1] if scorer in UNEXPLAINED else explainers:
+            own = [row for row in rows if row.explainer == explainer]
+            yield "" if scorer in UNEXPLAINED else explainer, scorer, own
+
+
+def _explainer(scorer: str) -> str:
+    return "rules" if scorer == "rules" else ORACLE
+
+
+def _values(rows: Sequence[Row], name: str) -> np.ndarray:
+    return np.array([row.values.get(name, np.nan) for row in rows])
+
+
+def _densities(rows: Sequence[Row]) -> np.ndarray:
+    return np.array([row.density for row in rows])
+
+
+def _chance(rows: Sequence[Row], scorer: str) -> float | None:
+    if scorer in UNEXPLAINED:
+        return CHANCE
+    values = _values(rows, f"{scorer}_deranged")
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) >= LEAST_LATENTS else None
+
+
+def _named(name: str, found: Interval) -> dict[str, float | None]:
+    """An interval as three columns."""
+    return {name or "value": found.value, **{
+        f"{name}_{end}".removeprefix("_"): value
+        for end, value in (("low", found.low), ("high", found.high))
+    }}  # fmt: skip

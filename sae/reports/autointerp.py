@@ -1,0 +1,281 @@
+"""`index.html` of the evaluation `autointerp`: explanations, and scores beside their controls."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sae.checksums import read_unsealed
+from sae.errors import ArtifactError
+from sae.evals.autointerp import LEAST_COVERAGE
+from sae.evals.base import EvalResult
+from sae.explanations.files import write_explanations
+from sae.explanations.study import SCORERS
+from sae.explanations.summary import SAE, TOKENS, UNEXPLAINED
+from sae.reports.files import write_bytes
+from sae.reports.page import Cell, Plot, Section, Table, interval, number, plain, render
+from sae.tables import read_table
+
+log = logging.getLogger(__name__)
+_WORDS = {
+    "rules": "F1 of the rule",
+    "embedding": "AUROC, ±16 tokens",
+    "embedding_near": "AUROC, ±3 tokens",
+    "intruder": "Intruder found, ±16 tokens",
+    "intruder_near": "Intruder found, ±3 tokens",
+}
+_HEADLINE = "rules"
+"""Explainer of the picture and the tiles."""
+
+
+def write_autointerp(result: EvalResult, folder: Path) -> None:
+    """Write the page and, for each explainer, a file of the SAE's explanations.
+
+    Args:
+        result: Of the evaluation `autointerp`.
+        folder: Where `index.html` goes.
+    """
+    details = result.details
+    rows = result.tables["subjects"].rows()
+    latents = [row for row in result.tables["latents"].rows() if row["subject"] == SAE]
+    qualified = details["qualified"]
+    sections = [
+        Section(
+            "The SAE beside its controls",
+            plots=[_dots(name, rows) for name in SCORERS if qualified[name]],
+        ),
+        Section("Do the scores mean something?", tables=[_qualification(result)]),
+        Section("Where the SAE does not win", tables=[_not_won(rows, qualified)]),
+        Section("By decile of the activation", plots=_by_decile(result, qualified)),
+        Section("By density", tables=[_by_density(result)]),
+        Section("All means", tables=[_means(rows)]),
+        Section("Latents of the SAE", tables=[_latents(latents, folder)]),
+        Section("Some latents and their strongest test contexts", latents=details["shown"]),
+        Section("States of latents", tables=[_states(details["states"])]),
+        Section("Controls that were not given", texts=details["missing"]),
+    ]  # fmt: skip
+    tokens = result.tokens
+    level = result.settings["bootstrap"]["level"]
+    subtitle = (
+        f"{tokens['latents']:,} latents of each dictionary · explained on "
+        f"{tokens['training tokens']:,} training tokens, scored on {tokens['test tokens']:,} test "
+        f"tokens · {100 * level:g} % intervals over latents"
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    tiles = [_tile(result, rows, name) for name in SCORERS if qualified[name]]
+    title = f"Explanations of latents · {result.provenance['point']}"
+    write_bytes(folder / "index.html", render(title, subtitle, sections, tiles))
+    for explainer in dict.fromkeys(row["explainer"] for row in latents):
+        own = {row["latent"]: row["explanation"] for row in latents
+               if row["explainer"] == explainer and row["explanation"]}  # fmt: skip
+        write_explanations(folder / f"explanations-{explainer}.csv", own)
+
+
+def explanation_columns(result: EvalResult, folder: Path) -> dict[str, dict[str, float | str]]:
+    """A column for the table of a dashboard, from the newest result `autointerp` of the same SAE.
+
+    Args:
+        result: Of another evaluation of the SAE.
+        folder: Where results are.
+
+    Returns:
+        Explanations by heading and latent; empty without such a result.
+    """
+    files = sorted(folder.glob("autointerp*.json"), key=lambda file: -file.stat().st_mtime)
+    for file in files:
+        try:
+            content = read_unsealed(file)
+            known, table = content["provenance"], content["tables"]["latents"]["file"]
+            rows = read_table(folder / table)
+        except (ArtifactError, KeyError, TypeError, OSError) as error:
+            log.warning("No column of explanations: %s cannot be read (%s).", file, error)
+            continue
+        if all(known.get(name) == result.provenance.get(name) for name in ("sae", "point")):
+            own = [row for row in rows if row["subject"] == SAE and row["explanation"]]
+            first = own[0]["explainer"] if own else ""
+            found = {r["latent"]: r["explanation"] for r in own if r["explainer"] == first}
+            return {"explanation": found} if found else {}
+    return {}
+
+
+def _dots(scorer: str, rows: Sequence[Mapping[str, Any]]) -> Plot:
+    """Means of all dictionaries with their intervals, as in Figure 2 of the paper."""
+    own = [row for row in rows if row["scorer"] == scorer and row["explainer"] in ("", _HEADLINE)]
+    control = [row for row in rows if row["scorer"] == scorer and row["explainer"] == TOKENS]
+    traces = []
+    for label, part, symbol in (
+        ("explained by a rule" if scorer not in UNEXPLAINED else "without explanation", own,
+         "circle"),
+        ("explained by one token (control)", control, "diamond-open"),
+    ):  # fmt: skip
+        if part:
+            traces.append({
+                "type": "scatter", "mode": "markers", "name": label,
+                "x": [row["value"] for row in part], "y": [plain(row["subject"]) for row in part],
+                "marker": {"size": 9, "symbol": symbol},
+                "error_x": {
+                    "type": "data", "symmetric": False, "thickness": 1.5, "width": 4,
+                    "array": [_off(row["high"], row["value"]) for row in part],
+                    "arrayminus": [_off(row["value"], row["low"]) for row in part],
+                },
+            })  # fmt: skip
+    wrong = [row for row in own if row["deranged"] is not None]
+    traces.append({
+        "type": "scatter", "mode": "markers",
+        "name": "chance" if scorer in UNEXPLAINED else "another latent's rule",
+        "x": [row["deranged"] for row in wrong], "y": [plain(row["subject"]) for row in wrong],
+        "marker": {"size": 8, "symbol": "x-thin-open"},
+    })  # fmt: skip
+    always = [row for row in own if row["always"] is not None]
+    if always:
+        traces.append({
+            "type": "scatter", "mode": "markers", "name": "the rule that always says yes",
+            "x": [row["always"] for row in always],
+            "y": [plain(row["subject"]) for row in always],
+            "marker": {"size": 8, "symbol": "line-ns-open"},
+        })  # fmt: skip
+    layout = {
+        "yaxis": {"autorange": "reversed", "automargin": True, "showgrid": False},
+        "showlegend": True,
+    }
+    return Plot(_WORDS[scorer], "means over latents, at each dictionary's own densities", traces,
+                layout, wide=True)  # fmt: skip
+
+
+def _off(high: float | None, low: float | None) -> float:
+    return 0.0 if high is None or low is None else max(0.0, high - low)
+
+
+def _qualification(result: EvalResult) -> Table:
+    rows = [
+        [Cell(row["kind"]), Cell(_WORDS[row["scorer"]]),
+         Cell("qualified" if row["qualified"] else "not qualified"),
+         number("", row["oracle"]), number("", row["wrong"]), number("", row["difference"]),
+         Cell(interval("", row["difference_low"], row["difference_high"])),
+         Cell(str(row["classes"]), row["classes"])]
+        for row in result.tables["qualification"].rows()
+    ]  # fmt: skip
+    columns = ["classes", "scorer", "outcome", "true explanation", "wrong one", "difference",
+               "interval", "number of classes"]  # fmt: skip
+    note = (
+        "classes whose meaning is known; wrong: another class's explanation, of intruders random "
+        "sets of excerpts. A scorer that qualifies on neither kind is left out of tiles and picture"
+    )
+    return Table("Qualification", columns, rows, note, words=3)
+
+
+def _not_won(rows: Sequence[Mapping[str, Any]], qualified: Mapping[str, Any]) -> Table:
+    found = []
+    for row in rows:
+        compared = row["subject"] != SAE and row["explainer"] in ("", _HEADLINE)
+        low = row["sae_less_this_low"]
+        if not compared or not qualified[row["scorer"]] or low is None or low > 0:
+            continue
+        ahead = row["sae_less_this_high"] < 0
+        apart = row["coverage"] < LEAST_COVERAGE
+        found.append([
+            Cell(_WORDS[row["scorer"]]), Cell(row["subject"]),
+            Cell("too few latents in common" if apart else
+                 "the control is ahead" if ahead else "no difference seen"),
+            number("", row["sae_less_this"]),
+            Cell(interval("", low, row["sae_less_this_high"])), number("", row["coverage"]),
+        ])  # fmt: skip
+    for row in rows:
+        rule = row["subject"] == SAE and row["explainer"] == _HEADLINE and qualified[row["scorer"]]
+        if rule and row["over_tokens_low"] is not None and row["over_tokens_low"] <= 0:
+            ahead = row["over_tokens_high"] < 0
+            found.append([
+                Cell(_WORDS[row["scorer"]]), Cell("SAE, explained by one token"),
+                Cell("the control is ahead" if ahead else "no difference seen"),
+                number("", row["over_tokens"]),
+                Cell(interval("", row["over_tokens_low"], row["over_tokens_high"])),
+                number("", 1.0),
+            ])  # fmt: skip
+    columns = ["scorer", "control", "outcome", "SAE less control", "interval", "latents covered"]
+    note = "at equal densities: in the bins that both fill, weighted by the SAE's latents"
+    return Table("Comparisons", columns, found, note, words=3)
+
+
+def _by_decile(result: EvalResult, qualified: Mapping[str, Any]) -> list[Plot]:
+    rows = [row for row in result.tables["deciles"].rows() if row["explainer"] == _HEADLINE]
+    plots = []
+    for scorer in (name for name in SCORERS if name != "rules" and qualified[name]):
+        traces = []
+        for subject in dict.fromkeys(row["subject"] for row in rows):
+            own = [row for row in rows if row["subject"] == subject]
+            if any(row[scorer] is None for row in own):
+                continue
+            traces.append({
+                "type": "scatter", "mode": "lines+markers", "name": plain(subject),
+                "x": [row["decile"] for row in own], "y": [row[scorer] for row in own],
+                "line": {"width": 3 if subject == SAE else 1.2},
+            })  # fmt: skip
+        layout = {"xaxis": {"title": {"text": "decile, 1 the strongest"}, "dtick": 1,
+                            "showgrid": False}}  # fmt: skip
+        plots.append(Plot(_WORDS[scorer], "means over latents", traces, layout))
+    return plots
+
+
+def _by_density(result: EvalResult) -> Table:
+    rows = [
+        [Cell(row["subject"]), number("", row["density"]), Cell(str(row["latents"]),
+         row["latents"]), *(number("", row[name]) for name in SCORERS)]
+        for row in result.tables["densities"].rows() if row["explainer"] == _HEADLINE
+    ]  # fmt: skip
+    columns = ["dictionary", "density from", "latents", *_WORDS.values()]
+    return Table("Explained by rules", columns, rows, "four bins a decade")
+
+
+def _means(rows: Sequence[Mapping[str, Any]]) -> Table:
+    shown = [
+        [Cell(row["subject"]), Cell(row["explainer"] or "none"), Cell(_WORDS[row["scorer"]]),
+         number("", row["value"]), Cell(interval("", row["low"], row["high"])),
+         number("", row["deranged"]), number("", row["always"]), number("", row["hard"]),
+         number("", row["sae_less_this"]),
+         Cell(interval("", row["sae_less_this_low"], row["sae_less_this_high"])),
+         number("", row["coverage"]), Cell(str(row["latents"]), row["latents"])]
+        for row in rows
+    ]  # fmt: skip
+    columns = ["dictionary", "explainer", "scorer", "mean", "interval", "wrong explanation",
+               "always yes", "hard negatives", "SAE less this", "its interval", "covered",
+               "latents"]  # fmt: skip
+    note = "wrong explanation: another latent's (intruders: chance); hard: co-firing latents fire"
+    return Table("Means over latents", columns, shown, note, words=3)
+
+
+def _latents(rows: Sequence[Mapping[str, Any]], folder: Path) -> Table:
+    there = (folder.parent / "dashboard" / "index.html").exists()
+    shown = [
+        [Cell(row["latent"], int(row["latent"]),
+              f"../dashboard/index.html#/latent/{row['latent']}" if there else ""),
+         Cell(row["explainer"]), Cell(row["explanation"]), Cell(row["state"]),
+         *(number("", row[name]) for name in ("density", "precision", "recall", *SCORERS))]
+        for row in rows
+    ]  # fmt: skip
+    columns = ["latent", "explainer", "explanation", "state", "density", "precision", "recall",
+               *_WORDS.values()]  # fmt: skip
+    return Table("Latents", columns, shown, "chosen blindly from bins of density", words=4)
+
+
+def _states(states: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Table:
+    names = ("explained", "too rare", "failed")
+    rows = [
+        [Cell(subject), Cell(explainer), *(Cell(str(of.get(n, 0)), of.get(n, 0)) for n in names)]
+        for subject, own in states.items()
+        for explainer, of in own.items()
+    ]
+    note = "too rare: it fires in fewer than 20 contexts of the training or of the test text"
+    return Table("States", ["dictionary", "explainer", *names], rows, note, words=2)
+
+
+def _tile(result: EvalResult, rows: Sequence[Mapping[str, Any]], scorer: str) -> dict[str, str]:
+    row = next(
+        (one for one in rows if one["subject"] == SAE and one["scorer"] == scorer
+         and one["explainer"] in ("", _HEADLINE)), None,
+    )  # fmt: skip
+    value = None if row is None else row["value"]
+    chance = None if row is None else row["deranged"]
+    kinds = " and ".join(result.details["qualified"][scorer])
+    against = "chance" if scorer in UNEXPLAINED else "wrong explanation"
+    note = f"{against} {number('', chance).text} · qualified on {kinds}"
+    return {"label": _WORDS[scorer], "value": number("", value).text, "note": note}

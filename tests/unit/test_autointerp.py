@@ -1,0 +1,150 @@
+"""The evaluation `autointerp` from run folders to pages, with an encoder that counts words."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from _explanations import CountedWords
+from _features import CTX, POINT, make_sae
+
+from sae.activations.sources import LMActivations
+from sae.artifacts import save_sae
+from sae.errors import ConfigError
+from sae.evals import autointerp as module
+from sae.evals.autointerp import LOOKUP, AutointerpEval
+from sae.evals.base import EvalResult
+from sae.evals.controls import FROZEN, RANDOM_LM
+from sae.evaluation import evaluate, place
+from sae.explanations import truth
+from sae.explanations.files import read_explanations, write_explanations
+from sae.explanations.truth import TOPICS
+from sae.features.sets import feature_set
+from sae.reports.autointerp import explanation_columns
+from sae.tasks.labelled import LabelledTexts
+
+TOKENS = 4096
+SETTINGS = {"num_latents": 12, "pool": 400, "resamples": 20}
+
+
+def texts_of(names):
+    """Topics of one word each among random ones."""
+    random = np.random.default_rng(0)
+    for name in names:
+        labels = np.arange(60) % 2
+        texts = [" ".join(f"word{i}" for i in random.integers(0, 40, 60)) for _ in labels]
+        yield LabelledTexts(name, texts, labels, ("0", "1"))
+
+
+@pytest.fixture
+def encoder(monkeypatch):
+    made = CountedWords()
+    monkeypatch.setattr(module, "load_encoder", lambda device: made)
+    monkeypatch.setattr(truth, "probe_sets", lambda names: list(texts_of(names)))
+
+    def untagged():
+        raise ConfigError("no tagger")
+
+    monkeypatch.setattr(module, "require_tagger", untagged)
+    return made
+
+
+@pytest.fixture
+def run(tmp_path, tiny_source, random_corpus):
+    source = LMActivations(
+        tiny_source("gpt2"), random_corpus(), POINT, tokens=TOKENS, val_tokens=256,
+        test_tokens=TOKENS, ctx=CTX, dtype="float32",
+    )  # fmt: skip
+    source.prepare()
+    sae = make_sae(source)
+    sae.metadata.update(
+        activations=dict(source.describe()), counted=source.counted.to_json(), normalize="spread",
+        settings={"sae": {"architecture": "topk", "k": 4}, "seed": 0, "eval": {}},
+    )  # fmt: skip
+    folder = tmp_path / "run"
+    save_sae(folder / "sae", sae)
+    return folder
+
+
+@pytest.mark.slow
+def test_from_a_run_to_pages_and_the_dashboards_column(encoder, run):
+    own = run.parent / "mine.csv"
+    write_explanations(own, {str(i): f"latent {i}" for i in range(48)})
+    result = evaluate([str(run)], {"autointerp": SETTINGS | {"explanations": str(own)}})[
+        "autointerp"
+    ]
+    names = list(result.details["states"])
+    assert names == [
+        "SAE", "neurons", "neurons top-k", "pca", "pca top-k", "ica", "ica top-k", "random",
+        "random top-k", LOOKUP,
+    ]  # fmt: skip
+    assert list(result.details["missing"]) == [FROZEN, RANDOM_LM]
+    rows = [row for row in result.tables["latents"].rows() if row["subject"] == "SAE"]
+    assert {row["explainer"] for row in rows} == {"rules", "output", "tokens", "given"}
+    explained = [row for row in rows if row["state"] == "explained"]
+    assert len(explained) > 12
+    for row in explained:
+        for name in ("embedding", "embedding_near", "intruder"):
+            assert row[name] is None or 0 <= row[name] <= 1
+        assert (row["rules"] is not None) == (row["explainer"] in ("rules", "tokens"))
+    subjects = result.tables["subjects"].rows()
+    lookup = next(row for row in subjects if (row["subject"], row["explainer"], row["scorer"])
+                  == (LOOKUP, "rules", "rules"))  # fmt: skip
+    assert lookup["value"] == pytest.approx(1.0)  # a rule says what a token is
+    assert lookup["low"] <= lookup["value"] <= lookup["high"]
+    assert {row["kind"] for row in result.tables["qualification"].rows()} >= {"topics"}
+    qualified = {name for name, kinds in result.details["qualified"].items() if kinds}
+    assert {name.partition("_over_")[0] for name in result.metrics} <= qualified
+    (file,) = (run / "evals").glob("autointerp*.json")
+    page = (file.with_suffix("") / "index.html").read_text()
+    assert "sae.frozen_decoder=true" in page
+    back = read_explanations(file.with_suffix("") / "explanations-given.csv")
+    assert set(back.values()) == {f"latent {i}" for i in map(int, back)}
+    dashboard = EvalResult("dashboard", {}, {}, provenance=result.provenance)
+    column = explanation_columns(dashboard, file.parent)["explanation"]
+    assert column == {r["latent"]: r["explanation"] for r in rows if r["explainer"] == "rules"}
+    other = replace(dashboard, provenance=result.provenance | {"point": "resid.7"})
+    assert explanation_columns(other, file.parent) == {}
+    # what was embedded is found again
+    seen = encoder.texts
+    again = evaluate([str(run)], {"autointerp": SETTINGS | {"explanations": str(own)}})[
+        "autointerp"
+    ]
+    assert encoder.texts == seen
+    assert again.tables["latents"].rows() == result.tables["latents"].rows()
+
+
+@pytest.fixture
+def one(run):
+    found = place(str(run), device="cpu")
+    found.prepare()
+    return found
+
+
+def test_latents_are_named_or_read_from_a_file(one, tmp_path):
+    assert AutointerpEval(features=[3, "7"])._features(one) == ("3", "7")
+    feature_set(one, [5, 2], [1.0, 0.5]).save(tmp_path / "features.json")
+    assert AutointerpEval(features=str(tmp_path / "features.json"))._features(one) == ("5", "2")
+
+
+@pytest.mark.parametrize("latent", [48, "-3", "x"])
+def test_latents_that_are_not_there_are_refused(encoder, one, latent):
+    with pytest.raises(ConfigError, match=r"eval.autointerp.features: there is no latent"):
+        AutointerpEval(features=[latent], **SETTINGS).run(one)
+
+
+def test_an_unknown_explainer_is_refused(encoder, one):
+    with pytest.raises(ConfigError, match=r"explainers.*chat"):
+        AutointerpEval(explainers=["chat"]).run(one)
+
+
+def test_a_text_that_nothing_was_trained_on_is_refused(encoder, run):
+    other = {"kind": "random_words", "name": "other", "seed": 9}
+    one = place(str(run), corpus=other, device="cpu")
+    one.prepare()
+    with pytest.raises(ConfigError, match="Leave corpus= out"):
+        AutointerpEval(**SETTINGS).run(one)
+
+
+def test_topics_are_of_classes_that_exist():
+    assert {label for _, label in TOPICS} == {0, 1}
+    assert len(set(TOPICS.values())) == len(TOPICS)
