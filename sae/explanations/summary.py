@@ -105,9 +105,9 @@ def by_subject(studies: Studies, bootstrap: Bootstrap) -> Iterator[dict[str, Any
                 gap = values - _values(own, f"{scorer}_deranged")
                 if row["deranged"] is not None:
                     row |= _named("over_deranged", mean(gap, bootstrap))
-            if explainer not in ("", TOKENS):
-                other = [one for one in rows if one.explainer == TOKENS]
-                gap = values - _values(other, scorer)
+            tokens = [one for one in rows if one.explainer == TOKENS]
+            if tokens and explainer not in ("", TOKENS):
+                gap = values - _values(tokens, scorer)
                 row |= _named("over_tokens", mean(gap, bootstrap))
             if scorer == "rules":
                 row["always"] = mean(_values(own, "rules_always"), bootstrap).value

@@ -276,13 +276,17 @@ def test_a_scorer_qualifies_by_telling_true_explanations_from_wrong_ones(texts, 
 def test_means_stand_beside_derangements_and_the_sae(texts, planted, monkeypatch):
     monkeypatch.setattr(summary, "LEAST_LATENTS", 2)
     subject, oracle = planted
-    rows = study(subject, {"rules": oracle}, bench_of(texts[1]), None)
+    wrong = oracle[1:] + oracle[:1]
+    rows = study(subject, {"rules": oracle, "tokens": wrong}, bench_of(texts[1]), None)
     table = list(by_subject({"SAE": rows, "other": rows}, BOOTSTRAP))
-    of = {(row["subject"], row["scorer"]): row for row in table}
+    of = {
+        (row["subject"], row["scorer"]): row for row in table if row["explainer"] in ("", "rules")
+    }
     row = of["SAE", "embedding_near"]
     assert row["low"] <= row["value"] <= row["high"]
     assert row["over_deranged"] == pytest.approx(row["value"] - row["deranged"])
     assert of["other", "embedding_near"]["sae_less_this"] == pytest.approx(0)
+    assert row["over_tokens_low"] > 0  # the control is another latent's explanation
     assert of["SAE", "intruder"]["deranged"] == CHANCE
 
 
