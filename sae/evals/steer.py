@@ -117,8 +117,8 @@ class SteerEval(Resampled):
     )
     num_features: int = setting(5, ge=1, help="latents to steer by")
     select: Select = setting(
-        "output", help="how they are chosen: output score, change of the token confidence, or "
-        "activation alone (the difference of the means)",
+        "activation", help="how they are chosen: by the difference of the mean activations, the "
+        "output score, or the change of the token confidence",
     )  # fmt: skip
     text_file: str = setting("", help="prompts, one a line; default: 16 neutral openings")
     prompts: int = setting(16, ge=4, help="prompts, the first ones; every second one reports")
