@@ -174,8 +174,8 @@ def harmonic(first: Grid, second: Grid) -> Grid:
     """Harmonic mean; 0 where a value is 0.
 
     Example:
-        >>> harmonic(np.array([2.0, 0.0]), np.array([1.0, 2.0])).round(3).tolist()
-        [1.333, 0.0]
+        >>> harmonic(np.array([[2.0, 0.0]]), np.array([[1.0, 2.0]])).round(3).tolist()
+        [[1.333, 0.0]]
     """
     total = first + second
     return np.divide(2 * first * second, total, out=np.zeros_like(total), where=total > 0)
