@@ -1,12 +1,9 @@
 """`index.html` of the evaluation `autointerp`: explanations, and scores beside their controls."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sae.checksums import read_unsealed
-from sae.errors import ArtifactError
 from sae.evals.autointerp import LEAST_COVERAGE
 from sae.evals.base import EvalResult
 from sae.explanations.files import write_explanations
@@ -14,9 +11,8 @@ from sae.explanations.study import SCORERS
 from sae.explanations.summary import SAE, TOKENS, UNEXPLAINED
 from sae.reports.files import write_bytes
 from sae.reports.page import Cell, Plot, Section, Table, interval, number, plain, render
-from sae.tables import read_table
+from sae.reports.results import newest_latents
 
-log = logging.getLogger(__name__)
 _WORDS = {
     "rules": "F1 of the rule",
     "embedding": "AUROC, ±16 tokens",
@@ -81,21 +77,10 @@ def explanation_columns(result: EvalResult, folder: Path) -> dict[str, dict[str,
     Returns:
         Explanations by heading and latent; empty without such a result.
     """
-    files = sorted(folder.glob("autointerp*.json"), key=lambda file: -file.stat().st_mtime)
-    for file in files:
-        try:
-            content = read_unsealed(file)
-            known, table = content["provenance"], content["tables"]["latents"]["file"]
-            rows = read_table(folder / table)
-        except (ArtifactError, KeyError, TypeError, OSError) as error:
-            log.warning("No column of explanations: %s cannot be read (%s).", file, error)
-            continue
-        if all(known.get(name) == result.provenance.get(name) for name in ("sae", "point")):
-            own = [row for row in rows if row["subject"] == SAE and row["explanation"]]
-            first = own[0]["explainer"] if own else ""
-            found = {r["latent"]: r["explanation"] for r in own if r["explainer"] == first}
-            return {"explanation": found} if found else {}
-    return {}
+    rows = newest_latents("autointerp", result, folder)
+    own = [row for row in rows if row["subject"] == SAE and row["explanation"]]
+    found = {r["latent"]: r["explanation"] for r in own if r["explainer"] == own[0]["explainer"]}
+    return {"explanation": found} if found else {}
 
 
 def _dots(scorer: str, rows: Sequence[Mapping[str, Any]]) -> Plot:

@@ -1,19 +1,15 @@
 """`index.html` of the evaluation `purity`: the SAE beside its controls, at equal firing counts."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sae.checksums import read_unsealed
-from sae.errors import ArtifactError
 from sae.evals.base import EvalResult
 from sae.evals.purity import HEADLINE, LEAST_COVERAGE
 from sae.reports.files import write_bytes
 from sae.reports.page import Cell, Plot, Section, Table, interval, number, plain, render
-from sae.tables import read_table
+from sae.reports.results import newest_latents
 
-log = logging.getLogger(__name__)
 _WORDS = {
     "token_entropy": "Token entropy, bits",
     "token_purity": "Token purity",
@@ -87,21 +83,12 @@ def purity_columns(result: EvalResult, folder: Path) -> dict[str, dict[str, floa
     Returns:
         Values by heading and latent; empty without such a result.
     """
-    files = sorted(folder.glob("purity*.json"), key=lambda file: -file.stat().st_mtime)
-    for file in files:
-        try:
-            content = read_unsealed(file)
-            known, table = content["provenance"], content["tables"]["latents"]["file"]
-            rows = read_table(folder / table)
-        except (ArtifactError, KeyError, TypeError, OSError) as error:
-            log.warning("No column of purity: %s cannot be read (%s).", file, error)
-            continue
-        if all(known.get(name) == result.provenance.get(name) for name in ("sae", "point")):
-            return {
-                heading: {row["latent"]: row[name] for row in rows if row[name] is not None}
-                for heading, name in _COLUMNS.items()
-            }
-    return {}
+    rows = newest_latents("purity", result, folder)
+    return {
+        heading: {row["latent"]: row[name] for row in rows if row[name] is not None}
+        for heading, name in _COLUMNS.items()
+        if rows
+    }
 
 
 def _dots(name: str, compared: Sequence[Mapping[str, Any]]) -> Plot:

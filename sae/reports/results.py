@@ -1,5 +1,6 @@
 """Files of results, named so that no result replaces one that was made otherwise."""
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -19,8 +20,11 @@ from sae.errors import ArtifactError, ConfigError
 from sae.evals.base import EvalResult
 from sae.evals.from_config import ctx_of, make_evals, offers_of
 from sae.provenance import content_key
+from sae.tables import read_table
 
-_SHOWING = {"dashboard": ("export", "text_file", "ablate", "serve", "port")}
+log = logging.getLogger(__name__)
+
+_SHOWING = {"dashboard": ("export", "text_file", "ablate", "features", "serve", "port")}
 """Settings of an evaluation that add pages or files to a result, whose numbers stay as they are."""
 
 
@@ -42,6 +46,30 @@ def results_folder(run: str, out: str | None = None) -> Path:
         problem = "cannot be written to" if folder else "is on the hub"
         raise ConfigError(f"{run} {problem}. Say where the results go: out=<folder>.")
     return folder
+
+
+def newest_latents(name: str, result: EvalResult, folder: Path) -> list[dict[str, Any]]:
+    """Rows of the table `latents` of the newest result of an evaluation of the same SAE.
+
+    Args:
+        name: The evaluation.
+        result: Of another evaluation of the SAE.
+        folder: Where results are.
+
+    Returns:
+        The rows; none without such a result. One that cannot be read is passed over with a warning.
+    """
+    for file in sorted(folder.glob(f"{name}*.json"), key=lambda file: -file.stat().st_mtime):
+        try:
+            content = read_unsealed(file)
+            known, table = content["provenance"], content["tables"]["latents"]["file"]
+            rows = read_table(folder / table)
+        except (ArtifactError, KeyError, TypeError, OSError) as error:
+            log.warning("No column of %s: %s cannot be read (%s).", name, file, error)
+            continue
+        if all(known.get(key) == result.provenance.get(key) for key in ("sae", "point")):
+            return rows
+    return []
 
 
 def _beside(path: Path, member: int | None) -> Path:

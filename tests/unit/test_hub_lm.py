@@ -1,9 +1,9 @@
 """LMs on the hub: what is asked of it, and one clear line where it cannot be had."""
 
 import pytest
-from _sources import hub, no_network, saved, source_of
+from _sources import hub, source_of
 
-__all__ = ["hub", "no_network", "saved"]  # fixtures
+__all__ = ["hub"]  # fixtures
 
 
 def test_the_revision_goes_through_and_no_code_is_run(hub):

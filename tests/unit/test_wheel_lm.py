@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from _sources import hub, no_network, saved, source_of
+from _sources import no_network, source_of
 
-__all__ = ["hub", "no_network", "saved"]  # fixtures
+__all__ = ["no_network"]  # fixtures
 
 
 def test_a_file_in_pieces_is_joined(toy_wheel, cache):
