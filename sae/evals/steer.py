@@ -56,7 +56,7 @@ from sae.tasks.concept import SPORT, Concept, read_concept, read_openings, snipp
 from sae.types import Split
 
 log = logging.getLogger(__name__)
-_FORMAT = 1
+_FORMAT = 2
 """Counts up when what is kept in the cache changes its meaning."""
 _START = 0.5
 """Size that candidates are pushed by, and searches start from, in lengths of the median row."""
