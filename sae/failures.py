@@ -1,6 +1,7 @@
 """Errors of the user's or of the disk: one line on standard error, and no traceback."""
 
 import logging
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -27,7 +28,13 @@ def explained(error: Exception) -> SAEError | None:
 
 
 def fail(error: Exception) -> NoReturn:
-    """Print an error of the user's or of the disk and leave with status 1; raise any other."""
+    """Print an error of the user's or of the disk and leave with status 1; raise any other.
+
+    A reader that has gone (`--help | head`) is not an error worth a word.
+    """
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the rest goes nowhere
+        raise SystemExit(1)
     told = explained(error)
     if told is None:
         raise error
