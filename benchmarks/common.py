@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sae.provenance import provenance, write_json
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
 Cell = str | float | int | None
 
 

@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         "products of the same round; byte floor: the batch and Adam's reads and writes, at the "
         "rate of a plain copy.",
     ]
-    return result.write(_folder(given.out), drawn(_plot, bars))
+    return result.write(_folder(given.out), drawn(_plot, bars, _machine(result)))
 
 
 def _folder(out: Path) -> Path:
@@ -265,31 +265,19 @@ def _floors(
     return [ratios(by_flops, taken), ratios(by_bytes, taken)]
 
 
-def _plot(bars: dict[str, list[tuple[str, str, Spread]]]) -> Any:
-    from matplotlib.figure import Figure
+def _machine(result: Result) -> str:
+    """The processor that did the steps, for a title."""
+    found = result.machine
+    if result.settings["device"] != "cpu":
+        return str(found["gpu"])
+    vectors = "AVX512" if "avx512f" in found["vector_instructions"] else "AVX2"
+    return f"{found['threads']} threads of {found['cpu']} ({vectors})"
 
-    colours = {"ours": "#0b7a75", "limit": "#999999", "by hand": "#555555"}
-    longest = max(map(len, bars.values()))
-    columns = min(3, len(bars))
-    rows = -(-len(bars) // columns)
-    figure = Figure(figsize=(6 * columns, (0.3 * longest + 0.8) * rows), layout="constrained")
-    for i, (title, entries) in enumerate(bars.items()):
-        axes = figure.add_subplot(rows, columns, i + 1)
-        names, values = [e[0] for e in entries], [e[2] for e in entries]
-        axes.barh(
-            names,
-            [v.median / 1000 for v in values],
-            xerr=[
-                [(v.median - v.low) / 1000 for v in values],
-                [(v.high - v.median) / 1000 for v in values],
-            ],
-            color=[colours.get(e[1], "#d08c60") for e in entries],
-        )
-        axes.invert_yaxis()
-        axes.set_title(title)
-        axes.set_xlabel("thousand vectors/s")
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure
+
+def _plot(bars: dict[str, list[tuple[str, str, Spread]]], machine: str) -> Any:
+    from benchmarks.speed_picture import plot
+
+    return plot(bars, machine)
 
 
 if __name__ == "__main__":

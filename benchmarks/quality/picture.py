@@ -1,96 +1,74 @@
-"""Every measure over L0, a row of panels for each data set."""
+"""FVU over L0 by library, a panel for each data set."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-COLOURS = {
-    "ours": "#0b7a75", "authors": "#7b4fa3", "sae-lens": "#d08c60",
-    "dictionary_learning": "#4a7ab5", "sparsify": "#999999",
-}  # fmt: skip
-PANELS = {
-    "fvu": "FVU", "recovered": "share of features recovered",
-    "true_atoms": "share of atoms that are features", "ce_recovered_zero": "CE recovered (zero)",
-}  # fmt: skip
-MARKERS = {
-    "l1": "o", "tied": "s", "april": "v", "topk": "^", "batch_topk": "D", "jumprelu": "*",
-    "gated": "X", "matryoshka": "p", "p_anneal": "<",
-}  # fmt: skip
+from benchmarks.style import COLOURS, MARKERS, WIDTH, plain_axes
+
+POINTS = 9
+"""L0s at which frontiers are compared, from half of the asked one to twice."""
 
 
 def plot(frontiers: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """A row of panels for each data set: FVU, and what it is worth, over L0."""
-    panels = {data: _panels(rows) for data, rows in frontiers.items()}
-    columns = max(map(len, panels.values()))
-    figure = Figure(figsize=(6.5 * columns + 2, 5 * len(panels)), layout="constrained")
-    grid = figure.add_gridspec(len(panels), columns)
-    for i, (data, names) in enumerate(panels.items()):
-        for j, name in enumerate(names):
-            _panel(figure.add_subplot(grid[i, j]), data, frontiers[data], name)
-    drawn = {}
-    for axes in figure.axes:
-        handles, labels = axes.get_legend_handles_labels()
-        drawn |= dict(zip(labels, handles, strict=True))
-    labels = sorted(drawn)
-    figure.legend([drawn[name] for name in labels], labels, fontsize=8, loc="outside right center")
+    """The best kind of SAE of each library at each L0; bands reach to its median kind."""
+    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+    panels = figure.subplots(1, len(frontiers), squeeze=False)[0]
+    for axes, (data, rows) in zip(panels, frontiers.items(), strict=True):
+        _panel(axes, data, [row for row in rows if row["at_l0"]])
+    panels[0].set_ylabel("FVU (lower is better)", fontsize=9)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center",
+                  ncols=5, frameon=False, fontsize=8)  # fmt: skip
+    figure.suptitle("Line: best kind of each library. Band: up to its median kind.", fontsize=9)
     return figure
 
 
-def _panels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Metrics that were measured of any of them."""
-    measured = {name for row in rows for run in _measures(row) for name in run}
-    return [name for name in PANELS if name in measured]
-
-
-def _panel(axes: Any, data: str, rows: Sequence[Mapping[str, Any]], name: str) -> None:
-    drawn = [_draw(axes, row, name) for row in rows if row["at_l0"]]
-    axes.set_xscale("log")
-    axes.set_xlim(rows[0]["l0"] / 2.5, rows[0]["l0"] * 2.5)
-    axes.axvline(rows[0]["l0"], color="#cccccc", linewidth=1, zorder=0)
-    axes.set(xlabel="L0", ylabel=PANELS[name], title=data)
-    if name == "fvu":
-        axes.set_yscale("log")
-    if drawn:
-        _crop(axes, np.concatenate(drawn), low_is_good=name == "fvu")
+def _panel(axes: Any, data: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    libraries: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        libraries.setdefault(row["contender"].split("/")[0], []).append(row)
+    libraries.pop("authors", None)  # far above the others: in the table
+    axes.set(xscale="log", yscale="log", xlabel="L0")
+    axes.set_title(data, fontsize=10)
+    for library in sorted(libraries, key=list(COLOURS).index):
+        of_library = libraries[library]
+        l0 = of_library[0]["l0"]
+        grid = np.geomspace(l0 / 2, l0 * 2, POINTS)
+        curves = np.stack([frontier(row, grid) for row in of_library])
+        known = ~np.isnan(curves).all(axis=0)
+        x, best = grid[known], np.nanmin(curves[:, known], axis=0)
+        middle = np.nanmedian(curves[:, known], axis=0)
+        colour = COLOURS[library]
+        axes.plot(x, best, color=colour, marker=MARKERS[library], markersize=4, label=library)
+        axes.fill_between(x, best, middle, color=colour, alpha=0.13, linewidth=0)
+        axes.xaxis.set_major_locator(FixedLocator([l0 / 2, l0, l0 * 2]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.yaxis.set_minor_locator(NullLocator())
     for axis in (axes.xaxis, axes.yaxis):  # 32, not 3.2 x 10^1
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.tick_params(which="minor", labelsize=6)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain_axes(axes)
 
 
-def _crop(axes: Any, values: np.ndarray, *, low_is_good: bool) -> None:
-    """Leave the worst tenth outside, which would press all others together."""
-    low, high = np.nanquantile(values, [0, 0.9] if low_is_good else [0.1, 1])
-    margin = 1.04 if low_is_good else 1.005
-    if low < high:
-        axes.set_ylim(low / margin, high * margin)
+def frontier(
+    row: Mapping[str, Any], grid: Float[np.ndarray, " points"]
+) -> Float[np.ndarray, " points"]:
+    """FVU at every L0 of the grid, by lines between the measured points on logarithmic axes.
 
-
-def _measures(row: Mapping[str, Any]) -> list[dict[str, float]]:
-    """Numbers of every seed at the asked L0, cross entropy beside the rest."""
-    ce = row["ce"] or [{}] * len(row["test"])
-    return [test | more for test, more in zip(row["test"], ce, strict=True)]
-
-
-def _draw(axes: Any, row: Mapping[str, Any], name: str) -> np.ndarray:
-    """The seeds' mean with their standard deviation, and one seed at each further L0.
+    Args:
+        row: One contender: `test`, its seeds at the asked L0, and `further`, one seed at others.
+        grid: L0.
 
     Returns:
-        What was drawn.
+        NaN a tenth and more beyond the measured points.
     """
-    library = row["contender"].split("/")[0]
-    style = {
-        "color": COLOURS.get(library, "black"), "marker": MARKERS.get(row["family"], "."),
-        "label": row["contender"], "alpha": 0.85, "linewidth": 1, "markersize": 5,
-    }  # fmt: skip
-    seeds = np.array([(run["l0"], run.get(name, np.nan)) for run in _measures(row)])
-    # further points are of one seed: no bars
-    points = [(run["l0"], run.get(name, np.nan), 0.0) for run in row["further"]]
-    spread = float(seeds[:, 1].std(ddof=1)) if len(seeds) > 1 else 0.0
-    points = np.array(sorted([*points, (*seeds.mean(0), spread)]))
-    axes.errorbar(points[:, 0], points[:, 1], yerr=points[:, 2], capsize=2, elinewidth=1, **style)
-    return points[:, 1]
+    seeds = np.array([(run["l0"], run["fvu"]) for run in row["test"]])
+    points = [(run["l0"], run["fvu"]) for run in row["further"] if run["l0"] > 0]
+    l0, fvu = np.array(sorted([*points, tuple(seeds.mean(axis=0))])).T
+    found = np.exp(np.interp(np.log(grid), np.log(l0), np.log(fvu)))
+    found[(grid < l0[0] / 1.1) | (grid > l0[-1] * 1.1)] = np.nan
+    return found

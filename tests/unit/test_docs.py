@@ -15,7 +15,7 @@ from conf.resume import save_config
 from conf.schema import check
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMAND = re.compile(r"\bpython3? +((?:train\.py|evaluate\.py|-m)\b[^\n`]*)")
 # Sites a reader may be sent to. No index or hub of packages, LMs or data: a mirror may serve those.
 SITES = ("arxiv.org", "github.com", "transformer-circuits.pub", "wandb.ai", "lesswrong.com")
@@ -39,11 +39,15 @@ def commands(text):
 
 
 def all_commands():
-    """docs/extending.md adds parts first: tests/integration/test_extending.py runs its commands."""
+    """Commands of all pages but two kinds.
+
+    docs/extending.md adds parts first: tests/integration/test_extending.py runs its commands. Dated
+    results name the commands of their day.
+    """
     return [
         pytest.param(words, id=f"{name_of(path)}: {' '.join(words)}"[:90])
         for path in DOCUMENTS
-        if path.name != "extending.md"
+        if path.name != "extending.md" and path.parent.name != "results"
         for words in commands(path.read_text())
     ]
 
@@ -135,7 +139,12 @@ def test_the_index_lists_every_page():
     index = (ROOT / "docs/index.md").read_text()
     pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
     listed = {page for page in pages if f"({page})" in index}
-    assert pages - listed <= {"index.md", *(page for page in pages if page.startswith("adr/"))}
+    dated = {page for page in pages if page.startswith("results/2")}
+    assert pages - listed - dated <= {"index.md", *(p for p in pages if p.startswith("adr/"))}
+    site = (ROOT / "mkdocs.yml").read_text()
+    assert {page for page in listed | {"index.md"} if f"- {page}\n" not in site} == set()
+    results = (ROOT / "docs/results/index.md").read_text()
+    assert all(f"({page.removeprefix('results/')})" in results for page in dated)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
