@@ -43,4 +43,6 @@ def test_pages_open_and_are_found_without_a_network(site, tmp_path, width):
         browser.open((site / "concepts.html").as_uri(), READY)
         assert browser.js("document.body.scrollWidth <= innerWidth")
         assert browser.errors == []
-        assert all(url.startswith(("file:", "data:", "about:", "blob:")) for url in browser.requests)
+        assert all(
+            url.startswith(("file:", "data:", "about:", "blob:")) for url in browser.requests
+        )
