@@ -44,7 +44,8 @@ def test_bars_are_one_a_library_and_kind():
         for name, library in [
             ("products float32", "limit"), ("l1, auto", "ours"), ("l1, dense", "ours"),
             ("tied, auto", "ours"), ("plain autograd float32", "by hand"),
-            ("sae-lens l1", "sae-lens"), ("sae-lens l1 bf16", "sae-lens"), ("dictionary_learning l1", "dictionary_learning"),
+            ("sae-lens l1", "sae-lens"), ("sae-lens l1 bf16", "sae-lens"),
+            ("dictionary_learning l1", "dictionary_learning"),
         ]
     ]  # fmt: skip
     (axes,) = speed_picture.plot({"l1, L0 64": entries}, "2 threads").axes
