@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from filelock import FileLock
 from pydantic import field_validator
 
 from sae.artifacts.placed import PlacedSAE
@@ -31,6 +32,7 @@ from sae.features.steered import (
     Half,
     Neutral,
     arms_of,
+    before,
     study_feature,
     study_shared,
 )
@@ -50,24 +52,25 @@ from sae.language.sites import output_module
 from sae.probing.judge import Judge
 from sae.progress import progress
 from sae.provenance import cache_dir, content_key
-from sae.settings import setting
+from sae.settings import Absolute, setting
 from sae.tables import Table, Type
 from sae.tasks.concept import SPORT, Concept, read_concept, read_openings, snippets
 from sae.types import Split
 
 log = logging.getLogger(__name__)
-_FORMAT = 2
+_FORMAT = 3
 """Counts up when what is kept in the cache changes its meaning."""
 _START = 0.5
 """Size that candidates are pushed by, and searches start from, in lengths of the median row."""
 _ARMS: dict[str, tuple[Type, str]] = {
     "arm": ("string", ""),
     **{f"{name}{end}": ("float64", "") for name in (*SCORES, "feature_less_arm") for end in ENDS},
-    "kl": ("float64", "nats"), "size": ("float64", ""),
+    "kl": ("float64", "nats"), "reached": ("float64", "share"), "size": ("float64", ""),
     **{f"neutral_{name}{end}": ("float64", "nats") for name in ("kl", "ce") for end in ENDS},
 }  # fmt: skip
 _CURVES: dict[str, tuple[Type, str]] = {
-    "arm": ("string", ""), "target": ("float64", "nats"), "kl": ("float64", "nats"),
+    "arm": ("string", ""), "draw": ("int64", ""), "target": ("float64", "nats"),
+    "kl": ("float64", "nats"),
     **{f"{name}{end}": ("float64", "") for name in SCORES for end in ENDS},
     "reached": ("float64", "share"),
 }  # fmt: skip
@@ -107,11 +110,13 @@ class SteerEval(Resampled):
         SPORT, min_length=1, help="binary sets in the wheel sae-probes: class 1 of the first is "
         "the concept, class 1 of the others (of a single set its class 0) is not",
     )  # fmt: skip
-    csv: str = setting("", help="a CSV file with the columns text,label in place of the sets")
+    csv: Absolute | None = setting(
+        None, help="a CSV file with the columns text,label in place of the sets"
+    )
     label: str = setting("", help="the class of the CSV file that is the concept")
     words: str = setting("", help="the concept in words, for the prompt; default: sport, or label")
     features: tuple[int, ...] = setting((), help="latents to choose from; [] takes candidates")
-    features_file: str = setting("", help="a features.json to choose from")
+    features_file: Absolute | None = setting(None, help="a features.json to choose from")
     candidates: int = setting(
         30, ge=1, help="latents to choose from: those whose mean differs most with the concept"
     )
@@ -120,7 +125,9 @@ class SteerEval(Resampled):
         "activation", help="how they are chosen: by the difference of the mean activations, the "
         "output score, or the change of the token confidence",
     )  # fmt: skip
-    text_file: str = setting("", help="prompts, one a line; default: 16 neutral openings")
+    text_file: Absolute | None = setting(
+        None, help="prompts, one a line; default: 16 neutral openings"
+    )
     prompts: int = setting(16, ge=4, help="prompts, the first ones; every second one reports")
     kl: tuple[float, ...] = setting(
         (0.1, 0.25, 0.5, 1.0, 2.0), min_length=1, help="KLs that all arms are brought to, in nats"
@@ -129,7 +136,7 @@ class SteerEval(Resampled):
     temperature: float = setting(0.7, ge=0, help="of the draws; 0 takes the likeliest token")
     num_texts: int = setting(200, ge=20, help="texts of each class whose activations are compared")
     num_tokens: int = setting(2048, ge=1, help="test tokens that the cost is measured on")
-    batch_texts: int = setting(40, ge=1, help="texts written at once; decides memory and the draws")
+    batch_texts: int = setting(40, ge=1, help="texts written at once; decides memory")
     batch_contexts: int = setting(8, ge=1, help="neutral contexts in a pass; decides memory")
     seed: int = setting(0, ge=0, help="of the split of texts, the draws and the controls")
 
@@ -149,7 +156,9 @@ class SteerEval(Resampled):
         given = self._given(one)
         prompts = read_openings(self.text_file, self.prompts)
         pens = (self._pen(one, prompts[0::2]), self._pen(one, prompts[1::2]))
-        concept = read_concept(self.sets, self.csv, self.label, self.words)
+        concept = read_concept(self.sets, self.csv or "", self.label, self.words)
+        for pen in pens:
+            pen.read(before(concept.words))  # an arm that is written last must not fail then
         train, test = split_texts(concept.texts, self.seed)
         judge = Judge.fit(*(
             snippets(one.lm.tokenizer, concept.texts, side, self.new_tokens)
@@ -223,7 +232,7 @@ class SteerEval(Resampled):
             "words": concept.words, "prompts": list(prompts), "text": store.spec.key,
             "contexts": contexts_in(store, self.num_tokens),
             **{name: getattr(self, name)
-               for name in ("kl", "new_tokens", "temperature", "num_texts", "batch_texts", "seed")},
+               for name in ("kl", "new_tokens", "temperature", "num_texts", "seed")},
         }  # fmt: skip
         halves: list[Half] = []
 
@@ -304,7 +313,8 @@ def _kept(
     file = cache_dir() / "steering" / f"{content_key(identity)}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     made: list[dict[str, Any]] = []
-    found = cached_json(file, lambda: made.append(make()) or made[0])
+    with FileLock(f"{file}.lock"):  # processes that want the same at the same time make it once
+        found = cached_json(file, lambda: made.append(make()) or made[0])
     if not made:
         advance(arms)
     return found

@@ -126,9 +126,10 @@ def weights_by_set(paths: Sequence[str], one: PlacedSAE) -> dict[str, dict[str, 
     found: dict[str, dict[str, float]] = {}
     for path in paths:
         of = read_features(path, one)
-        heading = " ".join(str(of.made_by[name]) for name in ("eval", "task") if name in of.made_by)
+        words = [str(of.made_by[name]) for name in ("eval", "task") if name in of.made_by]
+        heading = " ".join(words) or "set"
         alike = sum(name.split(" #")[0] == heading for name in found)
-        found[f"{heading} #{alike + 1}" if alike else heading or "set"] = {
+        found[f"{heading} #{alike + 1}" if alike else heading] = {
             str(latent): weight for latent, weight in zip(of.latents, of.weights, strict=True)
         }
     return found

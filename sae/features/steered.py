@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from sae.artifacts.placed import PlacedSAE
+from sae.errors import ConfigError
 from sae.features.output_effects import Contrast
 from sae.features.prompted import on_text
 from sae.features.steering import Arm, Gauge, sizes_at
@@ -84,14 +85,20 @@ def arms_of(one: PlacedSAE, latent: int, found: Contrast, seed: int) -> list[Arm
         latent: The feature.
         found: Says which latents are live.
         seed: Of the draws.
+
+    Raises:
+        ConfigError: If no other latent is live.
     """
-    generator = torch.Generator().manual_seed(1_000_003 * seed + latent)
+    generator = np.random.default_rng((seed, latent))
     row = one.sae.W_dec[latent]
-    others = found.live[found.live != latent]
-    other = latent
-    if len(others):
-        other = int(others[torch.randint(len(others), (1,), generator=generator)])
-    random = torch.randn(len(row), generator=generator)
+    others = found.live[found.live != latent].tolist()
+    if not others:
+        raise ConfigError(
+            f"Latent {latent} is the only one that fires on the texts, so there is no other that "
+            "eval=steer could hold against it. Give other texts or another SAE."
+        )
+    other = int(generator.choice(others))
+    random = torch.from_numpy(generator.normal(size=len(row))).float()
     directions = (row, -row, random, one.sae.W_dec[other])
     return [Arm(name, v) for name, v in zip(OF_FEATURE, directions, strict=True)]
 
@@ -175,15 +182,19 @@ def before(words: str) -> str:
 def costs(
     one: PlacedSAE, edits: Sequence[tuple[Arm, float]], neutral: Neutral
 ) -> list[dict[str, list[float]]]:
-    """KL and rise of the cross entropy, in nats, of each neutral document under each edit."""
+    """KL and rise of the cross entropy of neutral text under each edit.
+
+    Returns:
+        For each edit, `predictions` and the sums of `kl` and `ce` in nats, by document.
+    """
     sums = on_text(
         one, neutral.on, [arm.pushed(size) for arm, size in edits],
         num_tokens=neutral.num_tokens, batch_contexts=neutral.batch_contexts,
     )  # fmt: skip
     sums = sums[sums[:, 0, 0] > 0]  # a document's last token alone makes no prediction
-    means = sums[..., 1:3] / sums[..., :1]
-    ce, kl = means[..., 0], means[..., 1]
+    count, ce, kl = sums[..., 0], sums[..., 1], sums[..., 2]
     return [
-        {"kl": kl[:, i].tolist(), "ce": (ce[:, i] - ce[:, 0]).tolist()}
+        {"predictions": count[:, i].tolist(), "kl": kl[:, i].tolist(),
+         "ce": (ce[:, i] - ce[:, 0]).tolist()}
         for i in range(1, len(edits) + 1)
-    ]
+    ]  # fmt: skip

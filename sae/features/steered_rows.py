@@ -23,7 +23,9 @@ _SHOWN_TOKENS, _SHOWN_LETTERS = 8, 12
 def arm_rows(studies: Studies, shared: Mapping[str, Any], bootstrap: Bootstrap) -> list[Row]:
     """A row for each arm, at the target KL that every feature chose, and for the ceiling.
 
-    `feature_less_arm` is the paired difference of scores.
+    `feature_less_arm` is the paired difference of scores; it is missing where the arm or the
+    feature did not reach the KL: they are not at the same cost then. `reached` is the share of
+    features for which the arm did. Costs are means over the predictions of all documents.
 
     Args:
         studies: By feature, as `study_feature` gives them.
@@ -37,16 +39,24 @@ def arm_rows(studies: Studies, shared: Mapping[str, Any], bootstrap: Bootstrap) 
         values = {name: _values(studies, shared, arm, name) for name in SCORES}
         for name, found in values.items():
             row |= _ends(name, found, bootstrap)
-        if arm != FEATURE:
-            row |= _ends("feature_less_arm", of_feature - values["score"], bootstrap)
         reports = [_report(study, shared, arm) for study in studies.values()]
-        for name, kind in (("kl", "kl"), ("size", "sizes")):
+        if arm != FEATURE:
+            equal = arm in (*UNPUSHED, CEILING) or all(
+                study["report"][FEATURE]["reached"][at] and report["reached"][at]
+                for study, (report, at) in zip(studies.values(), reports, strict=True)
+            )
+            if equal:
+                row |= _ends("feature_less_arm", of_feature - values["score"], bootstrap)
+        for name, kind in (("kl", "kl"), ("size", "sizes"), ("reached", "reached")):
             if kind in reports[0][0]:
                 row[name] = float(np.mean([report[kind][at] for report, at in reports]))
         costs = [_cost(study, shared, arm) for study in studies.values()]
         for name in ("kl", "ce") if costs[0] else ():
-            of_documents = np.array([cost[name] for cost in costs if cost])
-            row |= _ends(f"neutral_{name}", of_documents, bootstrap)
+            sums, counts = (
+                crossed_means(np.array([cost[kind] for cost in costs if cost]), bootstrap)
+                for kind in (name, "predictions")
+            )
+            row |= _interval(f"neutral_{name}", sums / counts, bootstrap)
         rows.append(row)
     return rows
 
@@ -59,8 +69,9 @@ def curve_rows(
         reports = [study["report"][arm] for study in studies.values() if arm in study["report"]]
         reports = reports or [shared["report"][arm]]
         for i, target in enumerate(targets):
-            row: Row = {"arm": arm, "target": target}
+            row: Row = {"arm": arm, "draw": i}
             if "kl" in reports[0]:
+                row["target"] = target
                 row["kl"] = float(np.mean([report["kl"][i] for report in reports]))
                 row["reached"] = float(np.mean([report["reached"][i] for report in reports]))
             for name in SCORES:
@@ -100,7 +111,8 @@ def text_rows(
             for i, prompt in enumerate(prompts):
                 yield {
                     "latent": latent, "arm": arm, "prompt": prompt,
-                    "text": report["texts"][at][i], "target": targets[at],
+                    "text": report["texts"][at][i],
+                    "target": None if arm in UNPUSHED else targets[at],
                     **{name: report[name][at][i] for name in SCORES},
                 }  # fmt: skip
 
@@ -116,9 +128,9 @@ def metrics(rows: Sequence[Row]) -> dict[str, tuple[float | None, ...]]:
     for row in rows:
         word = row["arm"].lower().replace(" ", "_")
         for name in (*SCORES, "feature_less_arm"):
-            if name in row:
+            if name in row or name == "feature_less_arm" and row["arm"] != FEATURE:
                 key = f"{name}_{word}" if name in SCORES else f"feature_less_{word}"
-                found[key] = tuple(row[f"{name}{end}"] for end in ENDS)
+                found[key] = tuple(row.get(f"{name}{end}") for end in ENDS)
     return found
 
 
@@ -150,6 +162,9 @@ def _cost(
 
 
 def _ends(name: str, values: np.ndarray, bootstrap: Bootstrap) -> Row:
-    drawn = crossed_means(values, bootstrap)
+    return _interval(name, crossed_means(values, bootstrap), bootstrap)
+
+
+def _interval(name: str, drawn: np.ndarray, bootstrap: Bootstrap) -> Row:
     low, high = interval(drawn, bootstrap.level) or (None, None)
     return {name: float(drawn[0]), f"{name}_low": low, f"{name}_high": high}

@@ -54,7 +54,8 @@ class Scores(NamedTuple):
 class Pen:
     """Writes texts after prompts, a few draws each.
 
-    The texts of one draw have the same random numbers in every arm.
+    The seed, the number of the draw and the prompt decide the random numbers, so those of one draw
+    are the same in every arm, and those of two prompts or draws are independent.
 
     Args:
         one: The SAE, which says where arms act and on which rows.
@@ -62,7 +63,7 @@ class Pen:
         new_tokens: Tokens that are written.
         temperature: 0 takes the likeliest token.
         seed: Of the draws.
-        batch_texts: Texts that are written at once; decides memory.
+        batch_texts: Texts that are written at once; decides memory alone.
 
     Raises:
         ConfigError: If a text would grow longer than the LM allows.
@@ -75,7 +76,7 @@ class Pen:
         self.one, self.prompts, self.new_tokens = one, list(prompts), new_tokens
         self.temperature, self.seed, self.batch_texts = temperature, seed, batch_texts
         self._vocabulary = token_bytes(one.lm.tokenizer)
-        self.ids = self._read("")
+        self.ids = self.read("")
 
     @torch.no_grad()
     def write(self, arm: Arm | None, sizes: Sequence[float], before: str = "") -> Written:
@@ -86,7 +87,7 @@ class Pen:
             sizes: Size of the push in each draw.
             before: A text that stands before every prompt. Cross entropies are those without it.
         """
-        ids = self._read(before) if before else self.ids
+        ids = self.read(before) if before else self.ids
         rows = [(draw, i) for draw in range(len(sizes)) for i in range(len(ids))]
         found: dict[tuple[int, int], Tensor] = {}
         for length in sorted({len(one) for one in ids}):
@@ -100,6 +101,7 @@ class Pen:
                     written = generate(
                         self.one.lm, tokens, new_tokens=self.new_tokens,
                         temperature=self.temperature, seed=self.seed,
+                        names=[(draw, *self.ids[i]) for draw, i in part],
                     )  # fmt: skip
                 found |= zip(part, written[:, length:].cpu(), strict=True)
         new = [found[row] for row in rows]
@@ -112,15 +114,21 @@ class Pen:
             np.array([distinct(one.tolist()) for one in new]).reshape(shape),
         )  # fmt: skip
 
-    def _read(self, before: str) -> list[list[int]]:
+    def read(self, before: str) -> list[list[int]]:
+        """Tokens of every prompt behind a text.
+
+        Raises:
+            ConfigError: If what is written after them would grow longer than the LM allows.
+        """
         lm = self.one.lm
         ids = tokenise(lm.tokenizer, [before + prompt for prompt in self.prompts])
         longest = max(map(len, ids)) + 1
         if longest + self.new_tokens > lm.max_ctx:
+            behind = f" behind the text {before[:60]!r}" if before else ""
             raise ConfigError(
-                f"The longest prompt has {longest} tokens and eval.steer.new_tokens="
+                f"The longest prompt has {longest} tokens{behind} and eval.steer.new_tokens="
                 f"{self.new_tokens} are written after it; {lm.name} allows {lm.max_ctx} together. "
-                "Give shorter prompts or write less."
+                "Give shorter prompts or words, or write less."
             )
         return [[lm.separator_id, *one] for one in ids]
 

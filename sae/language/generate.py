@@ -4,8 +4,9 @@ import inspect
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.errors import ConfigError
@@ -33,7 +34,8 @@ class Writer(Protocol):
 @torch.no_grad()
 def generate(
     lm: Writer, tokens: Int[Tensor, "batch ctx"], *, new_tokens: int,
-    temperature: float = 0.0, seed: int = 0, use_cache: bool = True,
+    temperature: float = 0.0, seed: int = 0, names: Sequence[Sequence[int]] | None = None,
+    use_cache: bool = True,
 ) -> Int[Tensor, "batch longer"]:  # fmt: skip
     """Tokens and what the LM writes after them.
 
@@ -43,6 +45,8 @@ def generate(
         new_tokens: Tokens that are written, whatever they are: an end of text does not stop it.
         temperature: 0 takes the likeliest token.
         seed: Of the draws.
+        names: Numbers that name each text: with the seed, they decide its draws, whatever else is
+            in the batch. Texts of one name get the same random numbers. None: 0, 1, … in order.
         use_cache: Whether keys and values are kept; the text is the same without, and slower.
 
     Raises:
@@ -58,19 +62,37 @@ def generate(
         raise ConfigError(
             f"new_tokens={new_tokens} must be at least 1, temperature={temperature} at least 0."
         )
-    generator = torch.Generator(lm.device).manual_seed(seed)
+    named = [(i,) for i in range(len(tokens))] if names is None else names
+    random = np.stack([np.random.default_rng((seed, *own)).random(new_tokens) for own in named])
     written = tokens.to(lm.device, torch.long)
     kept = new_cache(lm.model) if use_cache else {}
     for step in range(new_tokens):
         unread = written[:, -1:] if kept and step else written
         logits = lm.model(unread, use_cache=use_cache, **kept).logits[:, -1].float()
         if temperature:
-            likely = torch.softmax(logits / temperature, dim=-1)
-            chosen = torch.multinomial(likely, 1, generator=generator)
+            chosen = drawn(logits, temperature, torch.from_numpy(random[:, step]))
         else:
             chosen = logits.argmax(-1, keepdim=True)
         written = torch.cat([written, chosen], dim=1)
     return written
+
+
+def drawn(
+    logits: Float[Tensor, "batch vocabulary"], temperature: float, random: Float[Tensor, " batch"]
+) -> Int[Tensor, "batch 1"]:
+    """Tokens that random numbers choose, by the inverse of the cumulative distribution.
+
+    Args:
+        logits: Of the next token.
+        temperature: Above 0, however small.
+        random: Uniform numbers in [0, 1), in float64.
+    """
+    apart = logits.double() - logits.max(dim=-1, keepdim=True).values
+    reached = torch.softmax(apart / temperature, dim=-1).cumsum(dim=-1)
+    total = reached[:, -1:]
+    below = random.to(reached)[:, None] * total
+    below = torch.minimum(below, total.nextafter(torch.zeros_like(total)))  # rounded up to it
+    return torch.searchsorted(reached, below, right=True)
 
 
 def continue_texts(lm: Writer, texts: Sequence[str], **options: Any) -> list[str]:

@@ -91,25 +91,37 @@ def _arms(rows: Sequence[Mapping[str, Any]]) -> Table:
 
     listed = [
         [Cell(row["arm"]), *cells(row, "score"), *cells(row, "feature_less_arm"),
-         number("", row["concept"]), number("", row["fluency"]), number("", row["kl"]),
+         number("", row["concept"]), number("", row["fluency"]), _kl(row),
          number("", row["neutral_kl"]), number("", row["neutral_ce"]), number("", row["size"])]
         for row in rows
     ]  # fmt: skip
     columns = ["arm", "score", "interval", "feature less arm", "interval", "concept", "fluency",
                "KL, nats", "neutral KL", "neutral CE rise", "size"]  # fmt: skip
+    missed = any(_kl(row).text.endswith("*") for row in rows)
     note = (
         "on the reporting prompts, at the KL that each feature chose on the others; scores from 0 "
         "to 2, score the harmonic mean of concept and fluency"
+        + ("; * not the KL that was asked for, so not at the same cost" if missed else "")
     )
     return Table("Scores", columns, listed, note)
+
+
+def _kl(row: Mapping[str, Any]) -> Cell:
+    """The KL of an arm, marked where no size gave the one that was asked for."""
+    found = number("", row["kl"])
+    if row["reached"] is not None and row["reached"] < 1:
+        return Cell(found.text + " *", found.value)
+    return found
 
 
 def _curves(result: EvalResult, name: str) -> Plot:
     rows = result.tables["curves"].rows()
     traces = []
+    targets = sorted({row["target"] for row in rows if row["target"] is not None})
     for arm in dict.fromkeys(row["arm"] for row in rows):
         own = [row for row in rows if row["arm"] == arm]
-        x, y = [row["target"] for row in own], [row[name] for row in own]
+        x = targets if arm in UNPUSHED else [row["kl"] for row in own]
+        y = [row[name] for row in own]
         trace: dict[str, Any] = {
             "type": "scatter", "name": arm, "x": x, "mode": "lines+markers",
             "line": {"width": _WIDE.get(arm, 1.2)},
@@ -124,7 +136,6 @@ def _curves(result: EvalResult, name: str) -> Plot:
                 "visible": arm in (FEATURE, DIFF_MEAN, NOISE),
             }}  # fmt: skip
         traces.append(trace)
-    targets = sorted({row["target"] for row in rows})
     layout = {
         "xaxis": {"title": {"text": "KL(clean ‖ steered), nats"}, "type": "log",
                   "tickvals": targets, "ticktext": [f"{target:g}" for target in targets]},

@@ -100,31 +100,37 @@ def snippets(
     return LabelledTexts(texts.name, found, np.asarray(labels, np.int64), texts.classes)
 
 
-def read_openings(file: str, most: int) -> list[str]:
+def read_openings(file: str | None, most: int) -> list[str]:
     """The first prompts: lines of a file, or `OPENINGS`.
 
     Args:
-        file: One prompt a line, in UTF-8; "": `OPENINGS`.
+        file: One prompt a line, in UTF-8; None: `OPENINGS`. Lines that stand there twice count
+            once: a prompt that chooses must not report.
         most: How many, at most.
 
     Raises:
         SourceError: If there is no such file, or it is not UTF-8.
-        ConfigError: If there are fewer than four.
+        ConfigError: If there are fewer than four, or `OPENINGS` has fewer than asked for.
     """
     lines: list[str] = [*OPENINGS]
     if file:
         try:
-            read = Path(file).expanduser().read_text("utf-8")
+            read = Path(file).expanduser().read_text("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise SourceError(
                 f"eval.steer.text_file={file} cannot be read ({error}). It must be a text file in "
                 "UTF-8 with one prompt a line."
             ) from None
-        lines = [line.rstrip() for line in read.splitlines() if line.strip()]
+        lines = list(dict.fromkeys(line.rstrip() for line in read.splitlines() if line.strip()))
+    elif most > len(lines):
+        raise ConfigError(
+            f"eval.steer.prompts={most}: there are {len(lines)} openings. Give a file of your own "
+            "(eval.steer.text_file) or ask for fewer."
+        )
     if len(lines[:most]) < 4:
         raise ConfigError(
-            f"eval.steer.text_file={file} has {len(lines)} prompts; at least 4 are needed: half of "
-            "them choose the size of the push, the others measure it."
+            f"eval.steer.text_file={file} has {len(lines)} different prompts; at least 4 are "
+            "needed: half of them choose the size of the push, the others measure it."
         )
     return lines[:most]
 

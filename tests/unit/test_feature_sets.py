@@ -55,14 +55,15 @@ def test_a_file_that_holds_no_set(tmp_path, changes, match):
 
 
 def test_a_dashboard_has_a_column_for_each_set(one, tmp_path):
-    files = [str(tmp_path / f"{name}.json") for name in "abc"]
+    files = [str(tmp_path / f"{name}.json") for name in "abce"]
     feature_set(one, [5, 3], [0.5, -0.25], eval="ioi", task="ioi").save(tmp_path / "a.json")
     feature_set(one, [2], [4.0], eval="ioi", task="ioi").save(tmp_path / "b.json")
     feature_set(one, [7], [1.0]).save(tmp_path / "c.json")
+    feature_set(one, [8], [2.0]).save(tmp_path / "e.json")
     assert write_pages(DashboardEval(features=files).run(one), tmp_path / "page")
     index = content(tmp_path / "page/data/index.js")
     columns = {column["heading"]: unpack(column["numbers"]) for column in index["columns"]}
-    assert list(columns) == ["ioi ioi", "ioi ioi #2", "set"]
+    assert list(columns) == ["ioi ioi", "ioi ioi #2", "set", "set #2"]
     named = dict(zip(unpack(index["latent"]).astype(str), columns["ioi ioi"].tolist(), strict=True))
     assert {name: value for name, value in named.items() if not np.isnan(value)} == {
         "5": 0.5, "3": -0.25,

@@ -13,9 +13,11 @@ from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ConfigError
 from sae.evals import steer
 from sae.evals.steer import SteerEval
+from sae.features.output_effects import Contrast
 from sae.features.sets import feature_set, read_features
-from sae.features.steered import ARMS
-from sae.features.steered_rows import CEILING
+from sae.features.steered import ARMS, OF_FEATURE, UNPUSHED, arms_of
+from sae.features.steered_rows import CEILING, arm_rows
+from sae.metrics.bootstrap import Bootstrap
 from sae.provenance import cache_dir
 from sae.reports.pages import write_pages
 from sae.tasks.concept import Concept
@@ -66,13 +68,58 @@ def test_every_arm_is_at_the_same_kl_and_has_its_numbers(result):
             assert row["feature_less_arm"] == pytest.approx(less)
     curves = result.tables["curves"].rows()
     assert {(row["arm"], row["target"]) for row in curves} == {
-        (arm, target) for arm in ARMS for target in (0.3,)
+        (arm, None if arm in UNPUSHED else 0.3) for arm in ARMS
     }
     texts = result.tables["texts"].rows()
     assert len(texts) == len(ARMS) * 2
     of_feature = [row["score"] for row in texts if row["arm"] == "feature"]
     assert np.mean(of_feature) == pytest.approx(values(result)["score_feature"])
     assert "instruction" in result.details["missing"]
+
+
+def test_arms_that_miss_the_kl_are_not_compared(placed, settings, tmp_path):  # noqa: F811
+    missed = SteerEval(**settings | {"kl": [50.0]}).run(placed)
+    for row in missed.tables["arms"].rows():
+        if row["arm"] in ("wrong sign", "noise", "DiffMean"):
+            assert row["reached"] == 0
+            assert row["feature_less_arm"] is None
+    assert write_pages(missed, tmp_path)
+    assert "not the KL that was asked for" in (tmp_path / "index.html").read_text()
+
+
+def test_the_cost_is_a_mean_over_predictions(placed):  # noqa: F811
+    """A document of one prediction counts as one prediction, not as a whole document."""
+    shape = {"predictions": [9.0, 1.0], "kl": [9.0, 5.0], "ce": [0.0, 0.0]}
+    one = {"score": [[1.0]], "concept": [[1.0]], "fluency": [[1.0]], "kl": [0.5], "sizes": [1.0],
+           "reached": [True]}  # fmt: skip
+    study = {"report": {name: one for name in OF_FEATURE}, "at": 0,
+             "neutral": {name: shape for name in OF_FEATURE}}  # fmt: skip
+    shared = {"report": {name: one for name in ("noise", "DiffMean", *UNPUSHED)}, "at": 0,
+              "neutral": {}}  # fmt: skip
+    rows = arm_rows({3: study}, shared, Bootstrap(num_resamples=20))
+    assert rows[0]["neutral_kl"] == pytest.approx(14 / 10)
+
+
+def test_how_many_texts_are_written_at_once_changes_nothing(placed, settings):  # noqa: F811
+    asked = settings | {"kl": [0.3, 1.0], "temperature": 1.0}
+    first, second = (
+        SteerEval(**asked | {"batch_texts": size}).run(placed).tables["texts"].rows()
+        for size in (1, 7)
+    )
+    assert first == second
+
+
+def test_what_cannot_be_written_is_refused_before_anything_is(
+    placed, settings, monkeypatch  # noqa: F811
+):  # fmt: skip
+    monkeypatch.setattr(steer, "contrast", None)  # the first thing that is computed
+    refuse(placed, "behind the text 'The following", **settings | {"words": "z" * 3000})
+
+
+def test_one_live_latent_has_no_control(placed):  # noqa: F811
+    alone = Contrast(torch.ones(16), torch.ones(placed.sae.d_sae), torch.tensor([3]), 1.0)
+    with pytest.raises(ConfigError, match="the only one that fires"):
+        arms_of(placed, 3, alone, 0)
 
 
 def test_candidates_are_chosen_by_their_effect(placed, settings):  # noqa: F811

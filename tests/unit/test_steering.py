@@ -14,7 +14,8 @@ from sae.errors import ConfigError, SourceError
 from sae.features.output_effects import TOP_TOKENS, contrast, output_effects, strongest
 from sae.features.steering import Arm, Gauge, intervention, sizes_at
 from sae.features.written import Pen, Written, distinct, harmonic, scored
-from sae.interventions import Intervention, added, intervene, set_to
+from sae.interventions import added, intervene, set_to
+from sae.language.generate import drawn
 from sae.language.logit_lens import direct_logits
 from sae.language.sites import output_module
 from sae.metrics.bootstrap import Bootstrap, multinomial_weights
@@ -185,6 +186,26 @@ def test_draws_have_the_same_random_numbers_in_every_arm(placed):  # noqa: F811
     assert pen.write(None, [0.0], before="zz")[0] != clean.texts[:1]
 
 
+@pytest.mark.parametrize("batch_texts", [1, 2, 4, 40])
+def test_draws_and_prompts_are_independent_whatever_is_written_at_once(placed, batch_texts):  # noqa: F811
+    """At a high temperature the LM says nothing: equal texts would be equal random numbers."""
+    prompts = ["abcd", "efgh", "ab", "efg"]
+    pen = pen_on(placed, prompts, temperature=50.0, batch_texts=batch_texts)
+    texts = pen.write(None, [0.0] * 3).texts
+    assert len({text for draw in texts for text in draw}) == 12
+    other = pen_on(placed, prompts[::-1], temperature=50.0, batch_texts=3).write(None, [0.0] * 3)
+    assert [draw[::-1] for draw in other.texts] == texts  # a prompt's own numbers
+
+
+def test_drawn_tokens_follow_the_distribution_at_any_temperature():
+    logits = torch.tensor([[0.0, 1.0, -1.0, 2.0]]).repeat(20_000, 1)
+    random = torch.rand(20_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    counts = drawn(logits, 0.7, random)[:, 0].bincount(minlength=4) / 20_000
+    assert counts.numpy() == pytest.approx(torch.softmax(logits[0] / 0.7, 0).numpy(), abs=0.01)
+    assert set(drawn(logits, 1e-300, random)[:, 0].tolist()) == {3}
+    assert drawn(logits[:2], 1.0, torch.tensor([0.0, 1 - 2**-53]).double())[:, 0].tolist() == [0, 3]
+
+
 def test_loops_are_not_fluent():
     class Flat(Judge):
         def __call__(self, texts):
@@ -312,9 +333,13 @@ def test_prompts_of_a_file(tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text("one\n\ntwo \nthree\nfour\nfive\n")
     assert read_openings(str(file), 4) == ["one", "two", "three", "four"]
-    assert len(read_openings("", 16)) == 16
+    assert len(read_openings(None, 16)) == 16
+    file.write_text("\ufeffa\na \nb\nc\nd\n", encoding="utf-8")  # a mark of byte order
+    assert read_openings(str(file), 16) == ["a", "b", "c", "d"]
+    with pytest.raises(ConfigError, match="there are 16 openings"):
+        read_openings(None, 64)
     file.write_text("one\ntwo\n")
-    with pytest.raises(ConfigError, match="has 2 prompts; at least 4"):
+    with pytest.raises(ConfigError, match="has 2 different prompts; at least 4"):
         read_openings(str(file), 16)
     with pytest.raises(SourceError, match="cannot be read"):
         read_openings(str(tmp_path / "none.txt"), 16)
@@ -357,5 +382,3 @@ def test_an_intervention_at_another_point_is_refused(placed, monkeypatch):  # no
     monkeypatch.setattr(type(placed), "point", None)
     with pytest.raises(ConfigError, match="transcoders"):
         intervention(placed, lambda x: x)
-    assert isinstance(Intervention(POINT, lambda x: x), Intervention)
-    assert one_token(placed.lm.tokenizer, "z")
