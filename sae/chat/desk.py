@@ -75,14 +75,17 @@ class Desk:
         """
         pool = ThreadPoolExecutor(self.client.concurrency)
         found: list[Future[Reply | Unanswered]] = []
-        try:
-            with progress(what, len(requests), "requests") as advance, self.client.session():
+        with progress(what, len(requests), "requests") as advance, self.client.session():
+            try:
                 for request in requests:
                     found.append(pool.submit(self._one, request))
                     found[-1].add_done_callback(lambda _: advance(1))
                 return [future.result() for future in found]
-        finally:  # after an interruption the session has ended, so that threads end soon
-            pool.shutdown(cancel_futures=True)
+            except BaseException:
+                self.client.stop()
+                raise
+            finally:  # replies under way are waited for and kept: they are paid for
+                pool.shutdown(cancel_futures=True)
 
     def _one(self, request: Request) -> Reply | Unanswered:
         with self.ledger.held(request):

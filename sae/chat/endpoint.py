@@ -76,14 +76,15 @@ class Endpoint:
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """Keep connections inside the block; leaving it ends pauses and tries."""
+        """Keep connections inside the block."""
         headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
         self._stop.clear()
         with httpx2.Client(headers=headers, timeout=self.timeout) as self._http:
-            try:
-                yield
-            finally:
-                self._stop.set()
+            yield
+
+    def stop(self) -> None:
+        """End pauses between tries, and try no more in this session."""
+        self._stop.set()
 
     def _once(self, request: Request) -> Reply:
         url = f"{self.identity['base_url']}/chat/completions"

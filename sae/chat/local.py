@@ -45,3 +45,6 @@ class Local:
     def session(self) -> AbstractContextManager[None]:
         """Nothing to open."""
         return nullcontext()
+
+    def stop(self) -> None:
+        """Nothing pauses."""

@@ -108,5 +108,9 @@ class Client(Protocol):
         ...
 
     def session(self) -> AbstractContextManager[Any]:
-        """Connections, open inside the block; leaving it ends whatever still waits."""
+        """Connections, open inside the block."""
+        ...
+
+    def stop(self) -> None:
+        """End pauses between tries, and try no more in this session."""
         ...

@@ -96,3 +96,6 @@ class Scripted:
 
     def session(self):
         return nullcontext()
+
+    def stop(self):
+        pass
