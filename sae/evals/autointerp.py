@@ -23,11 +23,11 @@ from sae.evals.controls import (
     missing_controls,
 )
 from sae.explanations import summary
-from sae.explanations.asking import Asking
+from sae.explanations.asking import Asking, asks
 from sae.explanations.embeddings import Embeddings
 from sae.explanations.excerpts import PlacedText, repeated
 from sae.explanations.explain import explained, raised_tokens
-from sae.explanations.explainers import EXPLAINERS, TrainingText
+from sae.explanations.explainers import TrainingText
 from sae.explanations.files import read_explanations
 from sae.explanations.judges import JUDGES, Judges
 from sae.explanations.latents import (
@@ -98,8 +98,6 @@ class AutointerpEval(Resampled):
     def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:
         """Explain and score the SAE's latents and those of all controls."""
         (one,) = subjects
-        for name in self.explainers:
-            EXPLAINERS.find(name)
         self.chat.check(self.explainers)
         given = None if self.explanations is None else read_explanations(self.explanations)
         features = self._features(one)
@@ -172,7 +170,7 @@ class AutointerpEval(Resampled):
     def _explainers(self, chat: bool = True) -> list[str]:
         """Names of the explainers, without those that ask a chat LM if it is not to be asked."""
         names = dict.fromkeys([*self.explainers, summary.TOKENS])
-        return [name for name in names if chat or not EXPLAINERS.find(name).needs_chat]
+        return [name for name in names if chat or not asks(name)]
 
     def _features(self, one: PlacedSAE) -> tuple[str, ...]:
         """Names of the latents that were asked for."""

@@ -2,7 +2,6 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -24,8 +23,6 @@ _FRAGMENT = 32
 
 class ChatExplainer(Explainer):
     """Asks once for each latent."""
-
-    needs_chat: ClassVar[bool] = True
 
     def explained(
         self, latents: Sequence[Latent], desk: Desk | None

@@ -10,6 +10,7 @@ from sae.chat.messages import Request
 from sae.chat.settings import ChatSettings
 from sae.errors import ConfigError, unknown
 from sae.explanations import prompts
+from sae.explanations.asked import ChatExplainer
 from sae.explanations.explainers import EXPLAINERS
 from sae.explanations.judges import BATCH, JUDGES, JudgeName, Judges
 from sae.explanations.truth import TOKENS, TOPICS
@@ -47,7 +48,7 @@ class Asking(ChatSettings):
             ConfigError: If not.
         """
         for name in explainers:
-            if EXPLAINERS.find(name).needs_chat and self.base_url is None:
+            if asks(name) and self.base_url is None:
                 raise ConfigError(
                     f"The explainer {name} asks a chat LM, and there is none. Give the address of "
                     "a server as eval.autointerp.chat.base_url, or local."
@@ -88,6 +89,11 @@ class Asking(ChatSettings):
         return Judges(desk, self.judges, self.excerpts)
 
 
+def asks(explainer: str) -> bool:
+    """Whether an explainer asks a chat LM."""
+    return issubclass(EXPLAINERS.find(explainer), ChatExplainer)
+
+
 class Expected(NamedTuple):
     """Size of a piece of work before anything is sent.
 
@@ -113,8 +119,7 @@ def expected(asking: Asking, explainers: Sequence[str], latents: int, given: boo
     """
     dictionaries = len(asking.dictionaries)
     work: list[tuple[int, Request]] = [
-        (dictionaries * latents, _EXAMPLES[name]) for name in explainers
-        if EXPLAINERS.find(name).needs_chat
+        (dictionaries * latents, _EXAMPLES[name]) for name in explainers if asks(name)
     ]  # fmt: skip
     # each with its derangement, which the control has none of; the classes' true ones have one
     cases = dictionaries * latents * (2 * len(explainers) - 1) + 2 * (len(TOKENS) + len(TOPICS))

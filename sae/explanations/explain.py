@@ -6,7 +6,6 @@ import torch
 
 from sae.artifacts.placed import PlacedSAE
 from sae.chat.desk import Desk
-from sae.explanations.asked import ChatExplainer as ChatExplainer  # registers its kinds
 from sae.explanations.explainers import EXPLAINERS, Explanation, TrainingText, Unexplained
 from sae.explanations.latents import Latent, Subject
 from sae.features.plain import words

@@ -58,8 +58,6 @@ class Explainer(ABC):
     """Puts latents into words."""
 
     name: ClassVar[str]
-    needs_chat: ClassVar[bool] = False
-    """Whether it asks a chat LM."""
 
     def __init__(self, text: TrainingText):
         self.text = text

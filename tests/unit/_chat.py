@@ -63,6 +63,7 @@ def serving(answer=lambda messages: "fine", script=()):
     """Serve; `.url`, `.seen` (all requests) and `.paid` (answered ones) tell what happened."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads, server.block_on_close = True, False
+    server.handle_error = lambda *_: None  # a client that was killed
     server.answer, server.script = answer, list(script)
     server.seen, server.paid, server.lock = [], Counter(), threading.Lock()
     server.woken = threading.Event()

@@ -164,6 +164,7 @@ def chatting(messages):
 @pytest.mark.slow
 def test_from_a_run_to_a_page_and_the_key_is_nowhere(encoder, run, monkeypatch, caplog, capfd):
     monkeypatch.setenv("MY_KEY", KEY)
+    caplog.set_level("DEBUG")
     settings = SETTINGS | {"explainers": ["contexts", "token_pairs"]}
     with serving(chatting) as server:
         chat = {"base_url": server.url, "model": "m", "key_env": "MY_KEY", "excerpts": 5}
