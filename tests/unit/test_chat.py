@@ -3,9 +3,11 @@
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -353,3 +355,34 @@ def test_a_key_must_be_there_unless_none_is_needed(monkeypatch):
     assert settings.desk(None).client._key == KEY
     without = ChatSettings(base_url="http://127.0.0.1:1/v1", model="m", key_env=None)
     assert without.desk(None).client._key is None
+
+
+@pytest.mark.peers
+def test_transformers_serve(tiny_source, tmp_path):
+    pytest.importorskip("fastapi", reason="extra `serving`")
+    pytest.importorskip("uvicorn", reason="extra `serving`")
+    lm, folder = tiny_source("llama").load(), tmp_path / "lm"
+    lm.tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}"
+    lm.model.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    program = Path(sys.executable).with_name("transformers")
+    command = [program, "serve", folder, "--host", "127.0.0.1", "--port", port, "--device", "cpu"]
+    server = subprocess.Popen([str(word) for word in command])
+    try:
+        for _ in range(600):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.2)
+        client = Endpoint(f"http://127.0.0.1:{port}/v1", str(folder), None, concurrency=2)
+        desk = Desk(client, 10_000)
+        replies = desk.ask("test", [request("a", 8), request("b", 8), request("a", 8)])
+        other = Endpoint(f"http://127.0.0.1:{port}/v1", "another", None)
+        assert Desk(other, 10_000).ask("test", [request()]) == ["failed"]  # 400: one model only
+    finally:
+        server.terminate()
+        server.wait()
+    assert replies[0] == replies[2]
+    assert all(0 < one.reply_tokens <= 8 and one.prompt_tokens > 10 for one in replies)
+    assert (desk.spent.asked, desk.spent.from_ledger) == (2, 1)
