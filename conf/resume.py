@@ -190,12 +190,16 @@ def _resumable(changed: Any) -> dict[str, Any]:
 
 
 def _check_named(merged: Mapping[str, Any], config: Mapping[str, Any], run_dir: Path) -> None:
-    from sae.language.trust import check_named
+    from sae.language.trust import check_asked, check_named
 
+    file = str(run_dir / "config.yaml")
     for group in ("lm", "corpus", "activations"):
         node = merged.get(group)
         if isinstance(node, dict) and node != config.get(group):
-            check_named(node, known_wheels(), str(run_dir / "config.yaml"), group)
+            check_named(node, known_wheels(), file, group)
+    if isinstance(evals := merged.get("eval"), dict):
+        chosen = config.get("eval")
+        check_asked(evals, chosen if isinstance(chosen, dict) else {}, file)
 
 
 def _leaves(key: str, ours: Any, theirs: Any) -> Iterator[tuple[str, Any, Any]]:

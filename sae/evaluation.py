@@ -16,7 +16,7 @@ from sae.errors import ConfigError
 from sae.evals import EVALS, EvalResult, Evaluation
 from sae.evals.from_config import check_source, check_together, measure
 from sae.language.fetch import WheelFile
-from sae.language.trust import check_named
+from sae.language.trust import CHAT, check_named
 from sae.provenance import content_key, write_json
 from sae.reports.dashboard import run as run_server
 from sae.reports.pages import served, write_pages
@@ -213,12 +213,15 @@ def export(run: str | Path, word: str, out: str | Path, format: str | None = Non
 
 
 def _as_in_run(sae: SAE, evals: Evals) -> dict[str, dict[str, Any]]:
-    """Settings that are not given are those of the run that made the SAE."""
+    """Settings that are not given are those of the run that made the SAE.
+
+    Its chat LM is not asked: an SAE of somebody else would have keys and texts sent to any address.
+    """
     own, found = own_settings(sae), {}
     for name, settings in evals.items():
         expanded: Any = EVALS[name].expanded if name in EVALS else dict
         given = expanded(without_nulls(settings))
-        taken = expanded(own.get(name, {}))
+        taken = {key: value for key, value in expanded(own.get(name, {})).items() if key != CHAT}
         foreign = {key: value for key, value in taken.items() if key not in given}
         check_named(foreign, (), OF_SAE, f"eval.{name}")
         found[name] = _merged(taken, given)

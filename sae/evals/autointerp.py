@@ -23,11 +23,13 @@ from sae.evals.controls import (
     missing_controls,
 )
 from sae.explanations import summary
+from sae.explanations.asking import Asking, asks
 from sae.explanations.embeddings import Embeddings
 from sae.explanations.excerpts import PlacedText, repeated
 from sae.explanations.explain import explained, raised_tokens
-from sae.explanations.explainers import EXPLAINERS, TrainingText
+from sae.explanations.explainers import TrainingText
 from sae.explanations.files import read_explanations
+from sae.explanations.judges import JUDGES, Judges
 from sae.explanations.latents import (
     Subject,
     index_of,
@@ -61,9 +63,10 @@ SHOWN = 24
 class AutointerpEval(Resampled):
     """Explanations of latents in words, and scores of them beside controls.
 
-    Explainers read the training text, scorers the test text. No LM is asked: rules are counted, and
-    a sentence encoder compares explanations with excerpts. A scorer stands in the headline only
-    after it told true explanations of known classes from wrong ones (docs/explanations.md).
+    Explainers read the training text, scorers the test text. Rules are counted, and a sentence
+    encoder compares explanations with excerpts; a chat LM is asked only if its address is given. A
+    scorer stands in the headline only after it told true explanations of known classes from wrong
+    ones (docs/explanations.md).
     """
 
     name: ClassVar[str] = "autointerp"
@@ -76,8 +79,10 @@ class AutointerpEval(Resampled):
     )
     explainers: tuple[str, ...] = setting(
         ("rules", "output"), help="rules (counted on the training text), output (tokens that the "
-        "atom raises); tokens (the most frequent token of top contexts) is always there",
+        "atom raises), contexts and token_pairs (by a chat LM); tokens (the most frequent token of "
+        "top contexts) is always there",
     )  # fmt: skip
+    chat: Asking = setting(Asking(), help="a chat LM that explains and judges")
     explanations: Absolute | None = setting(
         None, help="explanations of yours to score: .csv, .jsonl, .json, or delphi's folder"
     )
@@ -93,8 +98,7 @@ class AutointerpEval(Resampled):
     def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:
         """Explain and score the SAE's latents and those of all controls."""
         (one,) = subjects
-        for name in self.explainers:
-            EXPLAINERS.find(name)
+        self.chat.check(self.explainers)
         given = None if self.explanations is None else read_explanations(self.explanations)
         features = self._features(one)
         _require_training_text(one)
@@ -110,15 +114,23 @@ class AutointerpEval(Resampled):
         trained = given_controls(one, self.controls)
         controls = [*fitted_controls(one, self._l0(one, on)), *trained]
         fitted = time.perf_counter()
+        judges = self.chat.open(
+            one, self._explainers(), len(features) or self.num_latents, given is not None,
+            [summary.SAE, *(control.name for control in controls), LOOKUP],
+        )  # fmt: skip
         embeddings = Embeddings(load_encoder(str(one.sae.device)))
         bench = Bench(test, allowed, embeddings, self.pool)
-        truth = self._truth(one, texts, training, tests, bench)
+        truth = self._truth(one, texts, training, tests, bench, judges)
         studies: dict[str, list[Row]] = {}
         with progress("explain", len(controls) + 2, "dictionaries") as advance:
             for subject in self._subjects(one, features, controls, texts):
                 asked = given if subject.name == summary.SAE else None
-                words = explained(subject, training, self._explainers(), asked)
-                studies[subject.name] = study(subject, words, bench, tests)
+                about = subject.name in self.chat.dictionaries
+                words = explained(
+                    subject, training, self._explainers(about), asked, judges and judges.desk
+                )
+                judging = judges if about else None
+                studies[subject.name] = study(subject, words, bench, tests, judging)
                 advance(1)
         qualification = summary.qualification(truth, self.bootstrap)
         qualified = summary.qualified_on(qualification)
@@ -136,6 +148,7 @@ class AutointerpEval(Resampled):
                 "duplicates": float((duplicates & test.counted).sum() / test.counted.sum()),
                 "labels": "pos" in training.rules.properties, "embedded": embeddings.count,
                 "shown": self._shown(one, own, on),
+                **({} if judges is None else {"chat": judges.to_json()}),
                 "seconds": {
                     "read and fit": round(fitted - start, 1),
                     "explain and score": round(time.perf_counter() - fitted, 1),
@@ -154,8 +167,10 @@ class AutointerpEval(Resampled):
             },
         )  # fmt: skip
 
-    def _explainers(self) -> list[str]:
-        return list(dict.fromkeys([*self.explainers, summary.TOKENS]))
+    def _explainers(self, chat: bool = True) -> list[str]:
+        """Names of the explainers, without those that ask a chat LM if it is not to be asked."""
+        names = dict.fromkeys([*self.explainers, summary.TOKENS])
+        return [name for name in names if chat or not asks(name)]
 
     def _features(self, one: PlacedSAE) -> tuple[str, ...]:
         """Names of the latents that were asked for."""
@@ -205,7 +220,7 @@ class AutointerpEval(Resampled):
 
     def _truth(
         self, one: PlacedSAE, texts: tuple[PlacedText, PlacedText], training: TrainingText,
-        tests: RuleText, bench: Bench,
+        tests: RuleText, bench: Bench, judges: Judges | None,
     ) -> dict[str, tuple[list[Row], list[Row]]]:  # fmt: skip
         """Scores of classes whose meaning is known, and of random sets of excerpts as large."""
         found = {}
@@ -219,10 +234,10 @@ class AutointerpEval(Resampled):
             ("token classes", tokens, oracle, bench, tests),
             ("topics", topics, of_topics, about, None),
         ):
-            every = {summary.ORACLE: words} | (ruled if by_rule else {})
             random = random_classes(classes, where.pool)
             found[kind] = (
-                study(classes, every, where, by_rule),
+                study(classes, {summary.ORACLE: words}, where, by_rule, judges)
+                + (study(classes, ruled, where, by_rule) if by_rule else []),
                 study(random, {summary.ORACLE: words}, where, None),
             )
         return found
@@ -281,7 +296,12 @@ def _headline(
     """The SAE's means by the scorers that qualified; explanations are the rules."""
     found = {}
     for row in rows:
-        if not qualified[row["scorer"]] or row["explainer"] not in ("", "rules"):
+        if not qualified[row["scorer"]]:
+            continue
+        if row["scorer"] in JUDGES and row["subject"] == summary.SAE:
+            name = f"{row['scorer']}_{row['explainer']}"
+            found[name] = Estimate(row["value"], row["low"], row["high"])
+        if row["scorer"] in JUDGES or row["explainer"] not in ("", "rules"):
             continue
         if row["subject"] == summary.SAE:
             found[row["scorer"]] = Estimate(row["value"], row["low"], row["high"])

@@ -14,6 +14,8 @@ from sae.language.pieces import pieces
 Size = Literal["whole", "near"]
 SIZES: dict[Size, int] = {"whole": 16, "near": 3}
 """Tokens on each side of the middle of an excerpt."""
+MARKED_FROM = 0.3
+"""Share of the largest activation of an excerpt from which on a token is marked (as in delphi)."""
 DUPLICATE_TOKENS = 13
 """Two texts that share so many tokens in a row are near duplicates (as GPT-3's filter)."""
 _PRIME = np.uint64(1_000_003)
@@ -74,6 +76,17 @@ class PlacedText:
             "".join(pieces(self.tokens[start:stop].tolist(), self.vocabulary)).strip()
             for start, stop in bounds
         ]
+
+    def marked_excerpt(self, middle: int, side: int, on: Bool[np.ndarray, " places"]) -> str:
+        """The text around a place, marked places between << and >>."""
+        (start,), (stop,) = self.bounds(np.array([middle]), side)
+        found, inside = "", False
+        words = pieces(self.tokens[start:stop].tolist(), self.vocabulary)
+        for word, mark in zip(words, on[start:stop].tolist(), strict=True):
+            if mark != inside:
+                found += "<<" if mark else ">>"
+            found, inside = found + word, mark
+        return (found + ">>" * inside).strip()
 
     def any_within(
         self, marked: Bool[np.ndarray, " places"], middle: Int[np.ndarray, " n"], side: int

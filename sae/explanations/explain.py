@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from sae.artifacts.placed import PlacedSAE
-from sae.explanations.explainers import EXPLAINERS, Explanation, TrainingText
+from sae.chat.desk import Desk
+from sae.explanations.explainers import EXPLAINERS, Explanation, TrainingText, Unexplained
 from sae.explanations.latents import Latent, Subject
 from sae.features.plain import words
 from sae.features.shown import Text
@@ -19,23 +20,23 @@ GIVEN = "given"
 
 def explained(
     subject: Subject, text: TrainingText, explainers: Sequence[str],
-    given: Mapping[str, str] | None = None,
-) -> dict[str, list[Explanation | None]]:  # fmt: skip
-    """One explanation of each latent by explainer; None where there is none.
+    given: Mapping[str, str] | None = None, desk: Desk | None = None,
+) -> dict[str, list[Explanation | Unexplained]]:  # fmt: skip
+    """One explanation of each latent by explainer, or the reason why there is none.
 
     Args:
         subject: The latents.
         text: The training text.
         explainers: Their names.
         given: Explanations out of a file, by the name of the latent.
+        desk: Asks the chat LM, which some explainers need.
     """
-    found: dict[str, list[Explanation | None]] = {}
+    found: dict[str, list[Explanation | Unexplained]] = {}
     for name in explainers:
-        explainer = EXPLAINERS.find(name)(text)
-        found[name] = [explainer.explain(latent) for latent in subject.latents]
+        found[name] = EXPLAINERS.find(name)(text).explained(subject.latents, desk)
     if given is not None:
         found[GIVEN] = [
-            Explanation(given[latent.name]) if latent.name in given else None
+            Explanation(given[latent.name]) if latent.name in given else "failed"
             for latent in subject.latents
         ]
     return found

@@ -2,10 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from typing import ClassVar, NamedTuple
+from collections.abc import Sequence
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
+from sae.chat.desk import Desk, Unanswered
 from sae.explanations.excerpts import PlacedText
 from sae.explanations.latents import Latent
 from sae.explanations.rules import Rule, RuleText
@@ -14,6 +17,9 @@ from sae.registry import Registry
 TOP_CONTEXTS = 20
 """Strongest contexts that the most frequent token is counted in."""
 _RAISED = 10
+Unexplained = Unanswered | Literal["unparsed", "refused"]
+"""Reasons why there is no explanation: none was found or the chat LM did not reply (`failed`), it
+was not asked, its reply holds no explanation, or it will not explain."""
 
 
 class Explanation(NamedTuple):
@@ -40,14 +46,42 @@ class TrainingText:
         assert of.text.is_training, "explainers never read the test text"
         self.of, self.rules = of, rules
 
+    def peaks(self, latent: Latent) -> Int[np.ndarray, " contexts"]:
+        """The place of the largest activation of each context, the strongest context first."""
+        place, value = latent.train
+        order = place[np.argsort(-value, kind="stable")]
+        _, first = np.unique(order // self.of.ctx, return_index=True)
+        return order[np.sort(first)]
+
 
 class Explainer(ABC):
-    """Puts a latent into words."""
+    """Puts latents into words."""
 
     name: ClassVar[str]
 
     def __init__(self, text: TrainingText):
         self.text = text
+
+    @abstractmethod
+    def explained(
+        self, latents: Sequence[Latent], desk: Desk | None
+    ) -> list[Explanation | Unexplained]:
+        """An explanation of each latent, or the reason why there is none.
+
+        Args:
+            latents: Those to explain.
+            desk: Asks the chat LM, if there is one.
+        """
+
+
+class OneByOne(Explainer):
+    """Puts each latent into words by itself."""
+
+    def explained(
+        self, latents: Sequence[Latent], desk: Desk | None
+    ) -> list[Explanation | Unexplained]:
+        """The explanations; `failed` where there is none."""
+        return [self.explain(latent) or "failed" for latent in latents]
 
     @abstractmethod
     def explain(self, latent: Latent) -> Explanation | None:
@@ -58,7 +92,7 @@ EXPLAINERS: Registry[type[Explainer]] = Registry("eval.autointerp.explainers", "
 
 
 @EXPLAINERS.register("rules")
-class Rules(Explainer):
+class Rules(OneByOne):
     """The rule of largest F1 on the training text."""
 
     def explain(self, latent: Latent) -> Explanation | None:
@@ -68,15 +102,12 @@ class Rules(Explainer):
 
 
 @EXPLAINERS.register("tokens")
-class Tokens(Explainer):
+class Tokens(OneByOne):
     """A control: the token on which the latent is strongest in most of its top contexts."""
 
     def explain(self, latent: Latent) -> Explanation | None:
         """The token in words; of equally frequent ones the strongest."""
-        place, value = latent.train
-        order = place[np.argsort(-value, kind="stable")]
-        _, first = np.unique(order // self.text.of.ctx, return_index=True)
-        peaks = order[np.sort(first)[:TOP_CONTEXTS]]
+        peaks = self.text.peaks(latent)[:TOP_CONTEXTS]
         if not len(peaks):
             return None
         ((token, _),) = Counter(self.text.of.tokens[peaks].tolist()).most_common(1)
@@ -86,7 +117,7 @@ class Tokens(Explainer):
 
 
 @EXPLAINERS.register("output")
-class Output(Explainer):
+class Output(OneByOne):
     """The tokens whose logits the atom raises most (`direct_logits`)."""
 
     def explain(self, latent: Latent) -> Explanation | None:

@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Float
 
 from sae.explanations.excerpts import Size, marked
-from sae.explanations.explainers import Explanation
+from sae.explanations.explainers import Explanation, Unexplained
+from sae.explanations.judges import Case, Judges
 from sae.explanations.latents import Latent, Subject
 from sae.explanations.rules import RuleText
 from sae.explanations.scores import (
@@ -26,7 +27,9 @@ SCORERS = ("rules", "embedding", "embedding_near", "intruder", "intruder_near")
 """Scores that are means over latents; `rules` is the F1 of the rule on the test text."""
 DERANGED = ("rules", "embedding", "embedding_near")
 HARD = ("embedding", "embedding_near")
-State = Literal["explained", "too rare", "failed"]
+CONTROL = "tokens"
+"""Explainer that is a control itself: judges are not asked about its derangement."""
+State = Literal["explained", "too rare"] | Unexplained
 
 
 class Row(NamedTuple):
@@ -36,7 +39,7 @@ class Row(NamedTuple):
         latent: Its name.
         explainer: The explainer's name.
         state: `explained`; `too rare`: it fires in fewer than 20 contexts of the training or of
-            the test text; `failed`: there is no explanation.
+            the test text; else the reason why there is no explanation.
         explanation: In words; empty without one.
         density: See `Latent`.
         contexts: Contexts of the test text in which it fires, near duplicates left out.
@@ -55,8 +58,8 @@ class Row(NamedTuple):
 
 
 def study(
-    subject: Subject, explanations: Mapping[str, Sequence[Explanation | None]], bench: Bench,
-    rules: RuleText | None,
+    subject: Subject, explanations: Mapping[str, Sequence[Explanation | Unexplained]],
+    bench: Bench, rules: RuleText | None, judges: Judges | None = None,
 ) -> list[Row]:  # fmt: skip
     """Score explanations.
 
@@ -65,6 +68,7 @@ def study(
         explanations: One of each latent, by explainer.
         bench: Where excerpts come from.
         rules: The test text's properties; None: rules are not scored.
+        judges: Ask a chat LM; None: it is not asked.
     """
     contexts = [bench.contexts(latent.test) for latent in subject.latents]
     rare = [
@@ -81,14 +85,19 @@ def study(
     rows = []
     with progress(f"score {subject.name}", len(explanations), "explainers") as advance:
         for explainer, texts in explanations.items():
-            able = [i for i in scored if texts[i] is not None]
-            found = _scored(subject.latents, texts, able, excerpts, bench, rules)
+            given = {i: one for i in scored if isinstance(one := texts[i], Explanation)}
+            found, others = _scored(subject.latents, given, excerpts, bench, rules)
+            if judges is not None:
+                wrong = {} if explainer == CONTROL else others
+                what = f"{subject.name} by {explainer}"
+                _judge(found, wrong, subject.latents, given, excerpts, bench, judges, what)
             for i, latent in enumerate(subject.latents):
-                state: State = "too rare" if rare[i] else "explained" if i in found else "failed"
                 text = texts[i]
+                known = isinstance(text, Explanation)
+                state: State = "too rare" if rare[i] else "explained" if known else text
                 scores = [found[i], odd[i]] if i in found else []
                 rows.append(Row(
-                    latent.name, explainer, state, "" if text is None else text.words,
+                    latent.name, explainer, state, text.words if known else "",
                     latent.density, contexts[i],
                     {name: value for one in scores for name, value in one.values.items()},
                     {name: value for one in scores for name, value in one.deciles.items()},
@@ -98,11 +107,15 @@ def study(
 
 
 def _scored(
-    latents: Sequence[Latent], texts: Sequence[Explanation | None], able: Sequence[int],
+    latents: Sequence[Latent], given: Mapping[int, Explanation],
     excerpts: Mapping[int, Mapping[Size, Excerpted]], bench: Bench, rules: RuleText | None,
-) -> dict[int, Scores]:  # fmt: skip
-    """Scores of the latents that have an explanation, and of explanations that changed places."""
-    given = {i: text for i in able if (text := texts[i]) is not None}
+) -> tuple[dict[int, Scores], dict[int, int]]:  # fmt: skip
+    """Scores of the latents that have an explanation, and of explanations that changed places.
+
+    Returns:
+        The scores, and by latent the other latent whose explanation it was given.
+    """
+    able = list(given)
     vectors = bench.embeddings.of([text.words for text in given.values()])
     of = dict(zip(able, vectors, strict=True))
     cosines: dict[Size, np.ndarray] = (
@@ -111,13 +124,14 @@ def _scored(
     pooled: dict[int, dict[Size, np.ndarray]] = {
         i: {size: rows[k] for size, rows in cosines.items()} for k, i in enumerate(able)
     }
-    others = [able[k] for k in derangement(len(able), bench.seed)] if len(able) > 1 else []
+    order = derangement(len(able), bench.seed) if len(able) > 1 else ()
+    others = {i: able[k] for i, k in zip(able, order, strict=False)}
     found = {i: embedded(of[i], pooled[i], excerpts[i], bench) for i in able}
-    for i, j in zip(able, others, strict=False):
+    for i, j in others.items():
         wrong = embedded(of[j], pooled[j], excerpts[i], bench, without=latents[j])
         found[i].values.update({f"{name}_deranged": v for name, v in wrong.values.items()})
     if rules is None:
-        return found
+        return found, others
     for i, text in given.items():
         if text.rule is not None:
             fit = rules.fit(text.rule, latents[i].test.row)
@@ -125,9 +139,27 @@ def _scored(
                 precision=fit.precision, recall=fit.recall, rules=fit.f1,
                 rules_always=rules.base_rate(latents[i].test.row),
             )  # fmt: skip
-    for i, j in zip(able, others, strict=False):
+    for i, j in others.items():
         if (rule := given[j].rule) is not None:
             fired, theirs = latents[i].test.row, latents[j].test.row
             left = fired[~marked(bench.text, theirs)[fired]]
             found[i].values["rules_deranged"] = rules.fit(rule, left, without=theirs).f1
-    return found
+    return found, others
+
+
+def _judge(
+    found: Mapping[int, Scores], others: Mapping[int, int], latents: Sequence[Latent],
+    given: Mapping[int, Explanation], excerpts: Mapping[int, Mapping[Size, Excerpted]],
+    bench: Bench, judges: Judges, what: str,
+) -> None:  # fmt: skip
+    """Add the judges' scores, of own explanations and of those that changed places."""
+    own = [Case(latents[i], i, given[i].words, excerpts[i]["whole"]) for i in given]
+    wrong = [
+        Case(latents[i], i, given[j].words, excerpts[i]["whole"], latents[j])
+        for i, j in others.items()
+    ]
+    scores = judges.scores(what, [*own, *wrong], bench)
+    for i, values in zip(given, scores, strict=False):
+        found[i].values.update(values)
+    for i, values in zip(others, scores[len(own) :], strict=True):
+        found[i].values.update({f"{name}_deranged": values[name] for name in judges.names})

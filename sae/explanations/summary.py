@@ -6,20 +6,21 @@ from typing import Any
 
 import numpy as np
 
+from sae.explanations.judges import ALWAYS, JUDGES
 from sae.explanations.means import (
     Interval,
     difference_at_equal_density,
     mean,
 )
 from sae.explanations.scores import CHANCE
-from sae.explanations.study import DERANGED, HARD, SCORERS, Row
+from sae.explanations.study import CONTROL, DERANGED, HARD, SCORERS, Row
 from sae.features.record import DECILES
 from sae.metrics.bootstrap import Bootstrap
 from sae.metrics.matched import BINS_PER_DECADE, density_bins
 from sae.tables import Type
 
 SAE = "SAE"
-ORACLE, TOKENS = "oracle", "tokens"
+ORACLE, TOKENS = "oracle", CONTROL
 """Explainers: the truth about known classes, and the control that is always there."""
 LEAST_LATENTS = 10
 """Latents with a number that a mean needs."""
@@ -36,6 +37,8 @@ LATENTS: dict[str, tuple[Type, str]] = {
         "embedding_near", "embedding_near_deranged", "embedding_near_hard",
         "intruder", "intruder_near",
     )},
+    **{f"{name}{part}": ("float64", "") for name in JUDGES
+       for part in ("", "_deranged", "_unparsed")},
 }  # fmt: skip
 SUBJECTS: dict[str, tuple[Type, str]] = {
     "subject": ("string", ""), "explainer": ("string", ""), "scorer": ("string", ""),
@@ -101,7 +104,7 @@ def by_subject(studies: Studies, bootstrap: Bootstrap) -> Iterator[dict[str, Any
                 "latents": int(there.sum()), **_named("", mean(values, bootstrap)),
                 "deranged": _chance(own, scorer),
             }  # fmt: skip
-            if scorer in DERANGED:
+            if scorer in (*DERANGED, *JUDGES):
                 gap = values - _values(own, f"{scorer}_deranged")
                 if row["deranged"] is not None:
                     row |= _named("over_deranged", mean(gap, bootstrap))
@@ -111,6 +114,8 @@ def by_subject(studies: Studies, bootstrap: Bootstrap) -> Iterator[dict[str, Any
                 row |= _named("over_tokens", mean(gap, bootstrap))
             if scorer == "rules":
                 row["always"] = mean(_values(own, "rules_always"), bootstrap).value
+            if scorer in JUDGES:
+                row["always"] = ALWAYS
             if scorer in HARD:
                 row["hard"] = mean(_values(own, f"{scorer}_hard"), bootstrap).value
             if subject != SAE:
@@ -171,7 +176,7 @@ def qualification(
     """
     found = []
     for kind, (classes, random) in kinds.items():
-        for scorer in SCORERS:
+        for scorer in (*SCORERS, *JUDGES):
             own = [row for row in classes if row.explainer == _explainer(scorer)]
             values = _values(own, scorer)
             if scorer in UNEXPLAINED:
@@ -193,14 +198,14 @@ def qualified_on(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """The kinds of classes that each scorer qualified on; none: it stands in no headline."""
     return {
         name: [row["kind"] for row in rows if row["scorer"] == name and row["qualified"]]
-        for name in SCORERS
+        for name in (*SCORERS, *JUDGES)
     }
 
 
 def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str, list[Row]]]:
     """Explainer, scorer and rows; scorers that read no explanation once, without an explainer."""
     explainers = list(dict.fromkeys(row.explainer for row in rows))
-    for scorer in SCORERS:
+    for scorer in (*SCORERS, *JUDGES):
         for explainer in explainers[:1] if scorer in UNEXPLAINED else explainers:
             own = [row for row in rows if row.explainer == explainer]
             yield "" if scorer in UNEXPLAINED else explainer, scorer, own

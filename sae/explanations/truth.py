@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from sae.explanations.excerpts import SIZES, PlacedText
-from sae.explanations.explainers import Explanation
+from sae.explanations.explainers import Explanation, Unexplained
 from sae.explanations.latents import Latent, Subject
 from sae.features.firings import Firings
 from sae.features.shown import Text
@@ -56,7 +56,9 @@ TOPIC_TEXTS = 100
 """Texts of each topic."""
 
 
-def token_classes(train: PlacedText, test: PlacedText) -> tuple[Subject, list[Explanation | None]]:
+def token_classes(
+    train: PlacedText, test: PlacedText
+) -> tuple[Subject, list[Explanation | Unexplained]]:
     """The classes of tokens, and the oracle's explanations."""
     latents = []
     words = [one.decode(errors="replace") for one in test.vocabulary]
@@ -71,7 +73,7 @@ def token_classes(train: PlacedText, test: PlacedText) -> tuple[Subject, list[Ex
 
 def topic_classes(
     tokenizer: Tokenizer, vocabulary: Sequence[bytes]
-) -> tuple[PlacedText, Subject, list[Explanation | None]]:
+) -> tuple[PlacedText, Subject, list[Explanation | Unexplained]]:
     """Texts of some topics, each an excerpt; the topics, and the oracle's explanations.
 
     Raises:

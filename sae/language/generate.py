@@ -1,7 +1,7 @@
 """Text that an LM writes."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -35,19 +35,20 @@ class Writer(Protocol):
 def generate(
     lm: Writer, tokens: Int[Tensor, "batch ctx"], *, new_tokens: int,
     temperature: float = 0.0, seed: int = 0, names: Sequence[Sequence[int]] | None = None,
-    use_cache: bool = True,
+    use_cache: bool = True, stop: Collection[int] = (),
 ) -> Int[Tensor, "batch longer"]:  # fmt: skip
     """Tokens and what the LM writes after them.
 
     Args:
         lm: The LM.
         tokens: Token ids, nothing padded.
-        new_tokens: Tokens that are written, whatever they are: an end of text does not stop it.
+        new_tokens: Tokens that are written, whatever they are, unless `stop` ends it before.
         temperature: 0 takes the likeliest token.
         seed: Of the draws.
         names: Numbers that name each text: with the seed, they decide its draws, whatever else is
             in the batch. Texts of one name get the same random numbers. None: 0, 1, … in order.
         use_cache: Whether keys and values are kept; the text is the same without, and slower.
+        stop: Ids that end a text; it ends once every text has written one.
 
     Raises:
         ConfigError: If the text grows longer than the LM allows, or the temperature is negative.
@@ -65,6 +66,8 @@ def generate(
     named = [(i,) for i in range(len(tokens))] if names is None else names
     random = np.stack([np.random.default_rng((seed, *own)).random(new_tokens) for own in named])
     written = tokens.to(lm.device, torch.long)
+    last = torch.tensor(sorted(stop), dtype=torch.long, device=lm.device)
+    ended = torch.zeros(len(written), 1, dtype=torch.bool, device=lm.device)
     kept = new_cache(lm.model) if use_cache else {}
     for step in range(new_tokens):
         unread = written[:, -1:] if kept and step else written
@@ -74,6 +77,9 @@ def generate(
         else:
             chosen = logits.argmax(-1, keepdim=True)
         written = torch.cat([written, chosen], dim=1)
+        ended |= torch.isin(chosen, last)
+        if ended.all():
+            break
     return written
 
 

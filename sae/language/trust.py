@@ -10,12 +10,14 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
-from sae.errors import ArtifactError
+from sae.errors import ArtifactError, ConfigError
 from sae.language.fetch import WheelFile
 from sae.provenance import cache_dir, content_key
 
 log = logging.getLogger(__name__)
 
+CHAT = "chat"
+"""Node of an evaluation's settings that says which chat LM is asked."""
 _PLACES = ("repo", "dataset", "path", "csv")
 """Fields of a configuration that name a repository of the hub, or a file or folder here."""
 
@@ -53,6 +55,27 @@ def check_named(
         if isinstance(place := config.get(field), str) and _is_new(f"{what}.{field}={place}"):
             log.warning(
                 "%s names %s.%s=%s, which is new here: it is read as data.", by, what, field, place
+            )
+
+
+def check_asked(evals: Mapping[str, Any], chosen: Mapping[str, Any], by: str) -> None:
+    """Refuse chat LMs that only a file names: keys and texts would be sent to its address.
+
+    Args:
+        evals: Settings by the name of the evaluation, out of somebody's file.
+        chosen: Those of the user.
+        by: The file, for people.
+
+    Raises:
+        ConfigError: If it names an address that the user does not.
+    """
+    for name, node in evals.items():
+        address = ((node or {}).get(CHAT) or {}).get("base_url")
+        own = ((chosen.get(name) or {}).get(CHAT) or {}).get("base_url")
+        if address is not None and address != own:
+            raise ConfigError(
+                f"{by} names a chat LM at {address} for eval={name}. Nothing was sent. If you "
+                f"trust it, give eval.{name}.{CHAT}.base_url={address}."
             )
 
 

@@ -10,6 +10,7 @@ from sae.explanations.files import write_explanations
 from sae.explanations.study import SCORERS
 from sae.explanations.summary import SAE, TOKENS, UNEXPLAINED
 from sae.reports.files import write_bytes
+from sae.reports.judged import JUDGE_WORDS, judged
 from sae.reports.page import Cell, Plot, Section, Table, interval, number, plain, render
 from sae.reports.results import newest_latents
 
@@ -19,6 +20,7 @@ _WORDS = {
     "embedding_near": "AUROC, ±3 tokens",
     "intruder": "Intruder found, ±16 tokens",
     "intruder_near": "Intruder found, ±3 tokens",
+    **JUDGE_WORDS,
 }
 _HEADLINE = "rules"
 """Explainer of the picture and the tiles."""
@@ -41,6 +43,7 @@ def write_autointerp(result: EvalResult, folder: Path) -> None:
             plots=[_dots(name, rows) for name in SCORERS if qualified[name]],
         ),
         Section("Do the scores mean something?", tables=[_qualification(result)]),
+        Section("Judged by a chat LM", tables=judged(result, latents)),
         Section("Where the SAE does not win", tables=[_not_won(rows, qualified)]),
         Section("By decile of the activation", plots=_by_decile(result, qualified)),
         Section("By density", tables=[_by_density(result)]),
@@ -207,7 +210,7 @@ def _by_density(result: EvalResult) -> Table:
          row["latents"]), *(number("", row[name]) for name in SCORERS)]
         for row in result.tables["densities"].rows() if row["explainer"] == _HEADLINE
     ]  # fmt: skip
-    columns = ["dictionary", "density from", "latents", *_WORDS.values()]
+    columns = ["dictionary", "density from", "latents", *(_WORDS[name] for name in SCORERS)]
     return Table("Explained by rules", columns, rows, "four bins a decade")
 
 
@@ -238,12 +241,14 @@ def _latents(rows: Sequence[Mapping[str, Any]], folder: Path) -> Table:
         for row in rows
     ]  # fmt: skip
     columns = ["latent", "explainer", "explanation", "state", "density", "precision", "recall",
-               *_WORDS.values()]  # fmt: skip
+               *(_WORDS[name] for name in SCORERS)]  # fmt: skip
     return Table("Latents", columns, shown, "chosen blindly from bins of density", words=4)
 
 
 def _states(states: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Table:
-    names = ("explained", "too rare", "failed")
+    seen = {name for own in states.values() for of in own.values() for name in of}
+    asked = [name for name in ("unparsed", "refused", "unasked") if name in seen]
+    names = ("explained", "too rare", "failed", *asked)
     rows = [
         [Cell(subject), Cell(explainer), *(Cell(str(of.get(n, 0)), of.get(n, 0)) for n in names)]
         for subject, own in states.items()

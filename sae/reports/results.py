@@ -19,6 +19,7 @@ from sae.dictionaries.sae import SAE
 from sae.errors import ArtifactError, ConfigError
 from sae.evals.base import EvalResult
 from sae.evals.from_config import ctx_of, make_evals, offers_of
+from sae.language.trust import CHAT
 from sae.provenance import content_key
 from sae.tables import read_table
 
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 _SHOWING = {"dashboard": ("export", "text_file", "ablate", "features", "serve", "port")}
 """Settings of an evaluation that add pages or files to a result, whose numbers stay as they are."""
+_OF_THE_LINE = ("key_env", "concurrency", "budget", "timeout")
+"""Settings of a chat LM that do not decide its replies."""
 
 
 def results_folder(run: str, out: str | None = None) -> Path:
@@ -146,7 +149,7 @@ def _of_settings(result: EvalResult, sae: SAE, source: ActivationSource) -> list
     made: Any = make_evals({result.eval: own}, ctx_of(source), offers_of(source))[result.eval]
     expected = _deciding(result.eval, made.model_dump())
     got = _deciding(result.eval, result.settings)
-    return [_short(name, value) for name, value in got.items() if value != expected[name]]
+    return [_short(name, value) for name, value in got.items() if value != expected.get(name)]
 
 
 def _short(name: str, value: Any) -> str:
@@ -162,11 +165,14 @@ def _deciding(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     }
     resamples = bootstrap.pop("bootstrap.num_resamples", None)
     flat = {**({} if resamples is None else {"resamples": resamples}), **bootstrap, **settings}
+    chat = settings.get(CHAT) or {}
+    asked = {key: value for key, value in chat.items() if key not in _OF_THE_LINE}
+    flat |= {CHAT: asked if chat.get("base_url") else None}
     left_out = ("bootstrap", "batch_rows", "batch_contexts", *_SHOWING.get(name, ()))
     return {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in flat.items()
-        if key not in left_out
+        if key not in left_out and (key, value) != (CHAT, None)
     }
 
 

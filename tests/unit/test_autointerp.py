@@ -1,9 +1,11 @@
 """The evaluation `autointerp` from run folders to pages, with an encoder that counts words."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from _chat import KEY, serving
 from _explanations import CountedWords
 from _features import CTX, POINT, make_sae
 
@@ -148,3 +150,63 @@ def test_a_text_that_nothing_was_trained_on_is_refused(encoder, run):
 def test_topics_are_of_classes_that_exist():
     assert {label for _, label in TOPICS} == {0, 1}
     assert len(set(TOPICS.values())) == len(TOPICS)
+
+
+def chatting(messages):
+    last = messages[-1]["content"]
+    if "Description:" in last:
+        return str([1] * len(re.findall(r"^Excerpt \d+:", last, re.MULTILINE)))
+    if last.startswith("Excerpt"):
+        return "[EXPLANATION]: <script>alert(1)</script> words\x1b[2J"
+    return "vowels"
+
+
+@pytest.mark.slow
+def test_from_a_run_to_a_page_and_the_key_is_nowhere(encoder, run, monkeypatch, caplog, capfd):
+    monkeypatch.setenv("MY_KEY", KEY)
+    caplog.set_level("DEBUG")
+    settings = SETTINGS | {"explainers": ["contexts", "token_pairs"]}
+    with serving(chatting) as server:
+        chat = {"base_url": server.url, "model": "m", "key_env": "MY_KEY", "excerpts": 5}
+        short = evaluate([str(run)], {"autointerp": settings | {"chat": chat | {"budget": 0}}})
+        assert server.seen == []
+        assert short["autointerp"].details["states"]["SAE"]["contexts"] == {"unasked": 12}
+        result = evaluate([str(run)], {"autointerp": settings | {"chat": chat}})["autointerp"]
+        sent = len(server.seen)
+        again = evaluate([str(run)], {"autointerp": settings | {"chat": chat}})["autointerp"]
+    assert len(server.seen) == sent
+    assert max(server.paid.values()) == 1
+    assert result.details["chat"]["asked"] == sent
+    assert again.details["chat"]["asked"] == 0
+    assert again.tables["latents"].rows() == result.tables["latents"].rows()
+    assert "requests, about" in caplog.text
+    assert result.details["states"]["SAE"]["contexts"] == {"explained": 12}
+    assert set(result.details["states"]["neurons"]) == {"tokens"}  # the LM was asked of the SAE
+    means = [row for row in result.tables["subjects"].rows() if row["scorer"] == "detection"]
+    assert {row["explainer"] for row in means} == {"contexts", "token_pairs", "tokens"}
+    assert all(row["value"] == row["always"] == 0.5 for row in means)  # it always says yes
+    assert not {"detection", "fuzzing"} & {name.partition("_")[0] for name in result.metrics}
+    folder = next(path for path in (run / "evals").iterdir() if path.is_dir())
+    page = (folder / "index.html").read_text()
+    assert "Judged by a chat LM" in page
+    assert "<script>alert(1)" not in page
+    assert "\x1b" not in page
+    written = [path for path in run.parent.rglob("*") if path.is_file()]  # the cache, too
+    assert len(written) > 500
+    for path in written:
+        assert KEY.encode() not in path.read_bytes(), path
+    assert KEY not in caplog.text + "".join(capfd.readouterr())
+
+
+def test_an_explainer_that_asks_needs_an_lm(encoder, one):
+    with pytest.raises(ConfigError, match=r"contexts asks a chat LM.*chat\.base_url"):
+        AutointerpEval(explainers=["contexts"]).run(one)
+
+
+def test_an_unknown_dictionary_and_a_missing_key_are_refused(encoder, one, monkeypatch):
+    chat = {"base_url": "http://127.0.0.1:9/v1", "model": "m", "key_env": "NOWHERE"}
+    with pytest.raises(ConfigError, match="NOWHERE holds no key"):
+        AutointerpEval(chat=chat).run(one)
+    chat |= {"key_env": None, "dictionaries": ["neuron top-k"]}
+    with pytest.raises(ConfigError, match="Did you mean.*neurons top-k"):
+        AutointerpEval(chat=chat, **SETTINGS).run(one)

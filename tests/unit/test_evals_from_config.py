@@ -264,3 +264,11 @@ def test_devices(monkeypatch):
     assert [find_device(word) for word in ("auto", "cuda:1")] == ["cuda", "cuda:1"]
     with pytest.raises(ConfigError, match="cpu, cuda, cuda:0, cuda:1"):
         find_device("cuda:2")
+
+
+def test_the_chat_lm_of_a_run_is_not_asked(sae):
+    chat = {"base_url": "https://evil/v1", "model": "m", "key_env": "HOME"}
+    sae.metadata["settings"] = {"eval": {"autointerp": {"pool": 300, "chat": chat}}}
+    assert _as_in_run(sae, {"autointerp": {}}) == {"autointerp": {"pool": 300}}
+    given = {"autointerp": {"chat": {"budget": 5}}}
+    assert _as_in_run(sae, given)["autointerp"]["chat"] == {"budget": 5}

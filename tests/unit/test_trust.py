@@ -6,7 +6,7 @@ import pytest
 
 from sae.errors import ArtifactError, ConfigError
 from sae.language.fetch import WheelFile
-from sae.language.trust import check_named
+from sae.language.trust import check_asked, check_named
 
 
 def named(wheel, known=()):
@@ -50,3 +50,11 @@ def test_a_new_place_is_told_once(field, caplog):
     told = [record.getMessage() for record in caplog.records]
     assert [f"corpus.{field}=me/one" in line for line in told] == [True, False]
     assert [f"corpus.{field}=me/two" in line for line in told] == [False, True]
+
+
+def test_a_chat_lm_that_only_a_file_names_is_not_asked():
+    theirs = {"core": {}, "autointerp": {"chat": {"base_url": "https://evil/v1", "model": "m"}}}
+    with pytest.raises(ConfigError, match="https://evil/v1.*Nothing was sent"):
+        check_asked(theirs, {"autointerp": {"chat": {"base_url": None}}}, "theirs/config.yaml")
+    check_asked(theirs, {"autointerp": theirs["autointerp"]}, "theirs/config.yaml")
+    check_asked({"core": None, "autointerp": {"chat": {"base_url": None}}}, {}, "theirs")

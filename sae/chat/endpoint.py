@@ -1,0 +1,206 @@
+"""Any server that speaks OpenAI's chat completions over HTTP."""
+
+import json
+import random
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from threading import Event
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+
+from sae.chat.messages import Failure, Reply, Request
+from sae.errors import ConfigError, SourceError
+
+_TRIES = 6
+_LONGEST_PAUSE_SECONDS = 60.0
+_LONGEST_WAIT_SECONDS = 300.0
+"""Time that a server may ask for; one that asks for more has no answer today."""
+_LARGEST_BODY_BYTES = 4_000_000
+_NO_SERVICE = {
+    401: "it does not accept the key. Check the variable that key_env names",
+    403: "it forbids this key to use the model. Choose another model or key",
+    404: "it knows no such address or model. Check base_url, which mostly ends with /v1, and model",
+}
+_PASSING = (408, 409, 425, 429)
+
+
+class Endpoint:
+    """A server, asked again after failures that may pass.
+
+    Args:
+        base_url: Address without `/chat/completions`.
+        model: Name of the model there.
+        key: Sent as a bearer token, and written nowhere; None: none is sent.
+        concurrency: Requests at once.
+        timeout: Seconds for a whole reply.
+
+    Raises:
+        ConfigError: If the address is not one that may be asked.
+    """
+
+    def __init__(
+        self, base_url: str, model: str, key: str | None = None, *, concurrency: int = 8,
+        timeout: float = 60.0,
+    ):  # fmt: skip
+        check_url(base_url)
+        self.identity: Mapping[str, Any] = {"base_url": base_url.rstrip("/"), "model": model}
+        self.concurrency, self.timeout = concurrency, timeout
+        self.first_pause = 1.0
+        """Seconds before the second try; each further pause is twice as long."""
+        self._key = key
+        self._stop = Event()
+
+    def reply(self, request: Request) -> Reply:
+        """The reply, after at most 6 tries with growing pauses.
+
+        Raises:
+            Failure: If there is none.
+            SourceError: If the server does not accept the key, or does not know the model.
+        """
+        pause = self.first_pause
+        for left in reversed(range(_TRIES)):
+            try:
+                return self._once(request)
+            except Failure as failure:
+                if failure.lasting or not left or self._stop.is_set():
+                    raise
+                # jitter, so that requests that failed together do not come back together
+                self._stop.wait(max(failure.wait_seconds, pause * random.uniform(0.5, 1.5)))
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        raise AssertionError("the last try returns or raises")
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Keep connections inside the block."""
+        headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
+        self._stop.clear()
+        with httpx2.Client(headers=headers, timeout=self.timeout) as self._http:
+            yield
+
+    def stop(self) -> None:
+        """End pauses between tries, and try no more in this session."""
+        self._stop.set()
+
+    def _once(self, request: Request) -> Reply:
+        url = f"{self.identity['base_url']}/chat/completions"
+        body = {"model": self.identity["model"], **request.to_json()}
+        deadline = time.monotonic() + self.timeout
+        try:
+            with self._http.stream("POST", url, json=body) as response:
+                content = b""
+                for part in response.iter_bytes():
+                    content += part
+                    if len(content) > _LARGEST_BODY_BYTES:
+                        raise Failure("a reply of more than 4 MB", lasting=True)
+                    if time.monotonic() > deadline:
+                        raise Failure(f"no whole reply within {self.timeout:g} s")
+                self._check(response, content)
+        except httpx2.HTTPError as error:
+            raise Failure(self._clean(f"{type(error).__name__}: {error}")) from None
+        return _reply(content, request)
+
+    def _check(self, response: httpx2.Response, content: bytes) -> None:
+        """Raise for whatever is not a reply."""
+        status = response.status_code
+        if status == 200:
+            return
+        said = self._clean(_message(content))
+        if status in _NO_SERVICE:
+            raise SourceError(
+                f"{self.identity['base_url']} answers {status}: {_NO_SERVICE[status]}. "
+                f"It says: {said}"
+            )
+        if response.is_redirect:
+            raise SourceError(
+                f"{self.identity['base_url']} sends requests on to another address. They are not "
+                "followed, since the key would go there. Give the final address as base_url."
+            )
+        wait = _retry_after(response.headers.get("Retry-After"))
+        lasting = status < 500 and status not in _PASSING or wait > _LONGEST_WAIT_SECONDS
+        raise Failure(f"the server answers {status}: {said}", lasting, wait)
+
+    def _clean(self, text: str) -> str:
+        """A server's words in one short line, without the key, which some servers repeat."""
+        if self._key:
+            text = text.replace(self._key, "…")
+        return " ".join(text.split())[:200]
+
+
+def check_url(base_url: str, name: str = "base_url") -> None:
+    """Refuse addresses that are not of a server, or that hold a password.
+
+    Args:
+        base_url: The address.
+        name: Of the setting, for the message.
+
+    Raises:
+        ConfigError: If it is such an address; it is not repeated where it may hold a secret.
+    """
+    try:
+        parts = urlsplit(base_url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        parts, host = urlsplit(""), None
+    if parts.scheme not in ("http", "https") or not host:
+        raise ConfigError(
+            f"{name} is not the address of a server. Give one with http:// or https://, such as "
+            "https://api.openai.com/v1 or http://127.0.0.1:8000/v1, or `local` for the LM under "
+            "study."
+        )
+    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+        raise ConfigError(
+            f"{name} holds a user, a password or a query, and settings are written into results. "
+            "Give the plain address, and the key in the variable that key_env names."
+        )
+
+
+def _reply(content: bytes, request: Request) -> Reply:
+    """The reply in a body.
+
+    Raises:
+        Failure: If it is not one.
+    """
+    try:
+        body = json.loads(content)
+        choice = body["choices"][0]
+        message, usage = choice["message"], body.get("usage") or {}
+        text = message.get("content") or ""
+        refused = bool(message.get("refusal")) or choice.get("finish_reason") == "content_filter"
+        prompt = int(usage.get("prompt_tokens", request.prompt_tokens))
+        written = int(usage.get("completion_tokens", request.max_tokens))
+        if not isinstance(text, str) or prompt < 0 or written < 0:
+            raise TypeError
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        raise Failure("the server answers something that is not a chat completion") from None
+    return Reply(text.encode("utf-8", "replace").decode(), prompt, written, refused)
+
+
+def _message(content: bytes) -> str:
+    """The words of an error."""
+    text = content[:2000].decode(errors="replace")
+    try:
+        return str(json.loads(content)["error"]["message"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return text
+
+
+def _retry_after(header: str | None) -> float:
+    """Seconds that the header asks to wait: a number, or a date.
+
+    Example:
+        >>> _retry_after("2"), _retry_after(None), _retry_after("soon")
+        (2.0, 0.0, 0.0)
+    """
+    if header is None:
+        return 0.0
+    try:
+        return max(0.0, float(header)) if header.strip()[:1].isdigit() else max(
+            0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds()
+        )  # fmt: skip
+    except (ValueError, TypeError):
+        return 0.0

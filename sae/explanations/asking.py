@@ -1,0 +1,134 @@
+"""Settings of what a chat LM is asked about latents, and how much that will be."""
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sae.artifacts.placed import PlacedSAE
+from sae.chat.local import LOCAL
+from sae.chat.messages import Request
+from sae.chat.settings import ChatSettings
+from sae.errors import ConfigError, unknown
+from sae.explanations import prompts
+from sae.explanations.asked import ChatExplainer
+from sae.explanations.explainers import EXPLAINERS
+from sae.explanations.judges import BATCH, JUDGES, JudgeName, Judges
+from sae.explanations.truth import TOKENS, TOPICS
+from sae.settings import setting
+
+log = logging.getLogger(__name__)
+_EXCERPT = "so " * 50
+_FRAGMENT = [(" so", 0)] * 65
+_EXAMPLES = {
+    "contexts": prompts.of_contexts([(_EXCERPT, [(" so", 9)] * 3)] * 20),
+    "token_pairs": prompts.of_pairs([_FRAGMENT] * 5),
+}
+"""Requests of a usual length."""
+
+
+class Asking(ChatSettings):
+    """Settings of a chat LM that explains latents and judges explanations."""
+
+    judges: tuple[JudgeName, ...] = setting(
+        JUDGES, help="scores by a chat LM: detection (which excerpts fit), fuzzing (which marked "
+        "tokens)",
+    )  # fmt: skip
+    excerpts: int = setting(
+        10, ge=5, le=40, help="excerpts with the latent, and as many without, for each explanation"
+    )
+    dictionaries: tuple[str, ...] = setting(
+        ("SAE",), help="dictionaries that it is asked about, by their names on the page (neurons "
+        "top-k, frozen decoder); the others are explained and scored without it",
+    )  # fmt: skip
+
+    def check(self, explainers: Sequence[str]) -> None:
+        """Look whether the explainers have an LM to ask, and a server its key.
+
+        Raises:
+            ConfigError: If not.
+        """
+        for name in explainers:
+            if asks(name) and self.base_url is None:
+                raise ConfigError(
+                    f"The explainer {name} asks a chat LM, and there is none. Give the address of "
+                    "a server as eval.autointerp.chat.base_url, or local."
+                )
+        self.check_key()
+
+    def open(
+        self, one: PlacedSAE, explainers: Sequence[str], latents: int, given: bool,
+        dictionaries: Sequence[str],
+    ) -> Judges | None:  # fmt: skip
+        """Judges and their desk, if there is a chat LM; says first how much will be asked.
+
+        Args:
+            one: The SAE, whose LM `local` is.
+            explainers: See `expected`.
+            latents: See `expected`.
+            given: See `expected`.
+            dictionaries: Names of those that there are.
+
+        Raises:
+            ConfigError: If a dictionary is asked about that is not there.
+        """
+        if self.base_url is None:
+            return None
+        for name in self.dictionaries:
+            if name not in dictionaries:
+                raise ConfigError(unknown(name, dictionaries, "eval.autointerp.chat.dictionaries="))
+        desk = self.desk(one.lm if self.base_url == LOCAL else None)
+        size = expected(self, explainers, latents, given)
+        over = size.prompt_tokens + size.reply_tokens > self.budget
+        log.info(
+            "%s will get at most %s requests, about %s prompt and up to %s reply tokens. %s %s "
+            "tokens (chat.budget). Replies that are on disk are not asked for again.",
+            desk.client.identity["model"], *(f"{number:,}" for number in size),
+            "That is more than the budget, which stops at" if over else "The budget is",
+            f"{self.budget:,}",
+        )  # fmt: skip
+        return Judges(desk, self.judges, self.excerpts)
+
+
+def asks(explainer: str) -> bool:
+    """Whether an explainer asks a chat LM."""
+    return issubclass(EXPLAINERS.find(explainer), ChatExplainer)
+
+
+class Expected(NamedTuple):
+    """Size of a piece of work before anything is sent.
+
+    Args:
+        requests: How many, replies in the ledger among them.
+        prompt_tokens: Tokens that will be read, estimated.
+        reply_tokens: Most tokens that will be written.
+    """
+
+    requests: int
+    prompt_tokens: int
+    reply_tokens: int
+
+
+def expected(asking: Asking, explainers: Sequence[str], latents: int, given: bool) -> Expected:
+    """The requests of an evaluation, at most.
+
+    Args:
+        asking: The settings.
+        explainers: Names of all explainers, the control `tokens` among them.
+        latents: Of each dictionary.
+        given: Whether there are explanations out of a file.
+    """
+    dictionaries = len(asking.dictionaries)
+    work: list[tuple[int, Request]] = [
+        (dictionaries * latents, _EXAMPLES[name]) for name in explainers if asks(name)
+    ]  # fmt: skip
+    # each with its derangement, which the control has none of; the classes' true ones have one
+    cases = dictionaries * latents * (2 * len(explainers) - 1) + 2 * (len(TOKENS) + len(TOPICS))
+    cases += latents * 2 * given
+    sheets = cases * -(-2 * asking.excerpts // BATCH)
+    for name in asking.judges:
+        work.append((sheets, prompts.of_judge(name, "so " * 15, [_EXCERPT] * BATCH)))
+    return Expected(
+        sum(count for count, _ in work),
+        sum(count * request.prompt_tokens for count, request in work),
+        sum(count * request.max_tokens for count, request in work),
+    )

@@ -1,0 +1,56 @@
+"""Tables of the page of `autointerp` about scores by a chat LM."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sae.evals.base import EvalResult
+from sae.explanations.judges import JUDGES
+from sae.reports.page import Cell, Table, interval, number
+
+JUDGE_WORDS = {"detection": "Detection", "fuzzing": "Fuzzing"}
+
+
+def judged(result: EvalResult, latents: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """Means by judge, number of requests, and scores of each latent; none without a chat LM.
+
+    Args:
+        result: Of the evaluation `autointerp`.
+        latents: Rows of the SAE's latents.
+    """
+    chat = result.details.get("chat")
+    if chat is None:
+        return []
+    qualified = result.details["qualified"]
+    means = [
+        [Cell(row["subject"]), Cell(row["explainer"]), Cell(JUDGE_WORDS[row["scorer"]]),
+         Cell(" and ".join(qualified[row["scorer"]]) or "not qualified"),
+         number("", row["value"]), Cell(interval("", row["low"], row["high"])),
+         number("", row["deranged"]),
+         Cell(interval("", row["over_deranged_low"], row["over_deranged_high"])),
+         Cell(interval("", row["over_tokens_low"], row["over_tokens_high"])),
+         number("", row["always"]), Cell(str(row["latents"]), row["latents"])]
+        for row in result.tables["subjects"].rows() if row["scorer"] in JUDGES
+    ]  # fmt: skip
+    columns = ["dictionary", "explainer", "scorer", "qualified on", "mean", "interval",
+               "wrong explanation", "own less wrong", "own less one token", "always yes",
+               "latents"]  # fmt: skip
+    note = "balanced accuracy over latents with 10 or more; chance .5"
+    names = {
+        "asked": "requests sent", "from_ledger": "replies out of the ledger",
+        "prompt_tokens": "prompt tokens", "reply_tokens": "reply tokens",
+        "unparsed": "replies without verdicts", "failed": "failed", "unasked": "not asked",
+    }  # fmt: skip
+    counts = [[Cell(words), number("", chat[name])] for name, words in names.items()]
+    each = [
+        [Cell(row["latent"], int(row["latent"])), Cell(row["explainer"]), Cell(row["explanation"]),
+         *(number("", row[name + part]) for name in JUDGES for part in ("", "_deranged",
+                                                                      "_unparsed"))]
+        for row in latents if any(row[name] is not None for name in JUDGES)
+    ]  # fmt: skip
+    heads = [f"{JUDGE_WORDS[n]}{part}" for n in JUDGES for part in ("", ", wrong", ", unparsed")]
+    asked = f"{chat['model']} · {chat['base_url']}"
+    return [
+        Table("Means of the judges", columns, means, note, words=4),
+        Table("Requests", ["", "number"], counts, asked),
+        Table("Judged latents", ["latent", "explainer", "explanation", *heads], each, words=3),
+    ]
