@@ -19,7 +19,7 @@ CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 TINY = {"layer=4": "debug=tiny", "k=32": "k=4", "tokens=300000": "tokens=8192"}
 MORE = {
     "eval=[steer]": [
-        "eval.steer.csv=texts.csv", "eval.steer.label=digits", "eval.steer.num_texts=20",
+        "eval.steer.csv=texts.csv", "eval.steer.label=numbers", "eval.steer.num_texts=20",
         "eval.steer.new_tokens=8", "eval.steer.num_tokens=64", "eval.steer.resamples=20",
     ],
     "eval=[autointerp]": ["eval.autointerp.pool=200", "eval.autointerp.resamples=20"],
@@ -59,8 +59,8 @@ def folder(tmp_path_factory):
     """Where all commands ran."""
     folder = tmp_path_factory.mktemp("reader")
     random = np.random.default_rng(0)
-    rows = [("digits", "0123456789"), ("letters", "abcdefgh ")] * 60
-    lines = [f"{''.join(random.choice(list(signs), 24))},{label}" for label, signs in rows]
+    rows = [("numbers", "one two three four five"), ("colours", "red blue green grey pink")] * 60
+    lines = [f"{' '.join(random.choice(words.split(), 6))},{label}" for label, words in rows]
     (folder / "texts.csv").write_text("\n".join(["text,label", *lines]))
     given = json.dumps([str(ROOT), *map(tiny, commands())])
     result = subprocess.run(
@@ -77,7 +77,7 @@ def folder(tmp_path_factory):
 
 def test_every_file_that_the_page_names_is_made(folder):
     named = set(re.findall(r"`(outputs/[\w./-]+\.\w+)`", PAGE))
-    assert len(named) >= 5
+    assert len(named) >= 3
     for file in named:
         assert (folder / file).exists(), file
 
