@@ -45,7 +45,7 @@ def evaluate(
     from sae import evaluation
 
     at = {name: options.pop(name, None) for name in PLACES}
-    return evaluation.evaluate([run], evals, at=at, **_defaults(), **options)
+    return evaluation.evaluate(run, evals, at=at, **_defaults(), **options)
 
 
 def evaluate_together(

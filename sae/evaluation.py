@@ -91,7 +91,7 @@ def place(
 
 
 def evaluate(
-    runs: Sequence[str | Path],
+    runs: str | Path | Sequence[str | Path],
     evals: Evals,
     *,
     together: bool = False,
@@ -102,7 +102,7 @@ def evaluate(
     """Measure one saved SAE, or several at once, and write `<first run>/evals/<eval>.json`.
 
     Args:
-        runs: See `place`.
+        runs: One or several; see `place`.
         evals: Settings by the name of the evaluation. Those that are not
             given, or None, are as in the run that made the (first) SAE.
         together: Splice all SAEs into one LM at the same time, each at a point of its own. They
@@ -114,6 +114,7 @@ def evaluate(
     Raises:
         SAEError: If there is no SAE, or nothing to measure it on, or SAEs do not fit together.
     """
+    runs = [runs] if isinstance(runs, str | Path) else runs
     placed = [place(run, **placing) for run in runs]
     folder = results_folder(str(runs[0]), None if out is None else str(out))
     first = placed[0]

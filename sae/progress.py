@@ -113,7 +113,8 @@ def progress(
         whole = estimate and estimate.after(count)
         if whole:
             log.info("%s: %s %s, about %s", description, f"{total:,}", unit, duration(whole))
-        if not console.is_terminal and now - logged > _LOG_EVERY_SECONDS:
+        finished = count == total  # the last line says so
+        if not console.is_terminal and not finished and now - logged > _LOG_EVERY_SECONDS:
             logged = now
             log.info("%s", _line(description, count, done, total, unit, now - start))
 

@@ -65,6 +65,10 @@ class Table:
         """The rows, with None for what is missing."""
         return self._arrow().to_pylist()
 
+    def to_pandas(self) -> Any:
+        """A pandas DataFrame, for notebooks."""
+        return self._arrow().to_pandas()
+
     def schema(self) -> dict[str, Any]:
         """Number of rows, and type and unit of each column; plain JSON values."""
         columns = {n: {"type": c.type, "unit": c.unit} for n, c in self.columns.items()}

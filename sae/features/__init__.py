@@ -8,7 +8,8 @@ latent (firings.py), then each latent is read and summed up exactly (summary.py)
 """
 
 from sae.features.make import records
+from sae.features.own_text import latents_on
 from sae.features.record import Listed, Record, Shown, Text
 from sae.features.records import Records
 
-__all__ = ["Listed", "Record", "Records", "Shown", "Text", "records"]
+__all__ = ["Listed", "Record", "Records", "Shown", "Text", "latents_on", "records"]

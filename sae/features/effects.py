@@ -13,7 +13,6 @@ from sae.errors import ConfigError
 from sae.features.record import Record
 from sae.interventions import Positions, edited
 from sae.language.lm import LanguageModel, Replacement
-from sae.language.text import tokenise
 from sae.types import Point
 
 BATCH_CONTEXTS = 4
@@ -127,8 +126,7 @@ def on_last_token(
         count: How many.
     """
     point, _ = at_one_point(one)
-    ids = [lm.separator_id, *tokenise(lm.tokenizer, [text])[0]]
-    x = lm.capture(torch.tensor([ids]), [point])[point][0, -1]
+    x = lm.capture(lm.tokens(text), [point])[point][0, -1]
     strongest = one.sae.encode(x).float().topk(min(count, one.sae.d_sae))
     pairs = zip(strongest.indices.tolist(), strongest.values.tolist(), strict=True)
     return [(latent, value) for latent, value in pairs if value > 0]

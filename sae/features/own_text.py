@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae import functional
+from sae.activations.sources import LMActivations
 from sae.artifacts.placed import PlacedSAE
 from sae.cached import cached_tensors
 from sae.checksums import load_tensors
@@ -24,6 +25,7 @@ from sae.errors import ConfigError
 from sae.features.firings import sides
 from sae.features.records import Records
 from sae.features.summary import decile_of
+from sae.language.pieces import pieces, token_bytes
 from sae.language.text import tokenise
 from sae.tables import Column, Table
 
@@ -197,6 +199,40 @@ def _firings(
     f = sides(one.sae, f)
     row, index = f.nonzero(as_tuple=True)
     return row.cpu().numpy(), index.cpu().numpy(), f[row, index].cpu().numpy()
+
+
+def latents_on(one: PlacedSAE, text: str) -> Table:
+    """Latents that fire on a text: a row for each firing, the largest activation first.
+
+    Args:
+        one: The SAE of an LM's activations.
+        text: As of `write`.
+
+    Returns:
+        `position` and `token` of the text, `latent`, and `activation` in the LM's units, below 0
+        on the negative side of a signed code.
+
+    Raises:
+        ConfigError: If the SAE is not one of an LM's activations, or the text is empty or too long.
+    """
+    if not isinstance(one.source, LMActivations):
+        raise ConfigError(
+            "The activations of this SAE come from no known LM, which could read a text. Choose an "
+            "SAE of an LM's activations."
+        )
+    reading = read(one, write(one, text))
+    ids = reading.written.tokens.tolist()
+    shown = pieces(ids, token_bytes(one.lm.tokenizer))
+    negative, latent = np.divmod(reading.index, one.sae.d_sae)
+    order = np.argsort(-reading.value, kind="stable")
+    return Table({
+        "position": Column("int64", "", reading.row[order]),
+        "token": Column("string", "", [shown[row] for row in reading.row[order]]),
+        "latent": Column("int64", "", latent[order]),
+        "activation": Column(
+            "float64", "activation", (reading.value * (1.0 - 2.0 * negative))[order]
+        ),
+    })  # fmt: skip
 
 
 def kept(one: PlacedSAE, records: Records, written: Written) -> Path:

@@ -10,7 +10,7 @@ facts.json               written last: the records are complete
 from collections.abc import Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 
@@ -74,7 +74,7 @@ class Records:
     def __len__(self) -> int:
         return len(self._alive)
 
-    def __getitem__(self, latent: int | str) -> Record:
+    def __getitem__(self, latent: SupportsIndex | str) -> Record:
         index = self._index(latent)
         group = int(np.searchsorted(self._first, index, side="right")) - 1
         packed = self._group(group)
@@ -89,7 +89,7 @@ class Records:
             for i, index in enumerate(packed["latent"].tolist()):
                 yield self._record(index, unpack(packed, i))
 
-    def firings(self, latent: int | str) -> Firings:
+    def firings(self, latent: SupportsIndex | str) -> Firings:
         """Every firing of a latent, by rows of the store."""
         index = self._index(latent)
         (found,) = self.firings_of(range(index, index + 1))
@@ -186,7 +186,7 @@ class Records:
     def _load_group(self, n: int) -> dict[str, np.ndarray]:
         return _arrays(group_file(self.folder, n))
 
-    def _index(self, latent: int | str) -> int:
+    def _index(self, latent: SupportsIndex | str) -> int:
         word = str(latent)
         number = int(word.removeprefix("-")) if word.removeprefix("-").isdigit() else -1
         if not 0 <= number < self.d_sae or (word.startswith("-") and not self.facts["signed"]):

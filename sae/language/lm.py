@@ -16,7 +16,7 @@ from sae.language import sites
 from sae.language.generate import continue_texts
 from sae.language.hooks import OnPass, Pass, hooked, splices
 from sae.language.replay import Replay
-from sae.language.text import Tokenizer, separator_id
+from sae.language.text import Tokenizer, separator_id, tokenise
 from sae.language.weights import check_embedded
 from sae.types import Point
 
@@ -101,6 +101,10 @@ class LanguageModel:
         module: Any = sites.module_at(self.model, point)
         # GPT-2 has its own Conv1D, a linear layer that calls its input width nx.
         return module.in_features if isinstance(module, nn.Linear) else module.nx
+
+    def tokens(self, text: str) -> Int[Tensor, "1 ctx"]:
+        """Token ids of one text, with the document separator in front, where no word is lost."""
+        return torch.tensor([[self.separator_id, *tokenise(self.tokenizer, [text])[0]]])
 
     @torch.no_grad()
     def capture(

@@ -66,18 +66,22 @@ def print_summary(results: Mapping[str, Any], title: str) -> None:
 
 def print_results(results: Mapping[str, EvalResult], title: str) -> None:
     """Print every metric of some evaluations with its interval."""
-    table = Table("evaluation", "metric", "value", "95 % interval", "measured on", title=title)
+    table = Table("evaluation", "metric", "value", "95 % interval", title=title)
+    for column in table.columns:
+        column.overflow = "fold"  # a name that is cut off cannot be looked up
     for word, result in results.items():
-        measured_on = ", ".join(f"{count:,} {unit}" for unit, count in result.tokens.items())
         for name, estimate in result.metrics.items():
             table.add_row(
                 word,
                 name,
                 "undefined" if estimate.value is None else f"{estimate.value:.5g}",
                 _interval(estimate.low, estimate.high, ".5g"),
-                measured_on,
             )
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for word, result in results.items():
+        counts = ", ".join(f"{count:,} {unit}" for unit, count in result.tokens.items())
+        console.print(f"{word} was measured on {counts}.", style="dim", highlight=False)
 
 
 def _latent(one: Mapping[str, Any]) -> Text:

@@ -98,6 +98,14 @@ def test_other_text_and_other_settings_stand_beside_it(run, tmp_path):
     assert content["settings"]["bootstrap"]["num_resamples"] == 30
 
 
+def test_from_python_one_run_needs_no_list(run, monkeypatch):
+    import sae
+
+    monkeypatch.setenv("SAE_CACHE", str(run.parent / "cache"))
+    result = sae.evaluate(run, {"core": {}}, device="cpu")["core"]
+    assert saved(run, "core")["metrics"]["fvu"]["value"] == result.metrics["fvu"].value
+
+
 def test_a_folder_of_activations(folder_run, tmp_path):
     from evaluate import evaluate as function
     from sae.errors import ConfigError

@@ -324,3 +324,8 @@ def test_a_half_precision_lm_captures_in_its_dtype(tiny_source, tokens):
     assert lm.dtype == torch.bfloat16
     assert lm.capture(tokens, [point])[point].dtype == torch.bfloat16
     assert lm.logits(tokens, {point: lambda v: v.float()}).dtype == torch.bfloat16
+
+
+def test_the_tokens_of_a_text_have_a_separator_in_front(lm):
+    tokens = lm.tokens("Paris, café")
+    assert tokens.tolist() == [[lm.separator_id, *lm.tokenizer("Paris, café")["input_ids"]]]

@@ -7,9 +7,11 @@ from _features import CTX, POINT, make_sae, placed_on, source
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sae.activations.folder import TensorActivations
+from sae.artifacts.placed import PlacedSAE
 from sae.errors import ConfigError
 from sae.evals.dashboard import DashboardEval
-from sae.features import own_text, records
+from sae.features import latents_on, own_text, records
 from sae.features.summary import decile, decile_edges, decile_of
 from sae.language.pieces import token_bytes
 from sae.reports.dashboard import packed_text
@@ -133,3 +135,33 @@ def test_lone_surrogates_are_replaced(one):
     for text, shown in (("a\ud83d\ude00b", "a😀b"), ("a\ud83db", "a\ufffdb")):
         tokens = own_text.write(one, text).tokens.tolist()
         assert b"".join(known[i] for i in tokens) == shown.encode()
+
+
+def test_latents_on_a_text_are_listed_by_activation(one):
+    table = latents_on(one, "a short text")
+    f = dense(one, one.lm.tokens("a short text")[0, 1:].tolist())
+    frame = table.to_pandas()
+    assert len(frame) == (f > 0).sum() > 3
+    assert frame["activation"].is_monotonic_decreasing
+    for row in frame.itertuples():
+        assert row.activation == pytest.approx(f[row.position, row.latent].item(), rel=1e-4)
+        assert row.token == "a short text"[row.position]  # the tiny tokenizer reads bytes
+
+
+def test_latents_on_a_text_keep_the_sign_of_their_code(source):
+    one = placed_on(source, make_sae(source, "identity", d_sae=20))
+    rows = latents_on(one, "abc").rows()
+    f = dense(one, one.lm.tokens("abc")[0, 1:].tolist())
+    assert min(row["activation"] for row in rows) < 0
+    for row in rows:
+        assert row["activation"] == pytest.approx(
+            f[row["position"], row["latent"]].item(), rel=1e-4
+        )
+
+
+def test_latents_on_a_text_need_an_lm(one):
+    placed = PlacedSAE(one.sae, TensorActivations(torch.randn(100, one.sae.d_in)))
+    with pytest.raises(ConfigError, match="come from no known LM"):
+        latents_on(placed, "a text")
+    with pytest.raises(ConfigError, match="is empty"):
+        latents_on(one, " ")

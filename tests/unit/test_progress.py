@@ -50,3 +50,15 @@ def test_what_was_done_before_takes_no_time(clock, caplog):
             clock(4)
             advance(10)
     assert "harvest: 1,000 tokens, about 40 s" in caplog.text
+
+
+def test_the_end_of_a_slow_stage_is_told_once(clock, caplog):
+    from sae.progress import progress
+
+    caplog.set_level(logging.INFO)
+    with progress("harvest", 20) as advance:
+        for _ in range(2):
+            clock(40)
+            advance(10)
+    assert caplog.text.count("harvest: 10 of 20") == 1
+    assert caplog.text.count("harvest: 20 of 20") == 1

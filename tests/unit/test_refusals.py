@@ -327,11 +327,23 @@ def test_the_table_shows_a_dash_where_there_is_no_interval(capsys):
     assert "0.25 to 0.75" in out
     assert "– to –" not in out
     estimates = {name: Estimate(**estimate) for name, estimate in metrics.items()}
-    result = EvalResult("core", estimates, {"vectors": 3})
+    result = EvalResult("core", estimates, {"vectors": 3000})
     print_results({"core": result}, "run")
     out = capsys.readouterr().out
     assert "0.25 to 0.75" in out
     assert "– to –" not in out
+    assert out.count("3,000 vectors") == 1
+
+
+def test_names_of_metrics_are_never_cut_off(capsys):
+    from sae.evals.base import Estimate, EvalResult
+    from sae.reports.summary import print_results
+
+    name = "m" * 200
+    print_results({"steer": EvalResult("steer", {name: Estimate(0.5)}, {"prompts": 4})}, "run")
+    out = capsys.readouterr().out
+    assert "…" not in out
+    assert out.count("m") >= len(name)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"training": {}}'])
