@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
@@ -35,10 +36,18 @@ from sae.explanations.latents import (
     subject_of,
     token_lookup,
 )
+from sae.explanations.log_probs import LocalJudge
+from sae.explanations.narrow import Narrow, Scorer
 from sae.explanations.rules import RuleText, of_labels
 from sae.explanations.scores import Bench
 from sae.explanations.study import Row, study
-from sae.explanations.truth import random_classes, token_classes, topic_classes
+from sae.explanations.truth import (
+    TOKENS,
+    TOPICS,
+    random_classes,
+    token_classes,
+    topic_classes,
+)
 from sae.features.make import all_firings, contexts_in, place_of, text_of
 from sae.features.record import Record
 from sae.features.sets import read_features
@@ -87,6 +96,12 @@ class AutointerpEval(Resampled):
     num_tokens: int = setting(
         131_072, ge=1, help="tokens that are read of the training and of the test text"
     )
+    scorers: tuple[Scorer, ...] = setting(
+        (), help="scorers by the LM under study, which are slow: surprisal, simulation"
+    )
+    lm_tokens: int = setting(
+        2_000_000, ge=1, help="tokens that these scorers may read; decides how many latents"
+    )
     pool: int = setting(5000, ge=100, help="test excerpts that all latents share as negatives")
     batch_rows: int = setting(2048, ge=1, help="vectors encoded at once; decides memory")
 
@@ -112,13 +127,17 @@ class AutointerpEval(Resampled):
         fitted = time.perf_counter()
         embeddings = Embeddings(load_encoder(str(one.sae.device)))
         bench = Bench(test, allowed, embeddings, self.pool)
-        truth = self._truth(one, texts, training, tests, bench)
         studies: dict[str, list[Row]] = {}
-        with progress("explain", len(controls) + 2, "dictionaries") as advance:
+        narrow = self._narrow(one, controls)
+        bar = progress("explain", len(controls) + 2, "dictionaries")
+        with narrow.bar(), bar as advance:
+            truth = self._truth(one, texts, training, tests, bench, narrow)
             for subject in self._subjects(one, features, controls, texts):
                 asked = given if subject.name == summary.SAE else None
                 words = explained(subject, training, self._explainers(), asked)
-                studies[subject.name] = study(subject, words, bench, tests)
+                rows = study(subject, words, bench, tests)
+                read = words if subject.name == summary.SAE else dict(islice(words.items(), 1))
+                studies[subject.name] = narrow.read(subject, read, bench, rows)
                 advance(1)
         qualification = summary.qualification(truth, self.bootstrap)
         qualified = summary.qualified_on(qualification)
@@ -136,6 +155,7 @@ class AutointerpEval(Resampled):
                 "duplicates": float((duplicates & test.counted).sum() / test.counted.sum()),
                 "labels": "pos" in training.rules.properties, "embedded": embeddings.count,
                 "shown": self._shown(one, own, on),
+                "narrow": narrow.facts() if self.scorers else None,
                 "seconds": {
                     "read and fit": round(fitted - start, 1),
                     "explain and score": round(time.perf_counter() - fitted, 1),
@@ -153,6 +173,15 @@ class AutointerpEval(Resampled):
                 ),
             },
         )  # fmt: skip
+
+    def _narrow(self, one: PlacedSAE, controls: Sequence[Control]) -> Narrow:
+        """The scorers by the LM; of the SAE they read all explanations, of others the first."""
+        others = len(controls) + 1
+        explanations = len(self._explainers()) + (self.explanations is not None) + others
+        narrow = Narrow(LocalJudge(one.lm), self.scorers, self.lm_tokens)
+        dense = sum(control.dense for control in controls)
+        narrow.plan(len(TOKENS) + len(TOPICS), explanations, dense)
+        return narrow
 
     def _explainers(self) -> list[str]:
         return list(dict.fromkeys([*self.explainers, summary.TOKENS]))
@@ -205,7 +234,7 @@ class AutointerpEval(Resampled):
 
     def _truth(
         self, one: PlacedSAE, texts: tuple[PlacedText, PlacedText], training: TrainingText,
-        tests: RuleText, bench: Bench,
+        tests: RuleText, bench: Bench, narrow: Narrow,
     ) -> dict[str, tuple[list[Row], list[Row]]]:  # fmt: skip
         """Scores of classes whose meaning is known, and of random sets of excerpts as large."""
         found = {}
@@ -221,9 +250,11 @@ class AutointerpEval(Resampled):
         ):
             every = {summary.ORACLE: words} | (ruled if by_rule else {})
             random = random_classes(classes, where.pool)
+            rows = study(classes, every, where, by_rule)
+            oracles = {summary.ORACLE: words}
             found[kind] = (
-                study(classes, every, where, by_rule),
-                study(random, {summary.ORACLE: words}, where, None),
+                narrow.read(classes, oracles, where, rows, every=True),
+                study(random, oracles, where, None),
             )
         return found
 

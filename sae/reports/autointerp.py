@@ -19,6 +19,10 @@ _WORDS = {
     "embedding_near": "AUROC, ±3 tokens",
     "intruder": "Intruder found, ±16 tokens",
     "intruder_near": "Intruder found, ±3 tokens",
+    "surprisal": "AUROC of surprisal",
+    "simulation": "Simulation, top and random",
+    "simulation_top": "Simulation, top",
+    "simulation_random": "Simulation, random",
 }
 _HEADLINE = "rules"
 """Explainer of the picture and the tiles."""
