@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -20,6 +20,7 @@ Scorer = Literal["surprisal", "simulation"]
 Words = Mapping[str, Sequence[Explanation | None]]
 
 
+@runtime_checkable
 class NarrowScorer(Protocol):
     """Scores explanations by an LM's log-probabilities; made with those and a bench."""
 
