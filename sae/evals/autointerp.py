@@ -41,13 +41,7 @@ from sae.explanations.narrow import Narrow, Scorer
 from sae.explanations.rules import RuleText, of_labels
 from sae.explanations.scores import Bench
 from sae.explanations.study import Row, study
-from sae.explanations.truth import (
-    TOKENS,
-    TOPICS,
-    random_classes,
-    token_classes,
-    topic_classes,
-)
+from sae.explanations.truth import CLASSES, random_classes, token_classes, topic_classes
 from sae.features.make import all_firings, contexts_in, place_of, text_of
 from sae.features.record import Record
 from sae.features.sets import read_features
@@ -180,7 +174,7 @@ class AutointerpEval(Resampled):
         explanations = len(self._explainers()) + (self.explanations is not None) + others
         narrow = Narrow(LocalJudge(one.lm), self.scorers, self.lm_tokens)
         dense = sum(control.dense for control in controls)
-        narrow.plan(len(TOKENS) + len(TOPICS), explanations, dense)
+        narrow.plan(CLASSES, explanations, dense)
         return narrow
 
     def _explainers(self) -> list[str]:
