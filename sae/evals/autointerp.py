@@ -64,9 +64,10 @@ SHOWN = 24
 class AutointerpEval(Resampled):
     """Explanations of latents in words, and scores of them beside controls.
 
-    Explainers read the training text, scorers the test text. No LM is asked: rules are counted, and
-    a sentence encoder compares explanations with excerpts. A scorer stands in the headline only
-    after it told true explanations of known classes from wrong ones (docs/explanations.md).
+    Explainers read the training text, scorers the test text. Rules are counted, and a sentence
+    encoder compares explanations with excerpts; the LM is asked only by `scorers`. A scorer stands
+    in the headline only after it told true explanations of known classes from wrong ones
+    (docs/explanations.md).
     """
 
     name: ClassVar[str] = "autointerp"
