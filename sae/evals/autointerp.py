@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
@@ -37,10 +38,12 @@ from sae.explanations.latents import (
     subject_of,
     token_lookup,
 )
+from sae.explanations.log_probs import LocalJudge
+from sae.explanations.narrow import Narrow, Scorer
 from sae.explanations.rules import RuleText, of_labels
 from sae.explanations.scores import Bench
 from sae.explanations.study import Row, study
-from sae.explanations.truth import random_classes, token_classes, topic_classes
+from sae.explanations.truth import CLASSES, random_classes, token_classes, topic_classes
 from sae.features.make import all_firings, contexts_in, place_of, text_of
 from sae.features.record import Record
 from sae.features.sets import read_features
@@ -64,9 +67,9 @@ class AutointerpEval(Resampled):
     """Explanations of latents in words, and scores of them beside controls.
 
     Explainers read the training text, scorers the test text. Rules are counted, and a sentence
-    encoder compares explanations with excerpts; a chat LM is asked only if its address is given. A
-    scorer stands in the headline only after it told true explanations of known classes from wrong
-    ones (docs/explanations.md).
+    encoder compares explanations with excerpts. The LM under study is asked only by `scorers`, a
+    chat LM only if its address is given. A scorer stands in the headline only after it told true
+    explanations of known classes from wrong ones (docs/explanations.md).
     """
 
     name: ClassVar[str] = "autointerp"
@@ -91,6 +94,12 @@ class AutointerpEval(Resampled):
     )
     num_tokens: int = setting(
         131_072, ge=1, help="tokens that are read of the training and of the test text"
+    )
+    scorers: tuple[Scorer, ...] = setting(
+        (), help="scorers by the LM under study, which are slow: surprisal, simulation"
+    )
+    lm_tokens: int = setting(
+        2_000_000, ge=1, help="tokens that these scorers may read; decides how many latents"
     )
     pool: int = setting(5000, ge=100, help="test excerpts that all latents share as negatives")
     batch_rows: int = setting(2048, ge=1, help="vectors encoded at once; decides memory")
@@ -120,17 +129,20 @@ class AutointerpEval(Resampled):
         )  # fmt: skip
         embeddings = Embeddings(load_encoder(str(one.sae.device)))
         bench = Bench(test, allowed, embeddings, self.pool)
-        truth = self._truth(one, texts, training, tests, bench, judges)
         studies: dict[str, list[Row]] = {}
-        with progress("explain", len(controls) + 2, "dictionaries") as advance:
+        narrow = self._narrow(one, controls)
+        bar = progress("explain", len(controls) + 2, "dictionaries")
+        with narrow.bar(), bar as advance:
+            truth = self._truth(one, texts, training, tests, bench, judges, narrow)
             for subject in self._subjects(one, features, controls, texts):
                 asked = given if subject.name == summary.SAE else None
                 about = subject.name in self.chat.dictionaries
                 words = explained(
                     subject, training, self._explainers(about), asked, judges and judges.desk
                 )
-                judging = judges if about else None
-                studies[subject.name] = study(subject, words, bench, tests, judging)
+                rows = study(subject, words, bench, tests, judges if about else None)
+                read = words if subject.name == summary.SAE else dict(islice(words.items(), 1))
+                studies[subject.name] = narrow.read(subject, read, bench, rows)
                 advance(1)
         qualification = summary.qualification(truth, self.bootstrap)
         qualified = summary.qualified_on(qualification)
@@ -149,6 +161,7 @@ class AutointerpEval(Resampled):
                 "labels": "pos" in training.rules.properties, "embedded": embeddings.count,
                 "shown": self._shown(one, own, on),
                 **({} if judges is None else {"chat": judges.to_json()}),
+                "narrow": narrow.facts() if self.scorers else None,
                 "seconds": {
                     "read and fit": round(fitted - start, 1),
                     "explain and score": round(time.perf_counter() - fitted, 1),
@@ -166,6 +179,15 @@ class AutointerpEval(Resampled):
                 ),
             },
         )  # fmt: skip
+
+    def _narrow(self, one: PlacedSAE, controls: Sequence[Control]) -> Narrow:
+        """The scorers by the LM; of the SAE they read all explanations, of others the first."""
+        others = len(controls) + 1
+        explanations = len(self._explainers()) + (self.explanations is not None) + others
+        narrow = Narrow(LocalJudge(one.lm), self.scorers, self.lm_tokens)
+        dense = sum(control.dense for control in controls)
+        narrow.plan(CLASSES, explanations, dense)
+        return narrow
 
     def _explainers(self, chat: bool = True) -> list[str]:
         """Names of the explainers, without those that ask a chat LM if it is not to be asked."""
@@ -220,7 +242,7 @@ class AutointerpEval(Resampled):
 
     def _truth(
         self, one: PlacedSAE, texts: tuple[PlacedText, PlacedText], training: TrainingText,
-        tests: RuleText, bench: Bench, judges: Judges | None,
+        tests: RuleText, bench: Bench, judges: Judges | None, narrow: Narrow,
     ) -> dict[str, tuple[list[Row], list[Row]]]:  # fmt: skip
         """Scores of classes whose meaning is known, and of random sets of excerpts as large."""
         found = {}
@@ -235,10 +257,14 @@ class AutointerpEval(Resampled):
             ("topics", topics, of_topics, about, None),
         ):
             random = random_classes(classes, where.pool)
+            oracles = {summary.ORACLE: words}
             found[kind] = (
-                study(classes, {summary.ORACLE: words}, where, by_rule, judges)
-                + (study(classes, ruled, where, by_rule) if by_rule else []),
-                study(random, {summary.ORACLE: words}, where, None),
+                narrow.read(
+                    classes, oracles, where, every=True,
+                    rows=study(classes, oracles, where, by_rule, judges)
+                    + (study(classes, ruled, where, by_rule) if by_rule else []),
+                ),
+                study(random, oracles, where, None),
             )
         return found
 

@@ -23,10 +23,12 @@ from sae.explanations.scores import (
 )
 from sae.progress import progress
 
-SCORERS = ("rules", "embedding", "embedding_near", "intruder", "intruder_near")
+NARROW = ("surprisal", "simulation", "simulation_top", "simulation_random")
+"""Scores by a causal LM, of fewer latents (sae.explanations.narrow)."""
+SCORERS = ("rules", "embedding", "embedding_near", "intruder", "intruder_near", *NARROW)
 """Scores that are means over latents; `rules` is the F1 of the rule on the test text."""
-DERANGED = ("rules", "embedding", "embedding_near")
-HARD = ("embedding", "embedding_near")
+DERANGED = ("rules", "embedding", "embedding_near", *NARROW)
+HARD = ("embedding", "embedding_near", "surprisal")
 CONTROL = "tokens"
 """Explainer that is a control itself: judges are not asked about its derangement."""
 State = Literal["explained", "too rare"] | Unexplained

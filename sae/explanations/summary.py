@@ -13,7 +13,7 @@ from sae.explanations.means import (
     mean,
 )
 from sae.explanations.scores import CHANCE
-from sae.explanations.study import CONTROL, DERANGED, HARD, SCORERS, Row
+from sae.explanations.study import CONTROL, DERANGED, HARD, NARROW, SCORERS, Row
 from sae.features.record import DECILES
 from sae.metrics.bootstrap import Bootstrap
 from sae.metrics.matched import BINS_PER_DECADE, density_bins
@@ -36,6 +36,7 @@ LATENTS: dict[str, tuple[Type, str]] = {
         "embedding", "embedding_deranged", "embedding_hard",
         "embedding_near", "embedding_near_deranged", "embedding_near_hard",
         "intruder", "intruder_near",
+        *NARROW, *(f"{name}_deranged" for name in NARROW), "surprisal_hard",
     )},
     **{f"{name}{part}": ("float64", "") for name in JUDGES
        for part in ("", "_deranged", "_unparsed")},
@@ -139,7 +140,8 @@ def by_decile(studies: Studies) -> Iterator[dict[str, Any]]:
             for decile in range(DECILES) if own else ():
                 found = {}
                 for name in names:
-                    values = np.array([row.deciles[name][decile] for row in own])
+                    values = [row.deciles[name][decile] for row in own if name in row.deciles]
+                    values = np.array(values, dtype=np.float64)
                     values = values[np.isfinite(values)]
                     found[name] = float(values.mean()) if len(values) >= LEAST_LATENTS else None
                 yield {"subject": subject, "explainer": explainer, "decile": decile + 1, **found}

@@ -21,6 +21,10 @@ _WORDS = {
     "intruder": "Intruder found, ±16 tokens",
     "intruder_near": "Intruder found, ±3 tokens",
     **JUDGE_WORDS,
+    "surprisal": "AUROC of surprisal",
+    "simulation": "Simulation, top and random",
+    "simulation_top": "Simulation, top",
+    "simulation_random": "Simulation, random",
 }
 _HEADLINE = "rules"
 """Explainer of the picture and the tiles."""
@@ -44,6 +48,7 @@ def write_autointerp(result: EvalResult, folder: Path) -> None:
         ),
         Section("Do the scores mean something?", tables=[_qualification(result)]),
         Section("Judged by a chat LM", tables=judged(result, latents)),
+        *_narrow(details["narrow"]),
         Section("Where the SAE does not win", tables=[_not_won(rows, qualified)]),
         Section("By decile of the activation", plots=_by_decile(result, qualified)),
         Section("By density", tables=[_by_density(result)]),
@@ -152,6 +157,24 @@ def _qualification(result: EvalResult) -> Table:
     return Table("Qualification", columns, rows, note, words=3)
 
 
+def _narrow(facts: Mapping[str, Any] | None) -> list[Section]:
+    """What the LM that judges has read; none if it was not asked."""
+    if facts is None:
+        return []
+    columns = ["scorer", "latents of each dictionary, at most"]
+    rows = [[Cell(name), Cell(f"{count:,}", count)] for name, count in facts["latents"].items()]
+    note = (
+        f"the LM under study read {facts['tokens']:,} tokens of a budget of {facts['budget']:,}: "
+        "all explanations of the SAE, those of the first explainer of the others"
+    )
+    if "scale" in facts:
+        note += (
+            f". Simulated activations go from 0 to {facts['scale']}; "
+            f"{facts['constant simulations']} simulations were constant and count as 0"
+        )
+    return [Section("Scores by the LM", tables=[Table("What it read", columns, rows, note)])]
+
+
 def _not_won(rows: Sequence[Mapping[str, Any]], qualified: Mapping[str, Any]) -> Table:
     found = []
     for row in rows:
@@ -205,13 +228,20 @@ def _by_decile(result: EvalResult, qualified: Mapping[str, Any]) -> list[Plot]:
 
 
 def _by_density(result: EvalResult) -> Table:
+    found = [r for r in result.tables["densities"].rows() if r["explainer"] == _HEADLINE]
+    names = _measured(found)
     rows = [
         [Cell(row["subject"]), number("", row["density"]), Cell(str(row["latents"]),
-         row["latents"]), *(number("", row[name]) for name in SCORERS)]
-        for row in result.tables["densities"].rows() if row["explainer"] == _HEADLINE
+         row["latents"]), *(number("", row[name]) for name in names)]
+        for row in found
     ]  # fmt: skip
-    columns = ["dictionary", "density from", "latents", *(_WORDS[name] for name in SCORERS)]
+    columns = ["dictionary", "density from", "latents", *(_WORDS[name] for name in names)]
     return Table("Explained by rules", columns, rows, "four bins a decade")
+
+
+def _measured(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Scorers with a number in some row."""
+    return [name for name in SCORERS if any(row[name] is not None for row in rows)]
 
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -233,15 +263,16 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def _latents(rows: Sequence[Mapping[str, Any]], folder: Path) -> Table:
     there = (folder.parent / "dashboard" / "index.html").exists()
+    names = _measured(rows)
     shown = [
         [Cell(row["latent"], int(row["latent"]),
               f"../dashboard/index.html#/latent/{row['latent']}" if there else ""),
          Cell(row["explainer"]), Cell(row["explanation"]), Cell(row["state"]),
-         *(number("", row[name]) for name in ("density", "precision", "recall", *SCORERS))]
+         *(number("", row[name]) for name in ("density", "precision", "recall", *names))]
         for row in rows
     ]  # fmt: skip
     columns = ["latent", "explainer", "explanation", "state", "density", "precision", "recall",
-               *(_WORDS[name] for name in SCORERS)]  # fmt: skip
+               *(_WORDS[name] for name in names)]  # fmt: skip
     return Table("Latents", columns, shown, "chosen blindly from bins of density", words=4)
 
 

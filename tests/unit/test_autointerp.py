@@ -71,9 +71,10 @@ def run(tmp_path, tiny_source, random_corpus):
 def test_from_a_run_to_pages_and_the_dashboards_column(encoder, run):
     own = run.parent / "mine.csv"
     write_explanations(own, {str(i): f"latent {i}" for i in range(48)})
-    result = evaluate([str(run)], {"autointerp": SETTINGS | {"explanations": str(own)}})[
-        "autointerp"
-    ]
+    settings = SETTINGS | {
+        "explanations": str(own), "scorers": ["surprisal"], "lm_tokens": 1_500_000,
+    }  # fmt: skip
+    result = evaluate([str(run)], {"autointerp": settings})["autointerp"]
     names = list(result.details["states"])
     assert names == [
         "SAE", "neurons", "neurons top-k", "pca", "pca top-k", "ica", "ica top-k", "random",
@@ -98,6 +99,10 @@ def test_from_a_run_to_pages_and_the_dashboards_column(encoder, run):
     assert {name.partition("_over_")[0] for name in result.metrics} <= qualified
     (file,) = (run / "evals").glob("autointerp*.json")
     page = (file.with_suffix("") / "index.html").read_text()
+    narrow = result.details["narrow"]
+    assert 0 < narrow["tokens"] < narrow["budget"]
+    assert any(row["surprisal"] is not None for row in explained)
+    assert "a budget of 1,500,000" in page
     assert "sae.frozen_decoder=true" in page
     back = read_explanations(file.with_suffix("") / "explanations-given.csv")
     assert set(back.values()) == {f"latent {i}" for i in map(int, back)}
@@ -108,9 +113,7 @@ def test_from_a_run_to_pages_and_the_dashboards_column(encoder, run):
     assert explanation_columns(other, file.parent) == {}
     # what was embedded is found again
     seen = encoder.texts
-    again = evaluate([str(run)], {"autointerp": SETTINGS | {"explanations": str(own)}})[
-        "autointerp"
-    ]
+    again = evaluate([str(run)], {"autointerp": settings})["autointerp"]
     assert encoder.texts == seen
     assert again.tables["latents"].rows() == result.tables["latents"].rows()
 

@@ -1,0 +1,160 @@
+"""Narrow scorers: a causal LM reads explanations of as many latents as a budget pays for."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from sae.errors import ConfigError
+from sae.explanations.explainers import Explanation
+from sae.explanations.latents import Latent, Subject, stratified
+from sae.explanations.log_probs import LMJudge, LogProbs
+from sae.explanations.scores import Bench, Scores, derangement
+from sae.explanations.simulation import Simulation, scale_of
+from sae.explanations.study import Row
+from sae.explanations.surprisal import Surprisal
+from sae.progress import progress
+
+Scorer = Literal["surprisal", "simulation"]
+Words = Mapping[str, Sequence[Explanation | None]]
+
+
+@runtime_checkable
+class NarrowScorer(Protocol):
+    """Scores explanations by an LM's log-probabilities; made with those and a bench."""
+
+    tokens: int
+    """Tokens that an explanation and a wrong one take, about."""
+
+    def score(self, latent: Latent, seed: int, words: str, without: Latent | None = None) -> Scores:
+        """Scores of an explanation of a latent."""
+        ...
+
+
+SCORERS: dict[Scorer, Callable[[LogProbs, Bench], NarrowScorer]] = {
+    "surprisal": Surprisal, "simulation": Simulation,
+}  # fmt: skip
+TOKENS: dict[Scorer, int] = {"surprisal": Surprisal.tokens, "simulation": Simulation.tokens}
+
+
+class Narrow:
+    """The narrow scorers that are asked for, with what the judge may read.
+
+    Args:
+        judge: The LM.
+        scorers: Their names.
+        budget: Tokens that the judge may read.
+    """
+
+    def __init__(self, judge: LMJudge, scorers: Sequence[Scorer], budget: int):
+        self.log_probs = LogProbs(judge)
+        self.scorers, self.budget = list(dict.fromkeys(scorers)), budget
+        self.latents: dict[Scorer, int] = {}
+        """Latents of each dictionary that each scorer reads the explanations of."""
+        self.constant = 0
+        """Simulations that were constant; their correlation counts as 0."""
+
+    @contextmanager
+    def bar(self) -> Iterator[None]:
+        """Show what the judge reads while the block runs."""
+        if not self.scorers:
+            yield
+            return
+        with progress("judge LM", self.budget) as self.log_probs.advance:
+            yield
+
+    def plan(self, classes: int, explanations: int, dense: int) -> None:
+        """Share the budget: known classes first, then equally among the scorers.
+
+        Args:
+            classes: Classes whose meaning is known, with an explanation each.
+            explanations: Explanations that are scored of a latent of each dictionary, all
+                dictionaries together.
+            dense: Those of them whose latents fire in nearly every excerpt; surprisal is undefined
+                there and reads nothing.
+
+        Raises:
+            ConfigError: If the budget is too small for one latent of each dictionary.
+        """
+        left = self.budget - classes * sum(TOKENS[name] for name in self.scorers)
+        for name in self.scorers:
+            read = explanations - dense * (name == "surprisal")
+            self.latents[name] = left // len(self.scorers) // (read * TOKENS[name])
+        if min(self.latents.values(), default=2) < 2:  # another latent's explanation is needed
+            dearest = max(TOKENS[name] for name in self.scorers)
+            least = self.budget - left + 2 * explanations * dearest * len(self.scorers)
+            raise ConfigError(
+                f"eval.autointerp.lm_tokens={self.budget:,} is too little: {classes} known classes "
+                f"and 2 latents of each dictionary take about {least:,} tokens by "
+                f"{', '.join(self.scorers)}. Give more, or fewer scorers."
+            )
+
+    def read(
+        self, subject: Subject, words: Words, bench: Bench, rows: Sequence[Row],
+        every: bool = False,
+    ) -> list[Row]:  # fmt: skip
+        """Rows of a dictionary with the narrow scores added.
+
+        Latents are taken equally many from each bin of density, as far as there are so many.
+
+        Args:
+            subject: The dictionary.
+            words: The explanations that are read, by explainer; latents have one by the first.
+            bench: Where excerpts come from.
+            rows: What `study` gave for all explainers.
+            every: Whether all latents are read, whatever the budget: they are known classes.
+        """
+        first = next(iter(words))
+        able = [
+            i for i, row in enumerate(row for row in rows if row.explainer == first)
+            if row.state == "explained"
+        ]  # fmt: skip
+        density = np.array([subject.latents[i].density for i in able])
+        found: dict[tuple[str, str], list[Scores]] = {}
+        for name in self.scorers:
+            count = len(able) if every else self.latents[name]
+            chosen = [able[k] for k in stratified(density, count)]
+            scorer = SCORERS[name](self.log_probs, bench)
+            for explainer, texts in words.items():
+                for latent, scores in _scored(scorer, subject, chosen, texts, bench.seed):
+                    found.setdefault((explainer, latent), []).append(scores)
+        return [self._with(row, found.get((row.explainer, row.latent), ())) for row in rows]
+
+    def facts(self) -> dict[str, Any]:
+        """What the judge read, plain JSON values."""
+        facts: dict[str, Any] = {
+            "budget": self.budget, "tokens": self.log_probs.count, "latents": self.latents,
+            "constant simulations": self.constant,
+        }  # fmt: skip
+        if "simulation" in self.scorers:
+            facts["scale"] = scale_of(self.log_probs.judge).top
+        return facts
+
+    def _with(self, row: Row, scores: Sequence[Scores]) -> Row:
+        values, deciles = dict(row.values), dict(row.deciles)
+        for one in scores:
+            values |= one.values
+            deciles |= one.deciles
+        self.constant += int(values.pop("simulation_constant", 0))
+        return row._replace(values=values, deciles=deciles)
+
+
+def _scored(
+    scorer: NarrowScorer, subject: Subject, chosen: Sequence[int],
+    texts: Sequence[Explanation | None], seed: int,
+) -> list[tuple[str, Scores]]:  # fmt: skip
+    """Names and scores of latents, with those of another latent's explanation."""
+    given = {i: text.words for i in chosen if (text := texts[i]) is not None}
+    able = list(given)
+    others = [able[k] for k in derangement(len(able), seed)] if len(able) > 1 else []
+    found = []
+    for n, i in enumerate(able):
+        latent = subject.latents[i]
+        scores = scorer.score(latent, i, given[i])
+        if others:
+            other = others[n]
+            wrong = scorer.score(latent, i, given[other], without=subject.latents[other])
+            scores.values.update({f"{name}_deranged": v for name, v in wrong.values.items()})
+        found.append((latent.name, scores))
+    return found
