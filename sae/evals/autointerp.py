@@ -13,7 +13,6 @@ from jaxtyping import Bool
 
 from sae.activations.sources import LMActivations
 from sae.artifacts.placed import PlacedSAE
-from sae.dictionaries.sae import SIGNED
 from sae.errors import ConfigError
 from sae.evals.base import Estimate, Measured, Resampled, register
 from sae.evals.controls import (
@@ -34,6 +33,7 @@ from sae.explanations.judges import JUDGES, Judges
 from sae.explanations.latents import (
     Subject,
     index_of,
+    named,
     placed_text,
     subject_of,
     token_lookup,
@@ -46,7 +46,6 @@ from sae.explanations.study import Row, study
 from sae.explanations.truth import CLASSES, random_classes, token_classes, topic_classes
 from sae.features.make import all_firings, contexts_in, place_of, text_of
 from sae.features.record import Record
-from sae.features.sets import read_features
 from sae.features.summary import summarise
 from sae.language.encoder import load_encoder
 from sae.progress import progress
@@ -109,7 +108,7 @@ class AutointerpEval(Resampled):
         (one,) = subjects
         self.chat.check(self.explainers)
         given = None if self.explanations is None else read_explanations(self.explanations)
-        features = self._features(one)
+        features = self._features(one, given)
         _require_training_text(one)
         start = time.perf_counter()
         one.prepare("train")
@@ -194,20 +193,11 @@ class AutointerpEval(Resampled):
         names = dict.fromkeys([*self.explainers, summary.TOKENS])
         return [name for name in names if chat or not asks(name)]
 
-    def _features(self, one: PlacedSAE) -> tuple[str, ...]:
-        """Names of the latents that were asked for."""
-        asked = self.features
-        if len(asked) == 1 and str(asked[0]).endswith(".json"):
-            asked = read_features(str(asked[0]), one).latents
-        for latent in map(str, asked):
-            number = latent.removeprefix("-")
-            negative = latent != number and one.sae.config.activation not in SIGNED
-            if not number.isdigit() or int(number) >= one.sae.d_sae or negative:
-                raise ConfigError(
-                    f"{self.where}features: there is no latent {latent}; latents are 0 to "
-                    f"{one.sae.d_sae - 1}."
-                )
-        return tuple(map(str, asked))
+    def _features(self, one: PlacedSAE, given: Mapping[str, str] | None) -> tuple[str, ...]:
+        """Names of the latents that were asked for: without any, those of the user's file."""
+        if given is not None and not self.features:
+            return named(list(given), one, f"{self.where}explanations={self.explanations}")
+        return named(self.features, one, f"{self.where}features")
 
     def _l0(self, one: PlacedSAE, on: Split) -> float:
         found = all_firings(one, on, num_tokens=self.num_tokens, batch_rows=self.batch_rows)
@@ -260,7 +250,10 @@ class AutointerpEval(Resampled):
             oracles = {summary.ORACLE: words}
             found[kind] = (
                 narrow.read(
-                    classes, oracles, where, every=True,
+                    classes,
+                    oracles,
+                    where,
+                    every=True,
                     rows=study(classes, oracles, where, by_rule, judges)
                     + (study(classes, ruled, where, by_rule) if by_rule else []),
                 ),
@@ -275,7 +268,8 @@ class AutointerpEval(Resampled):
         text = text_of(one.source, on, firings.counted, contexts_in(store, self.num_tokens))
         place = place_of(text, store, seed=0)
         found = []
-        for row in [row for row in rows if row.state == "explained"][:SHOWN]:
+        shown = {row.latent: row for row in reversed(rows) if row.state == "explained"}
+        for row in [*shown.values()][:SHOWN]:
             index = index_of(row.latent, one.sae.d_sae)
             summed = summarise(index, firings.read(range(index, index + 1))[0], place)
             sign = -1 if row.latent.startswith("-") else 1

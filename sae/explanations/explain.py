@@ -36,7 +36,7 @@ def explained(
         found[name] = EXPLAINERS.find(name)(text).explained(subject.latents, desk)
     if given is not None:
         found[GIVEN] = [
-            Explanation(given[latent.name]) if latent.name in given else "failed"
+            Explanation(given[latent.name]) if latent.name in given else "not given"
             for latent in subject.latents
         ]
     return found

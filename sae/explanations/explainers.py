@@ -17,9 +17,9 @@ from sae.registry import Registry
 TOP_CONTEXTS = 20
 """Strongest contexts that the most frequent token is counted in."""
 _RAISED = 10
-Unexplained = Unanswered | Literal["unparsed", "refused"]
+Unexplained = Unanswered | Literal["unparsed", "refused", "not given"]
 """Reasons why there is no explanation: none was found or the chat LM did not reply (`failed`), it
-was not asked, its reply holds no explanation, or it will not explain."""
+was not asked, its reply holds no explanation, it will not explain, or the user's file has none."""
 
 
 class Explanation(NamedTuple):

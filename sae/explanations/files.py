@@ -8,7 +8,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from sae.errors import ConfigError, SourceError
 from sae.writing import replacing
 
 _NAMES = (("latent", "explanation"), ("index", "description"))
-_OF_DELPHI = re.compile(r".*_latent(\d+)\.txt")
-_LATENT = re.compile(r"-?\d+")
+_OF_DELPHI = re.compile(r".*_latent([0-9]+)\.txt")
+_LATENT = re.compile(r"-?[0-9]+")
 
 
 def read_explanations(path: str | Path) -> dict[str, str]:
@@ -43,6 +43,7 @@ def read_explanations(path: str | Path) -> dict[str, str]:
     for where, latent, words in rows:
         if not _LATENT.fullmatch(latent):
             raise SourceError(f"{path}, {where}: {latent!r} is not the number of a latent.")
+        latent = f"{'-' if latent.startswith('-') else ''}{abs(int(latent))}"  # 007 is latent 7
         if latent in found:
             raise SourceError(f"{path}, {where}: latent {latent} is explained twice. Drop one.")
         if words.strip():
@@ -66,13 +67,16 @@ def write_explanations(file: Path, explanations: Mapping[str, str]) -> None:
 def _rows(file: Path) -> Iterator[Mapping[str, Any]]:
     try:
         text = file.read_text(encoding="utf-8-sig")
-        yield from _READERS[file.suffix](text)
+        rows = _READERS[file.suffix](text)
+        if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
+            raise ValueError("it holds no list")
+        yield from rows
     except (ValueError, csv.Error) as error:  # not UTF-8, no JSON
         raise SourceError(f"{file} cannot be read ({error}).".replace("\n", " ")) from None
 
 
 def _lines(text: str) -> Iterator[Any]:
-    return (json.loads(line) for line in text.splitlines() if line.strip())
+    return (json.loads(line) for line in text.split("\n") if line.strip())
 
 
 _READERS: dict[str, Any] = {
@@ -98,7 +102,10 @@ def _pair(row: Any, file: Path, i: int) -> tuple[str, str]:
 def _of_delphi(folder: Path) -> Iterator[tuple[str, str, str]]:
     for file in sorted(folder.glob("*.txt")):
         if name := _OF_DELPHI.fullmatch(file.name):
-            text = file.read_text(encoding="utf-8-sig")
+            try:
+                text = file.read_text(encoding="utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise SourceError(f"{file} cannot be read ({error}).") from None
             try:
                 words = json.loads(text)  # delphi writes the explanation as a JSON string
             except ValueError:

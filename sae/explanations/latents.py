@@ -1,19 +1,22 @@
 """Latents to explain: chosen by their densities, with their firings on two splits."""
 
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from sae.artifacts.placed import PlacedSAE
+from sae.dictionaries.sae import SIGNED
+from sae.errors import ConfigError
 from sae.explanations.excerpts import PlacedText
 from sae.features.by_column import BY_COLUMN, firings_by_column
 from sae.features.co_firing import co_firing
 from sae.features.firings import Firings, FiringStore
 from sae.features.glimpse import BINS, HIGHEST, LOWEST
 from sae.features.make import all_firings, contexts_in, text_of
+from sae.features.sets import read_features
 from sae.features.watched import by_hash
 from sae.language.text import special_ids
 from sae.types import Split
@@ -51,12 +54,39 @@ class Subject:
     Attributes:
         name: For tables.
         latents: Those that were chosen.
-        facts: How they were made, plain JSON values.
     """
 
     name: str
     latents: Sequence[Latent]
-    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def named(asked: Sequence[int | str], one: PlacedSAE, where: str) -> tuple[str, ...]:
+    """Names of the latents that a user asks for, each once.
+
+    Args:
+        asked: Numbers, with a sign where the code has signs, or one features.json.
+        one: The SAE.
+        where: What is at fault if there is no such latent.
+
+    Raises:
+        ConfigError: If there is no such latent, or the file holds none.
+    """
+    if len(asked) == 1 and str(asked[0]).endswith(".json"):
+        file = str(asked[0])
+        asked = read_features(file, one).latents
+        if not asked:
+            raise ConfigError(f"{file} holds no latent. Give another file, or numbers.")
+    found = []
+    for latent in map(str, asked):
+        number = latent.removeprefix("-")
+        negative = latent != number and one.sae.config.activation not in SIGNED
+        known = re.fullmatch("[0-9]+", number) and int(number) < one.sae.d_sae
+        if negative or not known:
+            raise ConfigError(
+                f"{where}: there is no latent {latent}; latents are 0 to {one.sae.d_sae - 1}."
+            )
+        found.append(f"{'-' if latent != number else ''}{int(number)}")
+    return tuple(dict.fromkeys(found))
 
 
 def placed_text(one: PlacedSAE, split: Split, num_tokens: int, batch_rows: int) -> PlacedText:

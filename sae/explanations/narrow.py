@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from sae.errors import ConfigError
-from sae.explanations.explainers import Explanation
+from sae.explanations.explainers import Explanation, Unexplained
 from sae.explanations.latents import Latent, Subject, stratified
 from sae.explanations.log_probs import LMJudge, LogProbs
 from sae.explanations.scores import Bench, Scores, derangement
@@ -17,7 +17,7 @@ from sae.explanations.surprisal import Surprisal
 from sae.progress import progress
 
 Scorer = Literal["surprisal", "simulation"]
-Words = Mapping[str, Sequence[Explanation | None]]
+Words = Mapping[str, Sequence[Explanation | Unexplained]]
 
 
 @runtime_checkable
@@ -142,10 +142,10 @@ class Narrow:
 
 def _scored(
     scorer: NarrowScorer, subject: Subject, chosen: Sequence[int],
-    texts: Sequence[Explanation | None], seed: int,
+    texts: Sequence[Explanation | Unexplained], seed: int,
 ) -> list[tuple[str, Scores]]:  # fmt: skip
     """Names and scores of latents, with those of another latent's explanation."""
-    given = {i: text.words for i in chosen if (text := texts[i]) is not None}
+    given = {i: text.words for i in chosen if isinstance(text := texts[i], Explanation)}
     able = list(given)
     others = [able[k] for k in derangement(len(able), seed)] if len(able) > 1 else []
     found = []

@@ -116,24 +116,18 @@ class RuleText:
                     best, largest = Rule(name, values, _in_words(one, values)), (found, -len(some))
         return best
 
-    def fit(
-        self, rule: Rule, fired: Int[np.ndarray, " firings"],
-        without: Int[np.ndarray, " places"] | tuple[()] = (),
-    ) -> Fit:  # fmt: skip
+    def fit(self, rule: Rule, fired: Int[np.ndarray, " firings"]) -> Fit:
         """Precision, recall and F1 with which a rule, found on any text, predicts firings here.
 
         Args:
             rule: The rule.
             fired: Places where a latent fires.
-            without: Places that are left out.
         """
-        allowed = self.allowed.copy()
-        allowed[np.asarray(without, int)] = False
-        fired = fired[allowed[fired]]
+        fired = fired[self.allowed[fired]]
         one = self.properties[rule.name]
         index = self._index[rule.name]
         where = [index[value] for value in rule.values if value in index]
-        predicted = np.isin(one.of, where) & allowed
+        predicted = np.isin(one.of, where) & self.allowed
         return _fit(predicted[fired].sum(), predicted.sum(), len(fired))
 
     def base_rate(self, fired: Int[np.ndarray, " firings"]) -> float:

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from sae.explanations.excerpts import Size, marked
+from sae.explanations.excerpts import Size
 from sae.explanations.explainers import Explanation, Unexplained
 from sae.explanations.judges import Case, Judges
 from sae.explanations.latents import Latent, Subject
@@ -97,7 +97,7 @@ def study(
                 text = texts[i]
                 known = isinstance(text, Explanation)
                 state: State = "too rare" if rare[i] else "explained" if known else text
-                scores = [found[i], odd[i]] if i in found else []
+                scores = [from_[i] for from_ in (found, odd) if i in from_]
                 rows.append(Row(
                     latent.name, explainer, state, text.words if known else "",
                     latent.density, contexts[i],
@@ -143,9 +143,7 @@ def _scored(
             )  # fmt: skip
     for i, j in others.items():
         if (rule := given[j].rule) is not None:
-            fired, theirs = latents[i].test.row, latents[j].test.row
-            left = fired[~marked(bench.text, theirs)[fired]]
-            found[i].values["rules_deranged"] = rules.fit(rule, left, without=theirs).f1
+            found[i].values["rules_deranged"] = rules.fit(rule, latents[i].test.row).f1
     return found, others
 
 

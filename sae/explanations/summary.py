@@ -23,7 +23,7 @@ SAE = "SAE"
 ORACLE, TOKENS = "oracle", CONTROL
 """Explainers: the truth about known classes, and the control that is always there."""
 LEAST_LATENTS = 10
-"""Latents with a number that a mean needs."""
+"""Latents with a number that a mean needs, and classes that a scorer must be tried on."""
 UNEXPLAINED = ("intruder", "intruder_near")
 """Scorers that read no explanation."""
 Studies = Mapping[str, Sequence[Row]]
@@ -188,10 +188,12 @@ def qualification(
             gap = mean(values - other, bootstrap)
             if gap.value is None:
                 continue
+            classes_seen = int(np.isfinite(values - other).sum())
             found.append({
-                "kind": kind, "scorer": scorer, "classes": int(np.isfinite(values - other).sum()),
+                "kind": kind, "scorer": scorer, "classes": classes_seen,
                 "oracle": mean(values, bootstrap).value, "wrong": mean(other, bootstrap).value,
-                **_named("difference", gap), "qualified": gap.low is not None and gap.low > 0,
+                **_named("difference", gap),
+                "qualified": classes_seen >= LEAST_LATENTS and gap.low is not None and gap.low > 0,
             })  # fmt: skip
     return found
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from sae.evals.autointerp import LEAST_COVERAGE
 from sae.evals.base import EvalResult
+from sae.explanations.explain import GIVEN
 from sae.explanations.files import write_explanations
 from sae.explanations.study import SCORERS
 from sae.explanations.summary import SAE, TOKENS, UNEXPLAINED
@@ -87,7 +88,9 @@ def explanation_columns(result: EvalResult, folder: Path) -> dict[str, dict[str,
     """
     rows = newest_latents("autointerp", result, folder)
     own = [row for row in rows if row["subject"] == SAE and row["explanation"]]
-    found = {r["latent"]: r["explanation"] for r in own if r["explainer"] == own[0]["explainer"]}
+    explainers = [row["explainer"] for row in own]
+    best = GIVEN if GIVEN in explainers else next(iter(explainers), "")  # the user's own, if any
+    found = {row["latent"]: row["explanation"] for row in own if row["explainer"] == best}
     return {"explanation": found} if found else {}
 
 
@@ -179,17 +182,19 @@ def _not_won(rows: Sequence[Mapping[str, Any]], qualified: Mapping[str, Any]) ->
     found = []
     for row in rows:
         compared = row["subject"] != SAE and row["explainer"] in ("", _HEADLINE)
-        low = row["sae_less_this_low"]
-        if not compared or not qualified[row["scorer"]] or low is None or low > 0:
+        low, high = row["sae_less_this_low"], row["sae_less_this_high"]
+        unknown = row["sae_less_this"] is None or (low or 0) > 0
+        if not compared or not qualified[row["scorer"]] or unknown:
             continue
-        ahead = row["sae_less_this_high"] < 0
+        ahead = high is not None and high < 0
         apart = row["coverage"] < LEAST_COVERAGE
         found.append([
             Cell(_WORDS[row["scorer"]]), Cell(row["subject"]),
             Cell("too few latents in common" if apart else
+                 "too few latents for an interval" if low is None else
                  "the control is ahead" if ahead else "no difference seen"),
             number("", row["sae_less_this"]),
-            Cell(interval("", low, row["sae_less_this_high"])), number("", row["coverage"]),
+            Cell(interval("", low, high)), number("", row["coverage"]),
         ])  # fmt: skip
     for row in rows:
         rule = row["subject"] == SAE and row["explainer"] == _HEADLINE and qualified[row["scorer"]]
