@@ -29,7 +29,7 @@ from sae.explanations.excerpts import PlacedText, repeated
 from sae.explanations.explain import explained, raised_tokens
 from sae.explanations.explainers import TrainingText
 from sae.explanations.files import read_explanations
-from sae.explanations.judges import JUDGES, Judges
+from sae.explanations.judges import Judges
 from sae.explanations.latents import (
     Subject,
     index_of,
@@ -55,8 +55,6 @@ from sae.tasks.tagged import require_tagger, token_labels
 from sae.types import Split
 
 LOOKUP = "token lookup"
-LEAST_COVERAGE = 0.05
-"""Share of the SAE's latents under which a comparison is in the table alone."""
 SHOWN = 24
 """Latents whose contexts are on the page."""
 
@@ -148,7 +146,9 @@ class AutointerpEval(Resampled):
         rows = list(summary.by_subject(studies, self.bootstrap))
         own = studies[summary.SAE]
         return Measured(
-            metrics=_headline(rows, qualified),
+            metrics={
+                name: Estimate(*ends) for name, ends in summary.headline(rows, qualified).items()
+            },
             tokens={
                 "training tokens": train.tokens.size, "test tokens": test.tokens.size,
                 "latents": len({row.latent for row in own}), "excerpts": len(bench.pool),
@@ -308,25 +308,3 @@ def _rule_texts(
             labels = {name: (one.of.ravel(), one.names) for name, one in tagged.items()}
         found.append(RuleText(text, places, of_labels(labels)))
     return TrainingText(texts[0], found[0]), found[1]
-
-
-def _headline(
-    rows: Sequence[Mapping[str, Any]], qualified: Mapping[str, Sequence[str]]
-) -> dict[str, Estimate]:
-    """The SAE's means by the scorers that qualified; explanations are the rules."""
-    found = {}
-    for row in rows:
-        if not qualified[row["scorer"]]:
-            continue
-        if row["scorer"] in JUDGES and row["subject"] == summary.SAE:
-            name = f"{row['scorer']}_{row['explainer']}"
-            found[name] = Estimate(row["value"], row["low"], row["high"])
-        if row["scorer"] in JUDGES or row["explainer"] not in ("", "rules"):
-            continue
-        if row["subject"] == summary.SAE:
-            found[row["scorer"]] = Estimate(row["value"], row["low"], row["high"])
-        elif row.get("coverage", 0) >= LEAST_COVERAGE:
-            name = row["subject"].replace(" ", "_").replace("-", "")
-            ends = (row[f"sae_less_this{end}"] for end in ("", "_low", "_high"))
-            found[f"{row['scorer']}_over_{name}"] = Estimate(*ends)
-    return found

@@ -24,6 +24,8 @@ ORACLE, TOKENS = "oracle", CONTROL
 """Explainers: the truth about known classes, and the control that is always there."""
 LEAST_LATENTS = 10
 """Latents with a number that a mean needs, and classes that a scorer must be tried on."""
+LEAST_COVERAGE = 0.05
+"""Share of the SAE's latents under which a comparison is in the table alone."""
 UNEXPLAINED = ("intruder", "intruder_near")
 """Scorers that read no explanation."""
 Studies = Mapping[str, Sequence[Row]]
@@ -204,6 +206,39 @@ def qualified_on(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
         name: [row["kind"] for row in rows if row["scorer"] == name and row["qualified"]]
         for name in (*SCORERS, *JUDGES)
     }
+
+
+def headline(
+    rows: Sequence[Mapping[str, Any]], qualified: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[float | None, ...]]:
+    """Means of the SAE explained by rules, and how far it is ahead, by scorers that qualified.
+
+    A judge scores the explanations of every explainer that it read.
+
+    Args:
+        rows: As `by_subject` gives them.
+        qualified: As `qualified_on` gives it.
+
+    Returns:
+        Value and ends of its interval, by name.
+    """
+    found = {}
+    for row in rows:
+        scorer, judged = row["scorer"], row["scorer"] in JUDGES
+        own = tuple(row[name] for name in ("value", "low", "high"))
+        if not qualified[scorer]:
+            continue
+        if row["subject"] == SAE and judged:
+            found[f"{scorer}_{row['explainer']}"] = own
+        elif not judged and row["explainer"] in ("", "rules"):
+            if row["subject"] == SAE:
+                found[scorer] = own
+            elif row["coverage"] >= LEAST_COVERAGE:
+                name = row["subject"].replace(" ", "_").replace("-", "")
+                found[f"{scorer}_over_{name}"] = tuple(
+                    row[f"sae_less_this{end}"] for end in ("", "_low", "_high")
+                )
+    return found
 
 
 def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str, list[Row]]]:

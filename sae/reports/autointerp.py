@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sae.evals.autointerp import LEAST_COVERAGE
 from sae.evals.base import EvalResult
 from sae.explanations.explain import GIVEN
 from sae.explanations.files import write_explanations
 from sae.explanations.study import SCORERS
-from sae.explanations.summary import SAE, TOKENS, UNEXPLAINED
+from sae.explanations.summary import LEAST_COVERAGE, SAE, TOKENS, UNEXPLAINED
 from sae.reports.files import write_bytes
 from sae.reports.judged import JUDGE_WORDS, judged
 from sae.reports.page import Cell, Plot, Section, Table, interval, number, plain, render

@@ -108,7 +108,7 @@ def test_from_a_run_to_pages_and_the_dashboards_column(encoder, run):
     assert set(back.values()) == {f"latent {i}" for i in map(int, back)}
     dashboard = EvalResult("dashboard", {}, {}, provenance=result.provenance)
     column = explanation_columns(dashboard, file.parent)["explanation"]
-    assert column == {r["latent"]: r["explanation"] for r in rows if r["explainer"] == "rules"}
+    assert column == {r["latent"]: r["explanation"] for r in rows if r["explainer"] == "given"}
     other = replace(dashboard, provenance=result.provenance | {"point": "resid.7"})
     assert explanation_columns(other, file.parent) == {}
     # what was embedded is found again
@@ -126,12 +126,25 @@ def one(run):
 
 
 def test_latents_are_named_or_read_from_a_file(one, tmp_path):
-    assert AutointerpEval(features=[3, "7"])._features(one) == ("3", "7")
-    feature_set(one, [5, 2], [1.0, 0.5]).save(tmp_path / "features.json")
-    assert AutointerpEval(features=str(tmp_path / "features.json"))._features(one) == ("5", "2")
+    assert AutointerpEval(features=[3, "7", "03"])._features(one, None) == ("3", "7")
+    file = tmp_path / "features.json"
+    feature_set(one, [5, 2], [1.0, 0.5]).save(file)
+    assert AutointerpEval(features=str(file))._features(one, None) == ("5", "2")
+    feature_set(one, [], []).save(file)
+    with pytest.raises(ConfigError, match="holds no latent"):
+        AutointerpEval(features=str(file))._features(one, None)
 
 
-@pytest.mark.parametrize("latent", [48, "-3", "x"])
+def test_explanations_of_the_users_choose_the_latents(one):
+    given = {"5": "five", "2": "two"}
+    assert AutointerpEval(explanations="mine.csv")._features(one, given) == ("5", "2")
+    both = AutointerpEval(explanations="mine.csv", features=[2, 9])
+    assert both._features(one, given) == ("2", "9")
+    with pytest.raises(ConfigError, match=r"explanations=.*mine.csv: there is no latent 9999"):
+        AutointerpEval(explanations="mine.csv")._features(one, given | {"9999": "none"})
+
+
+@pytest.mark.parametrize("latent", [48, "-3", "x", "²", "１"])
 def test_latents_that_are_not_there_are_refused(encoder, one, latent):
     with pytest.raises(ConfigError, match=r"eval.autointerp.features: there is no latent"):
         AutointerpEval(features=[latent], **SETTINGS).run(one)

@@ -10,7 +10,7 @@ from _explanations import WORDS, bench_of, latent, placed
 from sae.chat.desk import Desk
 from sae.chat.ledger import Ledger
 from sae.chat.messages import Failure, Reply
-from sae.explanations import prompts
+from sae.explanations import prompts, summary
 from sae.explanations.asked import Contexts, TokenPairs
 from sae.explanations.asking import Asking, expected
 from sae.explanations.excerpts import SIZES
@@ -259,7 +259,8 @@ def test_what_replies_say():
     assert prompts.verdicts("[2, 0]", 2) is None
 
 
-def test_a_scorer_qualifies_with_a_good_judge_and_not_with_one_that_always_says_yes():
+def test_a_scorer_qualifies_with_a_good_judge_and_not_with_one_that_always_says_yes(monkeypatch):
+    monkeypatch.setattr(summary, "LEAST_LATENTS", 6)  # classes
     text = rare_text()
     latents = [latent(WORDS[i].strip(), TRAIN, text, WORDS[i]) for i in range(6)]
     subject = Subject("classes", latents)
