@@ -38,7 +38,7 @@ def _defaults() -> dict[str, Any]:
 def evaluate(
     run: str | Path, evals: Mapping[str, Mapping[str, Any]], **options: Any
 ) -> dict[str, "EvalResult"]:
-    """Measure one saved SAE and write `<run>/evals/<eval>.json` (names: docs/formats.md).
+    """Measure one saved SAE and write `<run>/evals/<eval>.json` (names: docs/reference/formats.md).
 
     Options: `format lm corpus layer site target ctx tokens device saebench out`.
     """
@@ -68,14 +68,14 @@ def serve(run: str | Path, result: "EvalResult", **options: Any) -> None:
 def compare(
     runs: Sequence[str | Path], settings: Mapping[str, Any] | None = None, **options: Any
 ) -> Path:
-    """Compare saved SAEs (docs/compare.md). Options: `format folder device`."""
+    """Compare saved SAEs (docs/guides/compare.md). Options: `format folder device`."""
     from sae import evaluation
 
     return evaluation.evaluate_all("compare", runs, settings, **_defaults(), **options)
 
 
 def frontier(runs: Sequence[str | Path], folder: str | Path | None = None) -> Path:
-    """Draw finished runs on the plane of L0 and FVU; nothing is measured (docs/frontier.md)."""
+    """Draw finished runs on the plane of L0 and FVU; measures nothing (docs/guides/frontier.md)."""
     from sae import evaluation
 
     return evaluation.evaluate_all("frontier", runs, folder=folder)

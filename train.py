@@ -48,7 +48,7 @@ def train(
 
     Args:
         config: What `compose` returns.
-        run_dir: The run folder (docs/formats.md).
+        run_dir: The run folder (docs/reference/formats.md).
         given: Keys that must agree with a run that is continued, the others follow it; None: all.
 
     Returns:

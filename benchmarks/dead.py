@@ -1,6 +1,6 @@
 """Ways against dead latents, on equal data: resampling, AuxK, and where training starts.
 
-    python -m benchmarks.dead                         all that docs/dead-latents.md compares
+    python -m benchmarks.dead                         all that docs/results/dead-latents.md compares
     python -m benchmarks.dead --worlds resid          activations at one site alone
 
 Runs that are done are kept in the cache and not repeated: an interrupted benchmark goes on.

@@ -57,7 +57,7 @@ def build_workspace(entity: str, project: str, name: str = "Sparse autoencoders"
     except ImportError as error:
         raise ConfigError(
             "A workspace needs the package wandb-workspaces: "
-            'pip install "lightning-sae[wandb]", or lay the page out by hand (docs/wandb.md).'
+            'pip install "lightning-sae[wandb]", or lay it out by hand (docs/guides/wandb.md).'
         ) from error
     sections = [
         ws.Section(

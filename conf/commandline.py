@@ -275,7 +275,7 @@ def _check_job(config: Mapping[str, Any]) -> None:
             f"trainer.devices={trainer.devices} trainer.num_nodes={trainer.num_nodes} means "
             "several processes, which a sweep (-m) cannot start for its jobs. Use "
             "trainer.devices=1 with launcher=joblib or launcher=submitit, a device for each job, "
-            "or start single runs with trainer=ddp (docs/cluster.md)."
+            "or start single runs with trainer=ddp (docs/guides/cluster.md)."
         )
     if config["resume_with"] is not None:
         raise ConfigError(

@@ -68,7 +68,8 @@ def reject_lists(config: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"{name}=[{values}] names several SAEs, and this is one run. Without -m, "
             f"python train.py '{name}=[{values}]' trains them from one read; as jobs of a "
-            f"sweep: python train.py -m {name}={values}; from Python: docs/ensembles.md.{joining}"
+            f"sweep: python train.py -m {name}={values}; in Python: docs/guides/ensembles.md."
+            f"{joining}"
         )
 
 

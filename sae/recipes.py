@@ -113,7 +113,7 @@ def run(config: Config, run_dir: Path, tools: Tools) -> dict[str, Any]:
 
     Args:
         config: The checked configuration, with resolved dtypes (`resolve_dtypes`).
-        run_dir: The run folder (docs/formats.md), owned by this process.
+        run_dir: The run folder (docs/reference/formats.md), owned by this process.
         tools: What is not in `sae`.
 
     Returns:

@@ -4,5 +4,5 @@
     python -m benchmarks.quality run       train what no record holds yet
     python -m benchmarks.quality report    tables and pictures, from the records alone
 
-The protocol is in docs/quality.md. Not part of the installed package.
+The protocol is in docs/results/quality.md. Not part of the installed package.
 """

@@ -4,7 +4,8 @@ Each data set of each length is a folder of two files, training rows and held-ou
 LM's own units. Everybody reads it through this project's data module, so that all see the same
 batches in the same order and scale (`activations.normalize`).
 
-Only rows that count are in it (docs/metrics.md): at layer 15 of the default LM 0.17 % of the rows
+Only rows that count are in it (docs/reference/metrics.md): at layer 15 of the default LM 0.17 %
+of the rows
 hold 97 % of the variance, all in one direction, and FVU would only say how well a dictionary hits
 those.
 """

@@ -1,4 +1,4 @@
-"""The tuning that everybody gets, and the trainings that are reported (docs/quality.md)."""
+"""The tuning that everybody gets, and the trainings that are reported (docs/results/quality.md)."""
 
 import logging
 import math

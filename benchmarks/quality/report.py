@@ -214,7 +214,7 @@ def _notes(plan: Plan) -> list[str]:
         "lr with an arrow: the best of those that were tried is the largest, or the smallest.",
         "silent: share of latents that fire on none of the test vectors.",
         f"Tuning on seed 0 and the validation split; the learning rate with "
-        f"{plan.options.get('tuning_share', 1):g} of the vectors. docs/quality.md.",
+        f"{plan.options.get('tuning_share', 1):g} of the vectors. docs/results/quality.md.",
     ]
 
 

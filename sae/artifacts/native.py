@@ -28,7 +28,7 @@ _LATER = ("steps", "d_out", "W_skip")
 """Entries that only some SAEs have: written where they say something."""
 _ACCEPTED = (
     f"a run folder (it has sae/{CONFIG_FILE}) or an SAE folder ({CONFIG_FILE} and {WEIGHTS_FILE}), "
-    "or files of another library (docs/interop.md)"
+    "or files of another library (docs/guides/interop.md)"
 )
 _NAMES_SHOWN = 8
 

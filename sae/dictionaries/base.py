@@ -72,7 +72,7 @@ class Dictionary(nn.Module, ABC):
 
     A penalised code starts dense, with gradients a hundred times those of the rest of the run;
     Adam's second moments remember them for a thousand steps, in which it hardly moves. One norm
-    for all steps, whatever the width and the batch (docs/architectures.md has what it gave)."""
+    for all steps, whatever the width and the batch (docs/reference/architectures.md)."""
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
     """Adam's decays of its moments where `optimizer.beta1` and `optimizer.beta2` are null."""
     biases: ClassVar[tuple[str, ...]] = ("b_enc",)

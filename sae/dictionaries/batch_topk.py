@@ -28,7 +28,7 @@ class BatchTopK(Selected):
     """
 
     activation = "jumprelu"
-    betas = (0.5, 0.99)  # FVU .0633; .0680 with 0.999, after 3 M vectors (docs/architectures.md)
+    betas = (0.5, 0.99)  # FVU .0633 after 3 M vectors; .0680 with 0.999
     threshold: Tensor
     batches: Tensor
 

@@ -24,7 +24,7 @@ class Gated(Untied):
     relu(π): the penalty shrinks the gate, not the magnitudes. As published the decoder is frozen
     in that last term, so that shrunk gates cannot pull at it; here it learns from both
     reconstructions, since it then finds more features and reconstructs better
-    (docs/architectures.md; sae-lens does so, too). A latent fires where π > 0, that is where its magnitude's pre-activation exceeds
+    (docs/reference/architectures.md; sae-lens does so, too). A latent fires where π > 0, that is where its magnitude's pre-activation exceeds
     $b_{mag} - e^{r} b_{gate}$: the saved SAE is a JumpReLU, exactly.
 
     Source: Rajamanoharan et al. 2024 (arXiv 2404.16014), equations 6 to 8 (weights of the two

@@ -57,7 +57,7 @@ class JumpReLU(Untied):
     The second source, whose activations have the scale of ours (mean ||x||^2 = d_in), starts with
     thresholds of 0.1 and has a bandwidth of 2. Here the start is raised for a lower FVU and fewer
     silent latents, the bandwidth for more of the true features, at the cost of some FVU
-    (docs/architectures.md has the numbers). The first source has 0.001 for both where the mean of
+    (docs/reference/architectures.md). The first source has 0.001 for both where the mean of
     ||x||^2 is 1, so that `l0` has 0.001 sqrt(d_in) here.
     """
 

@@ -16,7 +16,7 @@ from sae.kernels import Pattern, int8, latent_values, select_above_up_to, select
 SPARSE_BELOW = 0.08
 """Share of positive pre-activations in a batch up to which the sparse kernels beat dense products.
 
-Measured with benchmarks/scaling.py (docs/speed.md); it depends little on the sizes."""
+Measured with benchmarks/scaling.py (docs/results/speed.md); it depends little on the sizes."""
 
 
 def sparse_enough(

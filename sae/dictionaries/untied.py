@@ -23,8 +23,8 @@ size hardly matters, as long as all steps have the same."""
 
 ENCODER_START = 0.2
 """Length of encoder rows at the start, where decoder rows have 1. A step moves every entry by about
-the learning rate: short rows turn sooner (docs/architectures.md). Over many steps they find fewer
-features: in a long run they start at full length."""
+the learning rate: short rows turn sooner (docs/reference/architectures.md). Over many steps they
+find fewer features: in a long run they start at full length."""
 
 
 class Untied(Dictionary):
@@ -54,7 +54,7 @@ class Untied(Dictionary):
             False, help="true adds a linear path from input to target (transcoders)"
         )
         frozen_decoder: bool = setting(
-            False, help="true keeps the decoder as it was drawn, a control (docs/controls.md)"
+            False, help="true keeps the decoder as drawn, a control (docs/reference/controls.md)"
         )
 
     per_latent = ("encoder_rows", "b_enc", "W_dec")

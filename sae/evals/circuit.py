@@ -34,7 +34,7 @@ _SHOWN = 5
 
 @register
 class CircuitEval(Search, Resampled):
-    """The causal tree of a latent (arXiv 2309.08600, section 5.3; docs/circuits.md).
+    """The causal tree of a latent (arXiv 2309.08600, section 5.3; docs/guides/circuits.md).
 
     An edge is the mean fall of the upper latent at its firing token when the lower one is set to
     zero at all positions that count, the SAE's error kept. Table `edges` has a row for every

@@ -49,7 +49,7 @@ class Compare(Evaluation):
 
     Table `pairs` has a row per ordered pair, table `latents` one per latent of its first SAE: the
     nearest atom of the second one, the partner in the one-to-one matching, the latent that fires
-    most alike. docs/compare.md explains the columns; missing: not comparable.
+    most alike. docs/guides/compare.md explains the columns; missing: not comparable.
     """
 
     name: ClassVar[str] = "compare"

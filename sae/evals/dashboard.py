@@ -20,7 +20,7 @@ Format = Literal["saedashboard", "neuronpedia", "neuronpedia_bulk", "circuit_tra
 
 @register
 class DashboardEval(Evaluation):
-    """Pages of all latents that fire (docs/dashboard.md).
+    """Pages of all latents that fire (docs/guides/dashboard.md).
 
     Table `latents` has a row per latent that fires. The training text may be read, since pages are
     for people to look at; no score comes from it.

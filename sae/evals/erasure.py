@@ -81,7 +81,7 @@ class ErasureEval(Resampled):
     An edit acts on all tokens of a query from the name on (on all tokens of a text), is fitted on
     such rows of training names alone, and is measured on test names: two-way probability,
     accuracies and AUC of the LM's answers, fresh probes, size, and KL and cross entropy on neutral
-    text (arXiv 2309.08600 version 1; docs/erasure.md).
+    text (arXiv 2309.08600 version 1; docs/guides/erasure.md).
     """
 
     name: ClassVar[str] = "erasure"

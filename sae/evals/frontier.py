@@ -53,7 +53,7 @@ class Frontier:
 
 @register
 class FrontierEval(Evaluation):
-    """Tables of runs, of lines through them and of settings with several seeds (docs/frontier.md).
+    """Tables of runs, lines through them, settings with several seeds (docs/guides/frontier.md).
 
     Runs that lack a result are named in `details.missing`.
     """

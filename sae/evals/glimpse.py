@@ -12,7 +12,7 @@ from sae.types import Split
 
 @register
 class GlimpseEval(Evaluation):
-    """A first look at what was learned: no number, but latents to read (docs/features.md).
+    """A first look at what was learned: no number, but latents to read (docs/guides/features.md).
 
     Three latents from each of eight logarithmic bins of density between 1e-4 and 0.1; the hash of
     its number decides which, not an eye.

@@ -55,7 +55,7 @@ class IOIEval(StudySettings, Resampled):
     of the counterfactual's at some latents, at all positions, with the SAE's error kept. Latents
     are chosen on one half of the prompts and measured on the other, which shares no name with it.
     Bases, random directions, random sets and the most active latents stand beside
-    (docs/causes.md).
+    (docs/guides/causes.md).
     """
 
     name: ClassVar[str] = "ioi"

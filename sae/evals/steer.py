@@ -101,7 +101,7 @@ class SteerEval(Resampled):
 
     Features of a concept are chosen by their effect on the predictions. Half of the prompts choose
     how far each is pushed, the other half reports. A classifier of words judges the texts
-    (docs/steering.md).
+    (docs/guides/steering.md).
     """
 
     name: ClassVar[str] = "steer"

@@ -101,7 +101,7 @@ def output_effects(
 
     Source: the output score of Arad et al. 2025 (arXiv 2505.20063), who push at the last token of
     one prompt, ten times as far as the strongest latent there. The change of token confidence is
-    of Wang et al. 2025 (arXiv 2510.03659); its details here are our own (docs/steering.md).
+    of Wang et al. 2025 (arXiv 2510.03659); its details here are our own (docs/guides/steering.md).
 
     Args:
         one: The SAE.

@@ -130,7 +130,7 @@ class PretrainedLM(LMSource, ABC):
     """Base of the kinds whose weights somebody trained, and which may be drawn anew as a control.
 
     Then all weights, the embeddings too, are drawn from the initial distribution of the LM's
-    configuration; tokenizer and architecture stay (docs/controls.md).
+    configuration; tokenizer and architecture stay (docs/reference/controls.md).
     """
 
     random_weights: bool = setting(False, help="draw all weights anew, as a control")

@@ -81,7 +81,7 @@ def _page(
     ]
     num_tokens = settings.get("num_tokens")
     counted = f"Correlations on the first {num_tokens:,} test vectors. " if num_tokens else ""
-    note = f"{counted}No number here has an interval. docs/compare.md says what the columns are."
+    note = f"{counted}No number here has an interval. docs/guides/compare.md explains the columns."
     return render(
         "Dictionaries against each other",
         f"{len(names)} dictionaries",

@@ -1,4 +1,4 @@
-"""The example of docs/bring-your-own.md, as a reader would run it."""
+"""The example of docs/guides/bring-your-own.md, as a reader would run it."""
 
 import ast
 import json
@@ -16,7 +16,7 @@ import torch
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-DOCUMENT = ROOT / "docs" / "bring-your-own.md"
+DOCUMENT = ROOT / "docs" / "guides" / "bring-your-own.md"
 
 
 @pytest.fixture(scope="module")

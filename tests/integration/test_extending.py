@@ -1,4 +1,4 @@
-"""docs/extending.md is followed word for word in a copy of the house."""
+"""docs/guides/extending.md is followed word for word in a copy of the house."""
 
 import os
 import re
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 def blocks():
-    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "guides" / "extending.md").read_text(encoding="utf-8")
     return re.findall(r"^```(python|yaml|bash)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 

@@ -41,8 +41,8 @@ def commands(text):
 def all_commands():
     """Commands of all pages but two kinds.
 
-    docs/extending.md adds parts first: tests/integration/test_extending.py runs its commands. Dated
-    results name the commands of their day.
+    docs/guides/extending.md adds parts first: tests/integration/test_extending.py runs its
+    commands. Dated results name the commands of their day.
     """
     return [
         pytest.param(words, id=f"{name_of(path)}: {' '.join(words)}"[:90])

@@ -270,7 +270,7 @@ def test_an_unknown_family_lists_those_that_work():
 
 
 def test_the_page_has_all_families_and_names():
-    page = (Path(__file__).parents[2] / "docs/families.md").read_text()
+    page = (Path(__file__).parents[2] / "docs/reference/families.md").read_text()
     families = page[page.index("| | `model_type` |") : page.index("In all of them")]
     assert set(re.findall(r"`(\w+)`", families)) - {"model_type"} == set(FAMILIES)
     for site, names in NAMES.items():
