@@ -17,7 +17,7 @@ LISTS = ("layer", "site", "l1", "k", "target_l0", "dict_ratio", "seed")
 JOINING = ("crosscoder",)
 """Architectures that read all listed layers at once."""
 PLACES = ("layer", "site", "target", "ctx")
-"""Where an SAE from another library is measured."""
+"""Place at which an SAE from another library is measured."""
 OF_EVALUATION = ("lm", "corpus", *PLACES, "tokens", "device", "saebench")
 """Settings of the evaluation itself, handed on to `evaluate`."""
 

@@ -38,7 +38,7 @@ _ISA = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
 _SMALL = (32, 768)
 """Rows and outputs of the first try."""
 _HOPELESS: dict[Kind, int] = {"lm": 4, "sae": 4, "selection": 50}
-"""How much slower the first try may be; a selection has a dozen calls around its product."""
+"""Factor by which the first try may be slower; a selection has a dozen calls around its product."""
 _ROUNDS = 5
 _made: dict[str, str] = {}
 

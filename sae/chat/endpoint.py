@@ -149,7 +149,7 @@ def check_url(base_url: str, name: str = "base_url") -> None:
     if parts.scheme not in ("http", "https") or not host:
         raise ConfigError(
             f"{name} is not the address of a server. Give one with http:// or https://, such as "
-            "https://api.openai.com/v1 or http://127.0.0.1:8000/v1, or `local` for the LM under "
+            "http://127.0.0.1:8000/v1, or `local` for the LM under "
             "study."
         )
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:

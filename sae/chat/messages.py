@@ -63,7 +63,7 @@ class Reply(NamedTuple):
 
     @property
     def refuses(self) -> bool:
-        """Whether the LM will not answer.
+        """Tell whether the LM refuses to answer.
 
         Example:
             >>> Reply("I'm sorry, but I can't help with that.", 9, 9).refuses

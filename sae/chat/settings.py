@@ -36,7 +36,7 @@ class ChatSettings(Settings):
     where = "chat."
 
     base_url: Annotated[str, AfterValidator(_address), Allowed("an address")] | None = setting(
-        None, help="address of a server with OpenAI's API (https://api.openai.com/v1), or local: "
+        None, help="address of a server with OpenAI's API (http://127.0.0.1:8000/v1), or local: "
         "the LM under study; null: nobody is asked",
     )  # fmt: skip
     model: str | None = setting(None, help="name of the model on that server")

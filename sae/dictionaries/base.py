@@ -59,7 +59,7 @@ class Dictionary(nn.Module, ABC):
 
     architecture: ClassVar[str]
     activation: ClassVar[str] = "relu"
-    """How the saved SAE encodes, a key of `sae.dictionaries.sae.ACTIVATIONS`."""
+    """Encoding of the saved SAE, a key of `sae.dictionaries.sae.ACTIVATIONS`."""
     per_latent: ClassVar[tuple[str, ...]]
     """Parameters that have one row (or entry) per latent."""
     encoder: ClassVar[str | None] = None
@@ -80,13 +80,13 @@ class Dictionary(nn.Module, ABC):
     bias_rate: ClassVar[float] = 1.0
     """Their learning rate, as a multiple of the common one, where `optimizer.bias_rate` is null."""
     transcodes: ClassVar[bool] = False
-    """Whether it can give something else than what it reads (`Shape.d_out`)."""
+    """True if it can give something else than what it reads (`Shape.d_out`)."""
     joins: ClassVar[bool] = False
-    """Whether it reads and writes several layers at once."""
+    """True if it reads and writes several layers at once."""
     e2e_settings: ClassVar[Mapping[str, Any]] = {}
     """Defaults that differ where the LM's predictions train the dictionary."""
     frozen_decoder = False
-    """Whether the decoder stays as it was drawn."""
+    """True if the decoder stays as it was drawn."""
 
     def __init__(self, config: Settings, shape: Shape, init: Init) -> None:
         super().__init__()

@@ -26,7 +26,7 @@ from sae.kernels import (
 from sae.settings import setting
 
 PACE = 4.0
-"""How much faster than a weight a threshold's logarithm moves: theta = e^(PACE t), t is trained.
+"""Pace of a threshold's logarithm, relative to a weight: theta = e^(PACE t), t is trained.
 
 Adam moves a parameter by about the learning rate a step, so that a logarithm that must rise by 3
 takes 3,000 steps at 1e-3. The published runs have a hundred thousand; runs here may have hundreds.

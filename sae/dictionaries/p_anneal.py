@@ -11,7 +11,7 @@ from sae.dictionaries.step import Encoding, StepState
 from sae.settings import setting
 
 STAGES = 10
-"""How often p changes."""
+"""Number of changes of p."""
 SMALLEST = 1e-3
 """Added to f, in the scaled space: the slope of f^p at 0 is infinite."""
 

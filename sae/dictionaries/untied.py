@@ -64,7 +64,7 @@ class Untied(Dictionary):
     bias_rate = 5.0  # a bias must travel several units, entries of unit rows some hundredths
     encoder_start: ClassVar[float] = 1.0
     unit_atoms: ClassVar[bool] = True
-    """Whether decoder rows are kept at length 1."""
+    """True if decoder rows are kept at length 1."""
     centre: Tensor | None
     W_skip: nn.Parameter | None
 

@@ -126,17 +126,17 @@ class Evaluation(Settings, ABC):
     that LM), `truth` (known features, `PlacedSAE.world`). Sources that offer less leave the
     evaluation out."""
     joined: ClassVar[bool] = False
-    """Whether it also measures transcoders and crosscoders, by `PlacedSAE.ends`; the others are
+    """True if it also measures transcoders and crosscoders, by `PlacedSAE.ends`; the others are
     left out for them."""
     takes: ClassVar[Literal["one", "several", "both"]] = "one"
-    """How many SAEs a call of `measure` takes: one; all that are given; or one, and with
+    """Number of SAEs that a call of `measure` takes: one; all that are given; or one, and with
     `together=true` all, which are then spliced in at once."""
     least: ClassVar[int] = 1
     """Smallest number of SAEs that it measures."""
     unused: ClassVar[tuple[str, ...]] = ()
     """Settings of evaluate.py that have no effect on it."""
     unfinished: ClassVar[bool] = False
-    """Whether it also takes runs that are not finished."""
+    """True if it also takes runs that are not finished."""
 
     @abstractmethod
     def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:

@@ -90,7 +90,7 @@ class Asking(ChatSettings):
 
 
 def asks(explainer: str) -> bool:
-    """Whether an explainer asks a chat LM."""
+    """Tell whether an explainer asks a chat LM."""
     return issubclass(EXPLAINERS.find(explainer), ChatExplainer)
 
 

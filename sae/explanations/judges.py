@@ -60,7 +60,7 @@ class Judges:
         """Replies that held no verdict on each excerpt."""
 
     def to_json(self) -> dict[str, Any]:
-        """Who was asked, how often and for how many tokens; plain values."""
+        """Name of the LM, requests and tokens, as plain values."""
         spent = self.desk.spent.to_json()
         return {**self.desk.client.identity, **spent, "unparsed": self.unparsed}
 

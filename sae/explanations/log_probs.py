@@ -106,7 +106,7 @@ class LocalJudge:
 
 
 def _answers(logits: torch.Tensor, row: Asked) -> Answers:
-    """What is asked about a row, out of the logits that predict each of its tokens."""
+    """Answer about a row, out of the logits that predict each of its tokens."""
     at = torch.tensor(row.at, device=logits.device)
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
     log_probs = torch.log_softmax(logits[at].to(wide), -1)
@@ -115,7 +115,7 @@ def _answers(logits: torch.Tensor, row: Asked) -> Answers:
 
 
 class LogProbs:
-    """What a judge was asked; a killed run goes on after the last prefix whose rows were read.
+    """Answers of a judge; a killed run goes on after the last prefix whose rows were read.
 
     Args:
         judge: The judge.

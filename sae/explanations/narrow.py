@@ -122,7 +122,7 @@ class Narrow:
         return [self._with(row, found.get((row.explainer, row.latent), ())) for row in rows]
 
     def facts(self) -> dict[str, Any]:
-        """What the judge read, plain JSON values."""
+        """Tokens and latents that the judge read, plain JSON values."""
         facts: dict[str, Any] = {
             "budget": self.budget, "tokens": self.log_probs.count, "latents": self.latents,
             "constant simulations": self.constant,

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int
 from sae.explanations.excerpts import PlacedText
 
 JOINED = (1, 3, 10)
-"""How many values a rule joins, where it may join several."""
+"""Numbers of values that a rule joins, where it may join several."""
 _QUOTES = {'"', "\u201c", "\u201d"}
 _FIRST_POSITIONS = 8
 _KINDS = {

@@ -37,7 +37,7 @@ _GROUP_FIRINGS = 8_000_000
 
 
 Lists = tuple[np.ndarray, np.ndarray]
-"""Where each list begins, and all of them, one after the other."""
+"""Start of each list, and all lists concatenated."""
 
 
 class Firings(NamedTuple):
@@ -82,7 +82,7 @@ class FiringStore:
         sizes = [len(part.counted) for part in parts]
         self._first = np.concatenate([[0], np.cumsum(sizes)])
         self.counted: Bool[np.ndarray, " rows"] = np.concatenate([p.counted for p in parts])
-        """Which rows count."""
+        """Mask of the rows that count."""
         self.counts: Int[np.ndarray, " latents"] = np.sum(
             [np.diff(part.start) for part in parts], axis=0
         )

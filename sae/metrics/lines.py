@@ -13,7 +13,7 @@ from sae.metrics.bootstrap import Bootstrap
 LINE = ("lm", "architecture", "site", "layer", "dict_ratio")
 """Runs that agree in these make one line."""
 BOOTSTRAP = Bootstrap()
-"""How the intervals of areas are made."""
+"""Bootstrap of the intervals of areas."""
 SPREAD = ("l0", "fvu", "delta_ce")
 """Metrics that the spread over seeds is given of."""
 

@@ -160,7 +160,7 @@ def _qualification(result: EvalResult) -> Table:
 
 
 def _narrow(facts: Mapping[str, Any] | None) -> list[Section]:
-    """What the LM that judges has read; none if it was not asked."""
+    """Section on what the judging LM has read; none if it was not asked."""
     if facts is None:
         return []
     columns = ["scorer", "latents of each dictionary, at most"]

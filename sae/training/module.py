@@ -59,7 +59,7 @@ class SAEModule(OptimizedModule):
     tokens_since_fired: Tensor
     revived: Tensor
     reconstructs: ClassVar[bool] = True
-    """Whether reconstruction is trained, so that a large FVU is a failure."""
+    """True if reconstruction is trained, so that a large FVU is a failure."""
 
     def __init__(
         self,

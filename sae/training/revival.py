@@ -25,7 +25,7 @@ class Strategy(ABC):
     """Chooses one input for every dead latent and starts the latent from it."""
 
     sets_decoder: ClassVar[bool]
-    """Whether it writes into the decoder; if not, encoder and decoder must be apart."""
+    """True if it writes into the decoder; if not, encoder and decoder must be apart."""
 
     @abstractmethod
     def choose(

@@ -10,9 +10,9 @@ from sae.dictionaries.base import ARCHITECTURES, Dictionary
 from sae.errors import ConfigError
 
 PROPORTIONAL = 2.0
-"""How strongly the penalty answers to the present error in log L0."""
+"""Gain of the penalty on the present error in log L0."""
 INTEGRAL = 40.0
-"""How far, in units of the error, the penalty's base moves within the time of a run."""
+"""Gain of the penalty's base on the error, over the time of a run."""
 LARGEST_ERROR = 0.15
 """Larger errors count as this: a code that starts dense is thinned out over some tenths of a run.
 Latents that a faster descent pushes below their thresholds do not come back."""

@@ -17,6 +17,10 @@ def openings(source):
             said = ast.get_docstring(node)
             if said:
                 yield said.split()[0].strip(",.:;"), said.splitlines()[0]
+        elif isinstance(node, ast.Expr) and isinstance(
+            said := getattr(node.value, "value", 0), str
+        ):
+            yield said.split()[0].strip(",.:;"), said.splitlines()[0]  # of an attribute
 
 
 def test_no_docstring_opens_with_a_habit():

@@ -68,7 +68,7 @@ class Baseline(Settings, ABC):
     free: ClassVar[frozenset[str]] = frozenset({"k", "split", "centre"})
     """Settings that `learn` does not look at: fits that differ only in them are made once."""
     costly: ClassVar[bool] = False
-    """Whether a fit takes so long that it is worth keeping."""
+    """True if a fit takes so long that it is worth keeping."""
 
     k: int | None = setting(
         64, ge=1, help="latents that may fire for each vector, of the largest |f|; null: all"
