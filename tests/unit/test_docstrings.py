@@ -17,10 +17,11 @@ def openings(source):
             said = ast.get_docstring(node)
             if said:
                 yield said.split()[0].strip(",.:;"), said.splitlines()[0]
-        elif isinstance(node, ast.Expr) and isinstance(
-            said := getattr(node.value, "value", 0), str
-        ):
-            yield said.split()[0].strip(",.:;"), said.splitlines()[0]  # of an attribute
+        if isinstance(node, ast.ClassDef | ast.Module):
+            for one in node.body[1:]:  # those below attributes
+                said = getattr(getattr(one, "value", None), "value", None)
+                if isinstance(one, ast.Expr) and isinstance(said, str):
+                    yield said.split()[0].strip(",.:;"), said.splitlines()[0]
 
 
 def test_no_docstring_opens_with_a_habit():
@@ -33,6 +34,8 @@ def test_no_docstring_opens_with_a_habit():
 
 def test_habits_are_seen():
     source = (
-        '"""Whether it is."""\nclass A:\n    """A thing."""\n    def f(self):\n        """How."""'
+        '"""Whether it is."""\nclass A:\n    """A thing."""\n    x = 1\n    """What."""'
+        '\n    def f(self):\n        """How."""'
     )
-    assert [word for word, _ in openings(source) if word in HABITS] == ["Whether", "How"]
+    found = [word for word, _ in openings(source) if word in HABITS]
+    assert sorted(found) == ["How", "What", "Whether"]
