@@ -100,12 +100,13 @@ class Desk:
             try:
                 reply = self.client.reply(request)
             except Failure as failure:
-                self._failed(failure)
+                log.warning("A request failed: %s", failure)
+                self._settle(cost, None)
                 return "failed"
-            finally:
-                with self._lock:
-                    self._reserved -= cost
-            self._answered(reply)
+            except BaseException:
+                self._settle(cost, None)
+                raise
+            self._settle(cost, reply)
             self.ledger.keep(request, reply)
             return reply
 
@@ -127,14 +128,14 @@ class Desk:
                 )  # fmt: skip
             return False
 
-    def _failed(self, failure: Failure) -> None:
+    def _settle(self, cost: int, reply: Reply | None) -> None:
+        """Give back what was set aside and charge what was used, in one step."""
         with self._lock:
-            self.spent.failed += 1
-            self._lost += 1
-        log.warning("A request failed: %s", failure)
-
-    def _answered(self, reply: Reply) -> None:
-        with self._lock:
+            self._reserved -= cost
+            if reply is None:
+                self.spent.failed += 1
+                self._lost += 1
+                return
             self.spent.asked += 1
             self.spent.prompt_tokens += reply.prompt_tokens
             self.spent.reply_tokens += reply.reply_tokens

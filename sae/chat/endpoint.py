@@ -26,6 +26,7 @@ _NO_SERVICE = {
     403: "it forbids this key to use the model. Choose another model or key",
     404: "it knows no such address or model. Check base_url, which mostly ends with /v1, and model",
 }
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _PASSING = (408, 409, 425, 429)
 
 
@@ -37,7 +38,7 @@ class Endpoint:
         model: Name of the model there.
         key: Sent as a bearer token, and written nowhere; None: none is sent.
         concurrency: Requests at once.
-        timeout: Seconds for a whole reply.
+        timeout: Seconds until a reply begins, between its parts, and for its whole body.
 
     Raises:
         ConfigError: If the address is not one that may be asked.
@@ -79,7 +80,10 @@ class Endpoint:
         """Keep connections inside the block."""
         headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
         self._stop.clear()
-        with httpx2.Client(headers=headers, timeout=self.timeout) as self._http:
+        here = urlsplit(self.identity["base_url"]).hostname in _THIS_MACHINE
+        with httpx2.Client(
+            headers=headers, timeout=self.timeout, trust_env=not here  # no proxy to oneself
+        ) as self._http:  # fmt: skip
             yield
 
     def stop(self) -> None:
@@ -100,7 +104,7 @@ class Endpoint:
                     if time.monotonic() > deadline:
                         raise Failure(f"no whole reply within {self.timeout:g} s")
                 self._check(response, content)
-        except httpx2.HTTPError as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:
             raise Failure(self._clean(f"{type(error).__name__}: {error}")) from None
         return _reply(content, request)
 
@@ -125,10 +129,15 @@ class Endpoint:
         raise Failure(f"the server answers {status}: {said}", lasting, wait)
 
     def _clean(self, text: str) -> str:
-        """A server's words in one short line, without the key, which some servers repeat."""
+        """A server's words in one short line, without the key, which some servers repeat.
+
+        Backslashes go, since a key may be repeated with its signs escaped; so does what a terminal
+        would obey.
+        """
+        text = text.replace("\\", "")
         if self._key:
             text = text.replace(self._key, "…")
-        return " ".join(text.split())[:200]
+        return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:200]
 
 
 def check_url(base_url: str, name: str = "base_url") -> None:
@@ -144,7 +153,9 @@ def check_url(base_url: str, name: str = "base_url") -> None:
     try:
         parts = urlsplit(base_url)
         host, _ = parts.hostname, parts.port
-    except ValueError:
+        httpx2.URL(base_url)
+        (host or "").encode("idna")
+    except (ValueError, httpx2.InvalidURL):
         parts, host = urlsplit(""), None
     if parts.scheme not in ("http", "https") or not host:
         raise ConfigError(
@@ -169,15 +180,31 @@ def _reply(content: bytes, request: Request) -> Reply:
         body = json.loads(content)
         choice = body["choices"][0]
         message, usage = choice["message"], body.get("usage") or {}
-        text = message.get("content") or ""
+        text = _text(message.get("content"))
         refused = bool(message.get("refusal")) or choice.get("finish_reason") == "content_filter"
-        prompt = int(usage.get("prompt_tokens", request.prompt_tokens))
-        written = int(usage.get("completion_tokens", request.max_tokens))
-        if not isinstance(text, str) or prompt < 0 or written < 0:
-            raise TypeError
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        raise Failure("the server answers something that is not a chat completion") from None
+        prompt = _count(usage.get("prompt_tokens"), request.prompt_tokens)
+        written = _count(usage.get("completion_tokens"), request.max_tokens)
+    except (ValueError, RecursionError):  # cut off: the next one may be whole
+        raise Failure("the server answers something that is not JSON") from None
+    except (KeyError, IndexError, TypeError, AttributeError):
+        # whole, and perhaps paid for: the next one would be no other
+        raise Failure("the server's answer is not a chat completion", lasting=True) from None
     return Reply(text.encode("utf-8", "replace").decode(), prompt, written, refused)
+
+
+def _text(content: Any) -> str:
+    """The words of a message: a text, or a list of parts some of which are texts."""
+    if isinstance(content, list):
+        return "".join(part.get("text") or "" for part in content)
+    if content is not None and not isinstance(content, str):
+        raise TypeError
+    return content or ""
+
+
+def _count(given: Any, estimate: int) -> int:
+    """Tokens as the server counts them; the estimate where it gives no number."""
+    known = isinstance(given, int | float) and 0 <= given < 10**9
+    return int(given) if known else estimate
 
 
 def _message(content: bytes) -> str:
@@ -202,5 +229,5 @@ def _retry_after(header: str | None) -> float:
         return max(0.0, float(header)) if header.strip()[:1].isdigit() else max(
             0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds()
         )  # fmt: skip
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return 0.0

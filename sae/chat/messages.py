@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 Role = Literal["system", "user", "assistant"]
 _REFUSAL = re.compile(
-    r"\s*(I['’]m sorry|I am sorry|sorry,|I apologi[sz]e|I can['’]?t |I cannot |I am unable"
+    r"\s*(I['’]m sorry|I am sorry|I apologi[sz]e|I can['’]?t |I cannot |I am unable"
     r"|I['’]m unable|as an AI)", re.IGNORECASE,
 )  # fmt: skip
 _BYTES_PER_TOKEN = 3
@@ -29,7 +29,10 @@ class Request:
 
     def to_json(self) -> dict[str, Any]:
         """The body of a request to `/chat/completions`, without the model."""
-        messages = [{"role": role, "content": text} for role, text in self.messages]
+        messages = [
+            {"role": role, "content": text.encode("utf-8", "replace").decode()}  # half characters
+            for role, text in self.messages
+        ]
         return {"messages": messages, "max_tokens": self.max_tokens, "temperature": 0}
 
     @property

@@ -67,13 +67,20 @@ class ChatSettings(Settings):
         """Look for the key.
 
         Raises:
-            ConfigError: If a server is asked and the variable holds no key.
+            ConfigError: If a server is asked and the variable holds no key, or what cannot be one.
         """
-        served = self.base_url not in (None, LOCAL)
-        if served and self.key_env is not None and not os.environ.get(self.key_env, "").strip():
+        if self.base_url in (None, LOCAL) or self.key_env is None:
+            return
+        key = os.environ.get(self.key_env, "").strip()
+        if not key:
             raise ConfigError(
                 f"The environment variable {self.key_env} holds no key. Set it, name another one "
                 "by chat.key_env, or give chat.key_env=null if the server needs none."
+            )
+        if not re.fullmatch("[!-~]+", key):  # not repeated; no HTTP header may hold it
+            raise ConfigError(
+                f"The environment variable {self.key_env} holds something that is not a key: it "
+                "has a space, a line break or a letter that is not ASCII. Was it pasted in whole?"
             )
 
     def desk(self, lm: LanguageModel | None) -> Desk:

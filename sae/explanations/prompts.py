@@ -41,12 +41,12 @@ _PAIRS_SHOT = (
 _DETECTION = """\
 You get a description of a feature of text, and numbered excerpts. For each excerpt, say whether \
 the feature is in it. Answer by a list alone, with 1 for yes and 0 for no, one number for each \
-excerpt in order, such as [1, 0, 0, 1, 0]."""
+excerpt in order, between [ and ]."""
 _FUZZING = """\
 You get a description of a feature of text, and numbered excerpts in which some tokens stand \
 between << and >>. For each excerpt, say whether the marked tokens are those that the description \
 means. Answer by a list alone, with 1 for yes and 0 for no, one number for each excerpt in order, \
-such as [1, 0, 0, 1, 0]."""
+between [ and ]."""
 _SHOTS = {
     "detection": (
         ("names of colours", ("a red car stopped", "they ran home", "the sky is blue today"),
@@ -84,6 +84,7 @@ def in_contexts(reply: str) -> str | None:
         >>> in_contexts("They differ.\n[EXPLANATION]: names of <b>rivers")
         'names of <b>rivers'
     """
+    reply = _said(reply)
     found = _EXPLANATION.search(reply, max(0, reply.upper().rfind("[EXPLANATION]")))
     return None if found is None else _phrase(found[1])
 
@@ -113,7 +114,7 @@ def in_pairs(reply: str) -> str | None:
         >>> in_pairs("The main thing this neuron does is find words for colours.")
         'words for colours.'
     """
-    head, found, tail = reply.partition("this neuron does is find")
+    head, found, tail = _said(reply).partition("this neuron does is find")
     return _phrase((tail if found else head).strip().partition("\n")[0])
 
 
@@ -134,15 +135,25 @@ def of_judge(kind: str, words: str, excerpts: Sequence[str]) -> Request:
 
 
 def verdicts(reply: str, count: int) -> list[bool] | None:
-    """The first list of zeros and ones; None unless it is as long as there were excerpts.
+    """The last list of zeros and ones; None unless it is as long as there were excerpts.
 
     Example:
         >>> verdicts("Sure: [1, 0]", 2), verdicts("[1, 0, 1]", 2), verdicts("yes", 2)
         ([True, False], None, None)
     """
-    found = _VERDICTS.search(reply)
-    said = [] if found is None else [one.strip() == "1" for one in found[1].split(",")]
+    found = _VERDICTS.findall(_said(reply))
+    said = [one.strip() == "1" for one in found[-1].split(",")] if found else []
     return said if len(said) == count else None
+
+
+def _said(reply: str) -> str:
+    """A reply without the thoughts that some LMs write first; nothing if these do not end.
+
+    Example:
+        >>> _said("<think>Hm: [0]</think>[1]"), _said("<think>Hm: [0]")
+        ('[1]', '')
+    """
+    return re.sub(r"<think>.*?(</think>|\Z)", "", reply, flags=re.DOTALL)
 
 
 def _judged(words: str, excerpts: Sequence[str]) -> str:

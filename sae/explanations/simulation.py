@@ -127,7 +127,7 @@ class Simulation:
         ):
             kept = counts[part]
             value = pearson(activation[places[part]][kept], simulated[part][kept])
-            if np.isnan(value):
+            if kept.any() and np.ptp(simulated[part][kept]) == 0:
                 constant, value = 1.0, 0.0
             found.values[name] = value
         if without is None:

@@ -24,6 +24,8 @@ ORACLE, TOKENS = "oracle", CONTROL
 """Explainers: the truth about known classes, and the control that is always there."""
 LEAST_LATENTS = 10
 """Latents with a number that a mean needs, and classes that a scorer must be tried on."""
+LEAST_IN_BIN = 3
+"""Latents with a number that a mean of a bin of density needs."""
 LEAST_COVERAGE = 0.05
 """Share of the SAE's latents under which a comparison is in the table alone."""
 UNEXPLAINED = ("intruder", "intruder_near")
@@ -124,7 +126,7 @@ def by_subject(studies: Studies, bootstrap: Bootstrap) -> Iterator[dict[str, Any
             if subject != SAE:
                 ours = [one for e, s, part in _parts(studies[SAE]) for one in part
                         if (e, s) == (explainer, scorer)]  # fmt: skip
-                if ours:
+                if np.isfinite(_values(ours, scorer)).sum() >= LEAST_LATENTS:
                     found, covered = difference_at_equal_density(
                         (_densities(ours), _values(ours, scorer)), (_densities(own), values),
                         bootstrap,
@@ -161,7 +163,7 @@ def by_density(studies: Studies) -> Iterator[dict[str, Any]]:
                 for name in SCORERS:
                     values = _values(part, name)
                     values = values[np.isfinite(values)]
-                    found[name] = float(values.mean()) if len(values) else None
+                    found[name] = float(values.mean()) if len(values) >= LEAST_IN_BIN else None
                 yield {
                     "subject": subject, "explainer": explainer,
                     "density": 10 ** (i / BINS_PER_DECADE), "latents": len(part), **found,

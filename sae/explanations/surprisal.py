@@ -73,6 +73,8 @@ class Surprisal:
         if len(places) < LEAST_POSITIVES or not there:
             return found
         rises = self.rises(words, np.concatenate([places, *there.values()]))
+        if not np.isfinite(rises).all():  # the LM overflowed: ranks of NaN would be a score
+            return found
         ends = np.cumsum([len(places), *map(len, there.values())])
         positive, *others = np.split(rises, ends[:-1])
         for name, some in zip(there, others, strict=True):

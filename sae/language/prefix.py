@@ -22,10 +22,18 @@ class Prefix:
     Args:
         lm: The LM.
         tokens: Token ids of the prefix, one or more.
+
+    Raises:
+        ConfigError: If no token could follow it.
     """
 
     def __init__(self, lm: LanguageModel, tokens: Int[Tensor, " prefix"]):
         self.lm, self.length = lm, len(tokens)
+        if self.length >= lm.max_ctx:
+            raise ConfigError(
+                f"A text of {self.length} tokens stands before the others; {lm.name} allows "
+                f"{lm.max_ctx} in all. Give a shorter one."
+            )
         self._cache: dict[str, Any] = new_cache(lm.model)
         self._read(tokens[None], self._cache)
 

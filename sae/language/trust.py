@@ -59,7 +59,9 @@ def check_named(
 
 
 def check_asked(evals: Mapping[str, Any], chosen: Mapping[str, Any], by: str) -> None:
-    """Refuse chat LMs that only a file names: keys and texts would be sent to its address.
+    """Refuse chat LMs, and variables with keys, that only a file names.
+
+    Keys and texts would be sent to its address.
 
     Args:
         evals: Settings by the name of the evaluation, out of somebody's file.
@@ -67,16 +69,23 @@ def check_asked(evals: Mapping[str, Any], chosen: Mapping[str, Any], by: str) ->
         by: The file, for people.
 
     Raises:
-        ConfigError: If it names an address that the user does not.
+        ConfigError: If it names an address, or a variable for the key, that the user does not.
     """
-    for name, node in evals.items():
-        address = ((node or {}).get(CHAT) or {}).get("base_url")
-        own = ((chosen.get(name) or {}).get(CHAT) or {}).get("base_url")
-        if address is not None and address != own:
-            raise ConfigError(
-                f"{by} names a chat LM at {address} for eval={name}. Nothing was sent. If you "
-                f"trust it, give eval.{name}.{CHAT}.base_url={address}."
-            )
+    for name in evals:
+        theirs, own = (_node(_node(settings, name), CHAT) for settings in (evals, chosen))
+        for key, harmless in (("base_url", (None,)), ("key_env", (None, "OPENAI_API_KEY"))):
+            value = theirs.get(key)
+            if value not in harmless and value != own.get(key):
+                raise ConfigError(
+                    f"{by} names {key}={value} of a chat LM for eval={name}. Nothing was sent. If "
+                    f"you trust it, give eval.{name}.{CHAT}.{key}={value}."
+                )
+
+
+def _node(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Settings inside settings; nothing where a file has something else there."""
+    found = settings.get(name)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _is_new(place: str) -> bool:

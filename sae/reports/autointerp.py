@@ -282,7 +282,7 @@ def _latents(rows: Sequence[Mapping[str, Any]], folder: Path) -> Table:
 
 def _states(states: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Table:
     seen = {name for own in states.values() for of in own.values() for name in of}
-    asked = [name for name in ("unparsed", "refused", "unasked") if name in seen]
+    asked = [name for name in ("not given", "unparsed", "refused", "unasked") if name in seen]
     names = ("explained", "too rare", "failed", *asked)
     rows = [
         [Cell(subject), Cell(explainer), *(Cell(str(of.get(n, 0)), of.get(n, 0)) for n in names)]

@@ -66,7 +66,7 @@ def test_a_reply_and_what_the_server_gets():
 
 MISHAPS = [
     REFUSAL, (500, b"oops"), (503, b""), "half", (200, b"<html>not JSON</html>"),
-    (200, b'{"choices": []}'), (200, b"[" * 100_000), "stall", "close",
+    (200, b"[" * 100_000), "stall", "close",
 ]  # fmt: skip
 
 
