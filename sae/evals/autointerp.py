@@ -120,10 +120,9 @@ class AutointerpEval(Resampled):
         trained = given_controls(one, self.controls)
         controls = [*fitted_controls(one, self._l0(one, on)), *trained]
         fitted = time.perf_counter()
-        judges = self.chat.open(
-            one, self._explainers(), len(features) or self.num_latents, given is not None,
-            [summary.SAE, *(control.name for control in controls), LOOKUP],
-        )  # fmt: skip
+        counts = dict.fromkeys([*(one.name for one in controls), LOOKUP], self.num_latents)
+        counts[summary.SAE] = len(features) or self.num_latents
+        judges = self.chat.open(one, self._explainers(), counts, given is not None)
         embeddings = Embeddings(load_encoder(str(one.sae.device)))
         bench = Bench(test, allowed, embeddings, self.pool)
         studies: dict[str, list[Row]] = {}

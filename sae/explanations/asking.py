@@ -1,7 +1,7 @@
 """Settings of what a chat LM is asked about latents, and how much that will be."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from sae.artifacts.placed import PlacedSAE
@@ -13,6 +13,7 @@ from sae.explanations import prompts
 from sae.explanations.asked import ChatExplainer
 from sae.explanations.explainers import EXPLAINERS
 from sae.explanations.judges import BATCH, JUDGES, JudgeName, Judges
+from sae.explanations.summary import SAE
 from sae.explanations.truth import TOKENS, TOPICS
 from sae.settings import setting
 
@@ -56,17 +57,15 @@ class Asking(ChatSettings):
         self.check_key()
 
     def open(
-        self, one: PlacedSAE, explainers: Sequence[str], latents: int, given: bool,
-        dictionaries: Sequence[str],
-    ) -> Judges | None:  # fmt: skip
+        self, one: PlacedSAE, explainers: Sequence[str], latents: Mapping[str, int], given: bool
+    ) -> Judges | None:
         """Judges and their desk, if there is a chat LM; says first how much will be asked.
 
         Args:
             one: The SAE, whose LM `local` is.
             explainers: See `expected`.
-            latents: See `expected`.
+            latents: Latents of every dictionary that there is, by its name.
             given: See `expected`.
-            dictionaries: Names of those that there are.
 
         Raises:
             ConfigError: If a dictionary is asked about that is not there.
@@ -74,10 +73,11 @@ class Asking(ChatSettings):
         if self.base_url is None:
             return None
         for name in self.dictionaries:
-            if name not in dictionaries:
-                raise ConfigError(unknown(name, dictionaries, "eval.autointerp.chat.dictionaries="))
+            if name not in latents:
+                raise ConfigError(unknown(name, latents, "eval.autointerp.chat.dictionaries="))
         desk = self.desk(one.lm if self.base_url == LOCAL else None)
-        size = expected(self, explainers, latents, given)
+        asked = sum(latents[name] for name in dict.fromkeys(self.dictionaries))
+        size = expected(self, explainers, asked, latents[SAE] * given)
         over = size.prompt_tokens + size.reply_tokens > self.budget
         log.info(
             "%s will get at most %s requests, about %s prompt and up to %s reply tokens. %s %s "
@@ -108,22 +108,20 @@ class Expected(NamedTuple):
     reply_tokens: int
 
 
-def expected(asking: Asking, explainers: Sequence[str], latents: int, given: bool) -> Expected:
+def expected(asking: Asking, explainers: Sequence[str], latents: int, given: int) -> Expected:
     """The requests of an evaluation, at most.
 
     Args:
         asking: The settings.
         explainers: Names of all explainers, the control `tokens` among them.
-        latents: Of each dictionary.
-        given: Whether there are explanations out of a file.
+        latents: Of all dictionaries that are asked about.
+        given: Latents of the SAE with an explanation out of a file, at most.
     """
-    dictionaries = len(asking.dictionaries)
     work: list[tuple[int, Request]] = [
-        (dictionaries * latents, _EXAMPLES[name]) for name in explainers if asks(name)
-    ]  # fmt: skip
+        (latents, _EXAMPLES[name]) for name in explainers if asks(name)
+    ]
     # each with its derangement, which the control has none of; the classes' true ones have one
-    cases = dictionaries * latents * (2 * len(explainers) - 1) + 2 * (len(TOKENS) + len(TOPICS))
-    cases += latents * 2 * given
+    cases = latents * (2 * len(explainers) - 1) + 2 * (len(TOKENS) + len(TOPICS)) + 2 * given
     sheets = cases * -(-2 * asking.excerpts // BATCH)
     for name in asking.judges:
         work.append((sheets, prompts.of_judge(name, "so " * 15, [_EXCERPT] * BATCH)))

@@ -282,9 +282,11 @@ def test_a_scorer_qualifies_with_a_good_judge_and_not_with_one_that_always_says_
 def test_the_estimate_counts_every_request():
     asking = Asking(base_url="local", excerpts=10)
     names = ["contexts", "tokens"]
-    size = expected(asking, names, 8, given=False)
+    size = expected(asking, names, 8, given=0)
     # 8 explanations; 4 requests of 5 for 3 * 8 explanations and 2 * 34 of classes, by 2 judges
     assert size.requests == 8 + 2 * 4 * (3 * 8 + 2 * 34)
     assert 300 * size.requests < size.prompt_tokens < 1500 * size.requests
-    alone = expected(Asking(base_url="local", judges=[]), names, 8, given=True)
+    alone = expected(Asking(base_url="local", judges=[]), names, 8, given=8)
     assert alone.requests == 8
+    more = expected(asking, names, 8, given=8)
+    assert more.requests == size.requests + 2 * 4 * 2 * 8
