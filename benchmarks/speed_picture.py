@@ -31,7 +31,7 @@ def plot(bars: Bars, machine: str) -> Figure:
         for library, rate in entries:
             low, high = rate.median - rate.low, rate.high - rate.median
             axes.barh(library, rate.median / 1000, xerr=[[low / 1000], [high / 1000]],
-                      color=COLOURS[library], height=0.7)  # fmt: skip
+                      color=COLOURS.get(library, "black"), height=0.7)  # fmt: skip
             axes.annotate(f"{rate.median / 1000:.1f}", (rate.high / 1000, library), (5, 0),
                           textcoords="offset points", va="center", fontsize=8)  # fmt: skip
         axes.invert_yaxis()

@@ -34,16 +34,17 @@ def _panel(axes: Any, data: str, rows: Sequence[Mapping[str, Any]]) -> None:
     libraries.pop("authors", None)  # far above the others: in the table
     axes.set(xscale="log", yscale="log", xlabel="L0")
     axes.set_title(data, fontsize=10)
-    for library in sorted(libraries, key=list(COLOURS).index):
+    known = [*COLOURS]
+    for library in sorted(libraries, key=lambda name: [*known, name].index(name)):
         of_library = libraries[library]
         l0 = of_library[0]["l0"]
         grid = np.geomspace(l0 / 2, l0 * 2, POINTS)
         curves = np.stack([frontier(row, grid) for row in of_library])
-        known = ~np.isnan(curves).all(axis=0)
-        x, best = grid[known], np.nanmin(curves[:, known], axis=0)
-        middle = np.nanmedian(curves[:, known], axis=0)
-        colour = COLOURS[library]
-        axes.plot(x, best, color=colour, marker=MARKERS[library], markersize=4, label=library)
+        there = ~np.isnan(curves).all(axis=0)
+        x, best = grid[there], np.nanmin(curves[:, there], axis=0)
+        middle = np.nanmedian(curves[:, there], axis=0)
+        colour, marker = COLOURS.get(library, "black"), MARKERS.get(library, ".")
+        axes.plot(x, best, color=colour, marker=marker, markersize=4, label=library)
         axes.fill_between(x, best, middle, color=colour, alpha=0.13, linewidth=0)
         axes.xaxis.set_major_locator(FixedLocator([l0 / 2, l0, l0 * 2]))
     axes.xaxis.set_minor_locator(NullLocator())
