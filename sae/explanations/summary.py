@@ -28,6 +28,12 @@ LEAST_IN_BIN = 3
 """Latents with a number that a mean of a bin of density needs."""
 LEAST_COVERAGE = 0.05
 """Share of the SAE's latents under which a comparison is in the table alone."""
+AT_CHANCE = {
+    "rules": 0.0, "embedding": 0.5, "embedding_near": 0.5, "surprisal": 0.5, "intruder": CHANCE,
+    "intruder_near": CHANCE, "simulation": 0.0, "simulation_top": 0.0, "simulation_random": 0.0,
+    **dict.fromkeys(JUDGES, ALWAYS),
+}  # fmt: skip
+"""Mean of each scorer for explanations that say nothing."""
 UNEXPLAINED = ("intruder", "intruder_near")
 """Scorers that read no explanation."""
 Studies = Mapping[str, Sequence[Row]]
@@ -175,6 +181,9 @@ def qualification(
 ) -> list[dict[str, Any]]:
     """A row for each kind of classes and scorer: oracle explanations against wrong ones.
 
+    A scorer qualifies if both the difference and what true explanations score above chance have an
+    interval above 0. A difference alone may lie between two numbers that are no better than chance.
+
     Args:
         kinds: Rows of the classes of each kind, with the explainers `oracle` and `rules`, and rows
             of random sets of excerpts as large, which `intruder` is held against.
@@ -192,12 +201,14 @@ def qualification(
             gap = mean(values - other, bootstrap)
             if gap.value is None:
                 continue
+            above = mean(values - AT_CHANCE[scorer], bootstrap).low
             classes_seen = int(np.isfinite(values - other).sum())
             found.append({
                 "kind": kind, "scorer": scorer, "classes": classes_seen,
                 "oracle": mean(values, bootstrap).value, "wrong": mean(other, bootstrap).value,
                 **_named("difference", gap),
-                "qualified": classes_seen >= LEAST_LATENTS and gap.low is not None and gap.low > 0,
+                "qualified": classes_seen >= LEAST_LATENTS
+                and all(low is not None and low > 0 for low in (gap.low, above)),
             })  # fmt: skip
     return found
 

@@ -19,7 +19,7 @@ from sae.explanations.latents import Latent, Subject, stratified
 from sae.explanations.means import difference_at_equal_density, mean
 from sae.explanations.rules import RuleText
 from sae.explanations.scores import CHANCE, auroc, derangement, odd_one_out
-from sae.explanations.study import SCORERS, study
+from sae.explanations.study import SCORERS, Row, study
 from sae.explanations.summary import by_subject, headline, qualification, qualified_on
 from sae.explanations.truth import random_classes
 from sae.features.firings import Firings
@@ -277,6 +277,21 @@ def test_a_scorer_qualifies_by_telling_true_explanations_from_wrong_ones(
     assert {row["scorer"] for row in found if row["kind"] == "noise"} == {
         "embedding", "embedding_near", "intruder", "intruder_near"
     }  # fmt: skip
+
+
+def test_a_scorer_below_chance_does_not_qualify():
+    """The LM under study, as a simulator: -.01 for true explanations, -.03 for wrong ones."""
+    noise = np.random.default_rng(0).normal(scale=0.001, size=20)
+    rows = [
+        Row(str(i), "oracle", "explained", "words", 0.1, 30,
+            {"simulation": -0.01 + x, "simulation_deranged": -0.03,
+             "simulation_top": 0.3 + x, "simulation_top_deranged": 0.1}, {})
+        for i, x in enumerate(noise)
+    ]  # fmt: skip
+    found = {row["scorer"]: row for row in qualification({"classes": (rows, rows)}, BOOTSTRAP)}
+    assert found["simulation"]["difference_low"] > 0
+    assert not found["simulation"]["qualified"]
+    assert found["simulation_top"]["qualified"]
 
 
 def test_a_wrong_rule_is_scored_like_a_right_one(texts):
