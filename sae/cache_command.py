@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from sae.errors import ConfigError, SAEError
+from sae.errors import ConfigError, SAEError, StoreError
 
 
 def run_command(
@@ -65,6 +65,22 @@ def run_command(
         )
         return 1
     return 0
+
+
+def entries(root: Path, entry: str | None, what: str) -> list[Path]:
+    """Folders of a kind of the cache: the one of a key, or all of them without one.
+
+    Raises:
+        StoreError: If there is none of this key, with the keys that there are.
+    """
+    folders = sorted(path for path in root.glob("[!.]*") if path.is_dir())
+    if entry is None:
+        return folders
+    found = [path for path in folders if path.name == entry]
+    if not found:
+        known = ", ".join(path.name for path in folders) or f"none, the cache has no {what}"
+        raise StoreError(f"{entry!r} is not a key of {what}. Keys: {known}.")
+    return found
 
 
 def size(folder: Path) -> str:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from rich.table import Table
 
-from sae.cache_command import run_command, size
+from sae.cache_command import entries, run_command, size
 from sae.chat.ledger import ABOUT, ledger_dir
-from sae.errors import ArtifactError, StoreError
+from sae.errors import ArtifactError
 from sae.reading import read_object
 
 
@@ -40,14 +40,7 @@ def _table() -> Table:
 
 
 def _find(entry: str | None) -> list[Path]:
-    folders = sorted(path for path in ledger_dir().glob("[!.]*") if path.is_dir())
-    if entry is None:
-        return folders
-    found = [path for path in folders if path.name == entry]
-    if not found:
-        known = ", ".join(path.name for path in folders) or "none, the cache has no ledgers"
-        raise StoreError(f"{entry!r} is not a key of ledgers. Keys: {known}.")
-    return found
+    return entries(ledger_dir(), entry, "ledgers")
 
 
 if __name__ == "__main__":

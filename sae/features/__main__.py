@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.table import Table
 
-from sae.cache_command import run_command, size
+from sae.cache_command import entries, run_command, size
 from sae.errors import ArtifactError, StoreError
 from sae.features.make import features_dir
 from sae.features.records import FACTS, Records
@@ -44,14 +44,7 @@ def _table() -> Table:
 
 
 def _find(entry: str | None) -> list[Path]:
-    folders = sorted(path for path in features_dir().glob("[!.]*") if path.is_dir())
-    if entry is None:
-        return folders
-    found = [path for path in folders if path.name == entry]
-    if not found:
-        known = ", ".join(path.name for path in folders) or "none, the cache has no records"
-        raise StoreError(f"{entry!r} is not a key of records. Keys: {known}.")
-    return found
+    return entries(features_dir(), entry, "records")
 
 
 def _remove(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What `pip install .` installs, and the programs that it brings."""
+"""Content of a wheel, and the commands that it brings."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ("conf", "callbacks", "train.py", "evaluate.py")
-"""What stands at the root of a checkout, and inside `sae/programs` of a wheel."""
+"""Files and packages at the root of a checkout, which a wheel has inside `sae/programs`."""
 
 
 @pytest.fixture(scope="module")
