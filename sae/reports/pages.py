@@ -20,6 +20,7 @@ from sae.reports.dashboard import Server, actions, packed_text, render, write_da
 from sae.reports.erasure import write_erasure
 from sae.reports.files import write_bytes
 from sae.reports.frontier import write_frontier
+from sae.reports.interpretability import write_interpretability
 from sae.reports.ioi import write_ioi
 from sae.reports.purity import purity_columns, write_purity
 from sae.reports.steer import write_steer
@@ -95,6 +96,7 @@ PAGES: dict[str, Callable[[EvalResult, Path], None]] = {
     "ioi": write_ioi,
     "circuit": write_circuit,
     "erasure": write_erasure, "steer": write_steer, "autointerp": write_autointerp,
+    "interpretability": write_interpretability,
 }  # fmt: skip
 """Writers of pages by the name of the evaluation."""
 
