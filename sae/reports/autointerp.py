@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from sae.evals.base import EvalResult
+from sae.explanations.asking import asks
 from sae.explanations.explain import GIVEN
 from sae.explanations.files import write_explanations
+from sae.explanations.latents import index_of
 from sae.explanations.study import SCORERS
 from sae.explanations.summary import LEAST_COVERAGE, SAE, TOKENS, UNEXPLAINED
+from sae.features.parts import Explained, Explanations
 from sae.reports.files import write_bytes
 from sae.reports.judged import JUDGE_WORDS, judged
 from sae.reports.page import Cell, Plot, Section, Table, interval, number, plain, render
@@ -26,6 +29,8 @@ WORDS = {
     "simulation_top": "Simulation, top",
     "simulation_random": "Simulation, random",
 }
+_NO_LM = "none"
+"""Name of the LM of explanations that no LM wrote."""
 HEADLINE = "rules"
 """Explainer of the picture and the tiles."""
 
@@ -90,12 +95,32 @@ def explanation_columns(result: EvalResult, folder: Path) -> dict[str, dict[str,
     Returns:
         Explanations by heading and latent; empty without such a result.
     """
-    rows = newest_latents("autointerp", result, folder)
+    _, rows = newest_latents("autointerp", result, folder)
     own = [row for row in _own(rows) if row["explanation"]]
     explainers = [row["explainer"] for row in own]
     best = GIVEN if GIVEN in explainers else next(iter(explainers), "")  # the user's own, if any
     found = {row["latent"]: row["explanation"] for row in own if row["explainer"] == best}
     return {"explanation": found} if found else {}
+
+
+def explanations_of(result: EvalResult, folder: Path, d_sae: int) -> Explanations:
+    """All explanations of the SAE's latents, of the newest result `autointerp`, for exports.
+
+    Args:
+        result: Of another evaluation of the SAE.
+        folder: Where results are.
+        d_sae: Number of latents.
+    """
+    content, rows = newest_latents("autointerp", result, folder)
+    chat = ((content.get("details") or {}).get("chat") or {}).get("model", "")
+    found: dict[int, list[Explained]] = {}
+    for row in _own(rows):
+        if row["explanation"]:
+            asked = row["explainer"] != GIVEN and asks(row["explainer"])
+            model = chat if asked and chat else _NO_LM
+            one = Explained(row["explanation"], row["explainer"], model)
+            found.setdefault(index_of(row["latent"], d_sae), []).append(one)
+    return found
 
 
 def _own(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -12,7 +12,7 @@ from sae.features.ablated import known
 from sae.features.exports import export
 from sae.features.own_text import reading_in
 from sae.reports import page as report
-from sae.reports.autointerp import explanation_columns, write_autointerp
+from sae.reports.autointerp import explanation_columns, explanations_of, write_autointerp
 from sae.reports.case_study import write_case_study
 from sae.reports.circuit import write_circuit
 from sae.reports.compare import write_comparison
@@ -31,8 +31,9 @@ def _write_latents(result: EvalResult, folder: Path) -> None:
     found = Records(result.details["records"], result.details["weights"])
     title, shown = _heading(found)
     shutil.rmtree(folder / "export", ignore_errors=True)
+    explanations = explanations_of(result, folder.parent, found.d_sae)
     for word in result.details["export"]:
-        export(found, word, folder / "export" / word)
+        export(found, word, folder / "export" / word, explanations)
     file = result.details["own_text"]
     own = None if file is None else packed_text(reading_in(Path(file)), found)
     write_dashboard(

@@ -23,7 +23,7 @@ from sae.explanations import rule_texts, truth
 from sae.explanations.files import read_explanations, write_explanations
 from sae.explanations.truth import TOPICS
 from sae.features.sets import feature_set
-from sae.reports.autointerp import explanation_columns
+from sae.reports.autointerp import explanation_columns, explanations_of
 from sae.tables import read_table
 from sae.tasks.labelled import LabelledTexts
 
@@ -112,8 +112,14 @@ def test_from_a_run_to_pages_and_the_dashboards_column(encoder, run):
     dashboard = EvalResult("dashboard", {}, {}, provenance=result.provenance)
     column = explanation_columns(dashboard, file.parent)["explanation"]
     assert column == {r["latent"]: r["explanation"] for r in rows if r["explainer"] == "given"}
+    exported = explanations_of(dashboard, file.parent, 48)
+    words = {(str(i), one.method): one.text for i, known in exported.items() for one in known}
+    assert words == {(r["latent"], r["explainer"]): r["explanation"] for r in rows
+                     if r["explanation"]}  # fmt: skip
+    assert {one.model for known in exported.values() for one in known} == {"none"}
     other = replace(dashboard, provenance=result.provenance | {"point": "resid.7"})
     assert explanation_columns(other, file.parent) == {}
+    assert explanations_of(other, file.parent, 48) == {}
     # what was embedded is found again
     seen = encoder.texts
     again = evaluate([str(run)], {"autointerp": settings})["autointerp"]
