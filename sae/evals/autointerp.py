@@ -22,13 +22,15 @@ from sae.evals.controls import (
     given_controls,
     missing_controls,
 )
-from sae.explanations import summary
+from sae.explanations import falsified, summary
 from sae.explanations.asking import Asking, asks
+from sae.explanations.changed import LMReader, TokenReader
 from sae.explanations.embeddings import Embeddings
 from sae.explanations.excerpts import PlacedText, repeated
 from sae.explanations.explain import explained, raised_tokens
 from sae.explanations.explainers import TrainingText
 from sae.explanations.files import read_explanations
+from sae.explanations.intervention import PUSHED, pushed_rows
 from sae.explanations.judges import Judges
 from sae.explanations.latents import (
     Subject,
@@ -40,9 +42,11 @@ from sae.explanations.latents import (
 )
 from sae.explanations.log_probs import LocalJudge
 from sae.explanations.narrow import Narrow, Scorer
+from sae.explanations.pushed import of_latents
 from sae.explanations.rules import RuleText, of_labels
 from sae.explanations.scores import Bench
 from sae.explanations.study import Row, study
+from sae.explanations.tested import TESTED
 from sae.explanations.truth import CLASSES, random_classes, token_classes, topic_classes
 from sae.features.make import all_firings, contexts_in, place_of, text_of
 from sae.features.record import Record
@@ -79,8 +83,9 @@ class AutointerpEval(Resampled):
     )
     explainers: tuple[str, ...] = setting(
         ("rules", "output"), help="rules (counted on the training text), output (tokens that the "
-        "atom raises), contexts and token_pairs (by a chat LM); tokens (the most frequent token of "
-        "top contexts) is always there",
+        "atom raises), tested (of three rules the one that stands a test on changed text best), "
+        "contexts and token_pairs (by a chat LM); tokens (the most frequent token of top contexts) "
+        "is always there",
     )  # fmt: skip
     chat: Asking = setting(Asking(), help="a chat LM that explains and judges")
     explanations: Absolute | None = setting(
@@ -93,8 +98,10 @@ class AutointerpEval(Resampled):
         131_072, ge=1, help="tokens that are read of the training and of the test text"
     )
     scorers: tuple[Scorer, ...] = setting(
-        (), help="scorers by the LM under study, which are slow: surprisal, simulation"
-    )
+        (), help="scorers by the LM under study, which are slow: surprisal, simulation, "
+        "counterfactual (necessity and sensitivity of rules), intervention (text that is written "
+        "under a push)",
+    )  # fmt: skip
     lm_tokens: int = setting(
         2_000_000, ge=1, help="tokens that these scorers may read; decides how many latents"
     )
@@ -126,16 +133,18 @@ class AutointerpEval(Resampled):
         embeddings = Embeddings(load_encoder(str(one.sae.device)))
         bench = Bench(test, allowed, embeddings, self.pool)
         studies: dict[str, list[Row]] = {}
-        narrow = self._narrow(one, controls)
+        narrow = self._narrow(one, controls, tests)
         bar = progress("explain", len(controls) + 2, "dictionaries")
         with narrow.bar(), bar as advance:
             truth = self._truth(one, texts, training, tests, bench, judges, narrow)
             for subject in self._subjects(one, features, controls, texts):
                 asked = given if subject.name == summary.SAE else None
                 about = subject.name in self.chat.dictionaries
-                words = explained(
-                    subject, training, self._explainers(about), asked, judges and judges.desk
-                )
+                names = [
+                    name for name in self._explainers(about)
+                    if name != TESTED or subject.name == summary.SAE
+                ]  # fmt: skip
+                words = explained(subject, training, names, asked, judges and judges.desk)
                 rows = study(subject, words, bench, tests, judges if about else None)
                 read = words if subject.name == summary.SAE else dict(islice(words.items(), 1))
                 studies[subject.name] = narrow.read(subject, read, bench, rows)
@@ -160,6 +169,7 @@ class AutointerpEval(Resampled):
                 "shown": self._shown(one, own, on),
                 **({} if judges is None else {"chat": judges.to_json()}),
                 "narrow": narrow.facts() if self.scorers else None,
+                "round": falsified.changed(own),
                 "seconds": {
                     "read and fit": round(fitted - start, 1),
                     "explain and score": round(time.perf_counter() - fitted, 1),
@@ -171,6 +181,8 @@ class AutointerpEval(Resampled):
                 "deciles": Table.of(summary.BY_DECILE, list(summary.by_decile(studies))),
                 "densities": Table.of(summary.BY_DENSITY, list(summary.by_density(studies))),
                 "qualification": Table.of(summary.QUALIFICATION, qualification),
+                **falsified.tables(studies, own, self.bootstrap),
+                "pushed": Table.of(PUSHED, list(pushed_rows(studies, self.bootstrap))),
                 "classes": Table.of(
                     summary.LATENTS,
                     list(summary.rows_of({kind: rows for kind, (rows, _) in truth.items()})),
@@ -178,11 +190,11 @@ class AutointerpEval(Resampled):
             },
         )  # fmt: skip
 
-    def _narrow(self, one: PlacedSAE, controls: Sequence[Control]) -> Narrow:
+    def _narrow(self, one: PlacedSAE, controls: Sequence[Control], tests: RuleText) -> Narrow:
         """The scorers by the LM; of the SAE they read all explanations, of others the first."""
         others = len(controls) + 1
         explanations = len(self._explainers()) + (self.explanations is not None) + others
-        narrow = Narrow(LocalJudge(one.lm), self.scorers, self.lm_tokens)
+        narrow = Narrow(LocalJudge(one.lm), self.scorers, self.lm_tokens, tests)
         dense = sum(control.dense for control in controls)
         narrow.plan(CLASSES, explanations, dense)
         return narrow
@@ -218,16 +230,23 @@ class AutointerpEval(Resampled):
                 f"{control.name} #{alike}" if alike > 1 else control.name, placed, texts, asked,
                 batch_rows=self.batch_rows, dense=control.dense,
             )  # fmt: skip
+            own = placed if control.name == RANDOM_LM else one
+            if "counterfactual" in self.scorers or TESTED in self.explainers:
+                subject = replace(subject, reader=LMReader(placed, own.lm))
+            trained = not control.facts and control.name != RANDOM_LM
+            if "intervention" in self.scorers and trained:
+                subject = replace(subject, pushes=of_latents(placed))
             if "output" in self.explainers:
-                lm = placed.lm if control.name == RANDOM_LM else one.lm
-                raised = raised_tokens(subject.latents, placed, lm, texts[0].text)
+                raised = raised_tokens(subject.latents, placed, own.lm, texts[0].text)
                 latents = [
                     replace(latent, raised=tokens)
                     for latent, tokens in zip(subject.latents, raised, strict=True)
                 ]
                 subject = replace(subject, latents=latents)
             yield subject
-        yield token_lookup(LOOKUP, texts, self.num_latents)
+        lookup = token_lookup(LOOKUP, texts, self.num_latents)
+        tokens = {latent.name: int(latent.name) for latent in lookup.latents}
+        yield replace(lookup, reader=TokenReader(tokens))
 
     def _truth(
         self, one: PlacedSAE, texts: tuple[PlacedText, PlacedText], training: TrainingText,
@@ -235,7 +254,9 @@ class AutointerpEval(Resampled):
     ) -> dict[str, tuple[list[Row], list[Row]]]:  # fmt: skip
         """Scores of classes whose meaning is known, and of random sets of excerpts as large."""
         found = {}
-        tokens, oracle = token_classes(*texts)
+        tokens, oracle = token_classes(
+            *texts, pushed_on=one if "intervention" in self.scorers else None
+        )
         topical, topics, of_topics = topic_classes(
             one.source.source.load_tokenizer(), texts[0].text.vocabulary
         )

@@ -7,11 +7,13 @@ from typing import Any
 from sae.evals.base import EvalResult
 from sae.explanations.explain import GIVEN
 from sae.explanations.files import write_explanations
-from sae.explanations.study import SCORERS
-from sae.explanations.summary import LEAST_COVERAGE, SAE, TOKENS, UNEXPLAINED
+from sae.explanations.study import SCORERS, UNEXPLAINED
+from sae.explanations.summary import LEAST_COVERAGE, SAE, TOKENS
+from sae.reports.falsified import FALSIFIED_WORDS, falsified
 from sae.reports.files import write_bytes
 from sae.reports.judged import JUDGE_WORDS, judged
 from sae.reports.page import Cell, Plot, Section, Table, interval, number, plain, render
+from sae.reports.pushed import PUSHED_WORDS, pushed
 from sae.reports.results import newest_latents
 
 _WORDS = {
@@ -20,12 +22,18 @@ _WORDS = {
     "embedding_near": "AUROC, ±3 tokens",
     "intruder": "Intruder found, ±16 tokens",
     "intruder_near": "Intruder found, ±3 tokens",
+    "example": "Examples alike, ±16 tokens",
+    "example_near": "Examples alike, ±3 tokens",
     **JUDGE_WORDS,
     "surprisal": "AUROC of surprisal",
     "simulation": "Simulation, top and random",
     "simulation_top": "Simulation, top",
     "simulation_random": "Simulation, random",
+    **FALSIFIED_WORDS,
+    **PUSHED_WORDS,
 }
+_AGAINST = {**dict.fromkeys(UNEXPLAINED, "chance"), "necessity": "another token near"}
+"""What scores are held against that have no score of another latent's rule."""
 _HEADLINE = "rules"
 """Explainer of the picture and the tiles."""
 
@@ -48,6 +56,8 @@ def write_autointerp(result: EvalResult, folder: Path) -> None:
         ),
         Section("Do the scores mean something?", tables=[_qualification(result)]),
         Section("Judged by a chat LM", tables=judged(result, latents)),
+        *falsified(result),
+        *pushed(result),
         *_narrow(details["narrow"]),
         Section("Where the SAE does not win", tables=[_not_won(rows, qualified)]),
         Section("By decile of the activation", plots=_by_decile(result, qualified)),
@@ -117,7 +127,7 @@ def _dots(scorer: str, rows: Sequence[Mapping[str, Any]]) -> Plot:
     wrong = [row for row in own if row["deranged"] is not None]
     traces.append({
         "type": "scatter", "mode": "markers",
-        "name": "chance" if scorer in UNEXPLAINED else "another latent's rule",
+        "name": _AGAINST.get(scorer, "another latent's rule"),
         "x": [row["deranged"] for row in wrong], "y": [plain(row["subject"]) for row in wrong],
         "marker": {"size": 8, "symbol": "x-thin-open"},
     })  # fmt: skip
@@ -225,6 +235,8 @@ def _by_decile(result: EvalResult, qualified: Mapping[str, Any]) -> list[Plot]:
                 "x": [row["decile"] for row in own], "y": [row[scorer] for row in own],
                 "line": {"width": 3 if subject == SAE else 1.2},
             })  # fmt: skip
+        if not traces:
+            continue
         layout = {"xaxis": {"title": {"text": "decile, 1 the strongest"}, "dtick": 1,
                             "showgrid": False}}  # fmt: skip
         plots.append(Plot(_WORDS[scorer], "means over latents", traces, layout))
@@ -261,7 +273,10 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> Table:
     columns = ["dictionary", "explainer", "scorer", "mean", "interval", "wrong explanation",
                "always yes", "hard negatives", "SAE less this", "its interval", "covered",
                "latents"]  # fmt: skip
-    note = "wrong explanation: another latent's (intruders: chance); hard: co-firing latents fire"
+    note = (
+        "wrong explanation: another latent's (without explanation: chance; necessity: another "
+        "token near); hard: co-firing latents fire"
+    )
     return Table("Means over latents", columns, shown, note, words=3)
 
 
@@ -301,6 +316,6 @@ def _tile(result: EvalResult, rows: Sequence[Mapping[str, Any]], scorer: str) ->
     value = None if row is None else row["value"]
     chance = None if row is None else row["deranged"]
     kinds = " and ".join(result.details["qualified"][scorer])
-    against = "chance" if scorer in UNEXPLAINED else "wrong explanation"
+    against = _AGAINST.get(scorer, "wrong explanation")
     note = f"{against} {number('', chance).text} · qualified on {kinds}"
     return {"label": _WORDS[scorer], "value": number("", value).text, "note": note}
