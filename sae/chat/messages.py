@@ -79,7 +79,6 @@ def _tokens(text: str) -> int:
     return -(-len(text.encode("utf-8", "replace")) // _BYTES_PER_TOKEN)
 
 
-
 class Reply(NamedTuple):
     """The message that a chat LM wrote.
 

@@ -19,14 +19,16 @@ from sae.evals.controls import (
     missing_controls,
     other_seeds,
 )
-from sae.explanations import strata, summary
+from sae.explanations import falsified, strata, summary
 from sae.explanations.asking import Asking, asks
+from sae.explanations.changed import LMReader, TokenReader
 from sae.explanations.correlated import CORRELATIONS, correlations
 from sae.explanations.embeddings import Embeddings
 from sae.explanations.excerpts import PlacedText, repeated
 from sae.explanations.explain import explained, raised_tokens
 from sae.explanations.explainers import TrainingText
 from sae.explanations.files import read_explanations
+from sae.explanations.intervention import PUSHED, pushed_rows
 from sae.explanations.judges import Judges
 from sae.explanations.latents import (
     Subject,
@@ -38,10 +40,12 @@ from sae.explanations.latents import (
 )
 from sae.explanations.log_probs import LocalJudge
 from sae.explanations.narrow import Narrow, Scorer
+from sae.explanations.pushed import of_latents
 from sae.explanations.rule_texts import rule_texts
 from sae.explanations.rules import RuleText
 from sae.explanations.scores import Bench
 from sae.explanations.study import Row, study
+from sae.explanations.tested import TESTED
 from sae.explanations.truth import CLASSES, random_classes, token_classes, topic_classes
 from sae.features.make import all_firings, contexts_in, place_of, text_of
 from sae.features.record import Record
@@ -77,8 +81,9 @@ class AutointerpEval(Resampled):
     )
     explainers: tuple[str, ...] = setting(
         ("rules", "output"), help="rules (counted on the training text), output (tokens that the "
-        "atom raises), contexts and token_pairs (by a chat LM); tokens (the most frequent token of "
-        "top contexts) is always there",
+        "atom raises), tested (of three rules the one that stands a test on changed text best), "
+        "contexts and token_pairs (by a chat LM); tokens (the most frequent token of top contexts) "
+        "is always there",
     )  # fmt: skip
     chat: Asking = setting(Asking(), help="a chat LM that explains and judges")
     explanations: Absolute | None = setting(
@@ -94,8 +99,10 @@ class AutointerpEval(Resampled):
         131_072, ge=1, help="tokens that are read of the training and of the test text"
     )
     scorers: tuple[Scorer, ...] = setting(
-        (), help="scorers by the LM under study, which are slow: surprisal, simulation"
-    )
+        (), help="scorers by the LM under study, which are slow: surprisal, simulation, "
+        "counterfactual (necessity and sensitivity of rules), intervention (text that is written "
+        "under a push)",
+    )  # fmt: skip
     lm_tokens: int = setting(
         2_000_000, ge=1, help="tokens that these scorers may read; decides how many latents"
     )
@@ -132,7 +139,7 @@ class AutointerpEval(Resampled):
         embeddings = Embeddings(load_encoder(str(one.sae.device)))
         bench = Bench(test, allowed, embeddings, self.pool)
         studies: dict[str, list[Row]] = {}
-        narrow = self._narrow(one, controls)
+        narrow = self._narrow(one, controls, tests)
         bar = progress("explain", len(controls) + 1, "dictionaries")
         with narrow.bar(), bar as advance:
             truth = self._truth(one, texts, training, tests, bench, judges, narrow)
@@ -141,9 +148,10 @@ class AutointerpEval(Resampled):
                 seed = len({row.seed for row in seen})
                 own = subject.name == summary.SAE
                 about = subject.name in self.chat.dictionaries
+                names = [name for name in self._explainers(about) if name != TESTED or own]
                 words = explained(
-                    subject, training, self._explainers(about),
-                    given if own and not seed else None, judges and judges.desk,
+                    subject, training, names, given if own and not seed else None,
+                    judges and judges.desk,
                 )  # fmt: skip
                 rows = study(subject, words, bench, tests, judges if about else None)
                 read = words if own else dict(islice(words.items(), 1))
@@ -171,6 +179,7 @@ class AutointerpEval(Resampled):
                 "shown": self._shown(one, own, on),
                 **({} if judges is None else {"chat": judges.to_json()}),
                 "narrow": narrow.facts() if self.scorers else None,
+                "round": falsified.changed(own),
                 "seconds": {
                     "read and fit": round(fitted - start, 1),
                     "explain and score": round(time.perf_counter() - fitted, 1),
@@ -185,6 +194,8 @@ class AutointerpEval(Resampled):
                     CORRELATIONS, list(correlations(studies, self.bootstrap))
                 ),
                 "qualification": Table.of(summary.QUALIFICATION, qualification),
+                **falsified.tables(studies, own, self.bootstrap),
+                "pushed": Table.of(PUSHED, list(pushed_rows(studies, self.bootstrap))),
                 "classes": Table.of(
                     summary.LATENTS,
                     list(summary.rows_of({kind: rows for kind, (rows, _) in truth.items()})),
@@ -192,12 +203,12 @@ class AutointerpEval(Resampled):
             },
         )  # fmt: skip
 
-    def _narrow(self, one: PlacedSAE, controls: Sequence[Control]) -> Narrow:
+    def _narrow(self, one: PlacedSAE, controls: Sequence[Control], tests: RuleText) -> Narrow:
         """The scorers by the LM; of the SAE they read all explanations, of others the first."""
         ours = sum(control.name == summary.SAE for control in controls)
         others = len(controls) - ours + 1
         explanations = ours * len(self._explainers()) + (self.explanations is not None) + others
-        narrow = Narrow(LocalJudge(one.lm), self.scorers, self.lm_tokens)
+        narrow = Narrow(LocalJudge(one.lm), self.scorers, self.lm_tokens, tests)
         dense = sum(control.dense for control in controls)
         narrow.plan(CLASSES, explanations, dense)
         return narrow
@@ -229,16 +240,23 @@ class AutointerpEval(Resampled):
                 control.name, placed, texts, features if features and placed is one
                 else self.num_latents, batch_rows=self.batch_rows, dense=control.dense,
             )  # fmt: skip
+            own = placed if control.name == RANDOM_LM else one
+            if "counterfactual" in self.scorers or TESTED in self.explainers:
+                subject = replace(subject, reader=LMReader(placed, own.lm))
+            trained = not control.facts and control.name != RANDOM_LM
+            if "intervention" in self.scorers and trained:
+                subject = replace(subject, pushes=of_latents(placed))
             if "output" in self.explainers:
-                lm = placed.lm if control.name == RANDOM_LM else one.lm
-                raised = raised_tokens(subject.latents, placed, lm, texts[0].text)
+                raised = raised_tokens(subject.latents, placed, own.lm, texts[0].text)
                 latents = [
                     replace(latent, raised=tokens)
                     for latent, tokens in zip(subject.latents, raised, strict=True)
                 ]
                 subject = replace(subject, latents=latents)
             yield subject
-        yield token_lookup(LOOKUP, texts, self.num_latents)
+        lookup = token_lookup(LOOKUP, texts, self.num_latents)
+        tokens = {latent.name: int(latent.name) for latent in lookup.latents}
+        yield replace(lookup, reader=TokenReader(tokens))
 
     def _truth(
         self, one: PlacedSAE, texts: tuple[PlacedText, PlacedText], training: TrainingText,
@@ -246,7 +264,9 @@ class AutointerpEval(Resampled):
     ) -> dict[str, tuple[list[Row], list[Row]]]:  # fmt: skip
         """Scores of classes whose meaning is known, and of random sets of excerpts as large."""
         found = {}
-        tokens, oracle = token_classes(*texts)
+        tokens, oracle = token_classes(
+            *texts, pushed_on=one if "intervention" in self.scorers else None
+        )
         topical, topics, of_topics = topic_classes(
             one.source.source.load_tokenizer(), texts[0].text.vocabulary
         )

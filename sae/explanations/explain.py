@@ -33,7 +33,7 @@ def explained(
     """
     found: dict[str, list[Explanation | Unexplained]] = {}
     for name in explainers:
-        found[name] = EXPLAINERS.find(name)(text).explained(subject.latents, desk)
+        found[name] = EXPLAINERS.find(name)(text, subject.reader).explained(subject.latents, desk)
     if given is not None:
         found[GIVEN] = [
             Explanation(given[latent.name]) if latent.name in given else "not given"

@@ -10,7 +10,7 @@ from jaxtyping import Int
 
 from sae.chat.desk import Desk, Unanswered
 from sae.explanations.excerpts import PlacedText
-from sae.explanations.latents import Latent
+from sae.explanations.latents import Latent, Reader
 from sae.explanations.rules import Rule, RuleText
 from sae.registry import Registry
 
@@ -55,12 +55,17 @@ class TrainingText:
 
 
 class Explainer(ABC):
-    """Puts latents into words."""
+    """Puts latents into words.
+
+    Args:
+        text: The training text.
+        reader: Gives activations on changed text, which some explainers need.
+    """
 
     name: ClassVar[str]
 
-    def __init__(self, text: TrainingText):
-        self.text = text
+    def __init__(self, text: TrainingText, reader: Reader | None = None):
+        self.text, self.reader = text, reader
 
     @abstractmethod
     def explained(
@@ -98,7 +103,7 @@ class Rules(OneByOne):
     def explain(self, latent: Latent) -> Explanation | None:
         """The rule in words."""
         found = self.text.rules.best(latent.train.row)
-        return None if found is None else Explanation(found.words, found)
+        return Explanation(found[0].words, found[0]) if found else None
 
 
 @EXPLAINERS.register("tokens")

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -11,6 +12,7 @@ from sae.artifacts.placed import PlacedSAE
 from sae.dictionaries.sae import SIGNED
 from sae.errors import ConfigError
 from sae.explanations.excerpts import PlacedText
+from sae.explanations.pushed import Pushes
 from sae.features.by_column import BY_COLUMN, firings_by_column
 from sae.features.co_firing import co_firing
 from sae.features.firings import Firings, FiringStore
@@ -63,6 +65,27 @@ class Latent:
         return raw[2] / variance**1.5, raw[3] / variance**2
 
 
+@runtime_checkable
+class Reader(Protocol):
+    """Gives activations of the latents of one dictionary on any text."""
+
+    def read(
+        self, name: str, tokens: Int[np.ndarray, "n ctx"], at: Int[np.ndarray, " n"]
+    ) -> Float[np.ndarray, " n"]:
+        """Activations of a latent.
+
+        Args:
+            name: Its name in the dictionary.
+            tokens: A context each.
+            at: The position in each that is asked about; what stands behind it does not matter.
+        """
+        ...
+
+    def cost(self, at: Int[np.ndarray, " n"]) -> int:
+        """Tokens that an LM reads for so many positions."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Subject:
     """A dictionary whose latents are explained.
@@ -70,10 +93,14 @@ class Subject:
     Attributes:
         name: For tables.
         latents: Those that were chosen.
+        reader: Gives their activations on changed text; None where nobody asks for them.
+        pushes: Writes text while a latent is pushed; None where nobody asks for it.
     """
 
     name: str
     latents: Sequence[Latent]
+    reader: Reader | None = None
+    pushes: Pushes | None = None
 
 
 def named(asked: Sequence[int | str], one: PlacedSAE, where: str) -> tuple[str, ...]:

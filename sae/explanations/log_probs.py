@@ -149,7 +149,10 @@ class LogProbs:
             parts = np.split(flat, ends[:-1])
             for row, shape, part in zip(new, shapes, parts, strict=True):
                 self._known[behind, row] = part.reshape(shape)
-            tokens = len(behind) - 1 + sum(len(row.tokens) + 1 for row in new)
-            self.count += tokens
-            self.advance(tokens)
+            self.spent(len(behind) - 1 + sum(len(row.tokens) + 1 for row in new))
         return [self._known[behind, row] for row in rows]
+
+    def spent(self, tokens: int) -> None:
+        """Count tokens that the LM read."""
+        self.count += tokens
+        self.advance(tokens)

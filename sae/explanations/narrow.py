@@ -7,27 +7,31 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from sae.errors import ConfigError
+from sae.explanations import intervention
+from sae.explanations.counterfactual import Counterfactuals
 from sae.explanations.explainers import Explanation, Unexplained
+from sae.explanations.intervention import Intervention
 from sae.explanations.latents import Latent, Subject, stratified
 from sae.explanations.log_probs import LMJudge, LogProbs
+from sae.explanations.rules import RuleText
 from sae.explanations.scores import Bench, Scores, next_in_circle
 from sae.explanations.simulation import Simulation, scale_of
 from sae.explanations.study import Row
 from sae.explanations.surprisal import Surprisal
+from sae.explanations.tested import RuleTest, tokens_of
 from sae.progress import progress
 
-Scorer = Literal["surprisal", "simulation"]
+Scorer = Literal["surprisal", "simulation", "counterfactual", "intervention"]
 Words = Mapping[str, Sequence[Explanation | Unexplained]]
 
 
 @runtime_checkable
 class NarrowScorer(Protocol):
-    """Scores explanations by an LM's log-probabilities; made with those and a bench."""
+    """Scores explanations by an LM."""
 
-    tokens: int
-    """Tokens that an explanation and a wrong one take, about."""
-
-    def score(self, latent: Latent, seed: int, words: str, without: Latent | None = None) -> Scores:
+    def score(
+        self, latent: Latent, seed: int, text: Explanation, without: Latent | None = None
+    ) -> Scores:
         """Scores of an explanation of a latent."""
         ...
 
@@ -35,7 +39,11 @@ class NarrowScorer(Protocol):
 SCORERS: dict[Scorer, Callable[[LogProbs, Bench], NarrowScorer]] = {
     "surprisal": Surprisal, "simulation": Simulation,
 }  # fmt: skip
-TOKENS: dict[Scorer, int] = {"surprisal": Surprisal.tokens, "simulation": Simulation.tokens}
+"""Scorers by the LM's log-probabilities."""
+TOKENS: dict[Scorer, int] = {
+    "surprisal": Surprisal.tokens, "simulation": Simulation.tokens,
+    "intervention": intervention.TOKENS,
+}  # fmt: skip
 
 
 class Narrow:
@@ -45,11 +53,18 @@ class Narrow:
         judge: The LM.
         scorers: Their names.
         budget: Tokens that the judge may read.
+        rules: The test text with its properties, which `counterfactual` needs.
     """
 
-    def __init__(self, judge: LMJudge, scorers: Sequence[Scorer], budget: int):
+    def __init__(
+        self, judge: LMJudge, scorers: Sequence[Scorer], budget: int, rules: RuleText | None = None
+    ):
         self.log_probs = LogProbs(judge)
         self.scorers, self.budget = list(dict.fromkeys(scorers)), budget
+        self._changed = None if rules is None else Counterfactuals(rules)
+        self._tokens = TOKENS | ({} if rules is None else {
+            "counterfactual": tokens_of(rules.text.ctx)
+        })  # fmt: skip
         self.latents: dict[Scorer, int] = {}
         """Latents of each dictionary that each scorer reads the explanations of."""
         self.constant = 0
@@ -77,12 +92,12 @@ class Narrow:
         Raises:
             ConfigError: If the budget is too small for one latent of each dictionary.
         """
-        left = self.budget - classes * sum(TOKENS[name] for name in self.scorers)
+        left = self.budget - classes * sum(TOKENS.get(name, 0) for name in self.scorers)
         for name in self.scorers:
             read = explanations - dense * (name == "surprisal")
-            self.latents[name] = left // len(self.scorers) // (read * TOKENS[name])
+            self.latents[name] = left // len(self.scorers) // (read * self._tokens[name])
         if min(self.latents.values(), default=2) < 2:  # another latent's explanation is needed
-            dearest = max(TOKENS[name] for name in self.scorers)
+            dearest = max(self._tokens[name] for name in self.scorers)
             least = self.budget - left + 2 * explanations * dearest * len(self.scorers)
             raise ConfigError(
                 f"eval.autointerp.lm_tokens={self.budget:,} is too little: {classes} known classes "
@@ -115,11 +130,19 @@ class Narrow:
         for name in self.scorers:
             count = len(able) if every else self.latents[name]
             chosen = [able[k] for k in stratified(density, count)]
-            scorer = SCORERS[name](self.log_probs, bench)
+            scorer = self._scorer(name, subject, bench)
             for explainer, texts in words.items():
                 for latent, scores in _scored(scorer, subject, chosen, texts):
                     found.setdefault((explainer, latent), []).append(scores)
         return [self._with(row, found.get((row.explainer, row.latent), ())) for row in rows]
+
+    def _scorer(self, name: Scorer, subject: Subject, bench: Bench) -> NarrowScorer:
+        if name in SCORERS:
+            return SCORERS[name](self.log_probs, bench)
+        if name == "intervention":
+            return Intervention(self.log_probs, subject.pushes, self.log_probs.spent)
+        assert self._changed is not None, "evaluations give the test text's properties"
+        return RuleTest(self._changed, subject.reader, self.log_probs.spent)
 
     def facts(self) -> dict[str, Any]:
         """Tokens and latents that the judge read, plain JSON values."""
@@ -145,7 +168,7 @@ def _scored(
     texts: Sequence[Explanation | Unexplained],
 ) -> list[tuple[str, Scores]]:  # fmt: skip
     """Names and scores of latents, with those of another latent's explanation."""
-    given = {i: text.words for i in chosen if isinstance(text := texts[i], Explanation)}
+    given = {i: text for i in chosen if isinstance(text := texts[i], Explanation)}
     able = list(given)
     order = next_in_circle([subject.latents[i].name for i in able]) if len(able) > 1 else ()
     others = [able[k] for k in order]

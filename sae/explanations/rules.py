@@ -44,6 +44,9 @@ class Property(NamedTuple):
         of: Index in `values` of each place; -1 where it has none.
         values: Its values.
         joins: Whether a rule may join several values.
+        of_token: Index in `values` of each token, -1 where it has none, if a single token decides;
+            None where more than that decides.
+        behind: Places from the token that decides to the place.
     """
 
     name: str
@@ -51,6 +54,8 @@ class Property(NamedTuple):
     of: Int[np.ndarray, " places"]
     values: Sequence[str]
     joins: bool = False
+    of_token: Int[np.ndarray, " vocab"] | None = None
+    behind: int = 0
 
 
 class Rule(NamedTuple):
@@ -65,6 +70,18 @@ class Rule(NamedTuple):
     name: str
     values: tuple[str, ...]
     words: str
+
+
+class Deciding(NamedTuple):
+    """The tokens that decide about a rule.
+
+    Args:
+        tokens: Mask of the tokens for which it holds.
+        behind: Places from the token that decides to the place that the rule is about.
+    """
+
+    tokens: Bool[np.ndarray, " vocab"]
+    behind: int
 
 
 class Fit(NamedTuple):
@@ -87,7 +104,7 @@ class RuleText:
     def __init__(
         self, of: PlacedText, allowed: Bool[np.ndarray, " places"], labels: Sequence[Property] = ()
     ):
-        self.allowed = allowed
+        self.text, self.allowed = of, allowed
         self.properties = {one.name: one for one in (*_properties(of), *labels)}
         self._index = {
             name: {value: i for i, value in enumerate(one.values)}
@@ -98,23 +115,35 @@ class RuleText:
             for name, one in self.properties.items()
         }
 
-    def best(self, fired: Int[np.ndarray, " firings"]) -> Rule | None:
-        """The rule of largest F1; of equal ones that of fewer values, then the first.
+    def best(self, fired: Int[np.ndarray, " firings"], count: int = 1) -> list[Rule]:
+        """The rules of largest F1, the largest first; of equal ones that of fewer values.
 
         Args:
             fired: Places where a latent fires; without one, there is no rule.
+            count: How many, at most.
         """
         fired = fired[self.allowed[fired]]
-        best, largest = None, (0.0, 0)
+        every: dict[tuple[str, tuple[str, ...]], tuple[float, int]] = {}
         for name, one in self.properties.items():
             hits = np.bincount(one.of[fired] + 1, minlength=len(one.values) + 1)[1:]
             for joined in JOINED if one.joins else (1,):
                 some = self._chosen(hits, self._support[name], len(fired), joined)
                 found = _fit(hits[some].sum(), self._support[name][some].sum(), len(fired)).f1
-                if found > 0 and (found, -len(some)) > largest:
+                if found > 0:
                     values = tuple(str(one.values[i]) for i in some)
-                    best, largest = Rule(name, values, _in_words(one, values)), (found, -len(some))
-        return best
+                    every.setdefault((name, values), (found, -len(some)))
+        order = sorted(every, key=lambda rule: every[rule], reverse=True)[:count]
+        return [
+            Rule(name, values, _in_words(self.properties[name], values)) for name, values in order
+        ]
+
+    def deciding(self, rule: Rule) -> Deciding | None:
+        """The tokens that decide about a rule; None if more than one token does."""
+        one = self.properties.get(rule.name)
+        if one is None or one.of_token is None:
+            return None
+        where = [self._index[rule.name].get(value, -2) for value in rule.values]
+        return Deciding(np.isin(one.of_token, where), one.behind)
 
     def fit(self, rule: Rule, fired: Int[np.ndarray, " firings"]) -> Fit:
         """Precision, recall and F1 with which a rule, found on any text, predicts firings here.
@@ -166,7 +195,7 @@ def _properties(of: PlacedText) -> Iterator[Property]:
     words = [piece.decode(errors="replace") for piece in of.vocabulary]
     token = of.tokens
     table, values = _numbered(words, lambda word: f'"{word}"' if word else None)
-    yield Property("token", "the token {}", table[token], values, joins=True)
+    yield Property("token", "the token {}", table[token], values, True, table)
     stem = [word.strip().lower() for word in words]
     for name, phrase, joins, value in (
         ("word", "the word {}", True, lambda word: f'"{word}"' if word.isalpha() else None),
@@ -174,15 +203,17 @@ def _properties(of: PlacedText) -> Iterator[Property]:
         *(_affix(i, False) for i in (2, 3, 4)),
     ):
         table, values = _numbered(stem, value)
-        yield Property(name, phrase, table[token], values, joins)
+        yield Property(name, phrase, table[token], values, joins, table)
         if name == "word":
             before = np.roll(table[token], 1)
             before[:: of.ctx] = -1
-            yield Property("before", "what follows the word {}", before, values)
+            yield Property(
+                "before", "what follows the word {}", before, values, of_token=table, behind=1
+            )
     for phrase, pattern in _KINDS.items():
         kind = re.compile(pattern, re.DOTALL)
         is_kind = np.array([bool(kind.fullmatch(word)) for word in words])
-        yield _yes(phrase, is_kind[token])
+        yield _yes(phrase, is_kind[token], np.where(is_kind, 0, -1))
     position = np.arange(len(token)) % of.ctx
     yield _yes("the beginning of the text", position < _FIRST_POSITIONS)
     yield _yes("text in quotation marks", _in_quotes(of, words))
@@ -211,8 +242,11 @@ def _numbered(
     return table, list(of)
 
 
-def _yes(phrase: str, where: Bool[np.ndarray, " places"]) -> Property:
-    return Property(phrase, phrase, np.where(where, 0, -1), ("yes",))
+def _yes(
+    phrase: str, where: Bool[np.ndarray, " places"],
+    of_token: Int[np.ndarray, " vocab"] | None = None,
+) -> Property:  # fmt: skip
+    return Property(phrase, phrase, np.where(where, 0, -1), ("yes",), of_token=of_token)
 
 
 def _in_quotes(of: PlacedText, words: Sequence[str]) -> Bool[np.ndarray, " places"]:

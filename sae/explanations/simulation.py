@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 
 from sae.errors import ConfigError
 from sae.explanations.excerpts import marked
+from sae.explanations.explainers import Explanation
 from sae.explanations.latents import Latent
 from sae.explanations.log_probs import Asked, LMJudge, LogProbs
 from sae.explanations.scores import LEAST, Bench, Scores
@@ -95,13 +96,15 @@ class Simulations(ABC):
         self._length = min(FRAGMENT, bench.text.ctx)
         self._fragments = self._usable()
 
-    def score(self, latent: Latent, seed: int, words: str, without: Latent | None = None) -> Scores:
+    def score(
+        self, latent: Latent, seed: int, text: Explanation, without: Latent | None = None
+    ) -> Scores:
         """Scores of an explanation of a latent; NaN where it fires in fewer than 20 fragments.
 
         Args:
             latent: The latent.
             seed: Its number in the dictionary, which decides the random fragments.
-            words: The explanation.
+            text: The explanation.
             without: Tokens on which this latent fires are left out: the explanation is of it.
         """
         found = Scores(values=dict.fromkeys(MODES, np.nan))
@@ -117,7 +120,7 @@ class Simulations(ABC):
         counts = self._bench.text.counted[places]
         if without is not None:
             counts &= ~marked(self._bench.text, without.test.row)[places]
-        simulated = self.simulated(words, places)
+        simulated = self.simulated(text.words, places)
         constant = 0.0
         for name, part in zip(
             MODES, (slice(None), slice(None, len(TOP)), slice(len(TOP), None)), strict=True

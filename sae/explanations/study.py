@@ -6,6 +6,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from sae.explanations.alike import ALIKE, alike
+from sae.explanations.counterfactual import COUNTERFACTUAL
 from sae.explanations.excerpts import Size
 from sae.explanations.explainers import Explanation, Unexplained
 from sae.explanations.judges import Case, Judges
@@ -23,9 +25,12 @@ from sae.explanations.scores import (
 )
 from sae.progress import progress
 
-NARROW = ("surprisal", "simulation", "simulation_top", "simulation_random")
+NARROW = ("surprisal", "simulation", "simulation_top", "simulation_random", *COUNTERFACTUAL,
+          "intervention")  # fmt: skip
 """Scores by a causal LM, of fewer latents (sae.explanations.narrow)."""
-SCORERS = ("rules", "embedding", "embedding_near", "intruder", "intruder_near", *NARROW)
+UNEXPLAINED = ("intruder", "intruder_near", *ALIKE.values())
+"""Scorers that read no explanation."""
+SCORERS = ("rules", "embedding", "embedding_near", *UNEXPLAINED, *NARROW)
 """Scores that are means over latents; `rules` is the F1 of the rule on the test text."""
 DERANGED = ("rules", "embedding", "embedding_near", *NARROW)
 HARD = ("embedding", "embedding_near", "surprisal")
@@ -90,6 +95,7 @@ def study(
         bench.embed(every, size)  # all at once, in large batches
     excerpts = {i: excerpted(subject.latents[i], bench, *drawn[i]) for i in scored}
     odd = {i: intruded(excerpts[i], bench, i) for i in scored}
+    same = {i: alike(excerpts[i], bench, i) for i in scored}
     rows = []
     with progress(f"score {subject.name}", len(explanations), "explainers") as advance:
         for explainer, texts in explanations.items():
@@ -103,7 +109,7 @@ def study(
                 text = texts[i]
                 known = isinstance(text, Explanation)
                 state: State = "too rare" if rare[i] else "explained" if known else text
-                scores = [from_[i] for from_ in (found, odd) if i in from_]
+                scores = [from_[i] for from_ in (found, odd, same) if i in from_]
                 rows.append(Row(
                     latent.name, explainer, state, text.words if known else "",
                     latent.density, contexts[i],

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from sae.explanations.alike import ALIKE
+from sae.explanations.counterfactual import COUNTERFACTUAL
 from sae.explanations.judges import ALWAYS, JUDGES
 from sae.explanations.means import (
     Interval,
@@ -13,7 +15,7 @@ from sae.explanations.means import (
     mean,
 )
 from sae.explanations.scores import CHANCE
-from sae.explanations.study import CONTROL, DERANGED, HARD, NARROW, SCORERS, Row
+from sae.explanations.study import CONTROL, DERANGED, HARD, NARROW, SCORERS, UNEXPLAINED, Row
 from sae.metrics.bootstrap import Bootstrap
 from sae.metrics.matched import seed_interval
 from sae.tables import Type
@@ -30,11 +32,12 @@ LEAST_COVERAGE = 0.05
 AT_CHANCE = {
     "rules": 0.0, "embedding": 0.5, "embedding_near": 0.5, "surprisal": 0.5, "intruder": CHANCE,
     "intruder_near": CHANCE, "simulation": 0.0, "simulation_top": 0.0, "simulation_random": 0.0,
+    **dict.fromkeys((*COUNTERFACTUAL, "intervention"), 0.0), **dict.fromkeys(ALIKE.values(), 0.5),
     **dict.fromkeys(JUDGES, ALWAYS),
 }  # fmt: skip
 """Mean of each scorer for explanations that say nothing."""
-UNEXPLAINED = ("intruder", "intruder_near")
-"""Scorers that read no explanation."""
+WRONG = {"necessity": "necessity_near"}
+"""Scores that stand for a wrong explanation, where that is not another latent's."""
 Studies = Mapping[str, Sequence[Row]]
 LATENTS: dict[str, tuple[Type, str]] = {
     "subject": ("string", ""), "latent": ("string", ""), "explainer": ("string", ""),
@@ -45,8 +48,10 @@ LATENTS: dict[str, tuple[Type, str]] = {
         "precision", "recall", "rules", "rules_deranged", "rules_always",
         "embedding", "embedding_deranged", "embedding_hard",
         "embedding_near", "embedding_near_deranged", "embedding_near_hard",
-        "intruder", "intruder_near",
-        *NARROW, *(f"{name}_deranged" for name in NARROW), "surprisal_hard",
+        *UNEXPLAINED,
+        *NARROW, *(WRONG.get(name, f"{name}_deranged") for name in NARROW), "surprisal_hard",
+        "necessity_silent", "necessity_same", "sensitivity_random", "falsified",
+        "intervention_random",
     )},
     **{f"{name}{part}": ("float64", "") for name in JUDGES
        for part in ("", "_deranged", "_unparsed")},
@@ -114,8 +119,7 @@ def by_subject(studies: Studies, bootstrap: Bootstrap) -> Iterator[dict[str, Any
                 **_over_seeds("seed", _means(_seeds(own), scorer), bootstrap),
             }  # fmt: skip
             if scorer in (*DERANGED, *JUDGES) and row["deranged"] is not None:
-                gap = values - values_of(own, f"{scorer}_deranged")
-                row |= named("over_deranged", mean(gap, bootstrap))
+                row |= named("over_deranged", mean(values - _wrong(own, scorer), bootstrap))
             if tokens and explainer not in ("", TOKENS):
                 gap = values - values_of(tokens, scorer)
                 row |= named("over_tokens", mean(gap, bootstrap))
@@ -175,7 +179,7 @@ def qualification(
             if scorer in UNEXPLAINED:
                 other = values_of([row for row in random if row.explainer == ORACLE], scorer)
             else:
-                other = values_of(own, f"{scorer}_deranged")
+                other = _wrong(own, scorer)
             gap = mean(values - other, bootstrap)
             if gap.value is None:
                 continue
@@ -269,6 +273,10 @@ def values_of(rows: Sequence[Row], name: str) -> np.ndarray:
     return np.array([row.values.get(name, np.nan) for row in rows])
 
 
+def _wrong(rows: Sequence[Row], scorer: str) -> np.ndarray:
+    return values_of(rows, WRONG.get(scorer, f"{scorer}_deranged"))
+
+
 def densities(rows: Sequence[Row]) -> np.ndarray:
     """Densities by rows."""
     return np.array([row.density for row in rows])
@@ -276,8 +284,8 @@ def densities(rows: Sequence[Row]) -> np.ndarray:
 
 def _chance(rows: Sequence[Row], scorer: str) -> float | None:
     if scorer in UNEXPLAINED:
-        return CHANCE
-    values = values_of(rows, f"{scorer}_deranged")
+        return AT_CHANCE[scorer]
+    values = _wrong(rows, scorer)
     values = values[np.isfinite(values)]
     return float(values.mean()) if len(values) >= LEAST_LATENTS else None
 

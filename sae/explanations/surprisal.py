@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from sae.explanations.excerpts import SIZES, marked
+from sae.explanations.explainers import Explanation
 from sae.explanations.latents import Latent
 from sae.explanations.log_probs import Asked, LogProbs
 from sae.explanations.scores import LEAST, LEAST_POSITIVES, Bench, Scores, auroc
@@ -45,13 +46,15 @@ class Surprisals(ABC):
         self._bench = bench
         self._order = np.random.default_rng([bench.seed, 2]).permutation(bench.pool)
 
-    def score(self, latent: Latent, seed: int, words: str, without: Latent | None = None) -> Scores:
+    def score(
+        self, latent: Latent, seed: int, text: Explanation, without: Latent | None = None
+    ) -> Scores:
         """Scores of an explanation of a latent; NaN where there are too few excerpts.
 
         Args:
             latent: The latent.
             seed: Its number in the dictionary, which decides the excerpts.
-            words: The explanation.
+            text: The explanation.
             without: Excerpts in which this latent fires are left out: the explanation is of it.
         """
         places, decile = self._bench.drawn(latent.test, seed)
@@ -73,7 +76,7 @@ class Surprisals(ABC):
             del found.values["surprisal_hard"]
         if len(places) < LEAST_POSITIVES or not there:
             return found
-        rises = self.rises(words, np.concatenate([places, *there.values()]))
+        rises = self.rises(text.words, np.concatenate([places, *there.values()]))
         if not np.isfinite(rises).all():  # the LM overflowed: ranks of NaN would be a score
             return found
         ends = np.cumsum([len(places), *map(len, there.values())])

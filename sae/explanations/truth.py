@@ -11,9 +11,13 @@ from itertools import islice
 import numpy as np
 from jaxtyping import Bool, Int
 
+from sae.artifacts.placed import PlacedSAE
+from sae.explanations import pushed
+from sae.explanations.changed import TokenReader
 from sae.explanations.excerpts import SIZES, PlacedText
 from sae.explanations.explainers import Explanation, Unexplained
 from sae.explanations.latents import Latent, Subject
+from sae.explanations.rules import Rule
 from sae.features.firings import Firings
 from sae.features.shown import Text
 from sae.language.text import Tokenizer
@@ -58,10 +62,16 @@ TOPIC_TEXTS = 100
 
 
 def token_classes(
-    train: PlacedText, test: PlacedText
+    train: PlacedText, test: PlacedText, pushed_on: PlacedSAE | None = None
 ) -> tuple[Subject, list[Explanation | Unexplained]]:
-    """The classes of tokens, and the oracle's explanations."""
-    latents = []
+    """The classes of tokens, and the oracle's explanations with the rule that each class is.
+
+    Args:
+        train: The training text.
+        test: The test text.
+        pushed_on: The SAE whose LM is pushed towards them; None: none is.
+    """
+    latents, oracle, tokens = [], [], {}
     words = [one.decode(errors="replace") for one in test.vocabulary]
     for name, pattern in TOKENS.items():
         matches = np.array([bool(re.fullmatch(pattern, word)) for word in words])
@@ -69,7 +79,11 @@ def token_classes(
         fired = [Firings(place, np.ones(len(place), np.float32)) for place in sides]
         density = len(sides[0]) / max(1, int(train.counted.sum()))
         latents.append(Latent(name, fired[0], fired[1], density))
-    return Subject("token classes", latents), [Explanation(one.name) for one in latents]
+        values = {f'"{words[i]}"' for i in np.flatnonzero(matches).tolist()}
+        oracle.append(Explanation(name, Rule("token", tuple(sorted(values)), name)))
+        tokens[name] = matches
+    pushes = None if pushed_on is None else pushed.of_classes(pushed_on, tokens)
+    return Subject("token classes", latents, TokenReader(tokens), pushes), oracle
 
 
 def topic_classes(

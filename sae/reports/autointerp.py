@@ -9,12 +9,14 @@ from sae.explanations.asking import asks
 from sae.explanations.explain import GIVEN
 from sae.explanations.files import write_explanations
 from sae.explanations.latents import index_of
-from sae.explanations.study import SCORERS
-from sae.explanations.summary import LEAST_COVERAGE, SAE, TOKENS, UNEXPLAINED
+from sae.explanations.study import SCORERS, UNEXPLAINED
+from sae.explanations.summary import LEAST_COVERAGE, SAE, TOKENS
 from sae.features.parts import Explained, Explanations
+from sae.reports.falsified import FALSIFIED_WORDS, falsified
 from sae.reports.files import write_bytes
 from sae.reports.judged import JUDGE_WORDS, judged
 from sae.reports.page import Cell, Plot, Section, Table, interval, number, plain, render
+from sae.reports.pushed import PUSHED_WORDS, pushed
 from sae.reports.results import newest_latents
 
 WORDS = {
@@ -23,12 +25,18 @@ WORDS = {
     "embedding_near": "AUROC, ±3 tokens",
     "intruder": "Intruder found, ±16 tokens",
     "intruder_near": "Intruder found, ±3 tokens",
+    "example": "Examples alike, ±16 tokens",
+    "example_near": "Examples alike, ±3 tokens",
     **JUDGE_WORDS,
     "surprisal": "AUROC of surprisal",
     "simulation": "Simulation, top and random",
     "simulation_top": "Simulation, top",
     "simulation_random": "Simulation, random",
+    **FALSIFIED_WORDS,
+    **PUSHED_WORDS,
 }
+_AGAINST = {**dict.fromkeys(UNEXPLAINED, "chance"), "necessity": "another token near"}
+"""What scores are held against that have no score of another latent's rule."""
 _NO_LM = "none"
 """Name of the LM of explanations that no LM wrote."""
 HEADLINE = "rules"
@@ -53,6 +61,8 @@ def write_autointerp(result: EvalResult, folder: Path) -> None:
         ),
         Section("Do the scores mean something?", tables=[_qualification(result)]),
         Section("Judged by a chat LM", tables=judged(result, latents)),
+        *falsified(result),
+        *pushed(result),
         *_narrow(details["narrow"]),
         Section("Where the SAE does not win", tables=[_not_won(rows, qualified)]),
         Section("By decile of the activation", plots=_by_decile(result, qualified)),
@@ -152,7 +162,7 @@ def _dots(scorer: str, rows: Sequence[Mapping[str, Any]]) -> Plot:
     wrong = [row for row in own if row["deranged"] is not None]
     traces.append({
         "type": "scatter", "mode": "markers",
-        "name": "chance" if scorer in UNEXPLAINED else "another latent's rule",
+        "name": _AGAINST.get(scorer, "another latent's rule"),
         "x": [row["deranged"] for row in wrong], "y": [plain(row["subject"]) for row in wrong],
         "marker": {"size": 8, "symbol": "x-thin-open"},
     })  # fmt: skip
@@ -260,6 +270,8 @@ def _by_decile(result: EvalResult, qualified: Mapping[str, Any]) -> list[Plot]:
                 "x": [row["decile"] for row in own], "y": [row[scorer] for row in own],
                 "line": {"width": 3 if subject == SAE else 1.2},
             })  # fmt: skip
+        if not traces:
+            continue
         layout = {"xaxis": {"title": {"text": "decile, 1 the strongest"}, "dtick": 1,
                             "showgrid": False}}  # fmt: skip
         plots.append(Plot(WORDS[scorer], "means over latents", traces, layout))
@@ -298,7 +310,10 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> Table:
     columns = ["dictionary", "explainer", "scorer", "mean", "interval", "over seeds",
                "wrong explanation", "always yes", "hard negatives", "SAE less this",
                "its interval", "its interval over seeds", "covered", "latents"]  # fmt: skip
-    note = "wrong explanation: another latent's (intruders: chance); hard: co-firing latents fire"
+    note = (
+        "wrong explanation: another latent's (without explanation: chance; necessity: another "
+        "token near); hard: co-firing latents fire"
+    )
     return Table("Means over latents", columns, shown, note, words=3)
 
 
@@ -362,6 +377,6 @@ def _tile(result: EvalResult, rows: Sequence[Mapping[str, Any]], scorer: str) ->
     value = None if row is None else row["value"]
     chance = None if row is None else row["deranged"]
     kinds = " and ".join(result.details["qualified"][scorer])
-    against = "chance" if scorer in UNEXPLAINED else "wrong explanation"
+    against = _AGAINST.get(scorer, "wrong explanation")
     note = f"{against} {number('', chance).text} · qualified on {kinds}"
     return {"label": WORDS[scorer], "value": number("", value).text, "note": note}

@@ -8,6 +8,7 @@ from sklearn.metrics import f1_score, precision_score, recall_score, roc_auc_sco
 
 from sae.explanations import summary
 from sae.explanations.asking import asks
+from sae.explanations.changed import TokenReader
 from sae.explanations.correlated import correlations
 from sae.explanations.excerpts import SIZES, repeated
 from sae.explanations.explain import explained
@@ -17,7 +18,7 @@ from sae.explanations.latents import Latent, Subject, stratified
 from sae.explanations.means import correlation, difference_at_equal_density, mean
 from sae.explanations.rules import RuleText
 from sae.explanations.scores import CHANCE, auroc, next_in_circle, odd_one_out
-from sae.explanations.study import SCORERS, Row, study
+from sae.explanations.study import SCORERS, UNEXPLAINED, Row, study
 from sae.explanations.summary import by_subject, headline, qualification, qualified_on
 from sae.explanations.truth import random_classes
 from sae.features.firings import Firings
@@ -110,8 +111,7 @@ def test_near_duplicates_are_found_by_thirteen_tokens_in_a_row():
 def test_rules_find_a_planted_rule_with_f1_of_1_on_test_contexts(texts, words, rule):
     train, test = texts
     on_train, on_test = RuleText(train, train.counted), RuleText(test, test.counted)
-    found = on_train.best(firings(train, words).row)
-    assert found is not None
+    (found,) = on_train.best(firings(train, words).row)
     assert set(found.words.split()) == set(rule.split())
     assert on_test.fit(found, firings(test, words).row) == (1.0, 1.0, 1.0)
 
@@ -122,16 +122,14 @@ def test_a_rule_about_what_came_before_is_found(texts):
         after = np.roll(of.tokens, 1) == WORDS.index(" zebra")
         after[::CTX] = False
         places.append(np.flatnonzero(after & of.counted))
-    rule = RuleText(texts[0], texts[0].counted).best(places[0])
-    assert rule is not None
+    (rule,) = RuleText(texts[0], texts[0].counted).best(places[0])
     assert rule.words == 'what follows the word "zebra"'
     assert RuleText(texts[1], texts[1].counted).fit(rule, places[1]).f1 == 1.0
 
 
 def test_precision_recall_and_f1_are_those_of_scikit_learn(texts):
     train, test = texts
-    rule = RuleText(train, train.counted).best(firings(train, (" not",)).row)
-    assert rule is not None
+    (rule,) = RuleText(train, train.counted).best(firings(train, (" not",)).row)
     fired = np.random.default_rng(0).permutation(np.flatnonzero(test.counted))[:900]
     truth = np.isin(np.arange(len(test.tokens)), fired)[test.counted]
     predicted = (test.tokens == WORDS.index(" not"))[test.counted]
@@ -187,7 +185,7 @@ def test_states_say_why_a_latent_has_no_score(texts):
     words = [Explanation("not"), "failed", Explanation("not"), Explanation("not")]
     rows = study(Subject("SAE", latents), {"x": words}, bench_of(test), None)
     assert [row.state for row in rows] == ["explained", "failed", "too rare", "too rare"]
-    assert set(rows[1].values) == {"intruder", "intruder_near"}  # they read no explanation
+    assert set(rows[1].values) == set(UNEXPLAINED)  # they read no explanation
     assert rows[2].values == {}
 
 
@@ -199,7 +197,7 @@ def test_explainers_refuse_the_test_text(texts):
     one = latent("0", train, test, " not")
     nowhere = Latent("0", one.train, Firings(np.zeros(0, int), np.zeros(0)), 0.1)
     for name in COUNTED:  # what the test text says changes no explanation
-        explainer = EXPLAINERS[name](text)
+        explainer = EXPLAINERS[name](text, TokenReader({"0": WORDS.index(" not")}))
         assert explainer.explained([one], None) == explainer.explained([nowhere], None)
 
 
@@ -207,13 +205,14 @@ def test_each_explainer_puts_a_latent_into_words(texts):
     train, test = texts
     text = TrainingText(train, RuleText(train, train.counted))
     one = latent("7", train, test, " not", raised=(" never", " none", "never"))
-    subject = Subject("SAE", [one])
+    subject = Subject("SAE", [one], TokenReader({"7": WORDS.index(" not")}))
     found = explained(subject, text, COUNTED, {"7": "mine", "9": "nobody's"})
     words = {
         name: texts[0].words for name, texts in found.items() if isinstance(texts[0], Explanation)
     }
     assert words == {"rules": 'the token " not"', "tokens": 'the token " not"',
-                     "output": "never, none", "given": "mine"}  # fmt: skip
+                     "tested": 'the token " not"', "output": "never, none", "given": "mine",
+                     }  # fmt: skip
 
 
 def test_the_bench_draws_four_of_each_decile_out_of_the_pool_first(texts):
@@ -275,7 +274,7 @@ def test_a_scorer_qualifies_by_telling_true_explanations_from_wrong_ones(
     kinds = qualified_on(found)
     assert kinds["embedding_near"] == kinds["rules"] == kinds["intruder_near"] == ["tokens"]
     assert {row["scorer"] for row in found if row["kind"] == "noise"} == {
-        "embedding", "embedding_near", "intruder", "intruder_near"
+        "embedding", "embedding_near", *UNEXPLAINED
     }  # fmt: skip
 
 

@@ -1,0 +1,167 @@
+"""Texts that an LM writes while a latent is pushed, at one KL for all latents."""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sae.artifacts.placed import PlacedSAE
+from sae.cached import cached
+from sae.checksums import sha256_of
+from sae.features.steering import Arm, Gauge, sizes_at
+from sae.features.written import Pen
+from sae.language.lm import LanguageModel
+from sae.provenance import content_key
+from sae.tasks.concept import read_openings
+from sae.types import Ends, Point
+
+TARGET = 1.0
+"""Mean KL(clean || pushed) of the next-token predictions, in nats (delphi's)."""
+OPENINGS, NEW_TOKENS, TEMPERATURE = 8, 32, 0.7
+_START = 0.5
+"""Size that searches start from, in lengths of the median row."""
+_PUSHES = 11
+"""Sizes that a search measures, about."""
+TOKENS = 2 * OPENINGS * (_PUSHES + 2) * (NEW_TOKENS + 6)
+"""Tokens that are read and written for a latent and a random direction, about."""
+Direction = Callable[[str], Float[Tensor, " d"]]
+"""The direction of a latent, by its name."""
+
+
+class Pushed(NamedTuple):
+    """Token ids of texts, openings and separators included.
+
+    Args:
+        own: Written while the latent is pushed; None where no push has the target KL.
+        random: The same of a random direction.
+        made: Whether they were asked for the first time.
+    """
+
+    own: list[list[int]] | None
+    random: list[list[int]] | None
+    made: bool = False
+
+
+class Pushes:
+    """Writes after neutral openings while directions are pushed; what was written is kept.
+
+    Args:
+        one: Says where directions are pushed and on which rows.
+        direction: Gives the direction of each latent.
+    """
+
+    def __init__(self, one: PlacedSAE, direction: Direction):
+        self._one, self._direction = one, direction
+        self._known: dict[str, Pushed] = {}
+
+    @cached_property
+    def _pen(self) -> Pen:
+        return Pen(
+            self._one, read_openings(None, OPENINGS), new_tokens=NEW_TOKENS,
+            temperature=TEMPERATURE, seed=0, batch_texts=OPENINGS,
+        )  # fmt: skip
+
+    @cached_property
+    def clean(self) -> list[list[int]]:
+        """Texts that the LM writes by itself."""
+        return [one.tolist() for one in self._pen.write(None, [0.0]).tokens[0]]
+
+    @cached_property
+    def _gauge(self) -> Gauge:
+        return Gauge(self._one, [torch.tensor(one) for one in self.clean])
+
+    @cached_property
+    def _start(self) -> float:
+        """Half the median norm of the rows of clean texts."""
+        point = self._one.point
+        assert point is not None, "directions are pushed at one point"
+        norms = [
+            self._one.lm.capture(torch.tensor([one]), [point])[point][0, 1:].float().norm(dim=-1)
+            for one in self.clean
+        ]
+        return _START * float(torch.cat(norms).median())
+
+    def texts(self, name: str) -> Pushed:
+        """The texts of a latent, and those of a random direction of its own."""
+        if name in self._known:
+            return self._known[name]._replace(made=False)
+        own = self._direction(name).float().cpu()
+        random = torch.from_numpy(
+            np.random.default_rng(list(name.encode())).normal(size=len(own))
+        ).float()
+        found = [self._written(Arm(name, one)) for one in (own, random)]
+        self._known[name] = Pushed(*found, made=True)
+        return self._known[name]
+
+    def _written(self, arm: Arm) -> list[list[int]] | None:
+        one = self._one
+        assert arm.direction is not None
+        identity: dict[str, Any] = {
+            "lm": dict(one.lm.identity), "dtype": str(one.lm.dtype), "point": str(one.point),
+            "counted": one.counted and one.counted.to_json(), "clean": self.clean,
+            "direction": sha256_of({"direction": arm.direction.contiguous()}),
+            "target": TARGET, "temperature": TEMPERATURE,
+        }  # fmt: skip
+
+        def make():
+            (size,) = sizes_at(self._gauge, arm, [TARGET], self._start)
+            written = self._pen.write(arm, [size.size]).tokens[0]
+            ids = torch.cat([one[-NEW_TOKENS:] for one in written])
+            return {"ids": ids.reshape(OPENINGS, NEW_TOKENS)}, {"reached": size.reached}
+
+        found, facts = cached("pushed/", {"key": content_key(identity)}, make)
+        if not facts["reached"]:
+            return None
+        return [
+            [*before[:-NEW_TOKENS], *new]
+            for before, new in zip(self.clean, found["ids"].tolist(), strict=True)
+        ]
+
+
+class _Elsewhere:
+    """Another point of an SAE's LM: where directions are pushed, and nothing is read."""
+
+    counted = None
+
+    def __init__(self, one: PlacedSAE, point: Point):
+        self.ends, self.specs, self._lm = Ends.at(point), one.source.specs, one.lm
+
+    def load_lm(self, device: str) -> LanguageModel:
+        """The same LM."""
+        return self._lm
+
+
+def of_latents(one: PlacedSAE) -> Pushes | None:
+    """Pushes of an SAE's decoder rows; None unless it reads and writes one point."""
+    if one.point is None:
+        return None
+
+    def row(name: str) -> Tensor:
+        return one.sae.W_dec[int(name.removeprefix("-"))] * (-1.0 if name[0] == "-" else 1.0)
+
+    return Pushes(one, row)
+
+
+def of_classes(one: PlacedSAE, tokens: dict[str, Bool[np.ndarray, " vocab"]]) -> Pushes:
+    """Pushes behind the last block, where what a direction does to the text is known.
+
+    The direction of a class of tokens is the mean of their rows of the unembedding less that of all
+    rows: it raises their logits, whatever the text.
+
+    Args:
+        one: Its LM is pushed.
+        tokens: Mask over the vocabulary by the name of the class.
+    """
+    last = PlacedSAE(one.sae, lambda _: _Elsewhere(one, Point("resid", one.lm.num_layers - 1)))
+    unembedding: Any = one.lm.model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+    weight = unembedding.weight.detach().float().cpu()
+
+    def rows(name: str) -> Tensor:
+        own = torch.from_numpy(np.flatnonzero(tokens[name]))
+        return weight[own].mean(0) - weight.mean(0)
+
+    return Pushes(last, rows)
