@@ -139,7 +139,7 @@ class AutointerpEval(Resampled):
         embeddings = Embeddings(load_encoder(str(one.sae.device)))
         bench = Bench(test, allowed, embeddings, self.pool)
         studies: dict[str, list[Row]] = {}
-        narrow = self._narrow(one, controls, tests)
+        narrow = self._narrow(one, controls, tests, judges)
         bar = progress("explain", len(controls) + 1, "dictionaries")
         with narrow.bar(), bar as advance:
             truth = self._truth(one, texts, training, tests, bench, judges, narrow)
@@ -203,12 +203,15 @@ class AutointerpEval(Resampled):
             },
         )  # fmt: skip
 
-    def _narrow(self, one: PlacedSAE, controls: Sequence[Control], tests: RuleText) -> Narrow:
+    def _narrow(
+        self, one: PlacedSAE, controls: Sequence[Control], tests: RuleText, judges: Judges | None
+    ) -> Narrow:
         """The scorers by the LM; of the SAE they read all explanations, of others the first."""
         ours = sum(control.name == summary.SAE for control in controls)
         others = len(controls) - ours + 1
         explanations = ours * len(self._explainers()) + (self.explanations is not None) + others
-        narrow = Narrow(LocalJudge(one.lm), self.scorers, self.lm_tokens, tests)
+        desk = judges.desk if judges and self.chat.log_probs else None
+        narrow = Narrow(LocalJudge(one.lm), self.scorers, self.lm_tokens, tests, desk)
         dense = sum(control.dense for control in controls)
         narrow.plan(CLASSES, explanations, dense)
         return narrow

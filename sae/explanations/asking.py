@@ -13,6 +13,7 @@ from sae.explanations import prompts
 from sae.explanations.asked import ChatExplainer
 from sae.explanations.explainers import EXPLAINERS
 from sae.explanations.judges import BATCH, JUDGES, JudgeName, Judges
+from sae.explanations.served import require_log_probs
 from sae.explanations.summary import SAE
 from sae.explanations.truth import TOKENS, TOPICS
 from sae.settings import setting
@@ -42,6 +43,11 @@ class Asking(ChatSettings):
         "top-k, frozen decoder); the others are explained and scored without it",
     )  # fmt: skip
 
+    log_probs: bool = setting(
+        False, help="surprisal and simulation are by this server, which must give the "
+        "log-probabilities of prompts (vLLM does), and not by the LM under study",
+    )  # fmt: skip
+
     def check(self, explainers: Sequence[str]) -> None:
         """Look whether the explainers have an LM to ask, and a server its key.
 
@@ -54,6 +60,11 @@ class Asking(ChatSettings):
                     f"The explainer {name} asks a chat LM, and there is none. Give the address of "
                     "a server as eval.autointerp.chat.base_url, or local."
                 )
+        if self.log_probs and self.base_url in (None, LOCAL):
+            raise ConfigError(
+                "eval.autointerp.chat.log_probs=true has no effect without a server. Give its "
+                "address as eval.autointerp.chat.base_url, or leave log_probs out."
+            )
         self.check_key()
 
     def open(
@@ -76,6 +87,8 @@ class Asking(ChatSettings):
             if name not in latents:
                 raise ConfigError(unknown(name, latents, "eval.autointerp.chat.dictionaries="))
         desk = self.desk(one.lm if self.base_url == LOCAL else None)
+        if self.log_probs:
+            require_log_probs(desk)
         asked = sum(latents[name] for name in dict.fromkeys(self.dictionaries))
         size = expected(self, explainers, asked, latents[SAE] * given)
         over = size.prompt_tokens + size.reply_tokens > self.budget

@@ -1,11 +1,13 @@
 """Narrow scorers: a causal LM reads explanations of as many latents as a budget pays for."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from sae.chat.desk import Desk
 from sae.errors import ConfigError
 from sae.explanations import intervention
 from sae.explanations.counterfactual import Counterfactuals
@@ -15,12 +17,14 @@ from sae.explanations.latents import Latent, Subject, stratified
 from sae.explanations.log_probs import LMJudge, LogProbs
 from sae.explanations.rules import RuleText
 from sae.explanations.scores import Bench, Scores, next_in_circle
+from sae.explanations.served import TIMES, ServedSimulation, ServedSurprisal
 from sae.explanations.simulation import Simulation, scale_of
 from sae.explanations.study import Row
 from sae.explanations.surprisal import Surprisal
 from sae.explanations.tested import RuleTest, tokens_of
 from sae.progress import progress
 
+log = logging.getLogger(__name__)
 Scorer = Literal["surprisal", "simulation", "counterfactual", "intervention"]
 Words = Mapping[str, Sequence[Explanation | Unexplained]]
 
@@ -40,6 +44,10 @@ SCORERS: dict[Scorer, Callable[[LogProbs, Bench], NarrowScorer]] = {
     "surprisal": Surprisal, "simulation": Simulation,
 }  # fmt: skip
 """Scorers by the LM's log-probabilities."""
+SERVED: dict[Scorer, Callable[[Desk, Bench], NarrowScorer]] = {
+    "surprisal": ServedSurprisal, "simulation": ServedSimulation,
+}  # fmt: skip
+"""The same by a server's."""
 TOKENS: dict[Scorer, int] = {
     "surprisal": Surprisal.tokens, "simulation": Simulation.tokens,
     "intervention": intervention.TOKENS,
@@ -54,17 +62,21 @@ class Narrow:
         scorers: Their names.
         budget: Tokens that the judge may read.
         rules: The test text with its properties, which `counterfactual` needs.
+        desk: Asks the server that reads for surprisal and simulation; None: the LM reads.
     """
 
     def __init__(
-        self, judge: LMJudge, scorers: Sequence[Scorer], budget: int, rules: RuleText | None = None
-    ):
-        self.log_probs = LogProbs(judge)
+        self, judge: LMJudge, scorers: Sequence[Scorer], budget: int,
+        rules: RuleText | None = None, desk: Desk | None = None,
+    ):  # fmt: skip
+        self.log_probs, self.desk = LogProbs(judge), desk
         self.scorers, self.budget = list(dict.fromkeys(scorers)), budget
         self._changed = None if rules is None else Counterfactuals(rules)
         self._tokens = TOKENS | ({} if rules is None else {
             "counterfactual": tokens_of(rules.text.ctx)
         })  # fmt: skip
+        if desk is not None:
+            self._tokens |= {name: TIMES * TOKENS[name] for name in SERVED}
         self.latents: dict[Scorer, int] = {}
         """Latents of each dictionary that each scorer reads the explanations of."""
         self.constant = 0
@@ -92,7 +104,9 @@ class Narrow:
         Raises:
             ConfigError: If the budget is too small for one latent of each dictionary.
         """
-        left = self.budget - classes * sum(TOKENS.get(name, 0) for name in self.scorers)
+        left = self.budget - classes * sum(
+            self._tokens[name] for name in self.scorers if name in TOKENS
+        )
         for name in self.scorers:
             read = explanations - dense * (name == "surprisal")
             self.latents[name] = left // len(self.scorers) // (read * self._tokens[name])
@@ -104,6 +118,11 @@ class Narrow:
                 f"and 2 latents of each dictionary take about {least:,} tokens by "
                 f"{', '.join(self.scorers)}. Give more, or fewer scorers."
             )
+        if self.desk is not None and set(self.scorers) & set(SERVED):
+            log.info(
+                "%s will read up to about %s more tokens for log-probabilities (lm_tokens).",
+                self.desk.client.identity["model"], f"{self.budget:,}",
+            )  # fmt: skip
 
     def read(
         self, subject: Subject, words: Words, bench: Bench, rows: Sequence[Row],
@@ -137,6 +156,8 @@ class Narrow:
         return [self._with(row, found.get((row.explainer, row.latent), ())) for row in rows]
 
     def _scorer(self, name: Scorer, subject: Subject, bench: Bench) -> NarrowScorer:
+        if self.desk is not None and name in SERVED:
+            return SERVED[name](self.desk, bench)
         if name in SCORERS:
             return SCORERS[name](self.log_probs, bench)
         if name == "intervention":
@@ -150,8 +171,10 @@ class Narrow:
             "budget": self.budget, "tokens": self.log_probs.count, "latents": self.latents,
             "constant simulations": self.constant,
         }  # fmt: skip
+        if self.desk is not None:
+            facts["server"] = dict(self.desk.client.identity)
         if "simulation" in self.scorers:
-            facts["scale"] = scale_of(self.log_probs.judge).top
+            facts["scale"] = 10 if self.desk else scale_of(self.log_probs.judge).top
         return facts
 
     def _with(self, row: Row, scores: Sequence[Scores]) -> Row:
