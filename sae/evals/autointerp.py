@@ -19,7 +19,7 @@ from sae.evals.controls import (
     missing_controls,
     other_seeds,
 )
-from sae.explanations import falsified, strata, summary
+from sae.explanations import falsified, saebench, strata, summary
 from sae.explanations.asking import Asking, asks
 from sae.explanations.changed import LMReader, TokenReader
 from sae.explanations.correlated import CORRELATIONS, correlations
@@ -158,6 +158,10 @@ class AutointerpEval(Resampled):
                 rows = narrow.read(subject, read, bench, rows)
                 seen += [row._replace(seed=seed) for row in rows]
                 advance(1)
+            studied = []
+            if judges is not None and (count := self.chat.saebench):
+                some = subject_of(summary.SAE, one, texts, count, batch_rows=self.batch_rows)
+                studied = saebench.saebench(some.latents, texts, allowed, judges.desk)
         qualification = summary.qualification(truth, self.bootstrap)
         qualified = summary.qualified_on(qualification)
         rows = list(summary.by_subject(studies, self.bootstrap))
@@ -165,6 +169,9 @@ class AutointerpEval(Resampled):
         return Measured(
             metrics={
                 name: Estimate(*ends) for name, ends in summary.headline(rows, qualified).items()
+            } | {
+                name: Estimate(*ends)
+                for name, ends in saebench.metrics(studied, self.bootstrap).items()
             },
             tokens={
                 "training tokens": train.tokens.size, "test tokens": test.tokens.size,
@@ -194,6 +201,7 @@ class AutointerpEval(Resampled):
                     CORRELATIONS, list(correlations(studies, self.bootstrap))
                 ),
                 "qualification": Table.of(summary.QUALIFICATION, qualification),
+                **({"saebench": Table.of(saebench.STUDIED, studied)} if studied else {}),
                 **falsified.tables(studies, own, self.bootstrap),
                 "pushed": Table.of(PUSHED, list(pushed_rows(studies, self.bootstrap))),
                 "classes": Table.of(

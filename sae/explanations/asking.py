@@ -9,7 +9,7 @@ from sae.chat.local import LOCAL
 from sae.chat.messages import Request
 from sae.chat.settings import ChatSettings
 from sae.errors import ConfigError, unknown
-from sae.explanations import prompts
+from sae.explanations import prompts, saebench
 from sae.explanations.asked import ChatExplainer
 from sae.explanations.explainers import EXPLAINERS
 from sae.explanations.judges import BATCH, JUDGES, JudgeName, Judges
@@ -20,6 +20,7 @@ from sae.settings import setting
 
 log = logging.getLogger(__name__)
 _EXCERPT = "so " * 50
+_WINDOW = "so " * 40
 _FRAGMENT = [(" so", 0)] * 65
 _EXAMPLES = {
     "contexts": prompts.of_contexts([(_EXCERPT, [(" so", 9)] * 3)] * 20),
@@ -43,6 +44,9 @@ class Asking(ChatSettings):
         "top-k, frozen decoder); the others are explained and scored without it",
     )  # fmt: skip
 
+    saebench: int = setting(
+        0, ge=0, help="latents of the SAE that are explained and scored as SAEBench does; 0: none"
+    )
     log_probs: bool = setting(
         False, help="surprisal and simulation are by this server, which must give the "
         "log-probabilities of prompts (vLLM does), and not by the LM under study",
@@ -60,6 +64,11 @@ class Asking(ChatSettings):
                     f"The explainer {name} asks a chat LM, and there is none. Give the address of "
                     "a server as eval.autointerp.chat.base_url, or local."
                 )
+        if self.saebench and self.base_url is None:
+            raise ConfigError(
+                "eval.autointerp.chat.saebench asks a chat LM, and there is none. Give the address "
+                "of a server as eval.autointerp.chat.base_url, or local."
+            )
         if self.log_probs and self.base_url in (None, LOCAL):
             raise ConfigError(
                 "eval.autointerp.chat.log_probs=true has no effect without a server. Give its "
@@ -136,6 +145,9 @@ def expected(asking: Asking, explainers: Sequence[str], latents: int, given: int
     # each with its derangement, which the control has none of; the classes' true ones have one
     cases = latents * (2 * len(explainers) - 1) + 2 * (len(TOKENS) + len(TOPICS)) + 2 * given
     sheets = cases * -(-2 * asking.excerpts // BATCH)
+    shown = saebench.EXPLAINED[0] + saebench.EXPLAINED[1]
+    work.append((asking.saebench, Request((("user", _WINDOW * shown),), 60)))
+    work.append((asking.saebench, Request((("user", _WINDOW * shown),), 30)))
     for name in asking.judges:
         work.append((sheets, prompts.of_judge(name, "so " * 15, [_EXCERPT] * BATCH)))
     return Expected(

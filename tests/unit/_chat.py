@@ -20,7 +20,7 @@ def completion(text, prompt=10, written=3, **more):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers by `server.respond(body)` or `server.answer(messages)`, after the script's mishaps."""
+    """Answers by `respond(body)` or `answer(messages)` of the server, after its mishaps."""
 
     protocol_version = "HTTP/1.1"
 
