@@ -39,7 +39,7 @@ def build_watchers(
         ),
     }
     if unknown := sorted(set(settings) - set(makers)):
-        raise ConfigError(f"callbacks {unknown} are not known. Choose of {sorted(makers)}.")
+        raise ConfigError(f"callbacks {unknown} are not known. Choose from {sorted(makers)}.")
     if not isinstance(data.source, LMActivations):  # there are no tokens
         makers.pop("downstream")
         makers.pop("features")

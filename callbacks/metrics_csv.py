@@ -117,9 +117,9 @@ class MetricsCSV(Logger):
         self._rows = dict(sorted(self._rows.items()))
         if checksum is not None and checksum != self.checksum:
             raise ArtifactError(
-                f"{self.path} is damaged, or was changed by hand: up to step {resume_step} it is "
-                "not what the checkpoint was made beside. Restore it from a copy, or remove it: "
-                "the curves then begin where training goes on."
+                f"{self.path} is damaged, or was changed by hand: up to step {resume_step} it "
+                "differs from the file that the checkpoint belongs to. Restore it from a copy, or "
+                "remove it: the curves then begin where training continues."
             )
         self._rewrite()
 

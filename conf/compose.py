@@ -151,7 +151,7 @@ def _check_key_and_option(config_name: str, override: Override) -> None:
     wanted = override.value()
     if known and not override.is_delete() and wanted is None:
         raise ConfigError(
-            f"{override.input_line} is no choice. Choose one of {', '.join(known)}; without it, "
+            f"{override.input_line} is not a choice. Choose one of {', '.join(known)}; without it, "
             "the default is used."
         )
     for option in wanted if isinstance(wanted, list) else [wanted]:

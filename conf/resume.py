@@ -154,7 +154,7 @@ def tell_finished(run_dir: Path, config: Mapping[str, Any]) -> None:
     """
     if config.get("resume_with") != (saved_config(run_dir) or {}).get("resume_with"):
         raise ConfigError(
-            f"resume_with has no effect: {run_dir} holds a finished run. Give more epochs, too."
+            f"resume_with has no effect: {run_dir} holds a finished run. Also give more epochs."
         )
     fitted = config["sae"].get("kind") is not None
     more = "" if fitted else f" epochs=… above {config['epochs']} continues it."
@@ -182,8 +182,8 @@ def _resumable(changed: Any) -> dict[str, Any]:
     node = {str(key).removeprefix("optimizer."): value for key, value in words.items()}
     if not node or "name" in node or {f"optimizer.{key}" for key in node} != {*words}:
         raise ConfigError(
-            f"resume_with={shown(changed)} cannot change in a run. Write keys of the optimizer but "
-            "its name: resume_with='{optimizer.lr: 1e-4}'."
+            f"resume_with={shown(changed)} cannot change in a run. Only settings of the optimizer, "
+            "without its name, may: resume_with='{optimizer.lr: 1e-4}'."
         )
     checked = OptimizerSettings(**node)
     return {f"optimizer.{key}": getattr(checked, key) for key in node}

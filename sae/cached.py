@@ -73,5 +73,7 @@ def cached_json(file: Path | None, make: Callable[[], dict[str, Any]]) -> dict[s
     try:
         write_json(file, seal(content))
     except OSError as error:  # a cache that others own may be read-only
-        log.warning("%s was not kept for the next run: %s.", file.name, error)
+        log.warning(
+            "%s could not be cached and will be made again next time: %s.", file.name, error
+        )
     return content

@@ -40,7 +40,10 @@ def owned(folder: Path) -> Iterator[None]:
             "until it ends, or choose another folder."
         ) from None
     except NotImplementedError:
-        log.warning("The disk of %s knows no locks: start nothing else in it.", folder)
+        log.warning(
+            "The disk of %s does not support file locks: start no other process in that folder.",
+            folder,
+        )
     try:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "since_utc": now}

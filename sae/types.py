@@ -41,7 +41,7 @@ class Point(NamedTuple):
         site, _, layer = text.rpartition(".")
         if site not in SITES or not layer.isdigit():
             raise SiteError(
-                f"{text!r} is no point. Write site.layer, for example resid.4; "
+                f"{text!r} is not a point of an LM. Write site.layer, for example resid.4; "
                 f"sites: {', '.join(SITES)}."
             )
         return cls(site, int(layer))

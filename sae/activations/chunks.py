@@ -134,7 +134,9 @@ def open_foreign_zarr(path: Path) -> zarr.Array:
         )
         missing = files - array.nchunks_initialized // per_file
     except DAMAGE as error:
-        raise StoreError(f"{path} is no readable zarr array ({error}).") from error
+        raise StoreError(
+            f"{path} cannot be read as a zarr array ({error}). Copy it again, or write it again."
+        ) from error
     if missing:
         what = "shards" if array.shards else "chunks"
         raise StoreError(

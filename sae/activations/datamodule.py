@@ -277,9 +277,9 @@ def check_same_data(then: str, source: ActivationSource) -> None:
     """
     if (now := source.describe()["key"]) != then:
         raise StoreError(
-            f"This run cannot continue: its activations had the key {then}, those that are there "
-            f"now have {now}. The LM, the text or the folder of activations changed since. Restore "
-            "what was there, or start a new run."
+            f"This run cannot continue: its activations had the key {then}, and the present ones "
+            f"have the key {now}. The LM, the text or the folder of activations has changed. "
+            "Restore the old one, or start a new run."
         )
 
 

@@ -87,7 +87,7 @@ class LMActivations:
         device: str = "cpu",
     ):
         if batch_contexts < 1:
-            raise ConfigError(f"batch_contexts={batch_contexts}: hand the LM at least 1 context.")
+            raise ConfigError(f"batch_contexts={batch_contexts} must be at least 1.")
         self.source, self.corpus = source, corpus
         self.ends = Ends.at(where) if isinstance(where, Point) else where
         self.batch_contexts, self.device = batch_contexts, device

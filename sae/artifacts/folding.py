@@ -170,9 +170,9 @@ def _check_shapes(weights: Weights, where: object) -> None:
     for name, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape:
             raise ArtifactError(
-                f"{where}: the {name} has shape {tuple(tensor.shape)}; a decoder of d_sae={d_sae} "
-                f"and {d_out} columns asks for {shape}. Only of a transcoder, as which this file "
-                "must name itself, is the input of another width than the output."
+                f"{where}: the {name} has shape {tuple(tensor.shape)}; beside a decoder of shape "
+                f"({d_sae}, {d_out}) it must have {shape}. Input and output may differ in width "
+                "only in a transcoder, and this file does not say that it is one."
             )
 
 
@@ -182,7 +182,7 @@ def _check_equal(norms: Tensor, dtype: torch.dtype, where: object) -> None:
     low, high = norms.aminmax()
     if high - low > rounding * high:
         raise ArtifactError(
-            f"{where}: the decoder rows have lengths from {low:.4g} to {high:.4g} and TopK selects "
-            "without regard to them, so that they cannot be folded into the encoder without "
-            "changing what fires. Only a TopK SAE with rows of equal length can be read."
+            f"{where}: the decoder rows have lengths from {low:.4g} to {high:.4g}. TopK ignores "
+            "them when it selects, so folding them into the encoder would change which latents "
+            "fire. Only a TopK SAE with decoder rows of equal length can be read."
         )

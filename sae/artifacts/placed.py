@@ -146,7 +146,10 @@ class PlacedSAE:
             ConfigError: If it does not read and write one point of a known LM.
         """
         if self.point is None or not isinstance(self.source, LMActivations):
-            raise ConfigError("Only an SAE that reads and writes one point of an LM has edits.")
+            raise ConfigError(
+                f"Edits need an SAE that reads and writes one point of an LM; this one is at "
+                f"{self.ends}. Choose another SAE."
+            )
         spec = self.source.specs["test"]
         return Intervention(
             self.point, edited(self.sae, edit, error), self.counted, spec.keep_first, positions,
@@ -261,7 +264,7 @@ def find_device(device: str) -> str:
         return "cuda" if gpus else "cpu"
     if device not in there:
         raise ConfigError(
-            f"device={device} is not there. This machine has: auto, {', '.join(there)}."
+            f"device={device} does not exist here. Choose one of: auto, {', '.join(there)}."
         )
     return device
 

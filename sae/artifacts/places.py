@@ -103,7 +103,7 @@ def in_lm(sae: SAE, model_type: str | None, *, written: bool = False) -> tuple[P
     if origin.get("head") is not None:
         return None, f"{hook} of head {origin['head']} is a part of a site"
     point, reason = read_name(hook, model_type)
-    return point, "" if point else f"{hook} is no site: {reason}"
+    return point, "" if point else f"{hook} is not a site: {reason}"
 
 
 def hook_of(point: Point) -> str:

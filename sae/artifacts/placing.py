@@ -60,7 +60,9 @@ def put_in_place(
     if transcodes:
         words["target"] = target
     elif target is not None:
-        raise ConfigError(f"target={target} has no effect: this SAE gives what it reads. Drop it.")
+        raise ConfigError(
+            f"target={target} has no effect: this SAE reconstructs its own input. Drop it."
+        )
     if missing := [f"{word}=…" for word, value in words.items() if value is None]:
         said = [f"the LM {place.lm}"] if place.lm else []
         said += [f"the place {known}"] if known else []

@@ -42,7 +42,7 @@ def push_to_hub(sae: SAE, repo_id: str, format: str = "native", *, private: bool
             )
         except (OSError, ValueError) as error:
             raise ArtifactError(
-                f"The hub does not take {repo_id}: {first_line(error)}. The name must be "
+                f"The hub refuses {repo_id}: {first_line(error)}. The name must be "
                 "owner/name, and you must be logged in to the hub with the right to write there."
             ) from error
     return str(url)

@@ -121,7 +121,7 @@ class Desk:
             if not self._stopped:
                 self._stopped = True
                 log.warning(
-                    "No more is asked: %s. Replies are kept; the same command goes on from here.",
+                    "No more requests: %s. Replies are kept; the same command continues from here.",
                     f"{self._lost} requests in a row failed" if gone else
                     f"{self.spent.tokens:,} of {self.budget:,} tokens (budget) are spent, and the "
                     f"next request may take {cost:,}",

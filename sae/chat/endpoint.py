@@ -121,8 +121,9 @@ class Endpoint:
             )
         if response.is_redirect:
             raise SourceError(
-                f"{self.identity['base_url']} sends requests on to another address. They are not "
-                "followed, since the key would go there. Give the final address as base_url."
+                f"{self.identity['base_url']} redirects requests to another address. Redirects are "
+                "not followed, since they would send the key there. Give the final address as "
+                "base_url."
             )
         wait = _retry_after(response.headers.get("Retry-After"))
         lasting = status < 500 and status not in _PASSING or wait > _LONGEST_WAIT_SECONDS

@@ -49,7 +49,7 @@ class Ledger:
         try:
             return Reply(**read_sealed(file)["reply"])
         except (ArtifactError, KeyError, TypeError) as error:
-            log.warning("%s is damaged (%s). It is asked again.", file, error)
+            log.warning("%s is damaged (%s). The request is sent again.", file, error)
             return None
 
     def keep(self, request: Request, reply: Reply) -> None:

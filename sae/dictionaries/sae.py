@@ -251,8 +251,9 @@ def _check(weights: Mapping[str, Tensor], config: SAEConfig) -> None:
     d_in, d_sae, d_out = config.d_in, config.d_sae, config.d_out or config.d_in
     if (config.activation in WITH_THRESHOLD) != ("threshold" in weights):
         raise ConfigError(
-            f"activation={config.activation} and {'a' if 'threshold' in weights else 'no'} "
-            f"threshold do not fit: {' and '.join(WITH_THRESHOLD)}, and only they, have one."
+            f"activation={config.activation} was given with "
+            f"{'a' if 'threshold' in weights else 'no'} threshold. A threshold belongs to "
+            f"{' and '.join(WITH_THRESHOLD)}, which need one, and to no other activation."
         )
     shapes = {
         "W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_out), "b_dec": (d_out,),
@@ -261,8 +262,8 @@ def _check(weights: Mapping[str, Tensor], config: SAEConfig) -> None:
     for name, tensor in weights.items():
         if tuple(tensor.shape) != shapes[name]:
             raise ConfigError(
-                f"{name} has shape {tuple(tensor.shape)}; d_in={d_in} and d_sae={d_sae} ask for "
-                f"{shapes[name]}."
+                f"{name} has shape {tuple(tensor.shape)}; with d_in={d_in} and d_sae={d_sae} it "
+                f"must have {shapes[name]}."
             )
         if not tensor.is_floating_point():
             raise ConfigError(f"{name} is {tensor.dtype}; weights are floating-point numbers.")

@@ -107,7 +107,9 @@ class AbsorptionEval(Resampled):
                 f"{placed.ends}. Choose an SAE with site=resid, or other evaluations."
             )
         if self.max_k > sae.d_sae:
-            raise ConfigError(f"max_k={self.max_k}: the SAE has {sae.d_sae} latents.")
+            raise ConfigError(
+                f"max_k={self.max_k} must be at most {sae.d_sae}, the number of latents."
+            )
         words, num_train = self._words(placed)
         rng = np.random.default_rng(self.seed)
         texts = [
@@ -157,9 +159,9 @@ class AbsorptionEval(Resampled):
         num_train = int(_TRAIN_FRACTION * len(order))
         if len(order) - num_train < self.num_examples + 2:
             raise SourceError(
-                f"{len(found)} tokens of {placed.lm.name} are words of letters alone, and "
-                f"num_words={self.num_words}: a fifth of the words must be more than "
-                f"num_examples={self.num_examples} + 1. Raise the one, or lower the other."
+                f"{placed.lm.name} has {len(found)} tokens that are words, and num_words="
+                f"{self.num_words}: a fifth of the words used must be more than num_examples="
+                f"{self.num_examples} + 1. Raise num_words, or lower num_examples."
             )
         return [found[i] for i in order], num_train
 

@@ -133,7 +133,7 @@ def make_evals(
 ) -> dict[str, Evaluation]:
     """The evaluations of `check_evals`, ready to run, without those that are not possible."""
     if unknown := sorted(set(evals) - set(EVALS)):
-        raise ConfigError(f"eval={unknown} is not known. Choose of {sorted(EVALS)}.")
+        raise ConfigError(f"eval={unknown} is not known. Choose one of {sorted(EVALS)}.")
     made: dict[str, Evaluation] = {}
     for name, settings in evals.items():
         kind: Any = EVALS[name]

@@ -140,8 +140,8 @@ def at_one_point(one: PlacedSAE) -> tuple[Point, Positions]:
     """
     if one.point is None or one.ends is None:
         raise ConfigError(
-            "Effects are measured of SAEs that read and write one point; transcoders and "
-            "crosscoders are not among them."
+            "Effects need an SAE that reads and writes one point. Transcoders and crosscoders do "
+            "not. Choose another SAE."
         )
     keep_first = one.source.specs["test"].keep_first
     return one.point, Positions(one.ends, one.counted, keep_first)

@@ -79,7 +79,10 @@ def edited(sae: SAE, edit: Edit, error: Literal["kept", "dropped"] = "kept") -> 
         ConfigError: If the SAE writes to another place than it reads.
     """
     if sae.d_out != sae.d_in or sae.W_skip is not None:
-        raise ConfigError("A transcoder's code cannot be written back into what it reads.")
+        raise ConfigError(
+            "A transcoder's code cannot be written back into what it reads. Choose an SAE that "
+            "reads and writes one point."
+        )
 
     def replace(x: Tensor) -> Tensor:
         f = sae.encode(x)

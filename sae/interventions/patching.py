@@ -64,7 +64,10 @@ class Patching:
         end: Int[Tensor, " prompts"], *, split: bool = False,
     ) -> None:  # fmt: skip
         if sae.d_out != sae.d_in or sae.W_skip is not None:
-            raise ConfigError("A transcoder's code cannot be written back into what it reads.")
+            raise ConfigError(
+                "A transcoder's code cannot be written back into what it reads. Choose an SAE that "
+                "reads and writes one point."
+            )
         self.point = point
         self._run = lm.repeated(tokens, [point], end)
         with torch.no_grad():

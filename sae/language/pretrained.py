@@ -96,6 +96,6 @@ def _refuse_mark(file: Path) -> None:
         marked = stream.read(3) == b"\xef\xbb\xbf"
     if marked and file.suffix == ".json":  # transformers reads these itself
         raise SourceError(
-            f"{file} starts with a byte order mark, as some editors of Windows write it, and is no "
-            "JSON so. Save it as UTF-8 without one."
+            f"{file} starts with a byte order mark, which some Windows editors write and JSON does "
+            "not allow. Save it as UTF-8 without one."
         )

@@ -47,7 +47,9 @@ def check_repo(field: str, repo: str, owned: bool = False) -> None:
     part = r"\w[\w.-]{0,95}"
     owner = f"{part}/" if owned else f"({part}/)?"
     if not re.fullmatch(owner + part, repo, re.ASCII):
-        raise ConfigError(f"{field}={repo!r} is no repository of the hub: owner/name.")
+        raise ConfigError(
+            f"{field}={repo!r} is not the name of a repository of the hub. Write owner/name."
+        )
 
 
 def require_hub(what: str, instead: str) -> None:

@@ -138,9 +138,9 @@ def family_of(model: Any) -> Family:
     model_type = getattr(config, "model_type", type(model).__name__)
     if model_type not in FAMILIES and (text := getattr(config, "text_config", None)) is not None:
         raise SiteError(
-            f"LMs of type {model_type!r} read images or sound beside text, and their text part "
-            f"({getattr(text, 'model_type', 'text')}) is not read out of them. Use an LM of text "
-            "alone; of Gemma 3 these are gemma-3-270m and gemma-3-1b."
+            f"LMs of type {model_type!r} read images or sound as well as text, and their text part "
+            f"({getattr(text, 'model_type', 'text')}) is not supported. Use a text-only LM; in "
+            "Gemma 3 these are gemma-3-270m and gemma-3-1b."
         )
     if model_type not in FAMILIES:
         raise SiteError(
@@ -152,8 +152,9 @@ def family_of(model: Any) -> Family:
         given = getattr(config, setting, value)
         if given != value:
             raise SiteError(
-                f"LMs of type {model_type!r} are known with {setting}={value} alone; with "
-                f"{setting}={given} a residual stream is not the sum of what blocks add to it."
+                f"LMs of type {model_type!r} are supported only with {setting}={value}; with "
+                f"{setting}={given} a residual stream is not the sum of what blocks add to it. Use "
+                "another LM."
             )
     return family
 

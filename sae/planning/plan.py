@@ -106,7 +106,7 @@ class Plan:
             changes = "; ".join(dict.fromkeys(REMEDIES[name] for name, _ in parts[:2]))
             raise ConfigError(
                 f"This needs about {size(needed)} of memory to {self.largest.name} (the program "
-                f"{size(PROGRAM_BYTES)}, {shown}), and {size(memory)} can be had. Make smaller: "
+                f"{size(PROGRAM_BYTES)}, {shown}), and {size(memory)} are available. Make smaller: "
                 f"{changes}."
             )
 

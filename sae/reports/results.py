@@ -68,7 +68,9 @@ def newest_latents(name: str, result: EvalResult, folder: Path) -> list[dict[str
             known, table = content["provenance"], content["tables"]["latents"]["file"]
             rows = read_table(folder / table)
         except (ArtifactError, KeyError, TypeError, OSError) as error:
-            log.warning("No column of %s: %s cannot be read (%s).", name, file, error)
+            log.warning(
+                "The table has no columns of %s: %s cannot be read (%s).", name, file, error
+            )
             continue
         if all(known.get(key) == result.provenance.get(key) for key in ("sae", "point")):
             return rows

@@ -87,7 +87,7 @@ def read_csv(path: str) -> LabelledTexts:
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise SourceError(f"csv={path} is no file. It must be a CSV file with text,label columns.")
+        raise SourceError(f"csv={path} is not a file. Give a CSV file with columns text,label.")
     require_content(file, SourceError)
     return _parsed(file.stem, file.read_bytes(), "text", "label")
 
@@ -145,4 +145,4 @@ def _table(content: bytes, name: str):
     try:
         return pandas.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
     except ValueError as error:  # not UTF-8, rows of unlike length, nothing at all
-        raise SourceError(f"{name} is no CSV table ({error}).".replace("\n", " ")) from None
+        raise SourceError(f"{name} is not a CSV table ({error}).".replace("\n", " ")) from None

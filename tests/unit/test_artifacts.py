@@ -130,7 +130,7 @@ def test_damaged_config(run, changes, message):
 
 def test_config_that_is_no_json(run):
     (run / "sae" / CONFIG_FILE).write_text('{"format": "lightni')
-    with pytest.raises(ArtifactError, match="no JSON"):
+    with pytest.raises(ArtifactError, match="not JSON"):
         load(run)
 
 
@@ -145,7 +145,7 @@ def test_flipped_byte_and_truncation(run):
         load(run)
     file.write_bytes(b"not safetensors")
     edit(run / "sae", weights_sha256=_checksum(file))
-    with pytest.raises(ArtifactError, match="no safetensors file"):
+    with pytest.raises(ArtifactError, match="not a safetensors file"):
         load(run)
 
 

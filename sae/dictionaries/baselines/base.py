@@ -161,7 +161,7 @@ def check_sample(word: str, num_rows: int, latents: int) -> None:
     """
     if num_rows < latents:
         raise DegenerateInputError(
-            f"{num_rows} vectors do not decide the {latents} latents of sae={word}. Raise "
+            f"{num_rows} vectors are too few to fit the {latents} latents of sae={word}. Raise "
             "sae.sample_vectors, or harvest more tokens."
         )
 
