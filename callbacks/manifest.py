@@ -35,7 +35,7 @@ class Manifest(L.Callback):
         seeds: Named seeds.
 
     Attributes:
-        training: Of this session: `vectors`, `seconds` and `vectors_per_second`, without
+        training: Numbers of this session: `vectors`, `seconds` and `vectors_per_second`, without
             validation.
     """
 

@@ -23,7 +23,7 @@ register()
 
 
 def parse(arguments: Iterable[str]) -> list[Override]:
-    """The overrides that these words are.
+    """Parse words of a command line as overrides.
 
     Raises:
         ConfigError: If a word does not follow Hydra's grammar.
@@ -86,7 +86,7 @@ def sweep_jobs(overrides: Iterable[Override], params: Mapping[str, Any] | None) 
     """The jobs of a sweep whose values partly come from `hydra.sweeper.params`.
 
     Args:
-        overrides: What the command line sets; it wins.
+        overrides: Overrides on the command line, which win.
         params: Swept values by key, as in conf/sweep/*.yaml.
     """
     words = [f"{name}={value}" for name, value in (params or {}).items()]

@@ -84,7 +84,7 @@ def continued(
     Args:
         run_dir: Folder of the run.
         config: The configuration composed from this command line.
-        given: What the command line sets (`conf.compose.names_of`): these keys must agree with
+        given: Keys that the command line sets (`conf.compose.names_of`): these keys must agree with
             the saved run, the others follow it. None: all must agree.
 
     Raises:
@@ -147,7 +147,7 @@ def continued(
 
 
 def tell_finished(run_dir: Path, config: Mapping[str, Any]) -> None:
-    """Say that this folder holds a finished run, and how it is continued.
+    """Log that this folder holds a finished run, and how to continue it.
 
     Raises:
         ConfigError: If settings of the optimiser are given, which nothing would read.
@@ -203,7 +203,7 @@ def _check_named(merged: Mapping[str, Any], config: Mapping[str, Any], run_dir: 
 
 
 def _leaves(key: str, ours: Any, theirs: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Name and both values of everything in two nodes that is no node in both."""
+    """Yield (key, ours, theirs) for every leaf of either node; None where one lacks it."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         for name in dict.fromkeys([*ours, *theirs]):
             yield from _leaves(f"{key}.{name}", ours.get(name), theirs.get(name))

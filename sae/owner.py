@@ -24,7 +24,7 @@ LOCK, OWNER = ".lock", ".owner.json"
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Hold a folder alone; it is made if it is not there.
+    """Hold the lock of a folder, which is made if it does not exist.
 
     Raises:
         ArtifactError: If another process holds it, with that process' number and host.

@@ -106,11 +106,12 @@ def parse_json(text: str, where: str, error: type[SAEError] = ArtifactError) -> 
 
     Args:
         text: The text.
-        where: Where it stands, for the error.
-        error: What to raise.
+        where: Place of the text, for the error.
+        error: Class of the error to raise.
 
     Raises:
-        SAEError: Of the class `error`, if it is not JSON, too deep, or has too long a number.
+        SAEError: An error of the class `error`, if the text is not JSON, is too deep, or has too
+            long a number.
 
     Example:
         >>> parse_json('{"a": [1]}', "here")

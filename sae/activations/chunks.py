@@ -1,4 +1,4 @@
-"""A zarr array on disk, checked on every read; and a user's own.
+"""Zarr arrays on disk: ours, checked on every read, and those of users.
 
 A chunk is one file; the number of files and their size follow from the layout, each ends in a
 crc32c: zarr alone would return zeros for a missing file and flipped bytes as they are.
@@ -45,7 +45,7 @@ class ChunkedArray:
         return array
 
     def create(self) -> None:
-        """Start an empty array, over what may be there."""
+        """Start an empty array; an older one is replaced."""
         layout = self.layout
         try:
             shutil.rmtree(self.path, ignore_errors=True)

@@ -55,7 +55,7 @@ group_sizes
 
 
 def load(path: Path) -> SAE:
-    """Read one of its classes, told apart by the tensors; the word of the class decides the rest.
+    """Read one of its classes, told apart by the tensors and by the name of the class.
 
     BatchTopK and Matryoshka encode as they do by default: with their threshold.
 

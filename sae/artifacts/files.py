@@ -75,7 +75,7 @@ def taken(state: Mapping[str, Any], names: Sequence[str], file: Path) -> list[Te
     """The tensors of these names.
 
     Raises:
-        ArtifactError: If one is missing, or is no tensor.
+        ArtifactError: If one is missing, or is not a tensor.
     """
     if missing := [name for name in names if not isinstance(state.get(name), Tensor)]:
         raise ArtifactError(
@@ -114,12 +114,12 @@ def reject_flags(config: Mapping[str, Any], known: Collection[str], file: Path) 
 
 
 def warn_of_flags(config: Mapping[str, Any], known: Collection[str], file: Path) -> None:
-    """Name settings that are not read and are switched on, in a file that has many of training.
+    """Warn of settings that are switched on but not read, in a file that has many of training.
 
     Args:
         config: The settings.
-        known: Those that are read, or change nothing of what the SAE computes.
-        file: Where they are.
+        known: Settings that are read, or do not change what the SAE computes.
+        file: File that they are in.
     """
     others = [name for name, value in config.items() if value and name not in known]
     if others:
@@ -145,7 +145,7 @@ def new_folder(folder: Path, *, over: bool = False) -> Iterator[Path]:
 
     Args:
         folder: The folder.
-        over: Whether what is there already is replaced.
+        over: True if what is there already is replaced.
 
     Raises:
         ArtifactError: If there is something in `folder` already that is not to be replaced.

@@ -1,4 +1,4 @@
-"""From what other libraries store to the inference SAE, and back to what they can hold."""
+"""Convert tensors of other libraries to the inference SAE, and back."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,14 +26,14 @@ class Weights:
         b_enc: [d_sae].
         W_dec: [d_sae d_out]; d_out is d_in but for transcoders.
         b_dec: [d_out].
-        architecture: That library's word for it; a label.
+        architecture: Name of the architecture in that library; a label.
         activation: `relu`, `topk`, `abs_topk` or `jumprelu`.
-        subtracts_b_dec: Whether the encoder sees `x - b_dec`.
+        subtracts_b_dec: True if the encoder sees `x - b_dec`.
         k: For `topk` and `abs_topk`.
         threshold: For `jumprelu`: one number, or one for each latent.
-        by_norm: Whether latents are compared by pre-activation times length of the decoder row:
+        by_norm: True if latents are compared by pre-activation times length of the decoder row:
             `topk` then selects by it, and the threshold is in its unit.
-        transcodes: Whether what is given is another place's activation than the input.
+        transcodes: True if what is given is another place's activation than the input.
         W_skip: [d_in d_out], for those with a linear path.
     """
 
@@ -61,8 +61,8 @@ def fold(weights: Weights, origin: Mapping[str, Any], where: object) -> SAE:
     an arbitrary direction and a latent that is silent.
 
     Args:
-        weights: What the library stores.
-        origin: What its file says of the SAE (`described`).
+        weights: Tensors as the library stores them.
+        origin: Facts about the SAE from its file (`described`).
         where: The file, for error messages.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Write and read the house's own format of a saved SAE."""
+"""Write and read our own format of a saved SAE."""
 
 from dataclasses import asdict, fields
 from hashlib import sha256
@@ -38,7 +38,7 @@ def save_sae(folder: str | Path, sae: SAE) -> Path:
 
     Args:
         folder: The SAE folder itself, by custom `<run folder>/sae`.
-        sae: What to save. Its metadata must be plain JSON values.
+        sae: The SAE to save. Its metadata must be plain JSON values.
 
     Returns:
         The folder.

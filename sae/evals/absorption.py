@@ -1,4 +1,4 @@
-"""`absorption`: is a feature's latent silent where more special latents speak for it?"""
+"""`absorption`: is a feature's latent silent where more specific latents fire instead?"""
 
 import logging
 from collections.abc import Sequence
@@ -34,11 +34,11 @@ class Letter(NamedTuple):
     Args:
         letter: In lower case.
         num_test: Test words that begin with it.
-        probe_f1: Of the probe on the activation.
-        latents: Of the letter: those that the best k-sparse probe reads.
-        sae_f1: Of the k-sparse probes, k = 1, 2, ….
+        probe_f1: F1 of the probe on the activation.
+        latents: Latents of the letter: those that the best k-sparse probe reads.
+        sae_f1: F1 of the k-sparse probes, k = 1, 2, ….
         fraction: Absorption fraction of each test word that the probe on the activation finds.
-        full: Whether such a word is fully absorbed.
+        full: True where such a word is fully absorbed.
     """
 
     letter: str
@@ -223,8 +223,8 @@ def measure(
         test: Words that are measured.
         max_k: Latents that a letter may have.
         f1_jump: F1 that each further one must add.
-        seed: Of the probes.
-        device: Where they are trained.
+        seed: Seed of the probes.
+        device: Device to train them on.
 
     Raises:
         SourceError: If there is only one such letter.
@@ -272,7 +272,7 @@ def measure(
 
 
 def size_caveat(num_parameters: int, d_sae: int) -> str | None:
-    """A warning that SAEBench gives, too; None where LM and SAE are large enough.
+    """Warning about small LMs and SAEs, as in SAEBench; None where they are large enough.
 
     Example:
         >>> size_caveat(2_000_000_000, 65_536) is None

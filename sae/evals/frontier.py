@@ -42,7 +42,7 @@ class Frontier:
         rows: One a run that has a result, in the order given.
         lines: One a line: its area, and that over the range of L0 that all lines of its place have.
         seeds: One a setting that was trained with several seeds: their mean and spread.
-        missing: What a run lacks, by its name.
+        missing: Metrics that a run lacks, by its name.
     """
 
     rows: list[Row]
@@ -182,7 +182,7 @@ def pareto_front(rows: Sequence[Row], measure: str = "fvu") -> list[Row]:
 
     Args:
         rows: With `l0` and the measure; those that lack one (None) are not on the front.
-        measure: Of which less is better, FVU by default.
+        measure: Name of the metric, FVU by default; less is better.
 
     Example:
         >>> jobs = [{"l0": 9, "fvu": 0.1}, {"l0": 5, "fvu": 0.3}, {"l0": 6, "fvu": 0.4}]

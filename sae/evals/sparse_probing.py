@@ -102,7 +102,7 @@ class SparseProbingEval(Resampled):
     def _measure(
         self, placed: PlacedSAE, one: LabelledTexts
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Resampled scores of every probe on one set, and what is told about it."""
+        """Resampled scores of every probe on one set, and its details."""
         assert placed.point is not None
         train, test = split(one.labels, self.seed)
         y, y_test = one.labels[train], one.labels[test]

@@ -27,7 +27,7 @@ class Explanation(NamedTuple):
 
     Args:
         words: For people and for the encoder.
-        rule: The same for counting; None where the words are no rule.
+        rule: The rule that the words state; None if they state none.
     """
 
     words: str
@@ -69,7 +69,7 @@ class Explainer(ABC):
         """An explanation of each latent, or the reason why there is none.
 
         Args:
-            latents: Those to explain.
+            latents: Latents to explain.
             desk: Asks the chat LM, if there is one.
         """
 

@@ -70,7 +70,7 @@ class Judges:
         Args:
             what: Name of this work, for people.
             cases: Explanations on excerpts.
-            bench: Where the excerpts are.
+            bench: Source of the excerpts.
 
         Returns:
             By name, `<name>_unparsed` the share; NaN where too few excerpts were judged.

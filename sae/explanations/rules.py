@@ -43,7 +43,7 @@ class Property(NamedTuple):
         phrase: The rule in words, with {} for the values.
         of: Index in `values` of each place; -1 where it has none.
         values: Its values.
-        joins: Whether a rule may join several values.
+        joins: True if a rule may join several values.
     """
 
     name: str

@@ -29,7 +29,7 @@ class Bench:
     Args:
         text: The test text.
         allowed: Places that may be the middle of an excerpt.
-        embeddings: Of excerpts and explanations.
+        embeddings: Embeddings of excerpts and explanations.
         pool: Excerpts that are drawn.
         seed: Decides them.
     """
@@ -84,10 +84,10 @@ class Excerpted:
 
     Attributes:
         places: Firings in the middle of its excerpts.
-        vectors: Of these excerpts.
+        vectors: Vectors of these excerpts.
         decile: The decile of each.
         silent: Excerpts of the pool in which it does not fire.
-        hard: Those of them in which a latent fires that often fires with it; None: not known.
+        hard: Excerpts in which a latent fires that often fires with this one; None: not known.
     """
 
     places: Int[np.ndarray, " n"]
@@ -117,7 +117,7 @@ def excerpted(
 
     Args:
         latent: The latent; it fires.
-        bench: Where.
+        bench: Source of the excerpts.
         places: As `Bench.drawn` draws them.
         decile: The decile of each.
     """
@@ -145,7 +145,7 @@ def embedded(
         explanation: Its vector.
         pooled: Its cosines with the pool's excerpts.
         of: The latent's excerpts.
-        bench: Where.
+        bench: Source of the excerpts.
         without: Excerpts in which this latent fires are left out: the explanation is of it.
     """
     found = Scores()

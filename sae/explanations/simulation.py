@@ -83,7 +83,7 @@ class Simulation:
     the 15 likeliest tokens.
 
     Args:
-        log_probs: Of the judge.
+        log_probs: The judge's log-probabilities.
         bench: The test text.
     """
 

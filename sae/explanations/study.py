@@ -68,7 +68,7 @@ def study(
     Args:
         subject: The dictionary.
         explanations: One of each latent, by explainer.
-        bench: Where excerpts come from.
+        bench: Source of the excerpts.
         rules: The test text's properties; None: rules are not scored.
         judges: Ask a chat LM; None: it is not asked.
     """

@@ -34,8 +34,8 @@ class Surprisal:
     prompt holds worked examples before the description. Ours holds none.
 
     Args:
-        log_probs: Of the judge.
-        bench: Where excerpts come from.
+        log_probs: The judge's log-probabilities.
+        bench: Source of the excerpts.
     """
 
     tokens = TOKENS

@@ -29,7 +29,7 @@ class Ablated(NamedTuple):
         raised: Tokens whose logits rise most, and their mean changes.
         kl: Mean KL(clean || ablated), in nats.
         kl_random: The same with an equally long step in a random direction, the control.
-        positions: How many positions these are means over.
+        positions: Number of positions that these are means over.
         contexts: In how many contexts.
     """
 

@@ -34,7 +34,7 @@ class Edited(NamedTuple):
 
     Args:
         row: Values by column.
-        drops: How much nearer to chance each outcome came, for each draw.
+        drops: Distance by which each outcome came nearer to chance, for each draw.
     """
 
     row: Row
@@ -46,7 +46,7 @@ def costs(sums: Float[Tensor, "documents conditions sums"], bootstrap: Bootstrap
 
     Args:
         sums: As `sae.features.prompted.on_text` gives them.
-        bootstrap: How documents are drawn.
+        bootstrap: Settings of the draws of documents.
     """
 
     def means(of: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -79,7 +79,7 @@ def rows(
         edits: The edits.
         scores: Without an edit, and under each.
         neutral: `costs`, in the same order.
-        level: Of the intervals.
+        level: Confidence level of the intervals.
     """
     outcomes = [name for name in OUTCOMES if name in scores[0]]
     if "probability" in outcomes:

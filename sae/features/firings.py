@@ -127,10 +127,10 @@ def collect(folder: Path, sae: SAE, rows: Rows, num_rows: int, batch_rows: int) 
     """Open the parts, written first where they are missing or damaged.
 
     Args:
-        folder: Where they are: a folder of this SAE, these rows and this number of them alone.
+        folder: Folder for the parts; it holds only this SAE, these rows and this number of them.
         sae: On the device to use.
         rows: A split.
-        num_rows: How many rows of the store are read, whether they count or not.
+        num_rows: Number of rows of the store to read, whether they count or not.
         batch_rows: Vectors encoded at once.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A first look: some latents, chosen by how often they fire and otherwise blindly."""
+"""A first look: some latents of every firing rate, chosen by a hash and not by eye."""
 
 import os
 import tempfile

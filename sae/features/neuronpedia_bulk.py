@@ -39,7 +39,7 @@ def write_bulk(records: Records, folder: Path) -> None:
 
     Args:
         records: The records.
-        folder: Where `<model>/` goes.
+        folder: Folder to write `<model>/` to.
     """
     model, point = _safe(records.facts["lm"]), point_of(records)
     source = f"{point.layer}-{point.site}"

@@ -20,9 +20,9 @@ class FeatureSet:
 
     Args:
         latents: Their numbers, the most important first.
-        weights: What they weigh, by the evaluation's own measure.
+        weights: Weight of each latent, by the evaluation's own measure.
         sae: Hash of the SAE (`sae_key`).
-        point: Where it reads and writes.
+        point: Point where it reads and writes.
         made_by: The evaluation, its settings and what it measured; plain JSON values.
     """
 

@@ -30,7 +30,7 @@ def arm_rows(studies: Studies, shared: Mapping[str, Any], bootstrap: Bootstrap) 
     Args:
         studies: By feature, as `study_feature` gives them.
         shared: As `study_shared` gives it.
-        bootstrap: How features, prompts and documents are drawn.
+        bootstrap: Settings of the draws of features, prompts and documents.
     """
     of_feature = _values(studies, shared, FEATURE, "score")
     rows = []

@@ -19,13 +19,13 @@ MIN_OCCURRENCES = 5
 
 
 class Place(NamedTuple):
-    """The text by rows: where they stand and what stands there.
+    """Positions and tokens of the rows of a text.
 
     Args:
         tokens: The contexts.
         rows_per_context: Rows of a context; its first positions may have none.
-        occurrences: How often each token id stands on a row that counts.
-        seed: Of the contexts that are drawn.
+        occurrences: Number of rows that count with each token id.
+        seed: Seed of the contexts that are drawn.
     """
 
     tokens: Int[np.ndarray, "contexts ctx"]

@@ -17,7 +17,7 @@ from sae.functional.defined import MIN_RELATIVE_VARIANCE, where_defined
 def input_and_target(
     batch: Float[Tensor, "*batch width"], d_in: int
 ) -> tuple[Float[Tensor, "*batch d_in"], Float[Tensor, "*batch d_out"]]:
-    """Input and target of an SAE, of vectors that hold both, one beside the other.
+    """Split vectors that concatenate input and target of an SAE into the two.
 
     Vectors that are as wide as the input are their own target.
 

@@ -1,4 +1,4 @@
-"""Sets of latents of growing size, patched on held-out prompts, and what each of them does."""
+"""Sets of latents of growing size, patched on held-out prompts, and the effect of each."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -28,7 +28,7 @@ class Prompts(NamedTuple):
 
 
 class Ranked(NamedTuple):
-    """Latents in the order of what they seem to do on some prompts.
+    """Latents ranked by their estimated effect on some prompts.
 
     Args:
         order: By method, latents from the first to join a set to the last; those whose code never

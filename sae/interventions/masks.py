@@ -81,7 +81,7 @@ def search_greedily(
         patchings: The prompts.
         candidates: Latents that are patched at first.
         thresholds: In nats.
-        seed: Of the orders.
+        seed: Seed of the orders.
         found: Gets each threshold and the latents that are left, in the order of `candidates`.
     """
     generator = torch.Generator().manual_seed(seed)

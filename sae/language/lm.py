@@ -34,8 +34,8 @@ class LanguageModel:
         model: Any transformers causal LM of a family in `sites.FAMILIES`. It is put into eval
             mode and its parameters are frozen, in place.
         tokenizer: Its tokenizer.
-        name: For people.
-        identity: What decides its activations, as `LMSource.identity()` says it. Left out, it is
+        name: Name to show to people.
+        identity: Identity of its activations, as `LMSource.identity()` says it. Left out, it is
             a hash of the weights.
 
     Raises:
@@ -198,7 +198,7 @@ class LanguageModel:
 
         Args:
             tokens: Token ids, nothing padded.
-            conditions: What is replaced in each pass; {} for the clean LM.
+            conditions: Replacements of each pass; {} for the clean LM.
 
         Yields:
             Logits [batch ctx vocab] of each condition, the same as `logits` gives.
@@ -223,7 +223,7 @@ class LanguageModel:
 
         Args:
             tokens: Token ids, nothing padded.
-            points: Where activations will be replaced.
+            points: Points where activations will be replaced.
             at: A position of each context, whose logits alone are computed, [batch 1 vocab];
                 None: all positions.
 
@@ -252,7 +252,7 @@ class LanguageModel:
 
         Args:
             tokens: Token ids of the context.
-            start: Where the variants stand.
+            start: Point of the variants.
             end: Point of what the function returns; None: the logits of the last token.
 
         Returns:
@@ -337,8 +337,8 @@ class LanguageModel:
             texts: One or several; a document separator is put before each.
             new_tokens: Tokens that are written, whatever they are.
             temperature: 0 takes the likeliest token.
-            seed: Of the draws.
-            use_cache: Whether keys and values are kept.
+            seed: Seed of the draws.
+            use_cache: True if keys and values are kept.
 
         Raises:
             ConfigError: If the text grows longer than the LM allows.

@@ -1,4 +1,4 @@
-"""Loading what `save_pretrained` wrote, and drawing the same architecture's weights anew."""
+"""Load what `save_pretrained` wrote, or draw random weights for the same architecture."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ def random_like(config: Any, seed: int, dtype: torch.dtype) -> nn.Module:
     Args:
         config: A transformers configuration; its `initializer_range` is the standard deviation
             of matrices and embeddings. Biases start at 0, norms at 1.
-        seed: Of the draw, which leaves torch's global stream as it was.
+        seed: Seed of the draw, which leaves torch's global stream as it was.
         dtype: The weights are drawn in float32 and then rounded to it.
     """
     from transformers import AutoModelForCausalLM

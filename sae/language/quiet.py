@@ -36,9 +36,9 @@ def check_repo(field: str, repo: str, owned: bool = False) -> None:
     """Make sure that this can only be a repository of the hub, and no path or built-in reader.
 
     Args:
-        field: Where it was given.
+        field: Name of the setting.
         repo: `owner/name`.
-        owned: Whether the owner must be there. Old LMs do without (`gpt2`); to `datasets` a word
+        owned: True if the owner must be there. Old LMs do without (`gpt2`); to `datasets` a word
             alone may also name a reader for the files of the working folder.
 
     Raises:
@@ -57,7 +57,7 @@ def require_hub(what: str, instead: str) -> None:
 
     Args:
         what: Repository that is needed.
-        instead: What works without the hub, for the error message.
+        instead: Way that works without the hub, for the error message.
 
     Raises:
         SourceError: If there is no answer.

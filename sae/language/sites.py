@@ -1,7 +1,7 @@
 """Sites where activations are read in each LM family.
 
 A new family is one `Family` entry in `FAMILIES` and one of tiny sizes in `tiny.TINY`: the contract
-tests then hold for it, too. `names.py` says what other libraries call these sites.
+tests then run on it. `names.py` says what other libraries call these sites.
 """
 
 from collections.abc import Collection, Mapping

@@ -80,7 +80,7 @@ class LMSource(Settings, ABC):
         SAEs that train side by side share one.
 
         Raises:
-            SourceError: If it cannot be had; the message says what to do.
+            SourceError: If it cannot be loaded; the message says what to do.
             SiteError: If its family is not known.
         """
         if device == "cpu" and self.dtype != "float32":

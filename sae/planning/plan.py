@@ -49,7 +49,7 @@ class Stage:
         return None if self.memory is None else PROGRAM_BYTES + sum(self.memory.values())
 
     def hold(self, memory: Mapping[str, int]) -> None:
-        """Take these bytes as the peak where they are more than what was known."""
+        """Raise the known peak to these bytes, if they are more."""
         if self.memory is not None and sum(memory.values()) > sum(self.memory.values()):
             self.memory = dict(memory)
 
@@ -61,9 +61,9 @@ class Plan:
     Attributes:
         stages: In order.
         members: Number of SAEs.
-        device: Where LM and dictionaries live.
+        device: Device of LM and dictionary.
         cache: Folder that the cache is in.
-        streamable: Whether a run without a cache is possible.
+        streamable: True if a run without a cache is possible.
     """
 
     stages: list[Stage]
@@ -74,7 +74,7 @@ class Plan:
 
     @property
     def disk(self) -> int:
-        """Bytes that the cache will grow by, as far as known."""
+        """Bytes that the cache will grow by, without stages whose size is not known."""
         return sum(stage.disk or 0 for stage in self.stages)
 
     @property
@@ -90,7 +90,7 @@ class Plan:
             disk: Free bytes where the cache is.
 
         Raises:
-            ConfigError: With what is needed, what there is and what to change.
+            ConfigError: If it does not fit; the message gives both sizes and what to change.
         """
         if self.disk > disk:
             stream = "activations.stream=true (no cache), " if self.streamable else ""

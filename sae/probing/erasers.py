@@ -110,7 +110,7 @@ def leace(found: Moments) -> Eraser:
 
 
 def splince(found: Moments, xy: Float[Tensor, "d k"]) -> Eraser:
-    """As LEACE, and the covariance with a second label stays as it is.
+    """Like LEACE, but the covariance with a second label stays as it is.
 
     With a = W Σxz and b = W Σxy, U a basis of the complement of span(a) and V = [b, a basis of the
     complement of span(a, b)]: P = W⁺ V (Uᵀ V)⁻¹ Uᵀ W.

@@ -26,7 +26,7 @@ class Plot:
         note: Behind the title.
         traces: As Plotly takes them. Text from outside must have gone through `plain`.
         layout: Axes and legend.
-        wide: Whether it gets more room than a curve.
+        wide: True if it gets more room than a curve.
     """
 
     title: str
@@ -52,9 +52,9 @@ class Table:
         name: Above the table.
         columns: Heads.
         rows: As long as `columns`.
-        note: What was counted.
-        words: How many columns on the left are words; the others are numbers.
-        prose: Whether cells hold sentences, which break into lines.
+        note: Meaning of the count.
+        words: Number of columns on the left that are words; the others are numbers.
+        prose: True if cells hold sentences, which break into lines.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Section:
         tables: Below each other, or two beside each other.
         texts: By name.
         latents: As `Record.as_plain` gives them: cards with coloured contexts.
-        narrow: Whether tables fit beside each other.
+        narrow: True if tables fit beside each other.
     """
 
     heading: str

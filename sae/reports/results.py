@@ -35,7 +35,7 @@ def results_folder(run: str, out: str | None = None) -> Path:
     """The folder of the results of `evaluate.py run=<run>`; each SAE of a file has its own.
 
     Args:
-        run: What `sae.artifacts.load` takes.
+        run: Path as `sae.artifacts.load` takes it.
         out: A folder that the user chose instead.
 
     Raises:
@@ -56,8 +56,8 @@ def newest_latents(name: str, result: EvalResult, folder: Path) -> list[dict[str
 
     Args:
         name: The evaluation.
-        result: Of another evaluation of the SAE.
-        folder: Where results are.
+        result: Result of another evaluation of the SAE.
+        folder: Folder that holds results.
 
     Returns:
         The rows; none without such a result. One that cannot be read is passed over with a warning.
@@ -101,7 +101,7 @@ def result_file(folder: Path, result: EvalResult, placed: PlacedSAE) -> Path:
 
     Args:
         folder: The folder of the results.
-        result: What is to be saved.
+        result: The result to save.
         placed: The SAE that was measured; the first one of several.
     """
     sae, source = placed.sae, placed.source

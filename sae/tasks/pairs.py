@@ -18,7 +18,7 @@ def read_pairs(path: str, tokenizer: Tokenizer) -> Task:
 
     Args:
         path: The file.
-        tokenizer: Of the LM.
+        tokenizer: The LM's tokenizer.
 
     Raises:
         SourceError: If there is no such file, a line lacks a field, or prompt and counterfactual

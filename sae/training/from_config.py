@@ -158,7 +158,7 @@ def build_data(config: Mapping[str, Any], source: ActivationSource) -> Activatio
 
 
 def l1_equivalents(config: Mapping[str, Any], data: ActivationDataModule) -> dict[str, float]:
-    """The same penalty in other forms: docs/reference/metrics.md, "What l1 means".
+    """The l1 penalty in other units: docs/reference/metrics.md, "What l1 means".
 
     Returns:
         `l1`, its value on unscaled activations, and its value in the form of other libraries,
