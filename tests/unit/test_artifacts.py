@@ -114,8 +114,8 @@ def test_future_version(run):
     [
         ({"d_sae": "gone"}, r"missing or unknown entries \['d_sae'\]"),
         ({"threshold": 3}, r"missing or unknown entries \['threshold'\]"),
-        ({"d_in": "four"}, "d_in='four' is no"),
-        ({"k": True}, "k=True is no"),
+        ({"d_in": "four"}, "d_in='four' must be of type int"),
+        ({"k": True}, "k=True must be of type"),
         ({"metadata": [1]}, "metadata="),
         ({"d_sae": 7}, r"holds no valid SAE: W_enc has shape \(4, 6\)"),
         ({"activation": "os.system"}, "holds no valid SAE: activation='os.system'"),

@@ -105,7 +105,7 @@ def test_factors_that_change_the_selection_are_refused(tmp_path):
         ({"architecture": "jumprelu", "activation_fn": "tanh-relu"}, {"threshold": B_ENC.abs()},
          None, "activation_fn='tanh-relu'"),
         ({}, {}, {"scaling_factor": 1.0, "has_whitening": True}, "whitens"),
-        ({}, {}, {"scaling_factor": 2.0}, "scales it where cfg.json"),
+        ({}, {}, {"scaling_factor": 2.0}, "scales it although cfg.json"),
     ],
 )  # fmt: skip
 def test_what_saelens_files_hold_beside_is_not_passed_over(tmp_path, config, more, scaler, message):
