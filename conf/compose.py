@@ -104,7 +104,7 @@ def compose_job(config_name: str, job: Iterable[str]) -> DictConfig:
     """Compose one job's configuration, inside or outside a running Hydra; each job only once.
 
     Raises:
-        ConfigError: With a suggestion where a key or an option is misspelt.
+        ConfigError: If it cannot be composed; misspelt keys get a suggestion.
     """
     config = copy.deepcopy(compose_with_hydra(config_name, tuple(job)))
     with open_dict(config):

@@ -60,7 +60,7 @@ def reject_lists(config: Mapping[str, Any]) -> None:
     """Refuse a list that stands for several SAEs where one is trained.
 
     Raises:
-        ConfigError: With the ways to train several.
+        ConfigError: If there is one; the message tells how to train several.
     """
     for name, listed in several(config).items():
         values = ",".join(map(str, listed))

@@ -58,8 +58,8 @@ def place(
             differ (`{"dtype": "float32"}`). An SAE from another library has none of its own, so
             that it must be given.
         corpus: Another text, as in conf/corpus/*.yaml.
-        at: For an SAE from another library: `layer`, `site`, `target` (of a transcoder, the site
-            of the same layer that it gives), `ctx`; by default as its files say.
+        at: Place of an SAE from another library: `layer`, `site`, `target` (of a transcoder, the
+            site of the same layer that it gives), `ctx`; by default as its files say.
         tokens: Test tokens, default as in training.
         device: `auto`, `cpu`, `cuda`, …
         known: Wheels that may be fetched for an SAE of somebody else.

@@ -119,7 +119,7 @@ def rows_of(
         spec: Decides which positions are kept, and in which dtype.
         batch_contexts: Contexts handed to the LM at once.
         device: Device of the LM.
-        advance: Told the number of tokens after each batch.
+        advance: Function that gets the number of tokens after each batch.
 
     Raises:
         StoreError: If a value is not finite or does not fit into the dtype.

@@ -47,7 +47,7 @@ def text_activations(
     Args:
         lm: The LM.
         point: Point of the LM.
-        texts: None is empty.
+        texts: The texts; none may be empty.
         name: Name to show to people.
         which: The row of the last token alone, or the rows of all tokens.
         max_tokens: Longer texts lose their beginning (`last`) or their end (`all`).

@@ -85,7 +85,7 @@ class ActivationStore:
             spec: Specification that the store is made from.
             tokens: The contexts.
             document: Document of each token.
-            names: For people: the names of LM and corpus.
+            names: Names of LM and corpus, to show to people.
         """
         folder = spec.folder
         try:

@@ -29,8 +29,8 @@ class Weights:
         architecture: Name of the architecture in that library; a label.
         activation: `relu`, `topk`, `abs_topk` or `jumprelu`.
         subtracts_b_dec: True if the encoder sees `x - b_dec`.
-        k: For `topk` and `abs_topk`.
-        threshold: For `jumprelu`: one number, or one for each latent.
+        k: Number of latents that fire, for `topk` and `abs_topk`.
+        threshold: Threshold for `jumprelu`: one number, or one for each latent.
         by_norm: True if latents are compared by pre-activation times length of the decoder row:
             `topk` then selects by it, and the threshold is in its unit.
         transcodes: True if what is given is another place's activation than the input.

@@ -39,7 +39,7 @@ class PlacedSAE:
     the source is built at their first use.
 
     Args:
-        sae: On the device to use, or a function that loads it.
+        sae: The SAE, on the device to use, or a function that loads it.
         source: Source of its activations, or a function that gives it for the SAE.
         name: Its name in tables.
         folder: The run folder; None if there is none.

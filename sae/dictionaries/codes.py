@@ -87,7 +87,7 @@ class DenseCode(Code):
         return DenseCode(values)
 
     def dense(self) -> Float[Tensor, "batch d_sae"]:
-        """The activations themselves."""
+        """All feature activations, as they are stored."""
         return self.values
 
     def atoms_sum(self, W: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:

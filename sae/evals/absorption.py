@@ -32,7 +32,7 @@ class Letter(NamedTuple):
     """Measurements of one letter.
 
     Args:
-        letter: In lower case.
+        letter: The letter, in lower case.
         num_test: Test words that begin with it.
         probe_f1: F1 of the probe on the activation.
         latents: Latents of the letter: those that the best k-sparse probe reads.
@@ -97,7 +97,7 @@ class AbsorptionEval(Resampled):
     seed: int = setting(42, ge=0, help="seed of the draws and the probes")
 
     def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:
-        """Measure."""
+        """Train the probes, and measure absorption letter by letter."""
         (placed,) = subjects
         refuse_transcoder(placed, self.name)
         sae, point = placed.sae, placed.point

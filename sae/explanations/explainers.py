@@ -26,7 +26,7 @@ class Explanation(NamedTuple):
     """Meaning of a latent, in words.
 
     Args:
-        words: For people and for the encoder.
+        words: The explanation, for people and for the encoder.
         rule: The rule that the words state; None if they state none.
     """
 
@@ -70,7 +70,7 @@ class Explainer(ABC):
 
         Args:
             latents: Latents to explain.
-            desk: Asks the chat LM, if there is one.
+            desk: Sends requests to the chat LM, if there is one.
         """
 
 

@@ -49,7 +49,7 @@ class Judges:
     """Asks a chat LM for its verdicts.
 
     Args:
-        desk: Asks.
+        desk: Sends requests to the chat LM.
         names: Kinds of judges.
         excerpts: Excerpts with the latent, and as many without, for each explanation.
     """

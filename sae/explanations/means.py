@@ -46,7 +46,7 @@ def difference_at_equal_density(
 
     Args:
         first: Densities and numbers of the latents of a dictionary; NaN where undefined.
-        second: The same of another.
+        second: Densities and numbers of the latents of another dictionary.
         bootstrap: Settings of the interval.
 
     Returns:

@@ -54,11 +54,11 @@ class Property(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """A rule.
+    """A rule: a property of a place has one of some values.
 
     Args:
-        name: The property.
-        values: Its values.
+        name: Name of the property.
+        values: Values of the property that the rule accepts.
         words: The rule in words.
     """
 

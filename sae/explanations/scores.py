@@ -102,8 +102,8 @@ class Scores:
     """Scores of one latent's explanation; NaN where undefined.
 
     Attributes:
-        values: By name.
-        deciles: By name, for each decile.
+        values: Values by the name of the score.
+        deciles: Values by the name of the score, one for each decile.
     """
 
     values: dict[str, float] = field(default_factory=dict)

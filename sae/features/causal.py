@@ -88,7 +88,7 @@ class Study(NamedTuple):
     """Findings about a decomposition; plain JSON values.
 
     Args:
-        numbers: By name.
+        numbers: Numbers by their names.
         sets: A row for each set that was patched.
         latents: A row for each of the latents of largest effect.
         found: The latents of the learned masks and of the greedy search, a list for each.

@@ -25,7 +25,7 @@ class Effect(NamedTuple):
     Args:
         logits: Mean change of each token's logit over those positions.
         kl: Mean KL(clean || ablated) there, in nats.
-        kl_random: The same with an equally long step in a random direction.
+        kl_random: KL after an equally long step in a random direction.
         positions: Number of positions.
     """
 

@@ -77,7 +77,7 @@ def rows(
         task: Name of the task that is measured.
         fitted_on: Name of the task that the edits are fitted on.
         edits: The edits.
-        scores: Without an edit, and under each.
+        scores: Scores without an edit, and under each edit.
         neutral: `costs`, in the same order.
         level: Confidence level of the intervals.
     """

@@ -79,7 +79,7 @@ class Expansion:
     """The latents below a node that were ablated.
 
     Attributes:
-        contexts: In how many contexts.
+        contexts: Number of contexts.
         clean: Mean of the target with nothing edited.
         live: Latents below that fire in these contexts; all others have no effect.
         spearman: Rank correlation of estimates and effects, over all that were ablated.

@@ -67,7 +67,7 @@ class _Cells(NamedTuple):
 
     Args:
         of: The pair of each row.
-        shuffled: The same with labels that changed places within tokens, a row for each shuffle.
+        shuffled: The pairs after labels changed places within tokens, a row for each shuffle.
         rows: Rows that count of each pair: all, then by group.
     """
 

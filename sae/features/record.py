@@ -67,7 +67,7 @@ class Record(Summary):
         co_firing: Latents that fire most often on the same rows, and on how many; empty where not
             computed.
         co_firing_negative: Mask of those that are negative sides; empty for codes without a sign.
-        jaccard: For each of them, rows on which both fire as a share of those where either does.
+        jaccard: Jaccard index of each: rows where both fire as a share of those where either does.
         top_logits: Tokens whose logits the atom raises most (`logit_lens`), and by how much for
             one unit of activation; empty without an LM.
         bottom_logits: Tokens whose logits it lowers most.

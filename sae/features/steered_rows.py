@@ -28,7 +28,7 @@ def arm_rows(studies: Studies, shared: Mapping[str, Any], bootstrap: Bootstrap) 
     features for which the arm did. Costs are means over the predictions of all documents.
 
     Args:
-        studies: By feature, as `study_feature` gives them.
+        studies: Studies by feature, as `study_feature` gives them.
         shared: As `study_shared` gives it.
         bootstrap: Settings of the draws of features, prompts and documents.
     """

@@ -69,7 +69,7 @@ class Size:
     """The size of a push that a target KL asks for.
 
     Attributes:
-        target: In nats.
+        target: Target KL in nats.
         size: Length of what is added, in the LM's units.
         kl: KL measured there, in nats.
     """
@@ -130,7 +130,7 @@ def sizes_at(gauge: Gauge, arm: Arm, targets: Sequence[float], start: float) -> 
     Args:
         gauge: Measures KL.
         arm: The arm.
-        targets: In nats, above 0.
+        targets: Target KLs in nats, above 0.
         start: A size to start from, above 0.
 
     Returns:

@@ -35,12 +35,12 @@ class Place(NamedTuple):
 
 
 def summarise(latent: int, fired: Firings, place: Place) -> Summary:
-    """All numbers of one latent.
+    """Sum up the firings of one latent: exact numbers, and contexts to show.
 
     Args:
-        latent: Decides, with the seed, which contexts are drawn.
-        fired: Its firings; at least one.
-        place: The text.
+        latent: Number of the latent; with the seed it decides which contexts are drawn.
+        fired: Firings of the latent; at least one.
+        place: Positions and tokens of the text.
     """
     value = fired.value.astype(np.float64)
     context, position = locate(fired.row, place.tokens.shape[1], place.rows_per_context)

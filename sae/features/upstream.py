@@ -63,7 +63,7 @@ class FirstOrder(NamedTuple):
 
     Args:
         clean: The number with nothing edited.
-        estimate: By how much it would fall if a latent were set to zero, to first order.
+        estimate: Fall of the number if a latent were set to zero, to first order.
         fires: True where the latent fires in the context, on a row that counts.
     """
 

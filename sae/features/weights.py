@@ -30,7 +30,7 @@ def weight_statistics(
 
     Args:
         sae: The SAE.
-        lm: For the logits; None leaves them out.
+        lm: LM that gives the logits; None leaves them out.
         point: Point where the SAE writes; None leaves the logits out.
         others: SAEs of other seeds, for the stability.
         latents: Indices of the latents; None: all.

@@ -158,7 +158,7 @@ def reconstruction_metrics(
     """Metrics of summed `reconstruction_terms`; NaN where one is undefined.
 
     Args:
-        sums: One tensor a term. Leading axes are free (none: one result; resamples of a
+        sums: One tensor for each term. Leading axes are free (none: one result; resamples of a
             bootstrap: one result each). With sums `"l0"`, `"l1"`, `"norm"`, `"norm_hat"` their
             means are among the results, with the sums of `dimension_terms` also `fvu_per_dim`.
     """

@@ -31,9 +31,9 @@ class Ranked(NamedTuple):
     """Latents ranked by their estimated effect on some prompts.
 
     Args:
-        order: By method, latents from the first to join a set to the last; those whose code never
+        order: Latents by method, from the first to join a set to the last; those whose code never
             changes are left out.
-        effects: By method, the estimated change of the logit difference of each latent; of `most
+        effects: Estimated change of the logit difference of each latent, by method; of `most
             active` the mean size of its change.
         error: Estimated effect of the SAE's error, by integrated gradients.
         total: Change of the logit difference when latents and error are patched.

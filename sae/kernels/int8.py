@@ -30,7 +30,8 @@ class Bounds(NamedTuple):
     """Upper bounds of pre-activations, but for rare rounding errors.
 
     Attributes:
-        pre: In a unit of each row, which changes neither signs nor the order in a row.
+        pre: Pre-activations in a unit of each row, which changes neither signs nor the order in a
+            row.
         units: The rows' units.
     """
 

@@ -114,7 +114,7 @@ class LanguageModel:
 
         Args:
             tokens: Token ids, nothing padded.
-            points: In any order; widths may differ.
+            points: Points in any order; widths may differ.
 
         Returns:
             Activations by point, in the LM's dtype and on its device.
@@ -164,7 +164,7 @@ class LanguageModel:
 
         Args:
             tokens: Token ids, nothing padded.
-            replace: By point, a function that gets the activation [batch ctx d] in the LM's dtype
+            replace: Functions by point; each gets the activation [batch ctx d] in the LM's dtype
                 and returns what takes its place, of the same shape. A lower point is replaced
                 before a higher one is computed.
 
@@ -312,7 +312,7 @@ class LanguageModel:
         """Call a function on the activation at each point, in every pass inside.
 
         Args:
-            functions: By point; what they return takes the activation's place.
+            functions: Functions by point; their results replace the activations.
 
         Raises:
             SiteError: If a point does not exist.
@@ -334,7 +334,7 @@ class LanguageModel:
         """Continue texts (`sae.language.generate`); inside `sae.intervene` with its edits.
 
         Args:
-            texts: One or several; a document separator is put before each.
+            texts: One text or several; a document separator is put before each.
             new_tokens: Tokens that are written, whatever they are.
             temperature: 0 takes the likeliest token.
             seed: Seed of the draws.

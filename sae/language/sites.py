@@ -28,7 +28,7 @@ class Family(NamedTuple):
         mlp_in: Module whose input is that of the whole MLP, in a block.
         mlp_out: Module whose output is added to the residual stream, in a block: a norm where one
             stands between the MLP and the stream.
-        attn_out: The same of the attention.
+        attn_out: Module whose output is added to the residual stream, for the attention.
         factor: Setting of the LM that multiplies both outputs before they are added.
         only: Settings of the LM with the one value for which the above holds.
     """

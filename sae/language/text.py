@@ -36,7 +36,7 @@ class Contexts(NamedTuple):
 
     Args:
         tokens: Token ids.
-        document: For every token the number of its document, from 0 within the split; the
+        document: Number of the document of every token, from 0 within the split; the
             separator belongs to the document that it ends.
     """
 

@@ -133,7 +133,7 @@ def seed_interval(
     """Interval of the mean over seeds, or of its distance from that of others (Welch's t).
 
     Args:
-        values: One for each seed.
+        values: One value for each seed.
         others: Subtracted in the mean; a single one counts as exact.
         level: Confidence level of the intervals.
 

@@ -15,7 +15,7 @@ class Machine:
 
     Attributes:
         device: Device of LM and dictionary, `"cpu"` or `"cuda"`.
-        memory: Bytes of RAM that this process can have, what it holds already included.
+        memory: Bytes of RAM available to this process, including those that it holds.
     """
 
     device: str

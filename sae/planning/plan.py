@@ -31,7 +31,7 @@ class Stage:
 
     Attributes:
         name: `fetch`, `harvest`, `train` or `evaluate`.
-        found: In words, what is there already.
+        found: Work that is done already, in words.
         disk: Bytes that the cache will grow by; None: unknown until the LM is there.
         memory: Bytes of RAM held at its peak beside the program, by what holds them; None: unknown.
         steps: Optimiser steps.
@@ -59,7 +59,7 @@ class Plan:
     """All stages of a command, in order.
 
     Attributes:
-        stages: In order.
+        stages: Stages in order.
         members: Number of SAEs.
         device: Device of LM and dictionary.
         cache: Folder that the cache is in.
@@ -86,7 +86,7 @@ class Plan:
         """Refuse what cannot fit, before anything is started.
 
         Args:
-            memory: Bytes of RAM that there are.
+            memory: Bytes of RAM available.
             disk: Free bytes where the cache is.
 
         Raises:

@@ -74,7 +74,7 @@ def train(
     """Train by Adam on the cross entropy of each class against all others.
 
     Args:
-        x: Inputs.
+        x: Inputs, one row for each example.
         y: 1 where a row belongs to a class, else 0; each class has some of both.
         recipe: Settings of the training.
         seed: Seed of the start and the batches.

@@ -43,7 +43,7 @@ def frontier_page(
 
     Args:
         rows: As of `sae.reports.frontier.Frontier`.
-        lines: The same rows by line.
+        lines: These rows, by line.
         areas: The area under each line.
         seeds: The spread over the seeds of each setting that has several.
         missing: Metrics that a run lacks, by its name.

@@ -23,7 +23,7 @@ class Plot:
 
     Attributes:
         title: Above the plot.
-        note: Behind the title.
+        note: Text behind the title.
         traces: As Plotly takes them. Text from outside must have gone through `plain`.
         layout: Axes and legend.
         wide: True if it gets more room than a curve.
@@ -71,9 +71,9 @@ class Section:
 
     Attributes:
         heading: Its name.
-        plots: In a grid.
+        plots: Plots, shown in a grid.
         tables: Below each other, or two beside each other.
-        texts: By name.
+        texts: Texts by name.
         latents: As `Record.as_plain` gives them: cards with coloured contexts.
         narrow: True if tables fit beside each other.
     """
@@ -94,7 +94,7 @@ def render(
     Args:
         title: Its heading.
         subtitle: Below it.
-        sections: In order.
+        sections: Sections in order.
         tiles: `label`, `value` and `note` of the numbers to look at first.
     """
     shown = [

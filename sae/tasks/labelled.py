@@ -31,8 +31,8 @@ class LabelledTexts:
 
     Args:
         name: Name to show to people.
-        texts: In the order of the source.
-        labels: For each text the number of its class.
+        texts: Texts in the order of the source.
+        labels: Number of the class of each text.
         classes: Names of the classes, sorted.
     """
 

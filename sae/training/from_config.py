@@ -82,7 +82,7 @@ def check_settings(config: Mapping[str, Any]) -> None:
     """Build what can be built without activations, so that mistakes come before the harvest.
 
     Raises:
-        ConfigError: At the first setting that is missing, unknown or out of range.
+        ConfigError: If a setting is missing, unknown or out of range.
     """
     OptimizerSettings(**config["optimizer"])
     resampling = ResampleSettings(**config["resample"])

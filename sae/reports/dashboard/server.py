@@ -40,7 +40,7 @@ class Server(ThreadingHTTPServer):
     Args:
         folder: The dashboard.
         page: Makes `index.html`, given the token.
-        actions: By address, such as `/live/text`.
+        actions: Functions by address, such as `/live/text`.
         port: 0, or one that is taken: a free one is chosen.
     """
 

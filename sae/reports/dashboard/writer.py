@@ -54,7 +54,7 @@ def write_dashboard(
 
     Args:
         folder: Made if it is missing.
-        records: In the order in which the table lists them at first.
+        records: Records in the order of the table before it is sorted.
         text: The contexts of the records.
         title: Heading of the page.
         facts: Origin of the numbers, shown under the heading: LM, point, tokens, SAE, …
