@@ -58,8 +58,8 @@ def place(
             differ (`{"dtype": "float32"}`). An SAE from another library has none of its own, so
             that it must be given.
         corpus: Another text, as in conf/corpus/*.yaml.
-        at: For an SAE from another library: `layer`, `site`, `target` (of a transcoder, the site
-            of the same layer that it gives), `ctx`; by default as its files say.
+        at: Place of an SAE from another library: `layer`, `site`, `target` (of a transcoder, the
+            site of the same layer that it gives), `ctx`; by default as its files say.
         tokens: Test tokens, default as in training.
         device: `auto`, `cpu`, `cuda`, …
         known: Wheels that may be fetched for an SAE of somebody else.
@@ -151,7 +151,7 @@ def serve(
 
     Args:
         run: See `place`.
-        result: Of the evaluation `dashboard`.
+        result: Result of the evaluation `dashboard`.
         out: As it was given to `evaluate`.
         placing: Arguments of `place`, as they were given to `evaluate`.
     """
@@ -174,7 +174,7 @@ def evaluate_all(
         name: Name of the evaluation, for example `compare`.
         runs: See `place`.
         settings: Settings of the evaluation; others have their defaults.
-        folder: Where it goes; default `<name>-<key>` in the folder that all runs are in.
+        folder: Folder for the result; default `<name>-<key>` in the folder that all runs are in.
         placing: Arguments of `place`.
 
     Returns:

@@ -109,8 +109,8 @@ class Failure(Exception):
     """A request that got no reply.
 
     Args:
-        reason: For people; holds no key.
-        lasting: Whether the same request would fail again.
+        reason: Text to show to people; holds no key.
+        lasting: True if the same request would fail again.
         wait_seconds: Time that the server asks for before the next try.
     """
 
@@ -124,7 +124,7 @@ class Client(Protocol):
     """Answers requests; several threads may ask at once.
 
     Attributes:
-        identity: What decides the replies, plain JSON values; holds no key.
+        identity: Everything that decides the replies, plain JSON values; holds no key.
         concurrency: Requests that it takes at once.
     """
 
@@ -132,7 +132,7 @@ class Client(Protocol):
     concurrency: int
 
     def reply(self, request: Request | Echo) -> Reply:
-        """The reply; asked for inside `session`.
+        """The reply; call it inside `session`.
 
         Raises:
             Failure: If this request gets none.

@@ -327,7 +327,10 @@ class AutointerpEval(Resampled):
 
 def _require_training_text(one: PlacedSAE) -> None:
     if not isinstance(one.source, LMActivations):
-        raise ConfigError("eval=autointerp needs the tokens behind the activations.")
+        raise ConfigError(
+            "eval=autointerp needs the tokens behind the activations. Choose an SAE of an LM's "
+            "activations."
+        )
     spec = one.source.specs["train"]
     if spec.val_fraction + spec.test_fraction >= 1:
         raise ConfigError(

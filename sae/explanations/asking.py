@@ -1,4 +1,4 @@
-"""Settings of what a chat LM is asked about latents, and how much that will be."""
+"""Settings of the questions that a chat LM gets about latents, and an estimate of their number."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -53,7 +53,7 @@ class Asking(ChatSettings):
     )  # fmt: skip
 
     def check(self, explainers: Sequence[str]) -> None:
-        """Look whether the explainers have an LM to ask, and a server its key.
+        """Check that explainers have a chat LM to ask, and that its server has a key.
 
         Raises:
             ConfigError: If not.
@@ -88,7 +88,7 @@ class Asking(ChatSettings):
             given: See `expected`.
 
         Raises:
-            ConfigError: If a dictionary is asked about that is not there.
+            ConfigError: If a setting names a dictionary that does not exist.
         """
         if self.base_url is None:
             return None
@@ -120,7 +120,7 @@ class Expected(NamedTuple):
     """Size of a piece of work before anything is sent.
 
     Args:
-        requests: How many, replies in the ledger among them.
+        requests: Number of requests, including those whose reply is in the ledger.
         prompt_tokens: Tokens that will be read, estimated.
         reply_tokens: Most tokens that will be written.
     """
@@ -136,7 +136,7 @@ def expected(asking: Asking, explainers: Sequence[str], latents: int, given: int
     Args:
         asking: The settings.
         explainers: Names of all explainers, the control `tokens` among them.
-        latents: Of all dictionaries that are asked about.
+        latents: Number of latents of all dictionaries that are asked about.
         given: Latents of the SAE with an explanation out of a file, at most.
     """
     work: list[tuple[int, Request]] = [

@@ -92,13 +92,12 @@ class Narrow:
             yield
 
     def plan(self, classes: int, explanations: int, dense: int) -> None:
-        """Share the budget: known classes first, then equally among the scorers.
+        """Divide the budget of tokens: known classes first, then equally among the scorers.
 
         Args:
-            classes: Classes whose meaning is known, with an explanation each.
-            explanations: Explanations that are scored of a latent of each dictionary, all
-                dictionaries together.
-            dense: Those of them whose latents fire in nearly every excerpt; surprisal is undefined
+            classes: Number of classes of known meaning, with one explanation each.
+            explanations: Number of explanations to score if each dictionary has one latent.
+            dense: Number of them whose latents fire in nearly every excerpt; surprisal is undefined
                 there and reads nothing.
 
         Raises:
@@ -130,14 +129,14 @@ class Narrow:
     ) -> list[Row]:  # fmt: skip
         """Rows of a dictionary with the narrow scores added.
 
-        Latents are taken equally many from each bin of density, as far as there are so many.
+        Latents are taken equally many from each bin of density; a bin with fewer gives all.
 
         Args:
             subject: The dictionary.
             words: The explanations that are read, by explainer; latents have one by the first.
-            bench: Where excerpts come from.
-            rows: What `study` gave for all explainers.
-            every: Whether all latents are read, whatever the budget: they are known classes.
+            bench: Source of the excerpts.
+            rows: Rows from `study`, of all explainers.
+            every: True if all latents are read, whatever the budget: they are known classes.
         """
         first = next(iter(words))
         able = [

@@ -1,4 +1,4 @@
-"""Prompts of explainers and judges, and what their replies say.
+"""Prompts of explainers and judges, and parsers of the replies.
 
 After delphi (arXiv 2410.13928; marked excerpts, detection, fuzzing) and Bills et al. 2023 (pairs of
 tokens and activations), in words of our own.

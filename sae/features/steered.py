@@ -84,7 +84,7 @@ def arms_of(one: PlacedSAE, latent: int, found: Contrast, seed: int) -> list[Arm
         one: The SAE.
         latent: The feature.
         found: Says which latents are live.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Raises:
         ConfigError: If no other latent is live.
@@ -152,7 +152,7 @@ def study_shared(
         halves: See `study_feature`.
         direction: DiffMean.
         words: The concept, as it stands in the prompt.
-        seed: Of the noise.
+        seed: Seed of the noise.
         neutral: Neutral text.
         advance: Gets 1 after each arm.
 

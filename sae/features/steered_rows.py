@@ -28,9 +28,9 @@ def arm_rows(studies: Studies, shared: Mapping[str, Any], bootstrap: Bootstrap) 
     features for which the arm did. Costs are means over the predictions of all documents.
 
     Args:
-        studies: By feature, as `study_feature` gives them.
+        studies: Studies by feature, as `study_feature` gives them.
         shared: As `study_shared` gives it.
-        bootstrap: How features, prompts and documents are drawn.
+        bootstrap: Settings of the draws of features, prompts and documents.
     """
     of_feature = _values(studies, shared, FEATURE, "score")
     rows = []

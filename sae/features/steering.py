@@ -1,4 +1,4 @@
-"""Steering arms: what is added to an activation, and the size at which all arms cost the same."""
+"""Steering arms: vectors added to an activation, and the sizes at which all have the same KL."""
 
 import math
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ class Arm:
     """Something that is added to the activation of every token that counts.
 
     Attributes:
-        name: For tables.
+        name: Name in tables.
         direction: Unit vector; None: a Gaussian vector of the same length, drawn anew for every
             position.
-        seed: Of the noise.
+        seed: Seed of the noise.
     """
 
     name: str
@@ -69,9 +69,9 @@ class Size:
     """The size of a push that a target KL asks for.
 
     Attributes:
-        target: In nats.
+        target: Target KL in nats.
         size: Length of what is added, in the LM's units.
-        kl: What was measured there.
+        kl: KL measured there, in nats.
     """
 
     target: float
@@ -130,7 +130,7 @@ def sizes_at(gauge: Gauge, arm: Arm, targets: Sequence[float], start: float) -> 
     Args:
         gauge: Measures KL.
         arm: The arm.
-        targets: In nats, above 0.
+        targets: Target KLs in nats, above 0.
         start: A size to start from, above 0.
 
     Returns:

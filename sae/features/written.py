@@ -25,7 +25,7 @@ class Written(NamedTuple):
     """Texts of several draws for the same prompts.
 
     Args:
-        texts: What was written, without the prompt, for each draw and prompt.
+        texts: Written text, without the prompt, for each draw and prompt.
         tokens: Separator, prompt and text of each.
         ce: Mean cross entropy of the written tokens under the clean LM, in nats.
         distinct: Share of different ones among the three-token sequences.
@@ -62,7 +62,7 @@ class Pen:
         prompts: Prompts; a document separator stands before each.
         new_tokens: Tokens that are written.
         temperature: 0 takes the likeliest token.
-        seed: Of the draws.
+        seed: Seed of the draws.
         batch_texts: Texts that are written at once; decides memory alone.
 
     Raises:

@@ -17,7 +17,7 @@ def crossed_means(
 
     Args:
         values: A value for each pair.
-        bootstrap: How rows and columns are drawn.
+        bootstrap: Settings of the draws of rows and columns.
 
     Example:
         >>> crossed_means(np.array([[0.0, 1.0]]), Bootstrap(num_resamples=3)).shape

@@ -15,7 +15,7 @@ def judged(result: EvalResult, latents: Sequence[Mapping[str, Any]]) -> list[Tab
     """Means by judge, number of requests, and scores of each latent; none without a chat LM.
 
     Args:
-        result: Of the evaluation `autointerp`.
+        result: Result of the evaluation `autointerp`.
         latents: Rows of the SAE's latents.
     """
     chat = result.details.get("chat")

@@ -71,7 +71,7 @@ def saebench_content(
         ConfigError: If SAEBench has no such evaluation.
     """
     if word not in NAMES:
-        raise ConfigError(f"SAEBench has no {word}. There are: {', '.join(NAMES)}.")
+        raise ConfigError(f"SAEBench has no {word}. Choose from {', '.join(NAMES)}.")
     signed = sae.config.activation in SIGNED  # SAEBench's sums and f > 0 differ from ours
     metrics, details, missing = _core(results, signed) if word == "core" else _OTHERS[word](results)
     result = results[word]

@@ -29,8 +29,8 @@ def write_steer(result: EvalResult, folder: Path) -> None:
     """Write the page, `features.json`, and `steering.pt` for lm-evaluation-harness.
 
     Args:
-        result: Of the evaluation `steer`.
-        folder: Where they go.
+        result: Result of the evaluation `steer`.
+        folder: Folder to write them to.
     """
     folder.mkdir(parents=True, exist_ok=True)
     details = result.details
@@ -69,8 +69,8 @@ def steering_file(
 
     Args:
         hookpoint: Path of the module whose output is edited, from the base model on.
-        vector: What is added, before it is multiplied.
-        coefficient: What it is multiplied by.
+        vector: Vector that is multiplied by the coefficient and added.
+        coefficient: Factor of the vector.
         latent: Number of the latent that it is of; not in the file.
     """
     steering = {

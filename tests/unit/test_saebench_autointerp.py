@@ -93,7 +93,7 @@ def test_an_lm_that_reads_well_scores_1_and_one_that_names_none_the_floor(texts)
         assert row["state"] == "explained"
         assert row["score"] == pytest.approx(1 - row["random_that_fire"] / 14)
     lazy = saebench(rare, texts, test.counted, desk_of(
-        lambda m: "None" if m[-1]["content"].startswith("Desc") else "words"))  # fmt: skip
+        lambda m: "None" if m[-1]["content"].startswith("Desc") else "words"), seed=1)  # fmt: skip
     assert {row["score"] for row in lazy} == {FLOOR}
     assert {row["balanced"] for row in lazy} == {0.5}
     found = metrics(lazy, BOOTSTRAP)
