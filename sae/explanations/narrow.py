@@ -87,14 +87,14 @@ class Narrow:
             explanations: Explanations that are scored of a latent of each dictionary, all
                 dictionaries together.
             dense: Those of them whose latents fire in nearly every excerpt; surprisal is undefined
-                there and reads nothing.
+                there, rules are not tested, and nothing is read.
 
         Raises:
             ConfigError: If the budget is too small for one latent of each dictionary.
         """
         left = self.budget - classes * sum(TOKENS.get(name, 0) for name in self.scorers)
         for name in self.scorers:
-            read = explanations - dense * (name == "surprisal")
+            read = explanations - dense * (name in ("surprisal", "counterfactual"))
             self.latents[name] = left // len(self.scorers) // (read * self._tokens[name])
         if min(self.latents.values(), default=2) < 2:  # another latent's explanation is needed
             dearest = max(self._tokens[name] for name in self.scorers)
