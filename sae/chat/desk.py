@@ -8,7 +8,7 @@ from threading import Lock
 from typing import Literal
 
 from sae.chat.ledger import Ledger
-from sae.chat.messages import Client, Failure, Reply, Request
+from sae.chat.messages import Client, Echo, Failure, Reply, Request
 from sae.progress import progress
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Desk:
         self._lock = Lock()
         self._stopped = False
 
-    def ask(self, what: str, requests: Sequence[Request]) -> list[Reply | Unanswered]:
+    def ask(self, what: str, requests: Sequence[Request | Echo]) -> list[Reply | Unanswered]:
         """Replies in order; `failed` or `unasked` where there is none.
 
         Args:
@@ -87,7 +87,7 @@ class Desk:
             finally:  # replies under way are waited for and kept: they are paid for
                 pool.shutdown(cancel_futures=True)
 
-    def _one(self, request: Request) -> Reply | Unanswered:
+    def _one(self, request: Request | Echo) -> Reply | Unanswered:
         with self.ledger.held(request):
             kept = self.ledger.find(request)
             if kept is not None:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from sae.chat.messages import Failure, Reply, Request
+from sae.chat.messages import Echo, Failure, Reply, Request
 from sae.errors import ConfigError, SourceError
 
 _TRIES = 6
@@ -56,7 +56,7 @@ class Endpoint:
         self._key = key
         self._stop = Event()
 
-    def reply(self, request: Request) -> Reply:
+    def reply(self, request: Request | Echo) -> Reply:
         """The reply, after at most 6 tries with growing pauses.
 
         Raises:
@@ -90,8 +90,8 @@ class Endpoint:
         """End pauses between tries, and try no more in this session."""
         self._stop.set()
 
-    def _once(self, request: Request) -> Reply:
-        url = f"{self.identity['base_url']}/chat/completions"
+    def _once(self, request: Request | Echo) -> Reply:
+        url = f"{self.identity['base_url']}{request.path}"
         body = {"model": self.identity["model"], **request.to_json()}
         deadline = time.monotonic() + self.timeout
         try:
@@ -170,7 +170,7 @@ def check_url(base_url: str, name: str = "base_url") -> None:
         )
 
 
-def _reply(content: bytes, request: Request) -> Reply:
+def _reply(content: bytes, request: Request | Echo) -> Reply:
     """The reply in a body.
 
     Raises:
@@ -178,17 +178,21 @@ def _reply(content: bytes, request: Request) -> Reply:
     """
     try:
         body = json.loads(content)
-        choice = body["choices"][0]
-        message, usage = choice["message"], body.get("usage") or {}
-        text = _text(message.get("content"))
-        refused = bool(message.get("refusal")) or choice.get("finish_reason") == "content_filter"
+        choice, usage = body["choices"][0], body.get("usage") or {}
+        if isinstance(request, Echo):
+            text, refused = json.dumps(choice["logprobs"]), False
+        else:
+            message = choice["message"]
+            text = _text(message.get("content"))
+            filtered = choice.get("finish_reason") == "content_filter"
+            refused = bool(message.get("refusal")) or filtered
         prompt = _count(usage.get("prompt_tokens"), request.prompt_tokens)
         written = _count(usage.get("completion_tokens"), request.max_tokens)
     except (ValueError, RecursionError):  # cut off: the next one may be whole
         raise Failure("the server answers something that is not JSON") from None
     except (KeyError, IndexError, TypeError, AttributeError):
         # whole, and perhaps paid for: the next one would be no other
-        raise Failure("the server's answer is not a chat completion", lasting=True) from None
+        raise Failure("the server's answer is not a completion", lasting=True) from None
     return Reply(text.encode("utf-8", "replace").decode(), prompt, written, refused)
 
 

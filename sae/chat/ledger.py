@@ -8,7 +8,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from sae.chat.messages import Reply, Request
+from sae.chat.messages import Echo, Reply, Request
 from sae.checksums import read_sealed, seal
 from sae.errors import ArtifactError
 from sae.provenance import cache_dir, content_key, write_json
@@ -36,12 +36,12 @@ class Ledger:
             write_json(self.folder / ABOUT, dict(identity))
 
     @contextmanager
-    def held(self, request: Request) -> Iterator[None]:
+    def held(self, request: Request | Echo) -> Iterator[None]:
         """Keep a request from other threads and processes, which then find its reply."""
         with FileLock(f"{self._file(request)}.lock"):
             yield
 
-    def find(self, request: Request) -> Reply | None:
+    def find(self, request: Request | Echo) -> Reply | None:
         """The reply that was kept; None if there is none, or it is damaged."""
         file = self._file(request)
         if not file.exists():
@@ -52,10 +52,10 @@ class Ledger:
             log.warning("%s is damaged (%s). It is asked again.", file, error)
             return None
 
-    def keep(self, request: Request, reply: Reply) -> None:
+    def keep(self, request: Request | Echo, reply: Reply) -> None:
         """Write a reply, in one step."""
         content = {"request": request.to_json(), "reply": reply._asdict()}
         write_json(self._file(request), seal(content))
 
-    def _file(self, request: Request) -> Path:
+    def _file(self, request: Request | Echo) -> Path:
         return self.folder / f"{content_key(request.to_json())}.json"

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from sae.chat.messages import Failure, Reply, Request
+from sae.chat.messages import Echo, Failure, Reply, Request
 from sae.errors import ConfigError
 from sae.language.chat import answer
 from sae.language.lm import LanguageModel
@@ -28,13 +28,15 @@ class Local:
             "base_url": LOCAL, "model": lm.name, "lm": lm.identity, "dtype": str(lm.dtype),
         }  # fmt: skip
 
-    def reply(self, request: Request) -> Reply:
+    def reply(self, request: Request | Echo) -> Reply:
         """The likeliest reply, token by token.
 
         Raises:
             Failure: If the conversation is longer than the LM allows.
             SourceError: If the tokenizer has no chat template.
         """
+        if isinstance(request, Echo):
+            raise Failure("the LM of this process is not asked for log-probabilities", lasting=True)
         messages = request.to_json()["messages"]
         try:
             text, prompt, written = answer(self.lm, messages, request.max_tokens)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 Role = Literal["system", "user", "assistant"]
 _REFUSAL = re.compile(
@@ -26,6 +26,7 @@ class Request:
 
     messages: tuple[tuple[Role, str], ...]
     max_tokens: int
+    path: ClassVar[str] = "/chat/completions"
 
     def to_json(self) -> dict[str, Any]:
         """The body of a request to `/chat/completions`, without the model."""
@@ -43,17 +44,46 @@ class Request:
             >>> Request((("user", "a" * 30),), 5).prompt_tokens
             18
         """
-        return sum(
-            _TOKENS_PER_MESSAGE + -(-len(text.encode("utf-8", "replace")) // _BYTES_PER_TOKEN)
-            for _, text in self.messages
-        )
+        return sum(_TOKENS_PER_MESSAGE + _tokens(text) for _, text in self.messages)
+
+
+@dataclass(frozen=True)
+class Echo:
+    """A text that an LM reads, and gives the log-probabilities of its tokens.
+
+    Attributes:
+        text: The text.
+        top: Likeliest tokens that are wanted at each place; 0: none.
+    """
+
+    text: str
+    top: int = 0
+    path: ClassVar[str] = "/completions"
+    max_tokens: ClassVar[int] = 1
+    """Tokens that are written and thrown away: some servers write at least one."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The body of a request to `/completions`, without the model."""
+        return {
+            "prompt": self.text.encode("utf-8", "replace").decode(), "echo": True,
+            "logprobs": max(1, self.top), "max_tokens": self.max_tokens, "temperature": 0,
+        }  # fmt: skip
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the text, estimated as those of a `Request`."""
+        return _tokens(self.text)
+
+
+def _tokens(text: str) -> int:
+    return -(-len(text.encode("utf-8", "replace")) // _BYTES_PER_TOKEN)
 
 
 class Reply(NamedTuple):
     """The message that a chat LM wrote.
 
     Args:
-        text: As it came; it may hold anything.
+        text: As it came; it may hold anything. Of an `Echo` the log-probabilities, as JSON.
         prompt_tokens: Tokens that it read, as the server counts them.
         reply_tokens: Tokens that it wrote.
         filtered: True where the server says that it refused or was kept from answering.
@@ -101,7 +131,7 @@ class Client(Protocol):
     identity: Mapping[str, Any]
     concurrency: int
 
-    def reply(self, request: Request) -> Reply:
+    def reply(self, request: Request | Echo) -> Reply:
         """The reply; asked for inside `session`.
 
         Raises:

@@ -3,13 +3,9 @@
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from typing import Any, ClassVar
-
-import numpy as np
-from jaxtyping import Bool
 
 from sae.activations.sources import LMActivations
 from sae.artifacts.placed import PlacedSAE
@@ -21,10 +17,12 @@ from sae.evals.controls import (
     fitted_controls,
     given_controls,
     missing_controls,
+    other_seeds,
 )
-from sae.explanations import falsified, summary
+from sae.explanations import falsified, strata, summary
 from sae.explanations.asking import Asking, asks
 from sae.explanations.changed import LMReader, TokenReader
+from sae.explanations.correlated import CORRELATIONS, correlations
 from sae.explanations.embeddings import Embeddings
 from sae.explanations.excerpts import PlacedText, repeated
 from sae.explanations.explain import explained, raised_tokens
@@ -43,7 +41,8 @@ from sae.explanations.latents import (
 from sae.explanations.log_probs import LocalJudge
 from sae.explanations.narrow import Narrow, Scorer
 from sae.explanations.pushed import of_latents
-from sae.explanations.rules import RuleText, of_labels
+from sae.explanations.rule_texts import rule_texts
+from sae.explanations.rules import RuleText
 from sae.explanations.scores import Bench
 from sae.explanations.study import Row, study
 from sae.explanations.tested import TESTED
@@ -55,7 +54,6 @@ from sae.language.encoder import load_encoder
 from sae.progress import progress
 from sae.settings import Absolute, setting
 from sae.tables import Table
-from sae.tasks.tagged import require_tagger, token_labels
 from sae.types import Split
 
 LOOKUP = "token lookup"
@@ -94,6 +92,9 @@ class AutointerpEval(Resampled):
     controls: tuple[str, ...] = setting(
         (), help="trained controls: runs, or sweeps, with a frozen decoder or of a random LM"
     )
+    seeds: tuple[str, ...] = setting(
+        (), help="runs of other seeds, whose latents are pooled with the SAE's"
+    )
     num_tokens: int = setting(
         131_072, ge=1, help="tokens that are read of the training and of the test text"
     )
@@ -123,36 +124,44 @@ class AutointerpEval(Resampled):
         duplicates = repeated(test, train)
         texts = (train, test)
         allowed = test.counted & ~duplicates
-        training, tests = _rule_texts(texts, allowed)
+        training, tests = rule_texts(texts, allowed)
         trained = given_controls(one, self.controls)
-        controls = [*fitted_controls(one, self._l0(one, on)), *trained]
+        controls = [
+            *(Control(summary.SAE, other) for other in [one, *other_seeds(one, self.seeds)]),
+            *fitted_controls(one, self._l0(one, on)),
+            *trained,
+        ]
         fitted = time.perf_counter()
-        counts = dict.fromkeys([*(one.name for one in controls), LOOKUP], self.num_latents)
-        counts[summary.SAE] = len(features) or self.num_latents
-        judges = self.chat.open(one, self._explainers(), counts, given is not None)
+        counts = Counter([*(control.name for control in controls), LOOKUP])
+        asked = {name: count * self.num_latents for name, count in counts.items()}
+        asked[summary.SAE] += (len(features) or self.num_latents) - self.num_latents
+        judges = self.chat.open(one, self._explainers(), asked, given is not None)
         embeddings = Embeddings(load_encoder(str(one.sae.device)))
         bench = Bench(test, allowed, embeddings, self.pool)
         studies: dict[str, list[Row]] = {}
         narrow = self._narrow(one, controls, tests)
-        bar = progress("explain", len(controls) + 2, "dictionaries")
+        bar = progress("explain", len(controls) + 1, "dictionaries")
         with narrow.bar(), bar as advance:
             truth = self._truth(one, texts, training, tests, bench, judges, narrow)
             for subject in self._subjects(one, features, controls, texts):
-                asked = given if subject.name == summary.SAE else None
+                seen = studies.setdefault(subject.name, [])
+                seed = len({row.seed for row in seen})
+                own = subject.name == summary.SAE
                 about = subject.name in self.chat.dictionaries
-                names = [
-                    name for name in self._explainers(about)
-                    if name != TESTED or subject.name == summary.SAE
-                ]  # fmt: skip
-                words = explained(subject, training, names, asked, judges and judges.desk)
+                names = [name for name in self._explainers(about) if name != TESTED or own]
+                words = explained(
+                    subject, training, names, given if own and not seed else None,
+                    judges and judges.desk,
+                )  # fmt: skip
                 rows = study(subject, words, bench, tests, judges if about else None)
-                read = words if subject.name == summary.SAE else dict(islice(words.items(), 1))
-                studies[subject.name] = narrow.read(subject, read, bench, rows)
+                read = words if own else dict(islice(words.items(), 1))
+                rows = narrow.read(subject, read, bench, rows)
+                seen += [row._replace(seed=seed) for row in rows]
                 advance(1)
         qualification = summary.qualification(truth, self.bootstrap)
         qualified = summary.qualified_on(qualification)
         rows = list(summary.by_subject(studies, self.bootstrap))
-        own = studies[summary.SAE]
+        own = [row for row in studies[summary.SAE] if not row.seed]
         return Measured(
             metrics={
                 name: Estimate(*ends) for name, ends in summary.headline(rows, qualified).items()
@@ -166,6 +175,7 @@ class AutointerpEval(Resampled):
                 "states": summary.states(studies),
                 "duplicates": float((duplicates & test.counted).sum() / test.counted.sum()),
                 "labels": "pos" in training.rules.properties, "embedded": embeddings.count,
+                "seeds": counts[summary.SAE],
                 "shown": self._shown(one, own, on),
                 **({} if judges is None else {"chat": judges.to_json()}),
                 "narrow": narrow.facts() if self.scorers else None,
@@ -178,8 +188,11 @@ class AutointerpEval(Resampled):
             tables={
                 "latents": Table.of(summary.LATENTS, list(summary.rows_of(studies))),
                 "subjects": Table.of(summary.SUBJECTS, rows),
-                "deciles": Table.of(summary.BY_DECILE, list(summary.by_decile(studies))),
-                "densities": Table.of(summary.BY_DENSITY, list(summary.by_density(studies))),
+                "deciles": Table.of(strata.BY_DECILE, list(strata.by_decile(studies))),
+                "densities": Table.of(strata.BY_DENSITY, list(strata.by_density(studies))),
+                "correlations": Table.of(
+                    CORRELATIONS, list(correlations(studies, self.bootstrap))
+                ),
                 "qualification": Table.of(summary.QUALIFICATION, qualification),
                 **falsified.tables(studies, own, self.bootstrap),
                 "pushed": Table.of(PUSHED, list(pushed_rows(studies, self.bootstrap))),
@@ -192,8 +205,9 @@ class AutointerpEval(Resampled):
 
     def _narrow(self, one: PlacedSAE, controls: Sequence[Control], tests: RuleText) -> Narrow:
         """The scorers by the LM; of the SAE they read all explanations, of others the first."""
-        others = len(controls) + 1
-        explanations = len(self._explainers()) + (self.explanations is not None) + others
+        ours = sum(control.name == summary.SAE for control in controls)
+        others = len(controls) - ours + 1
+        explanations = ours * len(self._explainers()) + (self.explanations is not None) + others
         narrow = Narrow(LocalJudge(one.lm), self.scorers, self.lm_tokens, tests)
         dense = sum(control.dense for control in controls)
         narrow.plan(CLASSES, explanations, dense)
@@ -218,17 +232,13 @@ class AutointerpEval(Resampled):
         self, one: PlacedSAE, features: tuple[str, ...], controls: Sequence[Control],
         texts: tuple[PlacedText, PlacedText],
     ) -> Iterator[Subject]:  # fmt: skip
-        """The SAE, the controls and the lookup of tokens."""
-        seen: Counter[str] = Counter()
-        for control in [Control(summary.SAE, one), *controls]:
+        """The SAE and its other seeds, the controls and the lookup of tokens."""
+        for control in controls:
             placed = control.placed
             placed.prepare("train")
-            asked = features if control.name == summary.SAE and features else self.num_latents
-            seen[control.name] += 1
-            alike = seen[control.name]
             subject = subject_of(
-                f"{control.name} #{alike}" if alike > 1 else control.name, placed, texts, asked,
-                batch_rows=self.batch_rows, dense=control.dense,
+                control.name, placed, texts, features if features and placed is one
+                else self.num_latents, batch_rows=self.batch_rows, dense=control.dense,
             )  # fmt: skip
             own = placed if control.name == RANDOM_LM else one
             tested = "counterfactual" in self.scorers or TESTED in self.explainers
@@ -314,18 +324,3 @@ def _require_training_text(one: PlacedSAE) -> None:
             "eval=autointerp explains latents from the training text and scores on the test text; "
             f"all of {one.source.corpus.name} is test text. Leave corpus= out."
         )
-
-
-def _rule_texts(
-    texts: tuple[PlacedText, PlacedText], allowed: Bool[np.ndarray, " places"]
-) -> tuple[TrainingText, RuleText]:
-    """Both texts with their properties; parts of speech if the tagger is installed."""
-    found = []
-    for text, places in zip(texts, (texts[0].counted, allowed), strict=True):
-        labels: dict[str, tuple[np.ndarray, Sequence[str]]] = {}
-        with suppress(ConfigError):
-            require_tagger()
-            tagged = token_labels(text.text.tokens, text.document, text.vocabulary)
-            labels = {name: (one.of.ravel(), one.names) for name, one in tagged.items()}
-        found.append(RuleText(text, places, of_labels(labels)))
-    return TrainingText(texts[0], found[0]), found[1]

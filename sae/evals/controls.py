@@ -136,7 +136,7 @@ def other_seeds(one: PlacedSAE, runs: Sequence[str]) -> list[PlacedSAE]:
         one: The SAE.
         runs: See `runs_beside`.
     """
-    return [other for other in runs_beside(one, runs) if _but_seed(other.sae) == _but_seed(one.sae)]
+    return [other for other in runs_beside(one, runs) if but_seed(other.sae) == but_seed(one.sae)]
 
 
 def given_controls(one: PlacedSAE, runs: Sequence[str]) -> list[Control]:
@@ -152,12 +152,12 @@ def given_controls(one: PlacedSAE, runs: Sequence[str]) -> list[Control]:
         Control(kind_of(other.sae) or other.name, other)
         for other in runs_beside(one, runs)
         if other.sae.config.architecture not in BASELINES
-        and _but_seed(other.sae) != _but_seed(one.sae)
+        and but_seed(other.sae) != but_seed(one.sae)
     ]
 
 
-def _but_seed(sae: SAE) -> dict[str, Any]:
-    """Settings of the training and the LM, without the seed."""
+def but_seed(sae: SAE) -> dict[str, Any]:
+    """Settings of the training and the LM, without the seed: equal for seeds of one SAE."""
     settings: Any = sae.metadata.get("settings") or {}
     made_of: Any = sae.metadata.get("activations") or {}
     kept = {name: value for name, value in settings.items() if name not in ("seed", "eval")}

@@ -48,6 +48,22 @@ class Latent:
     partners: Int[np.ndarray, " places"] | None = None
     raised: Sequence[str] = ()
 
+    @property
+    def moments(self) -> tuple[float, float]:
+        """Skew E[c³]/var^1.5 and kurtosis E[c⁴]/var² of its activation on the training text.
+
+        As the paper has them (arXiv 2309.08600, Table 2): raw moments over powers of the variance.
+        NaN where it does not vary.
+        """
+        value = self.train.value.astype(np.float64)
+        if not len(value):
+            return float("nan"), float("nan")
+        raw = [self.density * float(np.mean(value**power)) for power in (1, 2, 3, 4)]
+        variance = raw[1] - raw[0] ** 2
+        if variance <= 1e-12 * raw[1]:
+            return float("nan"), float("nan")
+        return raw[2] / variance**1.5, raw[3] / variance**2
+
 
 @runtime_checkable
 class Reader(Protocol):

@@ -14,7 +14,7 @@ from sae.explanations.intervention import Intervention
 from sae.explanations.latents import Latent, Subject, stratified
 from sae.explanations.log_probs import LMJudge, LogProbs
 from sae.explanations.rules import RuleText
-from sae.explanations.scores import Bench, Scores, derangement
+from sae.explanations.scores import Bench, Scores, next_in_circle
 from sae.explanations.simulation import Simulation, scale_of
 from sae.explanations.study import Row
 from sae.explanations.surprisal import Surprisal
@@ -132,7 +132,7 @@ class Narrow:
             chosen = [able[k] for k in stratified(density, count)]
             scorer = self._scorer(name, subject, bench)
             for explainer, texts in words.items():
-                for latent, scores in _scored(scorer, subject, chosen, texts, bench.seed):
+                for latent, scores in _scored(scorer, subject, chosen, texts):
                     found.setdefault((explainer, latent), []).append(scores)
         return [self._with(row, found.get((row.explainer, row.latent), ())) for row in rows]
 
@@ -165,12 +165,13 @@ class Narrow:
 
 def _scored(
     scorer: NarrowScorer, subject: Subject, chosen: Sequence[int],
-    texts: Sequence[Explanation | Unexplained], seed: int,
+    texts: Sequence[Explanation | Unexplained],
 ) -> list[tuple[str, Scores]]:  # fmt: skip
     """Names and scores of latents, with those of another latent's explanation."""
     given = {i: text for i in chosen if isinstance(text := texts[i], Explanation)}
     able = list(given)
-    others = [able[k] for k in derangement(len(able), seed)] if len(able) > 1 else []
+    order = next_in_circle([subject.latents[i].name for i in able]) if len(able) > 1 else ()
+    others = [able[k] for k in order]
     found = []
     for n, i in enumerate(able):
         latent = subject.latents[i]

@@ -1,8 +1,9 @@
 """Scores of explanations by a sentence encoder, each beside what chance reaches."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from hashlib import sha256
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -200,17 +201,20 @@ def odd_one_out(own: Float[np.ndarray, "n d"], intruder: Float[np.ndarray, " d"]
     return bool(sums[-1] < sums[:-1].min())
 
 
-def derangement(count: int, seed: int) -> Int[np.ndarray, " count"]:
-    """A random permutation in one cycle, so that nothing keeps its place (Sattolo's algorithm).
+def next_in_circle(names: Sequence[str]) -> list[int]:
+    """For each latent the index of another one: the next in the order of the hashes of their names.
+
+    Nothing keeps its place, and one more latent gives a new neighbour to one of the others alone,
+    so that what was asked about the rest stays known.
 
     Example:
-        >>> derangement(2, seed=0)
-        array([1, 0])
+        >>> next_in_circle(["a", "b", "c"])
+        [1, 2, 0]
     """
-    found, random = np.arange(count), np.random.default_rng(seed)
-    for i in range(count - 1, 0, -1):
-        j = int(random.integers(i))
-        found[i], found[j] = found[j], found[i]
+    order = sorted(range(len(names)), key=lambda i: sha256(names[i].encode()).digest())
+    found = [0] * len(names)
+    for i, other in zip(order, order[1:] + order[:1], strict=True):
+        found[i] = other
     return found
 
 

@@ -1,5 +1,6 @@
 """Simulation: an LM predicts activations from the explanation, as the paper scored its features."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -70,7 +71,7 @@ def scale_of(judge: LMJudge) -> Scale:
     return Scale(top, tuple(one[0] for one in ids[: top + 1]))
 
 
-class Simulation:
+class Simulations(ABC):
     """Pearson correlation of simulated and true activations over the tokens of all fragments.
 
     The judge reads explanation and fragment as lines `token<tab>unknown`, all at once; where
@@ -81,21 +82,17 @@ class Simulation:
     Source: arXiv 2309.08600, section 3.1 and appendix A, after Bills et al. 2023 (Language models
     can explain neurons in language models). The worked examples in the prompt are our own, lines
     are put together by token ids, and the probabilities of all numbers count, not of those among
-    the 15 likeliest tokens.
+    the 15 likeliest tokens; a server counts as the source does.
 
     Args:
-        log_probs: Of the judge.
         bench: The test text.
+        top: Largest number that the judge can say in one token.
     """
 
     tokens = TOKENS
 
-    def __init__(self, log_probs: LogProbs, bench: Bench):
-        self._log_probs, self._bench = log_probs, bench
-        judge = log_probs.judge
-        self.scale = scale_of(judge)
-        self._tab, self._line = judge.ids("\t"), judge.ids("\n")
-        self._unknown = judge.ids("\tunknown")[len(self._tab) :]
+    def __init__(self, bench: Bench, top: int):
+        self._bench, self.top = bench, top
         self._length = min(FRAGMENT, bench.text.ctx)
         self._fragments = self._usable()
 
@@ -137,13 +134,11 @@ class Simulation:
             found.values["simulation_constant"] = constant
         return found
 
+    @abstractmethod
     def simulated(
         self, words: str, places: Int[np.ndarray, "fragments length"]
     ) -> Float[np.ndarray, "fragments length"]:
-        """Simulated activations of tokens, on the judge's scale."""
-        rows = [self._asked(tokens) for tokens in self._bench.text.tokens[places].tolist()]
-        found = self._log_probs.of(self._prompt(words), rows)
-        return np.stack([expected(one) for one in found])
+        """Simulated activations of tokens, on the judge's scale; NaN where there is none."""
 
     def _usable(self) -> Int[np.ndarray, "fragments length"]:
         """Places of the fragments: of one document, no near duplicate, half of it counts."""
@@ -161,20 +156,46 @@ class Simulation:
         found[fired.row] = fired.value
         return found
 
+    def prompt(self, words: str) -> str:
+        """All that stands before the lines of a fragment."""
+        text = _INTRODUCTION.format(self.top)
+        for number, (meaning, lines) in enumerate(_WORKED, 1):
+            text += _NEURON.format(number, meaning)
+            text += "".join(f"{token}\t{min(a, self.top)}\n" for token, a in lines) + _END
+        return text + _NEURON.format(len(_WORKED) + 1, words)
+
+
+class Simulation(Simulations):
+    """`Simulations` by an LM of this process, which reads token ids.
+
+    Args:
+        log_probs: Of the judge.
+        bench: The test text.
+    """
+
+    def __init__(self, log_probs: LogProbs, bench: Bench):
+        judge = log_probs.judge
+        scale = scale_of(judge)
+        super().__init__(bench, scale.top)
+        self._log_probs, self._numbers = log_probs, scale.ids
+        self._tab, self._line = judge.ids("\t"), judge.ids("\n")
+        self._unknown = judge.ids("\tunknown")[len(self._tab) :]
+
+    def simulated(
+        self, words: str, places: Int[np.ndarray, "fragments length"]
+    ) -> Float[np.ndarray, "fragments length"]:
+        """See `Simulations`."""
+        judge = self._log_probs.judge
+        rows = [self._asked(tokens) for tokens in self._bench.text.tokens[places].tolist()]
+        found = self._log_probs.of([judge.separator, *judge.ids(self.prompt(words))], rows)
+        return np.stack([expected(one) for one in found])
+
     def _asked(self, tokens: Sequence[int]) -> Asked:
         line = len(self._tab) + len(self._unknown) + len(self._line) + 1
         ids = [i for token in tokens for i in (token, *self._tab, *self._unknown, *self._line)]
         at = [n * line + 1 + len(self._tab) for n in range(len(tokens))]
         # nothing behind the last place that is asked about is read
-        return Asked(tuple(ids[: at[-1] + 1]), tuple(at), self.scale.ids)
-
-    def _prompt(self, words: str) -> list[int]:
-        text = _INTRODUCTION.format(self.scale.top)
-        for number, (meaning, lines) in enumerate(_WORKED, 1):
-            text += _NEURON.format(number, meaning)
-            text += "".join(f"{token}\t{min(a, self.scale.top)}\n" for token, a in lines) + _END
-        text += _NEURON.format(len(_WORKED) + 1, words)
-        return [self._log_probs.judge.separator, *self._log_probs.judge.ids(text)]
+        return Asked(tuple(ids[: at[-1] + 1]), tuple(at), self._numbers)
 
 
 def expected(

@@ -1,4 +1,4 @@
-"""Explains and scores the latents of one dictionary, each score beside that of a derangement."""
+"""Scores of one dictionary's explanations, each beside the score of another latent's."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -18,10 +18,10 @@ from sae.explanations.scores import (
     Bench,
     Excerpted,
     Scores,
-    derangement,
     embedded,
     excerpted,
     intruded,
+    next_in_circle,
 )
 from sae.progress import progress
 
@@ -52,6 +52,9 @@ class Row(NamedTuple):
         contexts: Contexts of the test text in which it fires, near duplicates left out.
         values: Scores by name, those of the derangement as `<name>_deranged`; NaN where undefined.
         deciles: Scores by name and decile.
+        skew: See `Latent.moments`.
+        kurtosis: See `Latent.moments`.
+        seed: Number of the dictionary among those that differ by their seed alone.
     """
 
     latent: str
@@ -62,6 +65,9 @@ class Row(NamedTuple):
     contexts: int
     values: Mapping[str, float]
     deciles: Mapping[str, Float[np.ndarray, " deciles"]]
+    skew: float = float("nan")
+    kurtosis: float = float("nan")
+    seed: int = 0
 
 
 def study(
@@ -109,6 +115,7 @@ def study(
                     latent.density, contexts[i],
                     {name: value for one in scores for name, value in one.values.items()},
                     {name: value for one in scores for name, value in one.deciles.items()},
+                    *latent.moments,
                 ))  # fmt: skip
             advance(1)
     return rows
@@ -132,7 +139,7 @@ def _scored(
     pooled: dict[int, dict[Size, np.ndarray]] = {
         i: {size: rows[k] for size, rows in cosines.items()} for k, i in enumerate(able)
     }
-    order = derangement(len(able), bench.seed) if len(able) > 1 else ()
+    order = next_in_circle([latents[i].name for i in able]) if len(able) > 1 else ()
     others = {i: able[k] for i, k in zip(able, order, strict=False)}
     found = {i: embedded(of[i], pooled[i], excerpts[i], bench) for i in able}
     for i, j in others.items():

@@ -16,9 +16,8 @@ from sae.explanations.means import (
 )
 from sae.explanations.scores import CHANCE
 from sae.explanations.study import CONTROL, DERANGED, HARD, NARROW, SCORERS, UNEXPLAINED, Row
-from sae.features.record import DECILES
 from sae.metrics.bootstrap import Bootstrap
-from sae.metrics.matched import BINS_PER_DECADE, density_bins
+from sae.metrics.matched import seed_interval
 from sae.tables import Type
 
 SAE = "SAE"
@@ -42,8 +41,9 @@ WRONG = {"necessity": "necessity_near"}
 Studies = Mapping[str, Sequence[Row]]
 LATENTS: dict[str, tuple[Type, str]] = {
     "subject": ("string", ""), "latent": ("string", ""), "explainer": ("string", ""),
-    "state": ("string", ""), "explanation": ("string", ""), "density": ("float64", "share"),
-    "contexts": ("int64", ""),
+    "seed": ("int64", ""), "state": ("string", ""), "explanation": ("string", ""),
+    "density": ("float64", "share"), "contexts": ("int64", ""), "skew": ("float64", ""),
+    "kurtosis": ("float64", ""),
     **{name: ("float64", "") for name in (
         "precision", "recall", "rules", "rules_deranged", "rules_always",
         "embedding", "embedding_deranged", "embedding_hard",
@@ -58,23 +58,15 @@ LATENTS: dict[str, tuple[Type, str]] = {
 }  # fmt: skip
 SUBJECTS: dict[str, tuple[Type, str]] = {
     "subject": ("string", ""), "explainer": ("string", ""), "scorer": ("string", ""),
-    "latents": ("int64", ""),
+    "latents": ("int64", ""), "seeds": ("int64", ""),
     **{name: ("float64", "") for name in (
-        "value", "low", "high", "deranged", "over_deranged", "over_deranged_low",
-        "over_deranged_high", "over_tokens", "over_tokens_low", "over_tokens_high",
-        "always", "hard",
+        "value", "low", "high", "seed_low", "seed_high", "deranged", "over_deranged",
+        "over_deranged_low", "over_deranged_high", "over_tokens", "over_tokens_low",
+        "over_tokens_high", "always", "hard",
         "sae_less_this", "sae_less_this_low", "sae_less_this_high",
+        "sae_less_this_seed_low", "sae_less_this_seed_high",
     )},
     "coverage": ("float64", "share"),
-}  # fmt: skip
-_BY: dict[str, tuple[Type, str]] = {"subject": ("string", ""), "explainer": ("string", "")}
-BY_DECILE: dict[str, tuple[Type, str]] = {
-    **_BY, "decile": ("int64", ""),
-    **{name: ("float64", "") for name in SCORERS if name != "rules"},
-}  # fmt: skip
-BY_DENSITY: dict[str, tuple[Type, str]] = {
-    **_BY, "density": ("float64", "share"), "latents": ("int64", ""),
-    **{name: ("float64", "") for name in SCORERS},
 }  # fmt: skip
 QUALIFICATION: dict[str, tuple[Type, str]] = {
     "kind": ("string", ""), "scorer": ("string", ""), "classes": ("int64", ""),
@@ -108,77 +100,62 @@ def states(studies: Studies) -> dict[str, dict[str, dict[str, int]]]:
 
 
 def by_subject(studies: Studies, bootstrap: Bootstrap) -> Iterator[dict[str, Any]]:
-    """A row for each dictionary, explainer and scorer: means, beside chance and beside the SAE."""
+    """A row for each dictionary, explainer and scorer: means, beside chance and beside the SAE.
+
+    Intervals are over the latents of all seeds; `seed_low` and `seed_high` over the seeds' means
+    (Student's t). Where the SAE is compared, the other dictionary's seeds count as one.
+    """
     for subject, rows in studies.items():
-        for explainer, scorer, own in _parts(rows):
-            values = _values(own, scorer)
+        tokens = [one for one in rows if one.explainer == TOKENS]
+        for explainer, scorer, own in parts(rows):
+            values = values_of(own, scorer)
             there = np.isfinite(values)
             if there.sum() < LEAST_LATENTS:
                 continue
             row: dict[str, Any] = {
                 "subject": subject, "explainer": explainer, "scorer": scorer,
-                "latents": int(there.sum()), **_named("", mean(values, bootstrap)),
-                "deranged": _chance(own, scorer),
+                "latents": int(there.sum()), "seeds": len(_seeds(own)),
+                **named("", mean(values, bootstrap)), "deranged": _chance(own, scorer),
+                **_over_seeds("seed", _means(_seeds(own), scorer), bootstrap),
             }  # fmt: skip
-            if scorer in (*DERANGED, *JUDGES):
-                gap = values - _wrong(own, scorer)
-                if row["deranged"] is not None:
-                    row |= _named("over_deranged", mean(gap, bootstrap))
-            tokens = [one for one in rows if one.explainer == TOKENS]
+            if scorer in (*DERANGED, *JUDGES) and row["deranged"] is not None:
+                row |= named("over_deranged", mean(values - _wrong(own, scorer), bootstrap))
             if tokens and explainer not in ("", TOKENS):
-                gap = values - _values(tokens, scorer)
-                row |= _named("over_tokens", mean(gap, bootstrap))
+                gap = values - values_of(tokens, scorer)
+                row |= named("over_tokens", mean(gap, bootstrap))
             if scorer == "rules":
-                row["always"] = mean(_values(own, "rules_always"), bootstrap).value
+                row["always"] = mean(values_of(own, "rules_always"), bootstrap).value
             if scorer in JUDGES:
                 row["always"] = ALWAYS
             if scorer in HARD:
-                row["hard"] = mean(_values(own, f"{scorer}_hard"), bootstrap).value
+                row["hard"] = mean(values_of(own, f"{scorer}_hard"), bootstrap).value
             if subject != SAE:
-                ours = [one for e, s, part in _parts(studies[SAE]) for one in part
+                ours = [one for e, s, part in parts(studies[SAE]) for one in part
                         if (e, s) == (explainer, scorer)]  # fmt: skip
-                if np.isfinite(_values(ours, scorer)).sum() >= LEAST_LATENTS:
-                    found, covered = difference_at_equal_density(
-                        (_densities(ours), _values(ours, scorer)), (_densities(own), values),
-                        bootstrap,
-                    )  # fmt: skip
-                    row |= {**_named("sae_less_this", found), "coverage": covered}
+                row |= _beside(ours, own, scorer, bootstrap)
             yield row
 
 
-def by_decile(studies: Studies) -> Iterator[dict[str, Any]]:
-    """A row for each dictionary, explainer and decile, decile 1 the strongest."""
-    names = [name for name in SCORERS if name != "rules"]
-    for subject, rows in studies.items():
-        for explainer in dict.fromkeys(row.explainer for row in rows):
-            own = [row for row in rows if row.explainer == explainer and row.deciles]
-            for decile in range(DECILES) if own else ():
-                found = {}
-                for name in names:
-                    values = [row.deciles[name][decile] for row in own if name in row.deciles]
-                    values = np.array(values, dtype=np.float64)
-                    values = values[np.isfinite(values)]
-                    found[name] = float(values.mean()) if len(values) >= LEAST_LATENTS else None
-                yield {"subject": subject, "explainer": explainer, "decile": decile + 1, **found}
-
-
-def by_density(studies: Studies) -> Iterator[dict[str, Any]]:
-    """A row for each dictionary, explainer and bin of density."""
-    for subject, rows in studies.items():
-        for explainer in dict.fromkeys(row.explainer for row in rows):
-            own = [row for row in rows if row.explainer == explainer and row.state == "explained"]
-            bins = density_bins(_densities(own))
-            for i in np.unique(bins).tolist():
-                part = [row for row, n in zip(own, bins.tolist(), strict=True) if n == i]
-                found: dict[str, Any] = {}
-                for name in SCORERS:
-                    values = _values(part, name)
-                    values = values[np.isfinite(values)]
-                    found[name] = float(values.mean()) if len(values) >= LEAST_IN_BIN else None
-                yield {
-                    "subject": subject, "explainer": explainer,
-                    "density": 10 ** (i / BINS_PER_DECADE), "latents": len(part), **found,
-                }  # fmt: skip
+def _beside(
+    ours: Sequence[Row], own: Sequence[Row], scorer: str, bootstrap: Bootstrap
+) -> dict[str, float | None]:
+    """The SAE less another dictionary at equal densities; nothing with too few latents."""
+    if np.isfinite(values_of(ours, scorer)).sum() < LEAST_LATENTS:
+        return {}
+    other = (densities(own), values_of(own, scorer))
+    found, covered = difference_at_equal_density(
+        (densities(ours), values_of(ours, scorer)), other, bootstrap
+    )
+    once = bootstrap.model_copy(update={"num_resamples": 1})
+    gaps = [
+        difference_at_equal_density((densities(one), values_of(one, scorer)), other, once)[0].value
+        for one in _seeds(ours)
+    ]
+    return {
+        **named("sae_less_this", found),
+        **_over_seeds("sae_less_this_seed", [gap for gap in gaps if gap is not None], bootstrap),
+        "coverage": covered,
+    }
 
 
 def qualification(
@@ -198,9 +175,9 @@ def qualification(
     for kind, (classes, random) in kinds.items():
         for scorer in (*SCORERS, *JUDGES):
             own = [row for row in classes if row.explainer == _explainer(scorer)]
-            values = _values(own, scorer)
+            values = values_of(own, scorer)
             if scorer in UNEXPLAINED:
-                other = _values([row for row in random if row.explainer == ORACLE], scorer)
+                other = values_of([row for row in random if row.explainer == ORACLE], scorer)
             else:
                 other = _wrong(own, scorer)
             gap = mean(values - other, bootstrap)
@@ -211,7 +188,7 @@ def qualification(
             found.append({
                 "kind": kind, "scorer": scorer, "classes": classes_seen,
                 "oracle": mean(values, bootstrap).value, "wrong": mean(other, bootstrap).value,
-                **_named("difference", gap),
+                **named("difference", gap),
                 "qualified": classes_seen >= LEAST_LATENTS
                 and all(low is not None and low > 0 for low in (gap.low, above)),
             })  # fmt: skip
@@ -259,7 +236,7 @@ def headline(
     return found
 
 
-def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str, list[Row]]]:
+def parts(rows: Sequence[Row]) -> Iterator[tuple[str, str, list[Row]]]:
     """Explainer, scorer and rows; scorers that read no explanation once, without an explainer."""
     explainers = list(dict.fromkeys(row.explainer for row in rows))
     for scorer in (*SCORERS, *JUDGES):
@@ -268,19 +245,40 @@ def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str, list[Row]]]:
             yield "" if scorer in UNEXPLAINED else explainer, scorer, own
 
 
+def _seeds(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows of each seed."""
+    found: dict[int, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.seed, []).append(row)
+    return list(found.values())
+
+
+def _means(groups: Sequence[Sequence[Row]], scorer: str) -> list[float]:
+    values = [values_of(rows, scorer) for rows in groups]
+    there = [one[np.isfinite(one)] for one in values]
+    return [float(one.mean()) for one in there if len(one) >= LEAST_IN_BIN]
+
+
+def _over_seeds(name: str, means: Sequence[float], bootstrap: Bootstrap) -> dict[str, float | None]:
+    low, high = seed_interval(means, (), bootstrap.level) or (None, None)
+    return {f"{name}_low": low, f"{name}_high": high}
+
+
 def _explainer(scorer: str) -> str:
     return "rules" if scorer == "rules" else ORACLE
 
 
-def _values(rows: Sequence[Row], name: str) -> np.ndarray:
+def values_of(rows: Sequence[Row], name: str) -> np.ndarray:
+    """Scores by rows; NaN where undefined."""
     return np.array([row.values.get(name, np.nan) for row in rows])
 
 
 def _wrong(rows: Sequence[Row], scorer: str) -> np.ndarray:
-    return _values(rows, WRONG.get(scorer, f"{scorer}_deranged"))
+    return values_of(rows, WRONG.get(scorer, f"{scorer}_deranged"))
 
 
-def _densities(rows: Sequence[Row]) -> np.ndarray:
+def densities(rows: Sequence[Row]) -> np.ndarray:
+    """Densities by rows."""
     return np.array([row.density for row in rows])
 
 
@@ -292,7 +290,7 @@ def _chance(rows: Sequence[Row], scorer: str) -> float | None:
     return float(values.mean()) if len(values) >= LEAST_LATENTS else None
 
 
-def _named(name: str, found: Interval) -> dict[str, float | None]:
+def named(name: str, found: Interval) -> dict[str, float | None]:
     """An interval as three columns."""
     return {name or "value": found.value, **{
         f"{name}_{end}".removeprefix("_"): value

@@ -1,5 +1,7 @@
 """Surprisal: how much likelier an LM finds excerpts once it has read the explanation."""
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 from jaxtyping import Bool, Int
 
@@ -16,16 +18,16 @@ NEGATIVES = LEAST
 """Excerpts without the latent, and hard ones: the first of the pool in an order that all share."""
 UNEXPLAINED = "Various unrelated sentences."
 """The description that stands for none (delphi's)."""
-_PROMPT = (
+PROMPT = (
     "The following is a description of a feature of text, and sentences that contain the feature."
     "\n\nDescription: {}\n\nSentences:\n\n"
 )
-_SIDE = SIZES["whole"]
-TOKENS = (2 * PER_DECILE * DECILES + 3 * NEGATIVES) * (2 * _SIDE + 2) + 150
+SIDE = SIZES["whole"]
+TOKENS = (2 * PER_DECILE * DECILES + 3 * NEGATIVES) * (2 * SIDE + 2) + 150
 """Tokens that an explanation and a wrong one take, about."""
 
 
-class Surprisal:
+class Surprisals(ABC):
     """AUROC of the rise of the log-likelihood, where the latent fires against elsewhere.
 
     The rise of an excerpt x_1 … x_n is mean_t [log p(x_t | prompt with the explanation, x_<t)
@@ -35,14 +37,13 @@ class Surprisal:
     prompt holds worked examples before the description. Ours holds none.
 
     Args:
-        log_probs: Of the judge.
         bench: Where excerpts come from.
     """
 
     tokens = TOKENS
 
-    def __init__(self, log_probs: LogProbs, bench: Bench):
-        self._log_probs, self._bench = log_probs, bench
+    def __init__(self, bench: Bench):
+        self._bench = bench
         self._order = np.random.default_rng([bench.seed, 2]).permutation(bench.pool)
 
     def score(
@@ -91,23 +92,41 @@ class Surprisal:
 
     def rises(self, words: str, middle: Int[np.ndarray, " n"]) -> np.ndarray:
         """Rise of the mean log-likelihood of the excerpts around places, in nats a token."""
-        rows = []
-        text = self._bench.text
-        for start, stop in zip(*text.bounds(middle, _SIDE), strict=True):
-            ids = tuple(i for i in text.tokens[start:stop].tolist() if i not in text.special)
-            rows.append(Asked(ids, tuple(range(len(ids)))))
-        likelihoods = [
-            np.array([one.mean() for one in self._log_probs.of(self._prompt(description), rows)])
+        explained, plain = (
+            self.likelihoods(PROMPT.format(description), middle)
             for description in (words, UNEXPLAINED)
-        ]
-        return likelihoods[0] - likelihoods[1]
+        )
+        return explained - plain
 
-    def _prompt(self, words: str) -> list[int]:
-        judge = self._log_probs.judge
-        return [judge.separator, *judge.ids(_PROMPT.format(words))]
+    @abstractmethod
+    def likelihoods(self, prompt: str, middle: Int[np.ndarray, " n"]) -> np.ndarray:
+        """Mean log-likelihood of the excerpts around places behind a prompt, in nats a token."""
 
     def _fires(
         self, rows: Int[np.ndarray, " places"], middle: Int[np.ndarray, " n"]
     ) -> Bool[np.ndarray, " n"]:
         """True where one of the places lies in the excerpt around a place."""
-        return self._bench.text.any_within(marked(self._bench.text, rows), middle, _SIDE)
+        return self._bench.text.any_within(marked(self._bench.text, rows), middle, SIDE)
+
+
+class Surprisal(Surprisals):
+    """`Surprisals` by an LM of this process, which reads token ids.
+
+    Args:
+        log_probs: Of the judge.
+        bench: Where excerpts come from.
+    """
+
+    def __init__(self, log_probs: LogProbs, bench: Bench):
+        super().__init__(bench)
+        self._log_probs = log_probs
+
+    def likelihoods(self, prompt: str, middle: Int[np.ndarray, " n"]) -> np.ndarray:
+        """See `Surprisals`."""
+        judge, text = self._log_probs.judge, self._bench.text
+        rows = []
+        for start, stop in zip(*text.bounds(middle, SIDE), strict=True):
+            ids = tuple(i for i in text.tokens[start:stop].tolist() if i not in text.special)
+            rows.append(Asked(ids, tuple(range(len(ids)))))
+        found = self._log_probs.of([judge.separator, *judge.ids(prompt)], rows)
+        return np.array([one.mean() for one in found])

@@ -4,11 +4,15 @@
 `neuronpedia`: `upload-<n>.json`, bodies of Neuronpedia's `POST /api/feature/upload-batch`.
 `neuronpedia_bulk`: the folder that an instance of Neuronpedia imports (`neuronpedia_bulk`).
 `circuit_tracer`: `<latent>.json`, the feature files that viewers of attribution graphs read.
-`delphi`: `<hook>/<first>_<last>.safetensors` and `config.json`, which delphi explains from.
+`delphi`: `<hook>/<first>_<last>.safetensors` and `config.json`, which delphi explains from, and
+`explanations-<method>/<hook>_latent<n>.txt`, which it scores.
 
-Fields that records do not hold (correlations with neurons, histograms of all logits) stay empty.
+Explanations go into the formats that have a place for them: all but `circuit_tracer` and
+`saedashboard`. Fields that records do not hold (correlations with neurons, histograms of all
+logits) stay empty.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,7 @@ import numpy as np
 from sae.errors import ConfigError
 from sae.features.neuronpedia_bulk import write_bulk
 from sae.features.parts import (
+    Explanations,
     batches,
     fired,
     index_of,
@@ -27,6 +32,7 @@ from sae.features.parts import (
     point_of,
     silent,
     tokens_and_values,
+    without_nul,
 )
 from sae.features.record import INTERVALS, Record, Shown
 from sae.features.records import Records
@@ -35,16 +41,19 @@ from sae.provenance import write_json
 from sae.types import Ends
 from sae.writing import replacing
 
-_LONGEST = 1024
+_LONGEST, _LONGEST_EXPLANATION = 1024, 512
 
 
-def export(records: Records, word: str, folder: Path) -> None:
+def export(
+    records: Records, word: str, folder: Path, explanations: Explanations | None = None
+) -> None:
     """Write records in another format.
 
     Args:
         records: The records.
         word: A key of `EXPORTS`.
         folder: Made if it is missing.
+        explanations: What is known of the latents, by index.
 
     Raises:
         ConfigError: If the SAE writes several points.
@@ -55,10 +64,10 @@ def export(records: Records, word: str, folder: Path) -> None:
             f"{records.facts['point']}. Leave export out."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    EXPORTS[word](records, folder)
+    EXPORTS[word](records, folder, explanations or {})
 
 
-def _saedashboard(records: Records, folder: Path) -> None:
+def _saedashboard(records: Records, folder: Path, explanations: Explanations) -> None:
     facts = records.facts
     for n, batch in enumerate(batches(records)):
         content = {
@@ -90,18 +99,18 @@ def _of_prompt(shown: Shown, record: Record) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _neuronpedia(records: Records, folder: Path) -> None:
+def _neuronpedia(records: Records, folder: Path, explanations: Explanations) -> None:
     point = point_of(records)
     for n, batch in enumerate(batches(records)):
         content = {
             "modelId": records.facts["lm"],
             "source": f"{point.layer}-{point.site}",
-            "features": [_of_neuronpedia(record, records) for record in batch],
+            "features": [_of_neuronpedia(record, records, explanations) for record in batch],
         }
         write_json(folder / f"upload-{n}.json", content)
 
 
-def _of_neuronpedia(record: Record, records: Records) -> dict[str, Any]:
+def _of_neuronpedia(record: Record, records: Records, explanations: Explanations) -> dict[str, Any]:
     activations = []
     for shown in fired(record):
         tokens, values = tokens_and_values(shown, record)
@@ -116,11 +125,16 @@ def _of_neuronpedia(record: Record, records: Records) -> dict[str, Any]:
         "index": index_of(record, records), "density": record.density,
         "topLogits": logits(record, "top_logits"),
         "bottomLogits": logits(record, "bottom_logits"),
-        "explanations": [], "activations": activations,
+        "explanations": [
+            {"text": without_nul(one.text)[:_LONGEST_EXPLANATION], "methodName": one.method,
+             "modelName": one.model}
+            for one in explanations.get(index_of(record, records), ())
+        ],
+        "activations": activations,
     }  # fmt: skip
 
 
-def _circuit_tracer(records: Records, folder: Path) -> None:
+def _circuit_tracer(records: Records, folder: Path, explanations: Explanations) -> None:
     for record in records:
         groups = [("Top activations", [one for one in record.contexts if one.group == "top"])]
         for interval in range(INTERVALS, 0, -1):
@@ -156,7 +170,7 @@ def _example(shown: Shown, record: Record) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _delphi(records: Records, folder: Path) -> None:
+def _delphi(records: Records, folder: Path, explanations: Explanations) -> None:
     from safetensors.numpy import save_file
 
     facts, tokens = records.facts, records.text.tokens
@@ -184,9 +198,15 @@ def _delphi(records: Records, folder: Path) -> None:
         "dataset_name": "", "dataset_column": "text", "batch_size": 32,
         "cache_ctx_len": facts["ctx"], "n_tokens": facts["tokens"], "n_splits": len(groups),
     })  # fmt: skip
+    for index, known in explanations.items():
+        for one in known:
+            place = folder / f"explanations-{one.method}"
+            place.mkdir(exist_ok=True)
+            with replacing(place / f"{hook}_latent{index}.txt") as temporary:
+                temporary.write_text(json.dumps(without_nul(one.text)), encoding="utf-8")
 
 
-EXPORTS: dict[str, Callable[[Records, Path], None]] = {
+EXPORTS: dict[str, Callable[[Records, Path, Explanations], None]] = {
     "saedashboard": _saedashboard, "neuronpedia": _neuronpedia,
     "neuronpedia_bulk": write_bulk, "circuit_tracer": _circuit_tracer, "delphi": _delphi,
 }  # fmt: skip

@@ -3,11 +3,12 @@
     <model>/<layer>-<site>/{release,model,sourceset,source}.jsonl   one row each
     <model>/<layer>-<site>/features/batch-<n>.jsonl.gz              a row for each latent
     <model>/<layer>-<site>/activations/batch-<n>.jsonl.gz           a row for each context
+    <model>/<layer>-<site>/explanations/batch-<n>.jsonl.gz          a row for each explanation
 
 Rows have the columns of Neuronpedia's own export that records hold. Left out, because records do
 not hold them or they are the instance's own: correlations, histograms of all logits, L1 shares of
-neurons, the atom itself (`hasVector` is false), direct feature attribution, `creatorId`,
-`createdAt`, `dataSource`, and of the four single rows everything but the keys.
+neurons, the atom itself (`hasVector` is false), direct feature attribution, embeddings,
+`creatorId`, `createdAt`, `dataSource`, and of the four single rows everything but the keys.
 """
 
 import gzip
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from sae.features.parts import (
+    Explained,
+    Explanations,
     batches,
     fired,
     index_of,
@@ -25,6 +28,7 @@ from sae.features.parts import (
     numbers_of,
     point_of,
     tokens_and_values,
+    without_nul,
 )
 from sae.features.record import Record, Shown
 from sae.features.records import Records
@@ -34,12 +38,13 @@ from sae.writing import replacing
 _LEVEL = 5  # as Neuronpedia compresses
 
 
-def write_bulk(records: Records, folder: Path) -> None:
+def write_bulk(records: Records, folder: Path, explanations: Explanations) -> None:
     """Write the folder.
 
     Args:
         records: The records.
         folder: Where `<model>/` goes.
+        explanations: What is known of the latents, by index.
     """
     model, point = _safe(records.facts["lm"]), point_of(records)
     source = f"{point.layer}-{point.site}"
@@ -59,7 +64,14 @@ def write_bulk(records: Records, folder: Path) -> None:
             for record in batch
             for i, one in enumerate(fired(record))
         ]
+        explained = [
+            common | _explanation(one, source, index_of(record, records), i)
+            for record in batch
+            for i, one in enumerate(explanations.get(index_of(record, records), ()))
+        ]
         _write(place / f"features/batch-{n}.jsonl.gz", features)
+        if explained:
+            _write(place / f"explanations/batch-{n}.jsonl.gz", explained)
         _write(place / f"activations/batch-{n}.jsonl.gz", activations)
 
 
@@ -82,6 +94,13 @@ def _activation(shown: Shown, record: Record, source: str, index: int, i: int) -
         "id": f"{source}-{index}-{i}", "index": str(index), "tokens": tokens, "values": values,
         "maxValue": shown.value, "maxValueTokenIndex": shown.peak, "minValue": min(values),
         "binMin": low, "binMax": high, "binContains": share, "qualifyingTokenIndex": shown.peak,
+    }  # fmt: skip
+
+
+def _explanation(one: Explained, source: str, index: int, i: int) -> dict[str, Any]:
+    return {
+        "id": f"{source}-{index}-{i}", "index": str(index), "description": without_nul(one.text),
+        "typeName": one.method, "explanationModelName": one.model,
     }  # fmt: skip
 
 

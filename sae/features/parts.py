@@ -1,8 +1,8 @@
 """Parts of records that several formats of other tools have in common."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,24 @@ from sae.types import Ends, Point
 BATCH = 128
 """Latents in a file; Neuronpedia takes no more in a call."""
 _MOST_LOGITS = 20
+
+
+class Explained(NamedTuple):
+    """An explanation of a latent.
+
+    Args:
+        text: In words.
+        method: Name of the explainer.
+        model: Name of the LM that wrote it, or of what did.
+    """
+
+    text: str
+    method: str
+    model: str
+
+
+Explanations = Mapping[int, Sequence[Explained]]
+"""Explanations of latents, by their index (`index_of`)."""
 
 
 def batches(records: Iterable[Record]) -> Iterator[list[Record]]:
@@ -44,15 +62,19 @@ def tokens_and_values(shown: Shown, record: Record) -> tuple[list[str], list[flo
     ids = record.text.tokens[shown.context].tolist()
     values = np.zeros(len(ids))
     values[shown.positions] = shown.values
-    tokens = [piece.replace("\0", "\ufffd") for piece in pieces(ids, record.text.vocabulary)]
-    return tokens, values.tolist()
+    return [without_nul(piece) for piece in pieces(ids, record.text.vocabulary)], values.tolist()
+
+
+def without_nul(text: str) -> str:
+    """Text that databases take: NUL and halves of surrogate pairs are replaced."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
 def logits(record: Record, name: str) -> list[dict[str, Any]]:
     """Tokens and numbers of `top_logits` or `bottom_logits`, 20 at most."""
     found: Listed = getattr(record, name)
     assert record.text is not None
-    tokens = [word.replace("\0", "\ufffd") for word in words(found.ids, record.text)]
+    tokens = [without_nul(word) for word in words(found.ids, record.text)]
     values = found.values.tolist()
     return [{"token": t, "value": v} for t, v in zip(tokens, values, strict=True)][:_MOST_LOGITS]
 

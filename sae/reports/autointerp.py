@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from sae.evals.base import EvalResult
+from sae.explanations.asking import asks
 from sae.explanations.explain import GIVEN
 from sae.explanations.files import write_explanations
+from sae.explanations.latents import index_of
 from sae.explanations.study import SCORERS, UNEXPLAINED
 from sae.explanations.summary import LEAST_COVERAGE, SAE, TOKENS
+from sae.features.parts import Explained, Explanations
 from sae.reports.falsified import FALSIFIED_WORDS, falsified
 from sae.reports.files import write_bytes
 from sae.reports.judged import JUDGE_WORDS, judged
@@ -16,7 +19,7 @@ from sae.reports.page import Cell, Plot, Section, Table, interval, number, plain
 from sae.reports.pushed import PUSHED_WORDS, pushed
 from sae.reports.results import newest_latents
 
-_WORDS = {
+WORDS = {
     "rules": "F1 of the rule",
     "embedding": "AUROC, ±16 tokens",
     "embedding_near": "AUROC, ±3 tokens",
@@ -34,7 +37,9 @@ _WORDS = {
 }
 _AGAINST = {**dict.fromkeys(UNEXPLAINED, "chance"), "necessity": "another token near"}
 """What scores are held against that have no score of another latent's rule."""
-_HEADLINE = "rules"
+_NO_LM = "none"
+"""Name of the LM of explanations that no LM wrote."""
+HEADLINE = "rules"
 """Explainer of the picture and the tiles."""
 
 
@@ -47,7 +52,7 @@ def write_autointerp(result: EvalResult, folder: Path) -> None:
     """
     details = result.details
     rows = result.tables["subjects"].rows()
-    latents = [row for row in result.tables["latents"].rows() if row["subject"] == SAE]
+    latents = _own(result.tables["latents"].rows())
     qualified = details["qualified"]
     sections = [
         Section(
@@ -62,6 +67,10 @@ def write_autointerp(result: EvalResult, folder: Path) -> None:
         Section("Where the SAE does not win", tables=[_not_won(rows, qualified)]),
         Section("By decile of the activation", plots=_by_decile(result, qualified)),
         Section("By density", tables=[_by_density(result)]),
+        Section(
+            "Scores and moments of the activation",
+            tables=[correlation_table(result.tables["correlations"].rows(), qualified)],
+        ),
         Section("All means", tables=[_means(rows)]),
         Section("Latents of the SAE", tables=[_latents(latents, folder)]),
         Section("Some latents and their strongest test contexts", latents=details["shown"]),
@@ -74,6 +83,7 @@ def write_autointerp(result: EvalResult, folder: Path) -> None:
         f"{tokens['latents']:,} latents of each dictionary · explained on "
         f"{tokens['training tokens']:,} training tokens, scored on {tokens['test tokens']:,} test "
         f"tokens · {100 * level:g} % intervals over latents"
+        + (f" · the SAE in {details['seeds']} seeds" if details["seeds"] > 1 else "")
     )
     folder.mkdir(parents=True, exist_ok=True)
     tiles = [_tile(result, rows, name) for name in SCORERS if qualified[name]]
@@ -95,17 +105,42 @@ def explanation_columns(result: EvalResult, folder: Path) -> dict[str, dict[str,
     Returns:
         Explanations by heading and latent; empty without such a result.
     """
-    rows = newest_latents("autointerp", result, folder)
-    own = [row for row in rows if row["subject"] == SAE and row["explanation"]]
+    _, rows = newest_latents("autointerp", result, folder)
+    own = [row for row in _own(rows) if row["explanation"]]
     explainers = [row["explainer"] for row in own]
     best = GIVEN if GIVEN in explainers else next(iter(explainers), "")  # the user's own, if any
     found = {row["latent"]: row["explanation"] for row in own if row["explainer"] == best}
     return {"explanation": found} if found else {}
 
 
+def explanations_of(result: EvalResult, folder: Path, d_sae: int) -> Explanations:
+    """All explanations of the SAE's latents, of the newest result `autointerp`, for exports.
+
+    Args:
+        result: Of another evaluation of the SAE.
+        folder: Where results are.
+        d_sae: Number of latents.
+    """
+    content, rows = newest_latents("autointerp", result, folder)
+    chat = ((content.get("details") or {}).get("chat") or {}).get("model", "")
+    found: dict[int, list[Explained]] = {}
+    for row in _own(rows):
+        if row["explanation"]:
+            asked = row["explainer"] != GIVEN and asks(row["explainer"])
+            model = chat if asked and chat else _NO_LM
+            one = Explained(row["explanation"], row["explainer"], model)
+            found.setdefault(index_of(row["latent"], d_sae), []).append(one)
+    return found
+
+
+def _own(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The latents of the SAE itself, without those of its other seeds."""
+    return [row for row in rows if row["subject"] == SAE and not row.get("seed")]
+
+
 def _dots(scorer: str, rows: Sequence[Mapping[str, Any]]) -> Plot:
     """Means of all dictionaries with their intervals, as in Figure 2 of the paper."""
-    own = [row for row in rows if row["scorer"] == scorer and row["explainer"] in ("", _HEADLINE)]
+    own = [row for row in rows if row["scorer"] == scorer and row["explainer"] in ("", HEADLINE)]
     control = [row for row in rows if row["scorer"] == scorer and row["explainer"] == TOKENS]
     traces = []
     for label, part, symbol in (
@@ -143,7 +178,7 @@ def _dots(scorer: str, rows: Sequence[Mapping[str, Any]]) -> Plot:
         "yaxis": {"autorange": "reversed", "automargin": True, "showgrid": False},
         "showlegend": True,
     }
-    return Plot(_WORDS[scorer], "means over latents, at each dictionary's own densities", traces,
+    return Plot(WORDS[scorer], "means over latents, at each dictionary's own densities", traces,
                 layout, wide=True)  # fmt: skip
 
 
@@ -153,7 +188,7 @@ def _off(high: float | None, low: float | None) -> float:
 
 def _qualification(result: EvalResult) -> Table:
     rows = [
-        [Cell(row["kind"]), Cell(_WORDS[row["scorer"]]),
+        [Cell(row["kind"]), Cell(WORDS[row["scorer"]]),
          Cell("qualified" if row["qualified"] else "not qualified"),
          number("", row["oracle"]), number("", row["wrong"]), number("", row["difference"]),
          Cell(interval("", row["difference_low"], row["difference_high"])),
@@ -190,7 +225,7 @@ def _narrow(facts: Mapping[str, Any] | None) -> list[Section]:
 def _not_won(rows: Sequence[Mapping[str, Any]], qualified: Mapping[str, Any]) -> Table:
     found = []
     for row in rows:
-        compared = row["subject"] != SAE and row["explainer"] in ("", _HEADLINE)
+        compared = row["subject"] != SAE and row["explainer"] in ("", HEADLINE)
         low, high = row["sae_less_this_low"], row["sae_less_this_high"]
         unknown = row["sae_less_this"] is None or (low or 0) > 0
         if not compared or not qualified[row["scorer"]] or unknown:
@@ -198,7 +233,7 @@ def _not_won(rows: Sequence[Mapping[str, Any]], qualified: Mapping[str, Any]) ->
         ahead = high is not None and high < 0
         apart = row["coverage"] < LEAST_COVERAGE
         found.append([
-            Cell(_WORDS[row["scorer"]]), Cell(row["subject"]),
+            Cell(WORDS[row["scorer"]]), Cell(row["subject"]),
             Cell("too few latents in common" if apart else
                  "too few latents for an interval" if low is None else
                  "the control is ahead" if ahead else "no difference seen"),
@@ -206,11 +241,11 @@ def _not_won(rows: Sequence[Mapping[str, Any]], qualified: Mapping[str, Any]) ->
             Cell(interval("", low, high)), number("", row["coverage"]),
         ])  # fmt: skip
     for row in rows:
-        rule = row["subject"] == SAE and row["explainer"] == _HEADLINE and qualified[row["scorer"]]
+        rule = row["subject"] == SAE and row["explainer"] == HEADLINE and qualified[row["scorer"]]
         if rule and row["over_tokens_low"] is not None and row["over_tokens_low"] <= 0:
             ahead = row["over_tokens_high"] < 0
             found.append([
-                Cell(_WORDS[row["scorer"]]), Cell("SAE, explained by one token"),
+                Cell(WORDS[row["scorer"]]), Cell("SAE, explained by one token"),
                 Cell("the control is ahead" if ahead else "no difference seen"),
                 number("", row["over_tokens"]),
                 Cell(interval("", row["over_tokens_low"], row["over_tokens_high"])),
@@ -222,7 +257,7 @@ def _not_won(rows: Sequence[Mapping[str, Any]], qualified: Mapping[str, Any]) ->
 
 
 def _by_decile(result: EvalResult, qualified: Mapping[str, Any]) -> list[Plot]:
-    rows = [row for row in result.tables["deciles"].rows() if row["explainer"] == _HEADLINE]
+    rows = [row for row in result.tables["deciles"].rows() if row["explainer"] == HEADLINE]
     plots = []
     for scorer in (name for name in SCORERS if name != "rules" and qualified[name]):
         traces = []
@@ -239,19 +274,19 @@ def _by_decile(result: EvalResult, qualified: Mapping[str, Any]) -> list[Plot]:
             continue
         layout = {"xaxis": {"title": {"text": "decile, 1 the strongest"}, "dtick": 1,
                             "showgrid": False}}  # fmt: skip
-        plots.append(Plot(_WORDS[scorer], "means over latents", traces, layout))
+        plots.append(Plot(WORDS[scorer], "means over latents", traces, layout))
     return plots
 
 
 def _by_density(result: EvalResult) -> Table:
-    found = [r for r in result.tables["densities"].rows() if r["explainer"] == _HEADLINE]
+    found = [r for r in result.tables["densities"].rows() if r["explainer"] == HEADLINE]
     names = _measured(found)
     rows = [
         [Cell(row["subject"]), number("", row["density"]), Cell(str(row["latents"]),
          row["latents"]), *(number("", row[name]) for name in names)]
         for row in found
     ]  # fmt: skip
-    columns = ["dictionary", "density from", "latents", *(_WORDS[name] for name in names)]
+    columns = ["dictionary", "density from", "latents", *(WORDS[name] for name in names)]
     return Table("Explained by rules", columns, rows, "four bins a decade")
 
 
@@ -262,22 +297,48 @@ def _measured(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> Table:
     shown = [
-        [Cell(row["subject"]), Cell(row["explainer"] or "none"), Cell(_WORDS[row["scorer"]]),
+        [Cell(row["subject"]), Cell(row["explainer"] or "none"), Cell(WORDS[row["scorer"]]),
          number("", row["value"]), Cell(interval("", row["low"], row["high"])),
+         Cell(interval("", row["seed_low"], row["seed_high"])),
          number("", row["deranged"]), number("", row["always"]), number("", row["hard"]),
          number("", row["sae_less_this"]),
          Cell(interval("", row["sae_less_this_low"], row["sae_less_this_high"])),
+         Cell(interval("", row["sae_less_this_seed_low"], row["sae_less_this_seed_high"])),
          number("", row["coverage"]), Cell(str(row["latents"]), row["latents"])]
         for row in rows
     ]  # fmt: skip
-    columns = ["dictionary", "explainer", "scorer", "mean", "interval", "wrong explanation",
-               "always yes", "hard negatives", "SAE less this", "its interval", "covered",
-               "latents"]  # fmt: skip
+    columns = ["dictionary", "explainer", "scorer", "mean", "interval", "over seeds",
+               "wrong explanation", "always yes", "hard negatives", "SAE less this",
+               "its interval", "its interval over seeds", "covered", "latents"]  # fmt: skip
     note = (
         "wrong explanation: another latent's (without explanation: chance; necessity: another "
         "token near); hard: co-firing latents fire"
     )
     return Table("Means over latents", columns, shown, note, words=3)
+
+
+def correlation_table(
+    rows: Sequence[Mapping[str, Any]], qualified: Mapping[str, Any], where: str = ""
+) -> Table:
+    """Pearson's r of scores and moments over the SAE's latents, as Table 2 of the paper.
+
+    Args:
+        rows: Of the table `correlations`.
+        qualified: Kinds of classes by scorer; others are left out.
+        where: Heading of a first column with the point of each row; "" for none.
+    """
+    shown = [
+        [*([Cell(row["point"])] if where else []), Cell(WORDS[row["scorer"]]),
+         Cell(row["explainer"] or "none"), Cell(row["of"]), number("", row["value"]),
+         Cell(interval("", row["low"], row["high"])), Cell(str(row["latents"]), row["latents"])]
+        for row in rows
+        if row["subject"] == SAE and row["explainer"] in ("", HEADLINE)
+        and qualified[row["scorer"]]
+    ]  # fmt: skip
+    columns = [*([where] if where else []), "scorer", "explainer", "moment", "correlation",
+               "interval", "latents"]  # fmt: skip
+    note = "over the SAE's latents; skew E[c³] / var^1.5, kurtosis E[c⁴] / var², training text"
+    return Table("Correlation", columns, shown, note, words=3 + bool(where))
 
 
 def _latents(rows: Sequence[Mapping[str, Any]], folder: Path) -> Table:
@@ -291,7 +352,7 @@ def _latents(rows: Sequence[Mapping[str, Any]], folder: Path) -> Table:
         for row in rows
     ]  # fmt: skip
     columns = ["latent", "explainer", "explanation", "state", "density", "precision", "recall",
-               *(_WORDS[name] for name in names)]  # fmt: skip
+               *(WORDS[name] for name in names)]  # fmt: skip
     return Table("Latents", columns, shown, "chosen blindly from bins of density", words=4)
 
 
@@ -311,11 +372,11 @@ def _states(states: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Table:
 def _tile(result: EvalResult, rows: Sequence[Mapping[str, Any]], scorer: str) -> dict[str, str]:
     row = next(
         (one for one in rows if one["subject"] == SAE and one["scorer"] == scorer
-         and one["explainer"] in ("", _HEADLINE)), None,
+         and one["explainer"] in ("", HEADLINE)), None,
     )  # fmt: skip
     value = None if row is None else row["value"]
     chance = None if row is None else row["deranged"]
     kinds = " and ".join(result.details["qualified"][scorer])
     against = _AGAINST.get(scorer, "wrong explanation")
     note = f"{against} {number('', chance).text} · qualified on {kinds}"
-    return {"label": _WORDS[scorer], "value": number("", value).text, "note": note}
+    return {"label": WORDS[scorer], "value": number("", value).text, "note": note}

@@ -12,7 +12,7 @@ from sae.features.ablated import known
 from sae.features.exports import export
 from sae.features.own_text import reading_in
 from sae.reports import page as report
-from sae.reports.autointerp import explanation_columns, write_autointerp
+from sae.reports.autointerp import explanation_columns, explanations_of, write_autointerp
 from sae.reports.case_study import write_case_study
 from sae.reports.circuit import write_circuit
 from sae.reports.compare import write_comparison
@@ -20,6 +20,7 @@ from sae.reports.dashboard import Server, actions, packed_text, render, write_da
 from sae.reports.erasure import write_erasure
 from sae.reports.files import write_bytes
 from sae.reports.frontier import write_frontier
+from sae.reports.interpretability import write_interpretability
 from sae.reports.ioi import write_ioi
 from sae.reports.purity import purity_columns, write_purity
 from sae.reports.steer import write_steer
@@ -30,8 +31,9 @@ def _write_latents(result: EvalResult, folder: Path) -> None:
     found = Records(result.details["records"], result.details["weights"])
     title, shown = _heading(found)
     shutil.rmtree(folder / "export", ignore_errors=True)
+    explanations = explanations_of(result, folder.parent, found.d_sae)
     for word in result.details["export"]:
-        export(found, word, folder / "export" / word)
+        export(found, word, folder / "export" / word, explanations)
     file = result.details["own_text"]
     own = None if file is None else packed_text(reading_in(Path(file)), found)
     write_dashboard(
@@ -95,6 +97,7 @@ PAGES: dict[str, Callable[[EvalResult, Path], None]] = {
     "ioi": write_ioi,
     "circuit": write_circuit,
     "erasure": write_erasure, "steer": write_steer, "autointerp": write_autointerp,
+    "interpretability": write_interpretability,
 }  # fmt: skip
 """Writers of pages by the name of the evaluation."""
 

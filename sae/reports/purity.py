@@ -83,7 +83,7 @@ def purity_columns(result: EvalResult, folder: Path) -> dict[str, dict[str, floa
     Returns:
         Values by heading and latent; empty without such a result.
     """
-    rows = newest_latents("purity", result, folder)
+    _, rows = newest_latents("purity", result, folder)
     return {
         heading: {row["latent"]: row[name] for row in rows if row[name] is not None}
         for heading, name in _COLUMNS.items()

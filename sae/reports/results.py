@@ -51,8 +51,10 @@ def results_folder(run: str, out: str | None = None) -> Path:
     return folder
 
 
-def newest_latents(name: str, result: EvalResult, folder: Path) -> list[dict[str, Any]]:
-    """Rows of the table `latents` of the newest result of an evaluation of the same SAE.
+def newest_latents(
+    name: str, result: EvalResult, folder: Path
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The newest result of an evaluation of the same SAE, and the rows of its table `latents`.
 
     Args:
         name: The evaluation.
@@ -60,7 +62,8 @@ def newest_latents(name: str, result: EvalResult, folder: Path) -> list[dict[str
         folder: Where results are.
 
     Returns:
-        The rows; none without such a result. One that cannot be read is passed over with a warning.
+        The result's content and the rows; both empty without such a result. One that
+        cannot be read is passed over with a warning.
     """
     for file in sorted(folder.glob(f"{name}*.json"), key=lambda file: -file.stat().st_mtime):
         try:
@@ -71,8 +74,8 @@ def newest_latents(name: str, result: EvalResult, folder: Path) -> list[dict[str
             log.warning("No column of %s: %s cannot be read (%s).", name, file, error)
             continue
         if all(known.get(key) == result.provenance.get(key) for key in ("sae", "point")):
-            return rows
-    return []
+            return content, rows
+    return {}, []
 
 
 def _beside(path: Path, member: int | None) -> Path:

@@ -28,10 +28,11 @@ class CountedWords:
 
     def embed(self, texts):
         self.texts += len(texts)
-        found = np.full((len(texts), 64), 1e-3, np.float32)
+        found = np.zeros((len(texts), 64), np.float32)
         for row, text in zip(found, texts, strict=True):
             for word in re.findall(r"\w+", text.lower()):
-                row[self.index.setdefault(word, len(self.index)) % 64] += 1
+                row[self.index.setdefault(word, len(self.index)) % 63] += 1
+            row[63] = not row.any()  # texts without words are like each other
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 

@@ -1,5 +1,6 @@
 """The evaluation `autointerp` from run folders to pages, with an encoder that counts words."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -16,12 +17,14 @@ from sae.evals import autointerp as module
 from sae.evals.autointerp import LOOKUP, AutointerpEval
 from sae.evals.base import EvalResult
 from sae.evals.controls import FROZEN, RANDOM_LM
-from sae.evaluation import evaluate, place
-from sae.explanations import pushed, truth
+from sae.evals.interpretability import InterpretabilityEval
+from sae.evaluation import evaluate, evaluate_all, place
+from sae.explanations import pushed, rule_texts, truth
 from sae.explanations.files import read_explanations, write_explanations
 from sae.explanations.truth import TOPICS
 from sae.features.sets import feature_set
-from sae.reports.autointerp import explanation_columns
+from sae.reports.autointerp import explanation_columns, explanations_of
+from sae.tables import read_table
 from sae.tasks.labelled import LabelledTexts
 
 TOKENS = 4096
@@ -46,7 +49,7 @@ def encoder(monkeypatch):
     def untagged():
         raise ConfigError("no tagger")
 
-    monkeypatch.setattr(module, "require_tagger", untagged)
+    monkeypatch.setattr(rule_texts, "require_tagger", untagged)
     return made
 
 
@@ -109,8 +112,14 @@ def test_from_a_run_to_pages_and_the_dashboards_column(encoder, run):
     dashboard = EvalResult("dashboard", {}, {}, provenance=result.provenance)
     column = explanation_columns(dashboard, file.parent)["explanation"]
     assert column == {r["latent"]: r["explanation"] for r in rows if r["explainer"] == "given"}
+    exported = explanations_of(dashboard, file.parent, 48)
+    words = {(str(i), one.method): one.text for i, known in exported.items() for one in known}
+    assert words == {(r["latent"], r["explainer"]): r["explanation"] for r in rows
+                     if r["explanation"]}  # fmt: skip
+    assert {one.model for known in exported.values() for one in known} == {"none"}
     other = replace(dashboard, provenance=result.provenance | {"point": "resid.7"})
     assert explanation_columns(other, file.parent) == {}
+    assert explanations_of(other, file.parent, 48) == {}
     # what was embedded is found again
     seen = encoder.texts
     again = evaluate([str(run)], {"autointerp": settings})["autointerp"]
@@ -260,3 +269,63 @@ def test_an_unknown_dictionary_and_a_missing_key_are_refused(encoder, one, monke
     chat |= {"key_env": None, "dictionaries": ["neuron top-k"]}
     with pytest.raises(ConfigError, match="Did you mean.*neurons top-k"):
         AutointerpEval(chat=chat, **SETTINGS).run(one)
+
+
+def saved(one, folder, **changes):
+    """Another run at the same place, made otherwise."""
+    random = np.random.default_rng(len(str(folder)))
+    sae = make_sae(one.source, seed=int(random.integers(1000)))
+    settings = {"sae": {"architecture": "topk", "k": 4}, "seed": 0, "eval": {}} | changes
+    sae.metadata.update(
+        activations=dict(one.source.describe()), counted=one.counted.to_json(), normalize="spread",
+        settings=settings,
+    )  # fmt: skip
+    save_sae(folder / "sae", sae)
+    return str(folder)
+
+
+@pytest.mark.slow
+def test_many_runs_are_grouped_by_place_and_seed_and_drawn(encoder, run, one, tmp_path):
+    second = saved(one, tmp_path / "second", seed=1)
+    larger = saved(one, tmp_path / "larger one", sae={"architecture": "topk", "k": 3})
+    frozen = saved(one, tmp_path / "frozen", sae={
+        "architecture": "topk", "k": 4, "frozen_decoder": True,
+    })  # fmt: skip
+    settings = SETTINGS | {"explainers": ["rules"]}
+    runs = [str(run), second, larger, frozen]
+    folder = evaluate_all("interpretability", runs, settings, folder=tmp_path / "page")
+    content = json.loads((folder / "interpretability.json").read_text())
+    first, other = content["details"]["groups"]
+    assert (first["runs"], first["controls"]) == (["larger one"], ["frozen"])  # k=3 before k=4
+    assert (other["runs"], other["controls"]) == (["run", "second"], ["frozen"])
+    assert list(first["missing"]) == [RANDOM_LM]
+    rows = read_table(folder / "interpretability.subjects.parquet")
+    pooled = [
+        row
+        for row in rows
+        if row["dictionary"] == other["dictionary"]
+        and (row["subject"], row["explainer"], row["scorer"]) == ("SAE", "rules", "rules")
+    ]
+    assert pooled[0]["seeds"] == 2
+    alone = evaluate([str(run)], {"autointerp": settings | {
+        "seeds": [second], "controls": [frozen],
+    }})["autointerp"]  # fmt: skip
+    same = [
+        row
+        for row in alone.tables["subjects"].rows()
+        if (row["subject"], row["explainer"], row["scorer"]) == ("SAE", "rules", "rules")
+    ]
+    assert {name: pooled[0][name] for name in same[0]} == same[0]
+    page = (folder / "index.html").read_text()
+    assert "Is the SAE ahead?" in page
+    assert "3 SAEs, which are 2 dictionaries" in page
+
+
+def test_settings_for_one_sae_and_runs_without_one_are_refused(encoder, one, tmp_path):
+    with pytest.raises(ConfigError, match=r"interpretability\.features is for one SAE"):
+        InterpretabilityEval(features=[3]).run([one])
+    frozen = saved(one, tmp_path / "frozen", sae={
+        "architecture": "topk", "k": 4, "frozen_decoder": True,
+    })  # fmt: skip
+    with pytest.raises(ConfigError, match="neither a baseline nor a control: frozen"):
+        InterpretabilityEval(**SETTINGS).run([place(frozen, name="frozen", device="cpu")])

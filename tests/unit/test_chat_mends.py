@@ -59,7 +59,7 @@ def test_a_reply_in_parts_is_joined_and_another_form_is_not_asked_for_again():
     with serving(lambda _: completion(parts)) as server:
         assert ask(server).text == "fine"
     with serving(lambda _: b'{"choices": []}') as server:
-        with pytest.raises(Failure, match="not a chat completion"):
+        with pytest.raises(Failure, match="not a completion"):
             ask(server)
         assert len(server.seen) == 1
 

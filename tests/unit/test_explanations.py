@@ -3,19 +3,21 @@
 import numpy as np
 import pytest
 from _explanations import CTX, WORDS, bench_of, firings, latent, placed
+from scipy import stats
 from sklearn.metrics import f1_score, precision_score, recall_score, roc_auc_score
 
 from sae.explanations import summary
 from sae.explanations.asking import asks
 from sae.explanations.changed import TokenReader
+from sae.explanations.correlated import correlations
 from sae.explanations.excerpts import SIZES, repeated
 from sae.explanations.explain import explained
 from sae.explanations.explainers import EXPLAINERS, Explanation, TrainingText
 from sae.explanations.judges import JUDGES
 from sae.explanations.latents import Latent, Subject, stratified
-from sae.explanations.means import difference_at_equal_density, mean
+from sae.explanations.means import correlation, difference_at_equal_density, mean
 from sae.explanations.rules import RuleText
-from sae.explanations.scores import CHANCE, auroc, derangement, odd_one_out
+from sae.explanations.scores import CHANCE, auroc, next_in_circle, odd_one_out
 from sae.explanations.study import SCORERS, UNEXPLAINED, Row, study
 from sae.explanations.summary import by_subject, headline, qualification, qualified_on
 from sae.explanations.truth import random_classes
@@ -50,11 +52,13 @@ def test_auroc_is_that_of_scikit_learn_with_ties():
 
 
 @pytest.mark.parametrize("count", [2, 3, 7, 100])
-@pytest.mark.parametrize("seed", range(5))
-def test_a_derangement_moves_everything(count, seed):
-    found = derangement(count, seed)
+def test_everything_gets_another_and_one_more_latent_changes_one(count):
+    names = [f"latent {i}" for i in range(count)]
+    found = next_in_circle(names)
     assert sorted(found) == list(range(count))
-    assert (found != np.arange(count)).all()
+    assert all(i != other for i, other in enumerate(found))
+    more = next_in_circle([*names, "another"])
+    assert sum(a != b for a, b in zip(found, more, strict=False)) == 1
 
 
 def test_the_intruder_is_the_vector_least_like_the_others():
@@ -364,3 +368,72 @@ def test_means_stand_beside_derangements_and_the_sae(texts, planted, monkeypatch
     assert of["other", "embedding_near"]["sae_less_this"] == pytest.approx(0)
     assert row["over_tokens_low"] > 0  # the control is another latent's explanation
     assert of["SAE", "intruder"]["deranged"] == CHANCE
+
+
+def test_moments_are_those_of_a_loop_over_all_places():
+    random = np.random.default_rng(0)
+    place, value = np.sort(random.choice(1000, 70, replace=False)), random.gamma(2, 1, 70)
+    one = Latent("0", Firings(place, value.astype(np.float32)), Firings(place, value), 70 / 1000)
+    code = np.zeros(1000)
+    code[place] = value.astype(np.float32)
+    skew, kurtosis = (np.mean(code**n) / np.var(code) ** (n / 2) for n in (3, 4))
+    assert one.moments == pytest.approx((skew, kurtosis))
+    nothing = Firings(place[:0], value[:0])
+    assert np.isnan(Latent("0", nothing, nothing, 0.0).moments).all()
+    always = Firings(np.arange(1000), np.ones(1000))
+    assert np.isnan(Latent("0", always, always, 1.0).moments).all()  # it does not vary
+
+
+def test_correlations_are_those_of_scipy():
+    random = np.random.default_rng(0)
+    x = random.normal(size=80)
+    y = x + random.normal(size=80)
+    found = correlation(x, y, BOOTSTRAP)
+    expected = stats.pearsonr(x, y)
+    assert found.value == pytest.approx(expected.statistic)
+    low, high = expected.confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.08)
+    assert correlation(x, np.ones(80), BOOTSTRAP).value is None
+
+
+def test_scores_are_correlated_with_each_moment_of_the_same_latents(monkeypatch):
+    random = np.random.default_rng(0)
+    rows = [
+        Row(str(i), "rules", "explained", "", 10.0 ** -random.uniform(1, 3), 30,
+            {"rules": float(i), "embedding": np.nan}, {}, skew=float(i % 7), kurtosis=-float(i))
+        for i in range(40)
+    ]  # fmt: skip
+    found = {(row["scorer"], row["of"]): row for row in correlations({"SAE": rows}, BOOTSTRAP)}
+    assert set(found) == {("rules", name) for name in ("skew", "kurtosis", "log10 density")}
+    assert found["rules", "kurtosis"]["value"] == pytest.approx(-1)
+    skew = stats.pearsonr(np.arange(40), np.arange(40) % 7).statistic
+    assert found["rules", "skew"]["value"] == pytest.approx(skew)
+
+
+def test_seeds_are_pooled_and_have_an_interval_of_their_own():
+    random = np.random.default_rng(0)
+
+    def row(subject, seed, i):
+        value = {"SAE": 0.5, "control": 0.2}[subject] + 0.1 * seed + random.normal(0, 0.01)
+        return Row(str(i), "rules", "explained", "", 0.01, 30, {"rules": value}, {}, seed=seed)
+
+    studies = {
+        "SAE": [row("SAE", seed, i) for seed in range(3) for i in range(20)],
+        "control": [row("control", 0, i) for i in range(20)],
+    }
+    found = {one["subject"]: one for one in by_subject(studies, BOOTSTRAP)
+             if one["scorer"] == "rules"}  # fmt: skip
+    ours, control = found["SAE"], found["control"]
+    assert (ours["seeds"], ours["latents"], control["seeds"]) == (3, 60, 1)
+    means = [np.mean([one.values["rules"] for one in studies["SAE"] if one.seed == seed])
+             for seed in range(3)]  # fmt: skip
+    half = stats.t.ppf(0.975, 2) * np.std(means, ddof=1) / 3**0.5
+    assert ours["value"] == pytest.approx(np.mean(means))
+    expected = (np.mean(means) - half, np.mean(means) + half)
+    assert (ours["seed_low"], ours["seed_high"]) == pytest.approx(expected)
+    assert control["seed_low"] is None
+    gap = ours["value"] - control["value"]
+    assert control["sae_less_this"] == pytest.approx(gap)
+    ends = (control["sae_less_this_seed_low"], control["sae_less_this_seed_high"])
+    assert ends == pytest.approx((gap - half, gap + half))
+    assert control["sae_less_this_high"] - gap < half  # the latents alone do not see the seeds

@@ -10,8 +10,10 @@ import pytest
 from _features import CTX, make_sae, placed_on, source
 from safetensors.numpy import load_file
 
+from sae.explanations.files import read_explanations
 from sae.features import exports, parts, records
 from sae.features.exports import EXPORTS, export
+from sae.features.parts import Explained
 
 __all__ = ["source"]  # a fixture
 TEXT = {"type": "string", "pattern": "^[^\\u0000]*$"}
@@ -38,7 +40,15 @@ UPLOAD = {
                     "index": {"type": "integer", "minimum": 0, "maximum": 10**7},
                     "density": {"type": "number", "minimum": 0, "maximum": 1},
                     "topLogits": LOGITS, "bottomLogits": LOGITS,
-                    "explanations": {"type": "array"},
+                    "explanations": {
+                        "type": "array",
+                        "items": {
+                            "type": "object", "additionalProperties": False,
+                            "required": ["text", "methodName", "modelName"],
+                            "properties": {"text": TEXT | {"maxLength": 512}, "methodName": TEXT,
+                                           "modelName": TEXT | {"minLength": 1}},
+                        },
+                    },
                     "activations": {
                         "type": "array", "minItems": 1,
                         "items": {
@@ -88,7 +98,8 @@ SCHEMA = Path(__file__).parents[1] / "fixtures/neuronpedia/neuronpedia_bulk.sche
 @pytest.mark.slow
 def test_the_bulk_folder_fits_its_schema(found, tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "BATCH", 20)
-    export(found, "neuronpedia_bulk", tmp_path / "out")
+    known = {i: [Explained(f"latent {i}", "rules", "none")] for i in found.indices[:3]}
+    export(found, "neuronpedia_bulk", tmp_path / "out", known)
     (model,) = (tmp_path / "out").iterdir()
     (source,) = model.iterdir()
     assert (model.name, source.name) == (found.facts["lm"], "1-resid")
@@ -117,7 +128,10 @@ def test_the_bulk_folder_fits_its_schema(found, tmp_path, monkeypatch):
         for row in own:
             assert len(row["tokens"]) == len(row["values"]) == CTX
             assert row["values"][row["maxValueTokenIndex"]] == max(row["values"])
-    export(found, "neuronpedia_bulk", tmp_path / "again")
+    assert {int(row["index"]): row["description"] for row in rows["explanations"]} == {
+        i: f"latent {i}" for i in known
+    }
+    export(found, "neuronpedia_bulk", tmp_path / "again", known)
     for file in source.rglob("*.gz"):
         again = tmp_path / "again" / file.relative_to(tmp_path / "out")
         assert again.read_bytes() == file.read_bytes()
@@ -127,7 +141,8 @@ def test_the_bulk_folder_fits_its_schema(found, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["../../up", "/etc", "a/b", "..", "", "c:\\\\x"])
 def test_the_name_of_an_lm_leads_nowhere(found, tmp_path, name):
     found.facts["lm"] = name
-    export(found, "neuronpedia_bulk", tmp_path / "out")
+    known = {i: [Explained(f"latent {i}", "rules", "none")] for i in found.indices[:3]}
+    export(found, "neuronpedia_bulk", tmp_path / "out", known)
     (model,) = (tmp_path / "out").iterdir()
     assert (model / "1-resid/source.jsonl").is_file()
     assert [one.name for one in tmp_path.iterdir() if one.name == "up"] == []
@@ -198,3 +213,29 @@ def test_there_is_a_writer_for_every_word_of_the_setting():
     from sae.evals.dashboard import DashboardEval
 
     assert set(EXPORTS) == set(DashboardEval(export=tuple(EXPORTS)).export)
+
+
+def test_explanations_go_into_the_formats_that_hold_them(found, tmp_path):
+    index = found.indices[1]
+    text = "words\0 about \ud800 things " + "x" * 600
+    known = {index: [Explained(text, "rules", "none"), Explained("short", "contexts", "an LM")]}
+    clean = text.replace("\0", "\ufffd").replace("\ud800", "?")
+    export(found, "neuronpedia", tmp_path / "n", known)
+    content = json.loads((tmp_path / "n" / "upload-0.json").read_text())
+    jsonschema.validate(content, UPLOAD)
+    of = {one["index"]: one["explanations"] for one in content["features"]}
+    assert of[index] == [
+        {"text": clean[:512], "methodName": "rules", "modelName": "none"},
+        {"text": "short", "methodName": "contexts", "modelName": "an LM"},
+    ]
+    assert not any(of[other] for other in of if other != index)
+    export(found, "neuronpedia_bulk", tmp_path / "b", known)
+    (file,) = (tmp_path / "b").rglob("explanations/batch-0.jsonl.gz")
+    rows = [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()]
+    assert [row["description"] for row in rows] == [clean, "short"]
+    assert {(row["index"], row["typeName"]) for row in rows} == {
+        (str(index), "rules"), (str(index), "contexts"),
+    }  # fmt: skip
+    export(found, "delphi", tmp_path / "d", known)
+    back = read_explanations(tmp_path / "d" / "explanations-contexts")
+    assert back == {str(index): "short"}  # delphi's folder, read as one of ours

@@ -154,7 +154,7 @@ def test_simulation_equals_the_aggregation_of_neuron_explainer(planted, ten):
     subject, bench = planted
     judge = Scripted(ten, key=f"ten {ten}")
     simulation = Simulation(LogProbs(judge), bench)
-    assert simulation.scale.top == (10 if ten else 9)
+    assert simulation.top == (10 if ten else 9)
     places = simulation._fragments[:6]
     words = 'the word "apple"'
     rows = [simulation._asked(row) for row in bench.text.tokens[places].tolist()]

@@ -1,0 +1,162 @@
+"""`interpretability`: explanations of dictionaries of many layers, sites, sizes and seeds."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from sae.artifacts.placed import PlacedSAE
+from sae.dictionaries.baselines import BASELINES
+from sae.dictionaries.from_config import sparsity_of
+from sae.errors import ConfigError
+from sae.evals.autointerp import AutointerpEval
+from sae.evals.base import PLACING, Estimate, Measured, register
+from sae.evals.controls import but_seed, kind_of
+from sae.provenance import content_key, provenance
+from sae.tables import Table
+from sae.types import Split
+
+log = logging.getLogger(__name__)
+JOINED = ("subjects", "deciles", "densities", "qualification", "correlations", "latents")
+"""Tables of `autointerp` that are joined, with columns for the place and the dictionary."""
+
+
+class Group(NamedTuple):
+    """SAEs at one point that differ by their seed alone, and controls there.
+
+    Args:
+        place: Columns `point`, `layer`, `site`, `dictionary`, `dict_ratio`.
+        seeds: The SAEs.
+        controls: Trained controls.
+    """
+
+    place: Mapping[str, Any]
+    seeds: Sequence[PlacedSAE]
+    controls: Sequence[PlacedSAE]
+
+
+@register
+class InterpretabilityEval(AutointerpEval):
+    """`autointerp` of many runs at once: by layer and site, by size, with seeds pooled.
+
+    Runs at one point that differ by their seed alone are one dictionary; runs with a frozen decoder
+    and of a random LM are controls of all dictionaries at their point. Baselines among the runs are
+    left out: those of `autointerp` are made for each dictionary (docs/guides/explanations.md).
+    """
+
+    name: ClassVar[str] = "interpretability"
+    takes: ClassVar[Literal["one", "several", "both"]] = "several"
+    unused: ClassVar[tuple[str, ...]] = PLACING
+
+    def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:
+        """Explain and score each group, and join the tables."""
+        for name in ("features", "explanations", "seeds", "controls"):
+            if getattr(self, name):
+                raise ConfigError(
+                    f"{self.where}{name} is for one SAE. Use eval.autointerp.{name}, or give seeds "
+                    "and controls in run=[…]."
+                )
+        groups = list(grouped(subjects))
+        if not groups:
+            raise ConfigError(
+                "eval=[interpretability] found no SAE among these runs that is neither a baseline "
+                f"nor a control: {', '.join(one.name for one in subjects)}. Add its run."
+            )
+        found = []
+        for group in groups:
+            log.info("%s: %s", group.place["point"], ", ".join(one.name for one in group.seeds))
+            found.append((group, self._measured(group, on)))
+        several = len({group.place["dictionary"] for group in groups}) > 1
+        return Measured(
+            metrics={
+                " ".join([place["point"], *([place["dictionary"]] if several else []), name]): one
+                for place, name, one in _metrics(found)
+            },
+            tokens={
+                "dictionaries": len(groups), "SAEs": sum(len(group.seeds) for group in groups),
+                "latents": sum(measured.tokens["latents"] for _, measured in found),
+            },
+            details={"groups": [_facts(group, measured) for group, measured in found]},
+            tables={name: _joined(name, found) for name in JOINED},
+        )  # fmt: skip
+
+    def describe(self, subjects: Sequence[PlacedSAE], on: Split) -> dict[str, Any]:
+        """Versions and machine; the groups are in the details."""
+        return provenance()
+
+    def _measured(self, group: Group, on: Split) -> Measured:
+        one = group.seeds[0]
+        one.prepare(on)
+        settings: dict[str, Any] = self.model_dump() | {
+            "seeds": [str(other.folder) for other in group.seeds[1:]],
+            "controls": [str(control.folder) for control in group.controls],
+        }
+        alone = AutointerpEval(**settings)
+        return alone.measure([one], on)
+
+
+def grouped(subjects: Sequence[PlacedSAE]) -> Iterator[Group]:
+    """The dictionaries among SAEs, in order of layer, each with its seeds and its controls.
+
+    Args:
+        subjects: Runs of any points.
+    """
+    seeds: dict[str, list[PlacedSAE]] = {}
+    controls: dict[str, list[PlacedSAE]] = {}
+    for one in subjects:
+        if one.folder is None or one.point is None:
+            log.warning("left out: %s, which is no run folder of an SAE at one point", one.name)
+        elif kind_of(one.sae):
+            controls.setdefault(str(one.point), []).append(one)
+        elif one.sae.config.architecture not in BASELINES:
+            key = content_key({"point": str(one.point), "settings": repr(but_seed(one.sae))})
+            seeds.setdefault(key, []).append(one)
+    places = [_place(group[0]) for group in seeds.values()]
+    order = sorted(
+        zip(places, seeds.values(), strict=True),
+        key=lambda part: [part[0][name] for name in ("site", "layer", "dict_ratio", "dictionary")],
+    )
+    for place, group in order:
+        yield Group(place, group, controls.get(place["point"], []))
+
+
+def _place(one: PlacedSAE) -> dict[str, Any]:
+    point, config = one.point, one.sae.config
+    assert point is not None
+    made_by: Any = one.sae.metadata.get("settings") or {}
+    words = [config.architecture, *sparsity_of(made_by.get("sae") or {}), f"d_sae={one.sae.d_sae}"]
+    return {
+        "point": str(point), "layer": point.layer, "site": point.site,
+        "dictionary": " ".join(words), "dict_ratio": one.sae.d_sae / one.sae.d_in,
+    }  # fmt: skip
+
+
+def _metrics(
+    found: Sequence[tuple[Group, Measured]],
+) -> Iterator[tuple[Mapping[str, Any], str, Estimate]]:
+    for group, measured in found:
+        for name, estimate in measured.metrics.items():
+            yield group.place, name, estimate
+
+
+def _facts(group: Group, measured: Measured) -> dict[str, Any]:
+    kept = ("qualified", "missing", "states", "duplicates", "labels", "seconds", "narrow", "chat")
+    return {
+        **group.place, "runs": [one.name for one in group.seeds],
+        "controls": [one.name for one in group.controls], "tokens": measured.tokens,
+        **{name: measured.details[name] for name in kept if name in measured.details},
+    }  # fmt: skip
+
+
+def _joined(name: str, found: Sequence[tuple[Group, Measured]]) -> Table:
+    """One table of all groups, with the columns of their places before the others."""
+    kinds: dict[str, Any] = {
+        "point": "string", "layer": "int64", "site": "string", "dictionary": "string",
+        "dict_ratio": "float64",
+    }  # fmt: skip
+    schema = {key: (kind, "") for key, kind in kinds.items()}
+    rows: list[dict[str, Any]] = []
+    for group, measured in found:
+        table = measured.tables[name]
+        schema |= {key: (column.type, column.unit) for key, column in table.columns.items()}
+        rows += [{**group.place, **row} for row in table.rows()]
+    return Table.of(schema, rows)

@@ -1,0 +1,225 @@
+"""`index.html` of the evaluation `interpretability`: scores by layer and by size of dictionary."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sae.evals.base import EvalResult
+from sae.explanations.study import SCORERS
+from sae.explanations.summary import LEAST_COVERAGE, SAE, TOKENS
+from sae.reports.autointerp import HEADLINE, WORDS, correlation_table
+from sae.reports.files import write_bytes
+from sae.reports.page import Cell, Plot, Section, Table, interval, number, plain, render
+
+_CONTROL = "SAE, one token (control)"
+_WRONG = "SAE, another latent's rule"
+Rows = Sequence[Mapping[str, Any]]
+
+
+def write_interpretability(result: EvalResult, folder: Path) -> None:
+    """Write the page.
+
+    Args:
+        result: Of the evaluation `interpretability`.
+        folder: Where `index.html` goes.
+    """
+    groups = result.details["groups"]
+    qualified = {(group["point"], group["dictionary"]): group["qualified"] for group in groups}
+    rows = [
+        row for row in result.tables["subjects"].rows()
+        if qualified[row["point"], row["dictionary"]].get(row["scorer"])
+    ]  # fmt: skip
+    everywhere = {
+        scorer: [group["point"] for group in groups if group["qualified"].get(scorer)]
+        for scorer in groups[0]["qualified"]
+    }
+    sections = [
+        *(Section(f"By layer · {site}", plots=list(_by_layer(site, rows)))
+          for site in dict.fromkeys(group["site"] for group in groups)),
+        *(Section(f"By size of the dictionary · {point}", plots=list(_by_size(point, rows)))
+          for point in dict.fromkeys(group["point"] for group in groups)),
+        Section("Is the SAE ahead?", tables=[_outcomes(rows)]),
+        Section("Scorers that did not qualify", tables=[_left_out(groups)]),
+        Section("All comparisons", tables=[_compared(rows), _means(rows)]),
+        Section(
+            "Scores and moments of the activation",
+            tables=[correlation_table(
+                result.tables["correlations"].rows(), everywhere, where="point"
+            )],
+        ),
+        Section("Dictionaries", tables=[_groups(groups)]),
+        Section("Controls that were not given", texts=_missing(groups)),
+    ]  # fmt: skip
+    tokens = result.tokens
+    level = result.settings["bootstrap"]["level"]
+    subtitle = (
+        f"{tokens['SAEs']} SAEs, which are {tokens['dictionaries']} dictionaries in one or more "
+        f"seeds · {100 * level:g} % intervals over the latents of all seeds"
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(folder / "index.html", render("Explanations of latents", subtitle, sections))
+
+
+def _shown(rows: Rows) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Rows of pictures with the names of their curves: explained by rules, and two controls."""
+    for row in rows:
+        ours = row["subject"] == SAE
+        if row["explainer"] in ("", HEADLINE):
+            yield row["subject"], row
+            if ours and row["deranged"] is not None and row["explainer"]:
+                yield _WRONG, {**row, "value": row["deranged"], "low": None, "high": None}
+        elif row["explainer"] == TOKENS and ours:
+            yield _CONTROL, row
+
+
+def _by_layer(site: str, rows: Rows) -> Iterator[Plot]:
+    """Means by layer, as in Figures 2, 9, 10 and 18 of the paper; none for a single layer."""
+    own = [row for row in rows if row["site"] == site]
+    if len({row["layer"] for row in own}) < 2:
+        return
+    named = len({row["dictionary"] for row in own}) > 1
+    for scorer in SCORERS:
+        part = [row for row in own if row["scorer"] == scorer]
+        layers = sorted({row["layer"] for row in part})
+        if len(layers) > 1:
+            axis = {"title": {"text": "layer"}, "tickvals": layers, "showgrid": False}
+            step = 0.02 * (layers[-1] - layers[0])
+            yield _plot(scorer, part, "layer", named, axis, step)
+
+
+def _by_size(point: str, rows: Rows) -> Iterator[Plot]:
+    """Means by d_sae / d_in, as in Figure 8 of the paper; none for a single size."""
+    own = [row for row in rows if row["point"] == point]
+    sizes = sorted({row["dict_ratio"] for row in own})
+    if len(sizes) < 2:
+        return
+    axis = {"title": {"text": "d_sae / d_in"}, "type": "log", "tickvals": sizes,
+            "ticktext": [f"{size:g}" for size in sizes], "showgrid": False}  # fmt: skip
+    for scorer in SCORERS:
+        if part := [row for row in own if row["scorer"] == scorer]:
+            yield _plot(scorer, part, "dict_ratio", False, axis, 0)
+
+
+def _plot(
+    scorer: str, rows: Rows, across: str, named: bool, axis: Mapping[str, Any], step: float
+) -> Plot:
+    curves: dict[str, list[Mapping[str, Any]]] = {}
+    for name, row in _shown(rows):
+        label = f"{name} · {row['dictionary']}" if named else name
+        curves.setdefault(label, []).append(row)
+    traces = []
+    for i, (label, part) in enumerate(curves.items()):
+        ordered = sorted(part, key=lambda row: row[across])
+        apart = step * (i - len(curves) / 2) / 2  # error bars stand side by side
+        traces.append({
+            "type": "scatter", "mode": "lines+markers", "name": plain(label),
+            "x": [row[across] + apart for row in ordered],
+            "y": [row["value"] for row in ordered],
+            "line": {"width": 3 if label.startswith(SAE + " ·") or label == SAE else 1.2,
+                     "dash": "dot" if label.startswith((_CONTROL, _WRONG)) else "solid"},
+            "error_y": {
+                "type": "data", "symmetric": False, "thickness": 1, "width": 3,
+                "array": [_off(row["high"], row["value"]) for row in ordered],
+                "arrayminus": [_off(row["value"], row["low"]) for row in ordered],
+            },
+        })  # fmt: skip
+    note = "means over latents, at each dictionary's own densities"
+    return Plot(WORDS[scorer], note, traces, {"xaxis": axis, "showlegend": True}, wide=True)
+
+
+def _off(high: float | None, low: float | None) -> float:
+    return 0.0 if high is None or low is None else max(0.0, high - low)
+
+
+def outcome(row: Mapping[str, Any]) -> str:
+    """`ahead`, `level` or `behind`, by the interval of the SAE less a control; "" if unknown.
+
+    Args:
+        row: Of the table `subjects`, of another dictionary than the SAE.
+    """
+    low, high = row["sae_less_this_low"], row["sae_less_this_high"]
+    if low is None or high is None or row["coverage"] < LEAST_COVERAGE:
+        return ""
+    return "ahead" if low > 0 else "behind" if high < 0 else "level"
+
+
+def _outcomes(rows: Rows) -> Table:
+    """A row for each control and scorer: at how many points the SAE is ahead, level, behind."""
+    counts: dict[tuple[str, str], Counter[str]] = {}
+    for row in rows:
+        if row["subject"] != SAE and row["explainer"] in ("", HEADLINE) and (how := outcome(row)):
+            counts.setdefault((row["subject"], row["scorer"]), Counter())[how] += 1
+    shown = [
+        [Cell(subject), Cell(WORDS[scorer]),
+         *(Cell(str(count[how]), count[how]) for how in ("ahead", "level", "behind"))]
+        for (subject, scorer), count in counts.items()
+    ]  # fmt: skip
+    note = (
+        "number of dictionaries at their points, by the interval of the SAE less the control at "
+        "equal densities; level: the interval holds 0"
+    )
+    return Table("SAE against", ["control", "scorer", "ahead", "level", "behind"], shown, note,
+                 words=2)  # fmt: skip
+
+
+def _compared(rows: Rows) -> Table:
+    shown = [
+        [Cell(row["point"]), Cell(row["dictionary"]), Cell(row["subject"]),
+         Cell(WORDS[row["scorer"]]), Cell(outcome(row) or "no interval"),
+         number("", row["sae_less_this"]),
+         Cell(interval("", row["sae_less_this_low"], row["sae_less_this_high"])),
+         Cell(interval("", row["sae_less_this_seed_low"], row["sae_less_this_seed_high"])),
+         number("", row["coverage"])]
+        for row in rows
+        if row["subject"] != SAE and row["explainer"] in ("", HEADLINE)
+        and row["sae_less_this"] is not None
+    ]  # fmt: skip
+    columns = ["point", "dictionary", "control", "scorer", "the SAE is", "SAE less control",
+               "interval", "interval over seeds", "latents covered"]  # fmt: skip
+    return Table("SAE less control", columns, shown, "at equal densities", words=5)
+
+
+def _means(rows: Rows) -> Table:
+    shown = [
+        [Cell(row["point"]), Cell(row["dictionary"]), Cell(row["subject"]),
+         Cell(row["explainer"] or "none"), Cell(WORDS[row["scorer"]]), number("", row["value"]),
+         Cell(interval("", row["low"], row["high"])),
+         Cell(interval("", row["seed_low"], row["seed_high"])), number("", row["deranged"]),
+         Cell(str(row["seeds"]), row["seeds"]), Cell(str(row["latents"]), row["latents"])]
+        for row in rows if row["scorer"] in WORDS
+    ]  # fmt: skip
+    columns = ["point", "SAE", "dictionary", "explainer", "scorer", "mean", "interval",
+               "interval over seeds", "wrong explanation", "seeds", "latents"]  # fmt: skip
+    return Table("Means over latents", columns, shown, words=5)
+
+
+def _left_out(groups: Sequence[Mapping[str, Any]]) -> Table:
+    shown = [
+        [Cell(group["point"]), Cell(group["dictionary"]), Cell(WORDS[scorer])]
+        for group in groups
+        for scorer, kinds in group["qualified"].items()
+        if not kinds and (scorer not in SCORERS[5:] or group.get("narrow"))
+    ]
+    note = "they do not tell true explanations of known classes from wrong ones, or were not asked"
+    return Table("Left out of everything above", ["point", "dictionary", "scorer"], shown, note,
+                 words=3)  # fmt: skip
+
+
+def _groups(groups: Sequence[Mapping[str, Any]]) -> Table:
+    shown = [
+        [Cell(group["point"]), Cell(group["dictionary"]), Cell(", ".join(group["runs"])),
+         Cell(", ".join(group["controls"])), number("", group["tokens"]["latents"]),
+         number("", sum(group["seconds"].values()))]
+        for group in groups
+    ]  # fmt: skip
+    columns = ["point", "dictionary", "runs", "trained controls", "latents of one seed", "seconds"]
+    return Table("Dictionaries", columns, shown, words=4)
+
+
+def _missing(groups: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    return {
+        f"{group['point']}: {name}": command
+        for group in groups
+        for name, command in group["missing"].items()
+    }
