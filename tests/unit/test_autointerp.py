@@ -184,7 +184,7 @@ def test_rules_are_put_to_the_test_and_latents_pushed(encoder, run, monkeypatch)
     monkeypatch.setattr(pushed, "TARGET", 0.05)
     settings = SETTINGS | {
         "explainers": ["rules", "tested"], "scorers": ["counterfactual", "intervention"],
-        "lm_tokens": 8_000_000,
+        "lm_tokens": 1_200_000,
     }  # fmt: skip
     result = evaluate([str(run)], {"autointerp": settings})["autointerp"]
     tested = {(r["subject"], r["explainer"]): r for r in result.tables["falsified"].rows()}
