@@ -252,7 +252,8 @@ class AutointerpEval(Resampled):
                 else self.num_latents, batch_rows=self.batch_rows, dense=control.dense,
             )  # fmt: skip
             own = placed if control.name == RANDOM_LM else one
-            if "counterfactual" in self.scorers or TESTED in self.explainers:
+            tested = "counterfactual" in self.scorers or TESTED in self.explainers
+            if tested and not control.dense:
                 subject = replace(subject, reader=LMReader(placed, own.lm))
             trained = not control.facts and control.name != RANDOM_LM
             if "intervention" in self.scorers and trained:

@@ -16,25 +16,27 @@ from sae.explanations.latents import index_of
 from sae.features.firings import sides
 from sae.features.sets import sae_key
 from sae.language.lm import LanguageModel
+from sae.language.prefix import Prefix
 from sae.provenance import content_key
 
-_PASS_TOKENS = 1024
+_LAST = 6
+"""Tokens at the end that are read for each context; what stands before is read once if shared."""
 
 
 class LMReader:
     """Runs the LM up to the dictionary, and the dictionary on one row of each context.
 
-    What was read is kept in the cache. A row that does not count has no activation.
+    Contexts that begin alike share the pass over their beginning. What was read is kept in the
+    cache. A row that does not count has no activation.
 
     Args:
         one: The dictionary at its place.
         lm: The LM.
-        pass_tokens: Tokens in a pass; decides memory.
     """
 
-    def __init__(self, one: PlacedSAE, lm: LanguageModel, pass_tokens: int = _PASS_TOKENS):
+    def __init__(self, one: PlacedSAE, lm: LanguageModel):
         assert one.ends is not None, "what reads text has a place in an LM"
-        self.one, self.lm, self.pass_tokens = one, lm, pass_tokens
+        self.one, self.lm = one, lm
         self._points = one.ends.points
 
     @cached_property
@@ -63,23 +65,21 @@ class LMReader:
 
         return cached("changed_texts/", identity, make)[0]["activations"].numpy()
 
-    def cost(self, at: Int[np.ndarray, " n"]) -> int:
-        """See `Reader`; about, since a pass is as long as its longest context."""
-        return int((at + 1).sum())
+    def cost(self, tokens: Int[np.ndarray, "n ctx"], at: Int[np.ndarray, " n"]) -> int:
+        """See `Reader`."""
+        groups = _by_prefix(tokens, at)
+        return sum(start + len(rows) * int(at[rows[0]] + 1 - start) for start, rows in groups)
 
     @torch.no_grad()
     def _read(self, name: str, tokens: np.ndarray, at: np.ndarray) -> np.ndarray:
         found = np.zeros(len(at))
-        order = np.argsort(at, kind="stable")
-        while len(order):
-            longest = int(at[order[-1]]) + 1
-            part = order[-max(1, self.pass_tokens // longest) :]
-            order = order[: -len(part)]
-            ids = torch.from_numpy(tokens[part, :longest].astype(np.int64))
-            seen = self.lm.capture(ids, self._points)
-            rows, here = torch.arange(len(part)), torch.from_numpy(at[part].astype(np.int64))
-            x = [seen[point][rows, here.to(seen[point].device)] for point in self._points]
-            found[part] = self._codes(x, ids[rows, here], name).double().cpu().numpy()
+        ids = torch.from_numpy(tokens.astype(np.int64))
+        for start, rows in _by_prefix(tokens, at):
+            prefix = Prefix(self.lm, ids[rows[0], :start], self._points)
+            behind = ids[rows, start : at[rows[0]] + 1]
+            seen = prefix.capture(behind)
+            x = [seen[point][:, -1] for point in self._points]
+            found[rows] = self._codes(x, behind[:, -1], name).double().cpu().numpy()
         return found
 
     def _codes(self, parts: list[Tensor], tokens: Tensor, name: str) -> Tensor:
@@ -108,6 +108,21 @@ class TokenReader:
         here, own = tokens[np.arange(len(at)), at], self._tokens[name]
         return (here == own if isinstance(own, int) else own[here]).astype(np.float64)
 
-    def cost(self, at: Int[np.ndarray, " n"]) -> int:
+    def cost(self, tokens: Int[np.ndarray, "n ctx"], at: Int[np.ndarray, " n"]) -> int:
         """None: the token says it."""
         return 0
+
+
+def _by_prefix(
+    tokens: Int[np.ndarray, "n ctx"], at: Int[np.ndarray, " n"]
+) -> list[tuple[int, list[int]]]:
+    """Contexts that begin alike: the length of what they share, and their numbers.
+
+    What is asked about stands at the same position in all of them. The `_LAST` tokens before it
+    may differ.
+    """
+    groups: dict[tuple[int, bytes], list[int]] = {}
+    for i, end in enumerate(at.tolist()):
+        start = max(1, end - _LAST)
+        groups.setdefault((end, tokens[i, :start].tobytes()), []).append(i)
+    return [(max(1, end - _LAST), rows) for (end, _), rows in groups.items()]

@@ -11,19 +11,19 @@ the corpus with one token changed, and no LLM is asked.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from sae.explanations.excerpts import draw, marked
+from sae.explanations.excerpts import marked
 from sae.explanations.latents import Latent, Reader
 from sae.explanations.rules import Deciding, Rule, RuleText
 from sae.explanations.scores import LEAST_POSITIVES
 from sae.features.firings import Firings
 
 COUNTERFACTUAL = ("necessity", "sensitivity")
-PLACES = 16
+PLACES = 12
 """Places on either side of a test."""
 NEAR = 4
 """Tokens before a place that the control of necessity changes one of."""
@@ -65,6 +65,7 @@ class Trial(NamedTuple):
         return bool(min(self.margins) <= 0) if np.isfinite(self.margins).all() else None
 
 
+_ARMS = ("necessity", "same", "near", "sensitivity", "random")
 UNTESTED = Trial(*[float("nan")] * 6)
 
 
@@ -98,45 +99,67 @@ class Counterfactuals:
         self._space = np.array([word[:1].isspace() for word in words], np.int64)
         self._kind = 10 * self._space + np.array([_letters(word.strip()) for word in words])
 
-    def trial(
-        self, latent: Latent, seed: int, rule: Rule | None, reader: Reader, places: int = PLACES
-    ) -> Trial:
-        """The outcome of a test of a rule; `UNTESTED` unless a single token decides about it.
+    def trial(self, latent: Latent, seed: int, rule: Rule | None, reader: Reader) -> Trial:
+        """The outcome of a test of one rule; `UNTESTED` without a rule."""
+        return UNTESTED if rule is None else self.trials(latent, seed, [rule], reader)[0]
+
+    def trials(
+        self, latent: Latent, seed: int, rules: Sequence[Rule], reader: Reader,
+        places: int = PLACES,
+    ) -> list[Trial]:  # fmt: skip
+        """Outcomes of tests; `UNTESTED` unless a single token decides about a rule.
 
         Args:
             latent: The latent.
             seed: Its number in the dictionary, which decides the places.
-            rule: The rule that explains it.
+            rules: Rules that may explain it.
             reader: Gives its activations on changed text.
             places: Places on either side.
         """
-        deciding = None if rule is None else self.rules.deciding(rule)
-        if deciding is None or not deciding.tokens.any():
-            return UNTESTED
-        random = np.random.default_rng([self.seed, seed, 5])
         fired = self._fired(latent)
-        firing = self._firing(fired, deciding, places, random)
-        silent = self._silent(fired, deciding, places, random)
-        true = [self._put(place, deciding, random) for place in silent]
-        changes = {
-            "necessity": [self._swapped(p, deciding, ~deciding.tokens, random) for p in firing],
-            "same": [self._swapped(p, deciding, deciding.tokens, random) for p in firing],
-            "near": [self._near(place, deciding, random) for place in firing],
-            "sensitivity": true,
-            "random": [
-                self._change(one.place, one.at, one.token, ~deciding.tokens, random) for one in true
-            ],
-        }
+        changes: dict[tuple[int, str], Sequence[_Change | None]] = {}
+        for n, rule in enumerate(rules):
+            deciding = self.rules.deciding(rule)
+            if deciding is not None and deciding.tokens.any():
+                changes |= {
+                    (n, arm): of
+                    for arm, of in self._changes(fired, deciding, places, [seed, 5]).items()
+                }
         activations, tokens = self._read(latent.name, changes, reader)
         before = dict(zip(fired.row.tolist(), fired.value.tolist(), strict=True))
-        lost = {
-            name: _lost([before[one.place] for one in changes[name] if one], activations[name])
-            for name in ("necessity", "same", "near")
+        found = []
+        for n in range(len(rules)):
+            if (n, "near") not in changes:
+                found.append(UNTESTED)
+                continue
+            after = {arm: activations[n, arm] for arm in _ARMS}
+            lost = {
+                arm: _lost([before[one.place] for one in changes[n, arm] if one], after[arm])
+                for arm in ("necessity", "same", "near")
+            }
+            found.append(Trial(
+                lost["necessity"], _share(after["necessity"] <= 0), lost["same"], lost["near"],
+                _share(after["sensitivity"] > 0), _share(after["random"] > 0), tokens,
+            ))  # fmt: skip
+            tokens = 0  # counted once
+        return found
+
+    def _changes(
+        self, fired: Firings, of: Deciding, places: int, seed: list[int]
+    ) -> dict[str, Sequence[_Change | None]]:
+        """The changes of each arm; None where there is no token for one."""
+        random = np.random.default_rng([self.seed, *seed])
+        firing = self._firing(fired, of, places, random)
+        true = [self._put(place, of, random) for place in self._silent(fired, of, places, seed)]
+        return {
+            "necessity": [self._swapped(place, of, ~of.tokens, random) for place in firing],
+            "same": [self._swapped(place, of, of.tokens, random) for place in firing],
+            "near": [self._near(place, of, random) for place in firing],
+            "sensitivity": true,
+            "random": [
+                self._change(one.place, one.at, one.token, ~of.tokens, random) for one in true
+            ],
         }
-        return Trial(
-            lost["necessity"], _share(activations["necessity"] <= 0), lost["same"], lost["near"],
-            _share(activations["sensitivity"] > 0), _share(activations["random"] > 0), tokens,
-        )  # fmt: skip
 
     def sensitivity(
         self, latent: Latent, seed: int, rule: Rule | None, reader: Reader
@@ -146,7 +169,7 @@ class Counterfactuals:
         if deciding is None or not deciding.tokens.any():
             return float("nan"), 0
         random = np.random.default_rng([self.seed, seed, 6])
-        silent = self._silent(self._fired(latent), deciding, PLACES, random)
+        silent = self._silent(self._fired(latent), deciding, PLACES, [seed, 5])
         changes = {"it": [self._put(place, deciding, random) for place in silent]}
         activations, tokens = self._read(latent.name, changes, reader)
         return _share(activations["it"] > 0), tokens
@@ -175,13 +198,16 @@ class Counterfactuals:
         parts = np.array_split(place[kept][order], min(count, int(kept.sum())) or 1)
         return [int(random.choice(part)) for part in parts if len(part)]
 
-    def _silent(
-        self, fired: Firings, of: Deciding, count: int, random: np.random.Generator
-    ) -> list[int]:
-        """Places where the latent is silent and the rule does not hold."""
-        able = np.flatnonzero(self.rules.allowed & ~marked(self.text, fired.row))
-        able = able[self._room(able, of)]
-        return draw(able[~self._holds(able, of)], count, int(random.integers(2**32))).tolist()
+    def _silent(self, fired: Firings, of: Deciding, count: int, seed: list[int]) -> list[int]:
+        """Places where the latent is silent and the rule does not hold; of two rules mostly alike.
+
+        Places in one order that all rules share, so that what stands before them is read once.
+        """
+        order = np.random.default_rng([self.seed, *seed]).permutation(np.flatnonzero(
+            self.rules.allowed & ~marked(self.text, fired.row)
+        ))  # fmt: skip
+        able = order[self._room(order, of)]
+        return able[~self._holds(able, of)][:count].tolist()
 
     def _put(self, place: int, of: Deciding, random: np.random.Generator) -> _Change:
         """The rule made true: by its tokens as often as they are in the text."""
@@ -231,11 +257,13 @@ class Counterfactuals:
         return _Change(place, at, int(random.choice(nearest)))
 
     def _read(
-        self, name: str, changes: Mapping[str, Sequence[_Change | None]], reader: Reader
-    ) -> tuple[dict[str, Float[np.ndarray, " n"]], int]:
+        self, name: str, changes: Mapping[Any, Sequence[_Change | None]], reader: Reader
+    ) -> tuple[dict[Any, Float[np.ndarray, " n"]], int]:
         """Activations after the changes that could be made, and the tokens that were read."""
         made = {arm: [one for one in of if one is not None] for arm, of in changes.items()}
         every = [one for of in made.values() for one in of]
+        if not every:
+            return {}, 0
         ctx = self.text.ctx
         place = np.array([one.place for one in every], np.int64)
         tokens = self.text.text.tokens[place // ctx].copy()
@@ -243,7 +271,8 @@ class Counterfactuals:
             row[one.at % ctx] = one.token
         found = reader.read(name, tokens, place % ctx)
         ends = np.cumsum([len(of) for of in made.values()])
-        return dict(zip(made, np.split(found, ends[:-1]), strict=True)), reader.cost(place % ctx)
+        arms = dict(zip(made, np.split(found, ends[:-1]), strict=True))
+        return arms, reader.cost(tokens, place % ctx)
 
 
 def _lost(before: Sequence[float], after: Float[np.ndarray, " n"]) -> float:

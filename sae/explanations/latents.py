@@ -81,8 +81,8 @@ class Reader(Protocol):
         """
         ...
 
-    def cost(self, at: Int[np.ndarray, " n"]) -> int:
-        """Tokens that an LM reads for so many positions."""
+    def cost(self, tokens: Int[np.ndarray, "n ctx"], at: Int[np.ndarray, " n"]) -> int:
+        """Tokens that an LM reads for it."""
         ...
 
 

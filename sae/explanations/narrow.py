@@ -98,7 +98,7 @@ class Narrow:
             classes: Number of classes of known meaning, with one explanation each.
             explanations: Number of explanations to score if each dictionary has one latent.
             dense: Number of them whose latents fire in nearly every excerpt; surprisal is undefined
-                there and reads nothing.
+                there, rules are not tested, and nothing is read.
 
         Raises:
             ConfigError: If the budget is too small for one latent of each dictionary.
@@ -107,7 +107,7 @@ class Narrow:
             self._tokens[name] for name in self.scorers if name in TOKENS
         )
         for name in self.scorers:
-            read = explanations - dense * (name == "surprisal")
+            read = explanations - dense * (name in ("surprisal", "counterfactual"))
             self.latents[name] = left // len(self.scorers) // (read * self._tokens[name])
         if min(self.latents.values(), default=2) < 2:  # another latent's explanation is needed
             dearest = max(self._tokens[name] for name in self.scorers)

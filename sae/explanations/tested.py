@@ -14,7 +14,7 @@ from sae.progress import progress
 TESTED = "tested"
 CANDIDATES = 3
 """Rules of largest F1 that are tested for each latent."""
-_PLACES = 10
+_PLACES = 8
 """Places on either side of each of these tests."""
 
 
@@ -61,7 +61,7 @@ class RuleTest:
 
 def tokens_of(ctx: int) -> int:
     """Tokens that the LM reads for an explanation and a wrong one, about."""
-    return 6 * PLACES * ctx // 2
+    return PLACES * (3 * ctx // 2 + 6 * 6)
 
 
 @EXPLAINERS.register(TESTED)
@@ -95,8 +95,8 @@ class Tested(Explainer):
             return None
         best, largest = rules[0], 0.0
         if text.deciding(best) is not None:
-            for rule in rules:
-                trial = on.trial(latent, seed, rule, self.reader, _PLACES)
+            trials = on.trials(latent, seed, rules, self.reader, _PLACES)
+            for rule, trial in zip(rules, trials, strict=True):
                 found = weight(text.fit(rule, latent.train.row).f1, trial)
                 if found > largest:
                     best, largest = rule, found

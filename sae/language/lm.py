@@ -108,13 +108,18 @@ class LanguageModel:
 
     @torch.no_grad()
     def capture(
-        self, tokens: Int[Tensor, "batch ctx"], points: Sequence[Point]
+        self,
+        tokens: Int[Tensor, "batch ctx"],
+        points: Sequence[Point],
+        cache: Mapping[str, Any] | None = None,
     ) -> dict[Point, Float[Tensor, "batch ctx d"]]:
         """Activations at `points` from one forward pass, which ends at the last one needed.
 
         Args:
             tokens: Token ids, nothing padded.
             points: Points in any order; widths may differ.
+            cache: Keys and values of what stands before (`new_cache`); those of the tokens are
+                added to it, up to the last point.
 
         Returns:
             Activations by point, in the LM's dtype and on its device.
@@ -123,13 +128,14 @@ class LanguageModel:
             SiteError: If a point does not exist.
             ConfigError: If the contexts are longer than the LM allows.
         """
-        return self.differentiable_capture(tokens, points)
+        return self.differentiable_capture(tokens, points, cache=cache)
 
     def differentiable_capture(
         self,
         tokens: Int[Tensor, "batch ctx"],
         points: Sequence[Point],
         replace: Mapping[Point, Replacement] | None = None,
+        cache: Mapping[str, Any] | None = None,
     ) -> dict[Point, Float[Tensor, "batch ctx d"]]:
         """`capture` with other values spliced in, as in `logits`, and with their gradients."""
         found: dict[Point, Tensor] = {}
@@ -149,7 +155,7 @@ class LanguageModel:
                     self.hooked(splices(replace)),
                     self.hooked({point: keep(point) for point in wanted}),
                 ):
-                    self._forward(tokens)
+                    self._forward(tokens, cache)
             except _Enough:
                 pass
         return {point: found[point] for point in points}
@@ -298,14 +304,15 @@ class LanguageModel:
         finally:
             handle.remove()
 
-    def _forward(self, tokens: Tensor) -> Tensor:
+    def _forward(self, tokens: Tensor, cache: Mapping[str, Any] | None = None) -> Tensor:
         if tokens.shape[1] > self.max_ctx:
             raise ConfigError(
                 f"Contexts of {tokens.shape[1]} tokens are longer than {self.name} allows. "
                 f"Set ctx to at most {self.max_ctx}."
             )
         check_embedded(tokens, self.model, self.tokenizer, self.name)
-        return self.model(tokens.to(self.device, torch.long), use_cache=False).logits
+        ids = tokens.to(self.device, torch.long)
+        return self.model(ids, use_cache=cache is not None, **(cache or {})).logits
 
     @contextmanager
     def hooked(self, functions: Mapping[Point, OnPass]) -> Iterator[None]:

@@ -198,8 +198,9 @@ def _qualification(result: EvalResult) -> Table:
     columns = ["classes", "scorer", "outcome", "true explanation", "wrong one", "difference",
                "interval", "number of classes"]  # fmt: skip
     note = (
-        "classes whose meaning is known; wrong: another class's explanation, of intruders random "
-        "sets of excerpts. A scorer that qualifies on neither kind is left out of tiles and picture"
+        "classes whose meaning is known; wrong: another class's explanation, without explanation "
+        "random sets of excerpts, of necessity another token near. A scorer that qualifies on "
+        "neither kind is left out of tiles and picture"
     )
     return Table("Qualification", columns, rows, note, words=3)
 

@@ -19,7 +19,7 @@ from sae.evals.base import EvalResult
 from sae.evals.controls import FROZEN, RANDOM_LM
 from sae.evals.interpretability import InterpretabilityEval
 from sae.evaluation import evaluate, evaluate_all, place
-from sae.explanations import rule_texts, truth
+from sae.explanations import pushed, rule_texts, truth
 from sae.explanations.files import read_explanations, write_explanations
 from sae.explanations.truth import TOPICS
 from sae.features.sets import feature_set
@@ -175,6 +175,40 @@ def test_a_text_that_nothing_was_trained_on_is_refused(encoder, run):
 def test_topics_are_of_classes_that_exist():
     assert {label for _, label in TOPICS} == {0, 1}
     assert len(set(TOPICS.values())) == len(TOPICS)
+
+
+@pytest.mark.slow
+def test_rules_are_put_to_the_test_and_latents_pushed(encoder, run, monkeypatch):
+    monkeypatch.setattr(pushed, "read_openings", lambda _, most: list("abcdefgh")[:most])
+    monkeypatch.setattr(pushed, "NEW_TOKENS", 4)
+    monkeypatch.setattr(pushed, "TARGET", 0.05)
+    settings = SETTINGS | {
+        "explainers": ["rules", "tested"], "scorers": ["counterfactual", "intervention"],
+        "lm_tokens": 1_200_000,
+    }  # fmt: skip
+    result = evaluate([str(run)], {"autointerp": settings})["autointerp"]
+    tested = {(r["subject"], r["explainer"]): r for r in result.tables["falsified"].rows()}
+    assert {name for name, _ in tested} <= {
+        "SAE", "neurons top-k", "pca top-k", "ica top-k", "random top-k", LOOKUP
+    }  # fmt: skip
+    assert ("SAE", "rules") in tested
+    lookup = tested[LOOKUP, "rules"]
+    assert lookup["necessity"] == lookup["sensitivity"] == 1
+    assert lookup["falsified"] == 0
+    states = result.details["states"]
+    assert "tested" in states["SAE"]
+    assert "tested" not in states[LOOKUP]  # of the SAE alone
+    assert result.details["round"]["latents"] > 5
+    assert {row["subject"] for row in result.tables["pushed"].rows()} == {"SAE"}
+    kinds = {(r["kind"], r["scorer"]) for r in result.tables["qualification"].rows()}
+    assert ("topics", "necessity") not in kinds
+    (file,) = (run / "evals").glob("autointerp*.json")
+    page = (file.with_suffix("") / "index.html").read_text()
+    for words in ("Tests on changed text", "What the tests changed", "Pushed latents"):
+        assert words in page
+    again = evaluate([str(run)], {"autointerp": settings})["autointerp"]
+    assert again.tables["falsified"].rows() == result.tables["falsified"].rows()
+    assert again.tables["pushed"].rows() == result.tables["pushed"].rows()
 
 
 def chatting(messages):

@@ -16,7 +16,7 @@ from sae.explanations.latents import Latent, Subject
 from sae.explanations.narrow import Narrow
 from sae.explanations.rules import Rule, RuleText
 from sae.explanations.study import Row
-from sae.explanations.tested import TESTED, weight
+from sae.explanations.tested import TESTED, tokens_of, weight
 from sae.explanations.truth import token_classes
 from sae.features.firings import Firings
 from sae.features.make import all_firings
@@ -35,7 +35,7 @@ class Caused:
         pairs = zip(tokens, at, strict=True)
         return np.array([2.0 * self.cause(row[: end + 1].tolist()) for row, end in pairs])
 
-    def cost(self, at):
+    def cost(self, tokens, at):
         return int((at + 1).sum())
 
 
@@ -196,7 +196,7 @@ def test_activations_are_those_of_whole_passes_one_by_one(source, activation):  
     tokens[np.arange(12), at - 1] = random.integers(0, 256, 12)
     names = ["3", "17"] + (["-3"] if activation == "identity" else [])
     for name in names:
-        found = LMReader(one, one.lm, pass_tokens=40).read(name, tokens, at)
+        found = LMReader(one, one.lm).read(name, tokens, at)
         expected = []
         for row, end in zip(tokens, at, strict=True):
             ids = torch.from_numpy(row[None].astype(np.int64))
@@ -256,15 +256,15 @@ def test_the_budget_decides_how_many_latents_are_tested(rules):
     reader = Caused(lambda row: row[-1] == FISH)
     subject = Subject("SAE", latents, reader)
     oracle = [Explanation(name, token_rule(WORDS.index(name))) for name in names]
-    each = 6 * PLACES * CTX // 2
+    each = tokens_of(CTX)
     narrow = Narrow(_Silent(), ["counterfactual"], 3 * 4 * each, rules)
-    narrow.plan(classes=20, explanations=4, dense=1)  # classes take nothing of it
+    narrow.plan(classes=20, explanations=5, dense=1)  # neither take anything of it
     assert narrow.latents == {"counterfactual": 3}
     rows = narrow.read(subject, {"x": oracle}, bench_of(rules.text), _rows(subject, {"x": oracle}))
     assert sum("necessity" in row.values for row in rows) == 3
     assert each < narrow.facts()["tokens"] < 4 * each
     with pytest.raises(ConfigError, match=r"2 latents of each dictionary take about.*Give more"):
-        Narrow(_Silent(), ["counterfactual"], 100, rules).plan(20, 4, 1)
+        Narrow(_Silent(), ["counterfactual"], 100, rules).plan(20, 5, 1)
 
 
 def test_without_a_reader_there_is_no_score(rules):

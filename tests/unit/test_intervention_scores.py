@@ -82,15 +82,19 @@ def test_a_push_that_does_not_reach_the_target_has_no_texts(placed, monkeypatch)
     assert np.isnan(scorer.score(one, 0, Explanation("z")).values["intervention"])
 
 
-def test_classes_are_pushed_behind_the_last_block_and_come_up_in_the_text(placed, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(module, "TARGET", 2.0)
+def test_classes_are_pushed_behind_the_last_block_and_come_up_in_the_text(
+    placed,  # noqa: F811
+    monkeypatch,
+):
+    monkeypatch.setattr(module, "TARGET", 0.5)
+    monkeypatch.setattr(module, "NEW_TOKENS", 16)
     lm = placed.lm
     z = one_token(lm.tokenizer, "z")
     mask = np.arange(lm.vocab_size) == z
     pushes = of_classes(placed, {"z": mask})
     assert pushes._one.point == Point("resid", lm.num_layers - 1)
     texts = pushes.texts("z")
-    own, clean = (sum(t[-4:].count(z) for t in of) for of in (texts.own, pushes.clean))
+    own, clean = (sum(t[-16:].count(z) for t in of) for of in (texts.own, pushes.clean))
     assert own > clean
 
 

@@ -43,6 +43,20 @@ def test_logits_are_those_of_whole_passes_also_under_an_edit(lm, tokens):
     torch.testing.assert_close(edited, whole, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("point", [POINT, Point("attn_out", 1), Point("mlp", 1)], ids=str)
+def test_activations_are_those_of_whole_passes_and_no_block_above_runs(lm, tokens, point):
+    whole = lm.capture(tokens, [point])[point][:, 7:]
+    above = []
+    name = f"{lm.family.blocks}.{lm.num_layers - 1}"
+    handle = lm.model.get_submodule(name).register_forward_hook(lambda *_: above.append(1))
+    prefix = Prefix(lm, tokens[0, :7], [point])
+    for _ in range(2):
+        found = prefix.capture(tokens[:, 7:])[point]
+        torch.testing.assert_close(found, whole, atol=1e-4, rtol=1e-4)
+    handle.remove()
+    assert above == []
+
+
 def test_prompts_longer_than_the_lm_allows_are_refused(tiny_lm):
     lm = tiny_lm("gpt2")
     prefix = Prefix(lm, torch.ones(500, dtype=torch.long))
