@@ -12,6 +12,7 @@ import sae
 from sae.activations.counted import Counted, RowRule
 from sae.errors import ConfigError, SourceError
 from sae.features.output_effects import TOP_TOKENS, contrast, output_effects, strongest
+from sae.features.steered_draws import Resamples
 from sae.features.steering import Arm, Gauge, intervention, sizes_at
 from sae.features.written import Pen, Written, distinct, harmonic, scored
 from sae.interventions import added, intervene, set_to
@@ -19,7 +20,7 @@ from sae.language.generate import drawn
 from sae.language.logit_lens import direct_logits
 from sae.language.sites import output_module
 from sae.metrics.bootstrap import Bootstrap, multinomial_weights
-from sae.metrics.crossed import crossed_means
+from sae.metrics.crossed import crossed_means, nested_draws
 from sae.probing.judge import Judge
 from sae.tasks.concept import read_concept, read_openings, snippets
 from sae.tasks.labelled import LabelledTexts
@@ -32,7 +33,7 @@ def tokens_of(lm, *texts):
 
 
 def pen_on(one, prompts=tuple(OPENINGS), **more):
-    settings = {"new_tokens": 6, "temperature": 0.0, "seed": 0, "batch_texts": 3}
+    settings = {"draws": 1, "new_tokens": 6, "temperature": 0.0, "seed": 0, "batch_texts": 3}
     return Pen(one, prompts, **settings | more)
 
 
@@ -82,6 +83,25 @@ def test_noise_has_one_length_and_is_new_at_every_position():
     assert (flat @ flat.T - torch.eye(10)).abs().max() < 0.99
 
 
+def test_the_noise_of_a_text_does_not_depend_on_the_batch():
+    x, texts = torch.zeros(3, 2, 8), [(0, 0), (1, 0), (1, 4)]
+    replace = Arm("noise", seed=3).pushed(1.0, texts)
+    first, then = replace(x), replace(x[:, :1])
+    assert not torch.isclose(first[:, :1], then).any()
+    for i, text in enumerate(texts):
+        alone = Arm("noise", seed=3).pushed(1.0, [text])
+        torch.testing.assert_close(alone(x[:1]), first[i : i + 1])
+        torch.testing.assert_close(alone(x[:1, :1]), then[i : i + 1])
+
+
+def test_every_prompt_has_its_own_random_direction():
+    x, directions = torch.zeros(4, 2, 3), torch.tensor([[3.0, 0, 0], [0, 5.0, 0]])
+    texts = [(0, 1), (1, 0), (0, 0), (1, 1)]
+    found = Arm("random", directions).pushed(torch.tensor([1.0, 2.0, 3.0, 4.0]), texts)(x)
+    expected = torch.tensor([[0.0, 1, 0], [2, 0, 0], [3, 0, 0], [0, 4, 0]])
+    torch.testing.assert_close(found, expected[:, None].expand(4, 2, 3))
+
+
 def test_rows_that_do_not_count_stay_in_pushes_and_in_text(placed, monkeypatch):  # noqa: F811
     """A limit that some rows pass and others do not; the separator never counts."""
     lm, tokens = placed.lm, tokens_of(placed.lm, "abcdefgh")
@@ -116,6 +136,18 @@ def test_kl_against_a_slow_loop(placed):  # noqa: F811
             kl = slow_kl(clean, lm.logits(text[None], {POINT: lambda x, s=step: x + s}))
             total, count = total + float(kl[0, 1:].sum()), count + len(text) - 1
         assert value == pytest.approx(total / count, rel=1e-4)
+
+
+def test_kl_with_a_direction_for_each_prompt(placed):  # noqa: F811
+    """Texts of other lengths, so that batches are in another order than the prompts."""
+    texts = [tokens_of(placed.lm, text)[0] for text in ("abcdefg", "abcd", "badcefg")]
+    directions = placed.sae.W_dec[[3, 5, 9]]
+    total, count = 0.0, 0
+    for text, direction in zip(texts, directions, strict=True):
+        kl = Gauge(placed, [text]).kl(Arm("", direction), [4.0])[0]
+        total, count = total + kl * (len(text) - 1), count + len(text) - 1
+    found = Gauge(placed, texts).kl(Arm("", directions), [4.0])[0]
+    assert found == pytest.approx(total / count, rel=1e-4)
 
 
 class Known(Gauge):
@@ -161,7 +193,7 @@ def test_texts_and_cross_entropies_against_a_slow_loop(placed):  # noqa: F811
     lm, prompts, direction = placed.lm, ["abc", "fedcba", "bcd"], placed.sae.W_dec[3]
     pen = pen_on(placed, prompts)
     found = pen.write(Arm("", direction), [0.0, 6.0])
-    for draw, size in enumerate((0.0, 6.0)):
+    for at, size in enumerate((0.0, 6.0)):
         for i, prompt in enumerate(prompts):
             tokens = tokens_of(lm, prompt)
             start = tokens.shape[1]
@@ -170,31 +202,33 @@ def test_texts_and_cross_entropies_against_a_slow_loop(placed):  # noqa: F811
                 step[:, 0] = 0
                 logits = lm.logits(tokens, {POINT: lambda x, s=step: x + s})[:, -1]
                 tokens = torch.cat([tokens, logits.argmax(-1, keepdim=True)], 1)
-            assert found.tokens[draw][i].tolist() == tokens[0].tolist()
+            assert found.tokens[at][0][i].tolist() == tokens[0].tolist()
             clean = torch.log_softmax(lm.logits(tokens).double(), -1)[0]
             ce = -np.mean([float(clean[j - 1, tokens[0, j]]) for j in range(start, start + 6)])
-            assert found.ce[draw, i] == pytest.approx(ce, rel=1e-4)
+            assert found.ce[at, 0, i] == pytest.approx(ce, rel=1e-4)
     assert found.texts[0] != found.texts[1]
 
 
-def test_draws_have_the_same_random_numbers_in_every_arm(placed):  # noqa: F811
-    pen = pen_on(placed, temperature=1.0, batch_texts=5)
-    clean = pen.write(None, [0.0, 0.0])
-    pushed = pen.write(Arm("", placed.sae.W_dec[3]), [0.0, 9.0])
-    assert clean.texts[0] == pushed.texts[0]
-    assert clean.texts[0] != clean.texts[1]
-    assert pen.write(None, [0.0], before="zz")[0] != clean.texts[:1]
+def test_draws_have_the_same_random_numbers_in_every_arm_and_at_every_size(placed):  # noqa: F811
+    pen = pen_on(placed, draws=2, temperature=1.0, batch_texts=5)
+    clean = pen.write(None, [0.0]).texts[0]
+    pushed = pen.write(Arm("", placed.sae.W_dec[3]), [0.0, 9.0]).texts
+    assert pushed[0] == clean
+    assert clean[0] != clean[1]
+    assert pen.write(None, [0.0], before="zz").texts[0] != clean
 
 
 @pytest.mark.parametrize("batch_texts", [1, 2, 4, 40])
 def test_draws_and_prompts_are_independent_whatever_is_written_at_once(placed, batch_texts):  # noqa: F811
     """At a high temperature the LM says nothing: equal texts would be equal random numbers."""
     prompts = ["abcd", "efgh", "ab", "efg"]
-    pen = pen_on(placed, prompts, temperature=50.0, batch_texts=batch_texts)
-    texts = pen.write(None, [0.0] * 3).texts
+    hot = {"draws": 3, "temperature": 50.0}
+    texts = pen_on(placed, prompts, batch_texts=batch_texts, **hot).write(None, [0.0]).texts[0]
     assert len({text for draw in texts for text in draw}) == 12
-    other = pen_on(placed, prompts[::-1], temperature=50.0, batch_texts=3).write(None, [0.0] * 3)
-    assert [draw[::-1] for draw in other.texts] == texts  # a prompt's own numbers
+    other = pen_on(placed, prompts[::-1], **hot).write(None, [0.0]).texts[0]
+    assert [draw[::-1] for draw in other] == texts  # a prompt's own numbers
+    fewer = pen_on(placed, prompts, **hot | {"draws": 1}).write(None, [0.0]).texts[0]
+    assert fewer == texts[:1]
 
 
 def test_drawn_tokens_follow_the_distribution_at_any_temperature():
@@ -211,10 +245,11 @@ def test_loops_are_not_fluent():
         def __call__(self, texts):
             return np.full(len(texts), 1.0)
 
-    clean = Written([["a", "b"]], [], np.array([[3.0, 3.0]]), np.array([[1.0, 0.8]]))
-    steered = Written([["a", "b"]], [], np.array([[0.1, 4.0]]), np.array([[0.1, 0.9]]))
+    clean = Written([], [], np.array([[[2.5, 3.0], [3.5, 3.0]]]), np.array([[[1.0, 0.8]] * 2]))
+    texts = [[["a", "b"]]]
+    steered = Written(texts, [], np.array([[[0.1, 4.0]]]), np.array([[[0.1, 0.9]]]))
     found = scored(steered, clean, Flat(1.0, 1.0, 0, 0, None))
-    np.testing.assert_allclose(found.fluency, [[2 * 0.1, 2 * math.exp(-1)]])
+    np.testing.assert_allclose(found.fluency, [[[2 * 0.1, 2 * math.exp(-1)]]])
     np.testing.assert_allclose(found.concept, 2.0)
     np.testing.assert_allclose(found.score, harmonic(found.concept, found.fluency))
     assert distinct([1, 2] * 10) == pytest.approx(2 / 18)
@@ -363,6 +398,45 @@ def test_crossed_means_against_a_slow_loop():
     for i in range(5):
         total = sum(rows[i, a] * columns[i, b] * values[a, b] for a in range(3) for b in range(4))
         assert found[i + 1] == pytest.approx(total / 12)
+
+
+def test_nested_draws_hold_texts_of_drawn_prompts_alone():
+    found = nested_draws(3, 4, 2000, seed=1)
+    assert found[0].tolist() == np.ones((3, 4)).tolist()
+    of_group = found[1:].sum(2) / 4  # how often each group was drawn
+    assert set(np.unique(of_group)) <= {0, 1, 2, 3}
+    assert of_group.sum(1).tolist() == [3] * 2000
+    weights = found[1:] / 12
+    values = np.random.default_rng(0).normal(size=(3, 4))
+    # variance of a two-stage bootstrap mean: that of group means, and that inside groups
+    between = values.mean(1).var() / 3
+    inside = values.var(1).mean() / 12
+    drawn = (weights * values).sum((1, 2))
+    assert drawn.var() == pytest.approx(between + inside, rel=0.1)
+
+
+def study_of(choose, report):
+    return {"choose": {"score": choose}, "report": {"feature": {"score": report}}}
+
+
+def test_resamples_choose_the_kl_anew_and_are_those_of_a_slow_loop():
+    random = np.random.default_rng(0)
+    choose, report = random.random((2, 3, 2, 4)), random.random((2, 3, 2, 5))
+    studies = {i: study_of(choose[i], report[i]) for i in range(2)}
+    drawn = Resamples(studies, Bootstrap(num_resamples=30, seed=7))
+    found = drawn.means(report, drawn.at)
+    features = np.vstack([[1, 1], multinomial_weights(2, 30, 7).numpy()])
+    choosing, reporting = nested_draws(4, 2, 30, 8), nested_draws(5, 2, 30, 9)
+    for r in range(31):
+        total, chosen = 0.0, []
+        for i in range(2):
+            at = max(range(3), key=lambda t, i=i, r=r: (choosing[r].T * choose[i, t]).sum())
+            total += features[r, i] * (reporting[r].T * report[i, at]).sum() / 10
+            chosen.append(at)
+        assert drawn.at[r].tolist() == chosen
+        assert found[r] == pytest.approx(total / 2)
+    assert found[0] == pytest.approx(np.mean([report[i, drawn.at[0, i]] for i in range(2)]))
+    assert len({tuple(one) for one in drawn.at.tolist()}) > 1
 
 
 def test_modules_whose_outputs_are_sites(tiny_lm):
