@@ -218,10 +218,10 @@ class SteerEval(Resampled):
         prompts: Sequence[str], studied: Studied, texts: Sequence[dict[str, Any]],
         ratings: Ratings | None, seconds: float,
     ) -> Measured:  # fmt: skip
-        studies = studied.studies
+        studies = studied.features
         arms = arm_rows(studied, self.bootstrap)
         rated = [] if ratings is None else rating_rows(studied, texts, self.bootstrap)
-        features = feature_rows(chosen.every, studies, self.kl, one.lm.tokenizer, self.bootstrap)
+        features = feature_rows(chosen.every, studied, self.kl, one.lm.tokenizer, self.bootstrap)
         best = max(studies, key=lambda latent: on_choosing(studies[latent]))
         at = studies[best]["at"]
         assert one.point is not None
@@ -250,7 +250,7 @@ class SteerEval(Resampled):
                 "steering": {
                     "latent": best, "hookpoint": output_module(one.lm.model, one.point),
                     "vector": one.sae.W_dec[best].float().tolist(),
-                    "coefficient": studies[best]["choose"]["sizes"][at]
+                    "coefficient": studies[best]["choose"][at]["size"]
                     / float(one.sae.W_dec[best].norm()),
                 },
                 **({} if ratings is None else {"chat": ratings.facts | {

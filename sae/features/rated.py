@@ -67,7 +67,7 @@ class Ratings:
     """
 
     of: Mapping[str, Rating]
-    facts: Mapping[str, Any]
+    facts: dict[str, Any]
 
 
 def rate(desk: Desk, words: str, texts: Sequence[str]) -> Ratings:
@@ -131,7 +131,7 @@ def rating(reply: str) -> int | None:
 
 
 def agreement(
-    ratings: Mapping[str, Rating], scores: Mapping[str, Mapping[str, float]]
+    ratings: Mapping[str, Rating], scores: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, float | None]:
     """Rank correlation of the LM's ratings and the classifier's scores, over rated texts.
 

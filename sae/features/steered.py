@@ -24,6 +24,8 @@ OF_SHARED = (NOISE, DIFF_MEAN, *UNPUSHED)
 ARMS = (*OF_FEATURE, *OF_SHARED)
 """Arms in the order of tables: those of a feature, then those that all features share."""
 
+Record = dict[str, Any]
+"""Texts and scores of an arm at one KL by draw and prompt, and the KL and size of a push."""
 Key = tuple[int | None, str, int]
 """A push: its feature (None: all share it), its arm, and the number of its target."""
 Cost = Mapping[str, Sequence[float]]
@@ -50,36 +52,42 @@ class Half:
     Args:
         pen: Writes after the prompts.
         judge: Reads what was written.
-        targets: KLs in nats.
-        start: A size that searches start from.
     """
 
-    def __init__(self, pen: Pen, judge: Judge, targets: Sequence[float], start: float) -> None:
-        self.pen, self.judge, self.targets, self.start = pen, judge, tuple(targets), start
+    def __init__(self, pen: Pen, judge: Judge) -> None:
+        self.pen, self.judge = pen, judge
         self.clean: Written = pen.write(None, [0.0])
         self._gauge = Gauge(pen.one, self.clean.tokens[0][0])
 
-    def steered(self, arm: Arm) -> dict[str, Any]:
-        """An arm at every target, as plain JSON values."""
-        sizes = sizes_at(self._gauge, arm, self.targets, self.start)
-        written = self.pen.write(arm, [one.size for one in sizes])
-        return self._plain(written) | {
-            "sizes": [one.size for one in sizes], "kl": [one.kl for one in sizes],
-            "reached": [one.reached for one in sizes],
-        }  # fmt: skip
+    def steered(self, arm: Arm, targets: Sequence[float], start: float) -> list[Record]:
+        """An arm at each of some targets.
 
-    def unsteered(self, before: str = "") -> dict[str, Any]:
-        """The LM by itself, behind another text if one is given, as plain JSON values."""
-        written = self.pen.write(None, [0.0], before) if before else self.clean
-        return self._plain(written)
+        Args:
+            arm: The arm.
+            targets: KLs in nats.
+            start: A size that the search starts from.
+        """
+        sizes = sizes_at(self._gauge, arm, targets, start)
+        records = self._records(self.pen.write(arm, [one.size for one in sizes]))
+        return [
+            record | {"size": one.size, "kl": one.kl, "reached": one.reached}
+            for record, one in zip(records, sizes, strict=True)
+        ]
 
-    def _plain(self, written: Written) -> dict[str, Any]:
+    def unsteered(self, before: str = "") -> Record:
+        """The LM by itself, behind another text if one is given."""
+        (record,) = self._records(self.pen.write(None, [0.0], before) if before else self.clean)
+        return record
+
+    def _records(self, written: Written) -> list[Record]:
+        """What was written under each size, as plain JSON values by draw and prompt."""
         found = scored(written, self.clean, self.judge)
-        return {
-            "texts": written.texts, "ce": written.ce.tolist(),
-            "distinct": written.distinct.tolist(),
-            **{name: values.tolist() for name, values in found._asdict().items()},
-        }  # fmt: skip
+        return [
+            {"texts": texts, "ce": written.ce[i].tolist(),
+             "distinct": written.distinct[i].tolist(),
+             **{name: values[i].tolist() for name, values in found._asdict().items()}}
+            for i, texts in enumerate(written.texts)
+        ]  # fmt: skip
 
 
 def arms_of(
@@ -124,88 +132,65 @@ def shared_arms(direction: torch.Tensor, seed: int) -> list[Arm]:
     return [Arm(NOISE, seed=seed), Arm(DIFF_MEAN, direction)]
 
 
-def best(of_arm: Mapping[str, Any]) -> int:
+def best(records: Sequence[Record]) -> int:
     """Number of the target with the highest mean score."""
-    return int(np.asarray(of_arm["score"]).mean((1, 2)).argmax())
+    return int(np.argmax([np.mean(record["score"]) for record in records]))
 
 
 def study_feature(
-    halves: tuple[Half, Half], arms: Sequence[Arm], advance: Callable[[int], object]
-) -> dict[str, Any]:
-    """Steer by a feature and its controls.
+    halves: tuple[Half, Half], arms: Sequence[Arm], targets: Sequence[float], start: float,
+    advance: Callable[[int], object],
+) -> dict[str, Any]:  # fmt: skip
+    """Steer by a feature at every target, and by all of its arms at the best one.
 
     Args:
         halves: Prompts that choose the target, and prompts that report.
         arms: The feature's, itself first.
+        targets: KLs in nats.
+        start: A size that searches start from.
         advance: Gets 1 after each arm.
 
     Returns:
-        Plain JSON values: `choose` of the feature, `report` of all arms by name, `at` the chosen
-        target's number.
+        Plain JSON values: `choose` a record for each target, `at` the chosen target's number,
+        `report` a record for each arm by name.
     """
     choosing, reporting = halves
-    choose = choosing.steered(arms[0])
+    choose = choosing.steered(arms[0], targets, start)
     advance(1)
-    return {"choose": choose, "report": _reports(reporting, arms, advance), "at": best(choose)}
+    at, report = best(choose), {}
+    for arm in arms:
+        (report[arm.name],) = reporting.steered(arm, [targets[at]], choose[at]["size"])
+        advance(1)
+    return {"choose": choose, "at": at, "report": report}
 
 
 def study_shared(
-    halves: tuple[Half, Half], arms: Sequence[Arm], words: str, advance: Callable[[int], object]
-) -> dict[str, Any]:
-    """Steer by the arms that need no feature.
+    halves: tuple[Half, Half], direction: Arm, words: str, targets: Sequence[float], start: float,
+    advance: Callable[[int], object],
+) -> dict[str, Any]:  # fmt: skip
+    """Steer by DiffMean at every target, and by the arms that push nothing.
 
     Args:
         halves: See `study_feature`.
-        arms: As `shared_arms` gives them.
+        direction: DiffMean.
         words: The concept, as it stands in the prompt.
+        targets: KLs in nats.
+        start: A size that searches start from.
         advance: Gets 1 after each arm.
 
     Returns:
-        As `study_feature`; `choose` and `at` are those of DiffMean.
+        As `study_feature`, and the `unsteered` record of the choosing prompts.
     """
     choosing, reporting = halves
-    (direction,) = (arm for arm in arms if arm.name == DIFF_MEAN)
-    choose = choosing.steered(direction)
+    choose = choosing.steered(direction, targets, start)
     advance(1)
-    report = _reports(reporting, arms, advance)
+    report = {}
     for name, text in ((UNSTEERED, ""), (PROMPT, before(words))):
         report[name] = reporting.unsteered(text)
         advance(1)
-    return {"choose": choose, "report": report, "at": best(choose)}
-
-
-def _reports(
-    reporting: Half, arms: Sequence[Arm], advance: Callable[[int], object]
-) -> dict[str, Any]:
-    report = {}
-    for arm in arms:
-        report[arm.name] = reporting.steered(arm)
-        advance(1)
-    return report
-
-
-def reported_pushes(
-    studies: Mapping[int, Mapping[str, Any]], shared: Mapping[str, Any],
-    arms: Mapping[int, Sequence[Arm]], common: Sequence[Arm],
-) -> dict[Key, tuple[Arm, float]]:  # fmt: skip
-    """Arms and sizes of all pushes that are reported.
-
-    Args:
-        studies: By feature, as `study_feature` gives them.
-        shared: As `study_shared` gives it.
-        arms: Arms of each feature.
-        common: Arms that all features share.
-    """
-    found: dict[Key, tuple[Arm, float]] = {}
-    for latent, study in studies.items():
-        for arm in arms[latent]:
-            at = study["at"]
-            found[latent, arm.name, at] = arm, study["report"][arm.name]["sizes"][at]
-    chosen = {study["at"] for study in studies.values()}
-    for arm in common:
-        for at in sorted(chosen | ({shared["at"]} if arm.name == DIFF_MEAN else set())):
-            found[None, arm.name, at] = arm, shared["report"][arm.name]["sizes"][at]
-    return found
+    return {
+        "choose": choose, "at": best(choose), "report": report, "unsteered": choosing.unsteered()
+    }  # fmt: skip
 
 
 def before(words: str) -> str:

@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Float
 
 from sae.features.output_effects import Effect
-from sae.features.steered import ARMS, DIFF_MEAN, FEATURE, UNPUSHED, Cost
+from sae.features.steered import ARMS, DIFF_MEAN, FEATURE, UNPUSHED, UNSTEERED
 from sae.features.steered_draws import Resamples
-from sae.features.steered_studies import Studied
+from sae.features.steered_studies import CEILING, Studied
 from sae.language.pieces import pieces, token_bytes, visible
 from sae.metrics.bootstrap import Bootstrap
 from sae.metrics.classification import interval
@@ -20,7 +20,6 @@ Study = Mapping[str, Any]
 Row = dict[str, Any]
 SCORES = ("score", "concept", "fluency")
 ENDS = ("", "_low", "_high")
-CEILING = f"{DIFF_MEAN} at its own KL"
 ARMS_TABLE: dict[str, tuple[Type, str]] = {
     "arm": ("string", ""),
     **{f"{name}{end}": ("float64", "") for name in (*SCORES, "feature_less_arm") for end in ENDS},
@@ -62,30 +61,26 @@ def arm_rows(studied: Studied, bootstrap: Bootstrap) -> list[Row]:
         studied: The studies.
         bootstrap: How features, prompts, texts and documents are drawn.
     """
-    studies = studied.studies
-    drawn = Resamples(studies, bootstrap)
-    at_own_kl = drawn.chosen(studied.shared).repeat(len(studies), 1)
-    feature = drawn.means(_values(studied, FEATURE, "score"), drawn.at)
+    feature = _values(studied, FEATURE, "score")
+    drawn = Resamples(feature.shape, bootstrap)
     rows = []
     for arm in (*ARMS, CEILING):
         row: Row = {"arm": arm}
-        at = at_own_kl if arm == CEILING else drawn.at
-        means = {name: drawn.means(_values(studied, arm, name), at) for name in SCORES}
-        for name, found in means.items():
-            row |= _interval(name, found, bootstrap)
-        reports = [_report(study, studied.shared, arm) for study in studies.values()]
+        for name in SCORES:
+            row |= _interval(name, drawn.means(_values(studied, arm, name)), bootstrap)
+        reports = [studied.report(latent, arm) for latent in studied.features]
         if arm != FEATURE:
             equal = arm in (*UNPUSHED, CEILING) or all(
-                study["report"][FEATURE]["reached"][at] and report["reached"][at]
-                for study, (report, at) in zip(studies.values(), reports, strict=True)
+                studied.report(latent, FEATURE)["reached"] and report["reached"]
+                for latent, report in zip(studied.features, reports, strict=True)
             )
             if equal:
-                row |= _interval("feature_less_arm", feature - means["score"], bootstrap)
-        for name, kind in (("kl", "kl"), ("size", "sizes"), ("reached", "reached")):
-            if kind in reports[0][0]:
-                row[name] = float(np.mean([report[kind][at] for report, at in reports]))
+                less = drawn.means(feature - _values(studied, arm, "score"))
+                row |= _interval("feature_less_arm", less, bootstrap)
         if arm not in UNPUSHED:
-            costs = [_cost(studied, latent, arm) for latent in studies]
+            for name in ("kl", "size", "reached"):
+                row[name] = float(np.mean([report[name] for report in reports]))
+            costs = [studied.cost(latent, arm) for latent in studied.features]
             for name in ("kl", "ce"):
                 sums, counts = (
                     crossed_means(np.array([cost[kind] for cost in costs]), bootstrap)
@@ -99,26 +94,29 @@ def arm_rows(studied: Studied, bootstrap: Bootstrap) -> list[Row]:
 def curve_rows(
     studied: Studied, targets: Sequence[float], bootstrap: Bootstrap
 ) -> Iterator[Row]:  # fmt: skip
-    """A row for each arm and target KL; arms without a push have one row."""
-    studies = studied.studies
-    drawn = Resamples(studies, bootstrap)
-    for arm in ARMS:
-        reports = [_report(study, studied.shared, arm)[0] for study in studies.values()]
-        for i, target in enumerate([None] if arm in UNPUSHED else targets):
+    """A row on the choosing prompts for the arms that choose and each target KL, and unsteered."""
+    shared = studied.shared
+    choosers = {
+        FEATURE: [study["choose"] for study in studied.features.values()],
+        DIFF_MEAN: [shared["choose"]], UNSTEERED: [[shared["unsteered"]]],
+    }  # fmt: skip
+    for arm, listed in choosers.items():
+        for i in range(len(listed[0])):
+            records = [records[i] for records in listed]
             row: Row = {"arm": arm}
-            if target is not None:
-                row["target"] = target
-                row["kl"] = float(np.mean([report["kl"][i] for report in reports]))
-                row["reached"] = float(np.mean([report["reached"][i] for report in reports]))
-            at = np.full_like(drawn.at, i)
+            if arm != UNSTEERED:
+                row["target"] = targets[i]
+                for name in ("kl", "reached"):
+                    row[name] = float(np.mean([record[name] for record in records]))
             for name in SCORES:
-                means = drawn.means(_values(studied, arm, name), at)
+                values = np.array([record[name] for record in records])
+                means = Resamples(values.shape, bootstrap).means(values)
                 row |= _interval(name, means, bootstrap)
             yield row
 
 
 def feature_rows(
-    every: Sequence[Effect], studies: Mapping[int, Study], targets: Sequence[float], tokenizer: Any,
+    every: Sequence[Effect], studied: Studied, targets: Sequence[float], tokenizer: Any,
     bootstrap: Bootstrap,
 ) -> Iterator[Row]:  # fmt: skip
     """A row for each latent that was a candidate; those that were chosen have scores."""
@@ -126,16 +124,17 @@ def feature_rows(
     for effect in every:
         tokens = [visible(pieces([i], vocabulary)[0]) for i in effect.promoted[:_SHOWN_TOKENS]]
         row: Row = {
-            **effect._asdict(), "chosen": effect.latent in studies,
+            **effect._asdict(), "chosen": effect.latent in studied.features,
             "promoted": " · ".join(token[:_SHOWN_LETTERS] for token in tokens),
         }  # fmt: skip
-        if effect.latent in studies:
-            study = studies[effect.latent]
-            at, report = study["at"], study["report"][FEATURE]
-            alone = Resamples({effect.latent: study}, bootstrap)
-            means = alone.means(np.array([report["score"]]), alone.at)
+        if effect.latent in studied.features:
+            study = studied.features[effect.latent]
+            report = study["report"][FEATURE]
+            values = np.array([report["score"]])
+            means = Resamples(values.shape, bootstrap).means(values)
             row |= {
-                "target": targets[at], "size": report["sizes"][at], "choosing": on_choosing(study),
+                "target": targets[study["at"]], "size": report["size"],
+                "choosing": on_choosing(study),
                 **_interval("reporting", means, bootstrap),
             }  # fmt: skip
         yield row
@@ -143,17 +142,16 @@ def feature_rows(
 
 def text_rows(studied: Studied, prompts: Sequence[str], targets: Sequence[float]) -> Iterator[Row]:
     """A row for each text at the target KL that its feature chose."""
-    for latent, study in studied.studies.items():
+    for latent, study in studied.features.items():
         for arm in ARMS:
-            report, at = _report(study, studied.shared, arm)
-            target = None if arm in UNPUSHED else targets[at]
-            at = 0 if arm in UNPUSHED else at
-            for draw, texts in enumerate(report["texts"][at]):
+            report = studied.report(latent, arm)
+            for draw, texts in enumerate(report["texts"]):
                 for i, prompt in enumerate(prompts):
                     yield {
                         "latent": latent, "arm": arm, "prompt": prompt, "draw": draw,
-                        "text": texts[i], "target": target,
-                        **{name: report[name][at][draw][i] for name in SCORES},
+                        "text": texts[i],
+                        "target": None if arm in UNPUSHED else targets[study["at"]],
+                        **{name: report[name][draw][i] for name in SCORES},
                     }  # fmt: skip
 
 
@@ -165,38 +163,36 @@ def shown(row: Row) -> str:
 def rating_rows(studied: Studied, texts: Sequence[Row], bootstrap: Bootstrap) -> list[Row]:
     """A row for each arm, of the ratings by a chat LM at the KL that every feature chose.
 
-    Texts without a rating are left out; `rated` is the share of the others. Intervals do not hold
-    the choice of the KL: texts at other KLs have no ratings.
+    Texts without a rating are left out; `rated` is the share of the others.
 
     Args:
         studied: The studies.
         texts: As `text_rows` gives them, with their ratings.
         bootstrap: How features, prompts and texts are drawn.
     """
-    drawn = Resamples(studied.studies, bootstrap)
-    shape = (len(studied.studies), *_values(studied, FEATURE, "score").shape[2:])
-    means = {
-        (arm, name): drawn.means_of_known(np.array(
-            [row[f"rated_{name}"] for row in texts if row["arm"] == arm], float
-        ).reshape(shape))
-        for arm in ARMS for name in SCORES
-    }  # fmt: skip
+    shape = _values(studied, FEATURE, "score").shape
+    drawn = Resamples(shape, bootstrap)
+
+    def rated(arm: str, name: str) -> np.ndarray:
+        own = [row[f"rated_{name}"] for row in texts if row["arm"] == arm]
+        return np.array(own, float).reshape(shape)
+
     rows = []
     for arm in ARMS:
         row: Row = {"arm": arm}
         for name in SCORES:
-            row |= _interval(name, means[arm, name], bootstrap)
+            row |= _interval(name, drawn.means(rated(arm, name)), bootstrap)
+        scores = rated(arm, "score")
         if arm != FEATURE:
-            less = means[FEATURE, "score"] - means[arm, "score"]
+            less = drawn.means(rated(FEATURE, "score") - scores)
             row |= _interval("feature_less_arm", less, bootstrap)
-        known = [row["rated_score"] is not None for row in texts if row["arm"] == arm]
-        rows.append(row | {"rated": float(np.mean(known))})
+        rows.append(row | {"rated": float(np.mean(~np.isnan(scores)))})
     return rows
 
 
 def on_choosing(study: Mapping[str, Any]) -> float:
     """Mean score of a feature on the choosing prompts, at the target that it chose."""
-    return float(np.mean(study["choose"]["score"][study["at"]]))
+    return float(np.mean(study["choose"][study["at"]]["score"]))
 
 
 def metrics(rows: Sequence[Row], prefix: str = "") -> dict[str, tuple[float | None, ...]]:
@@ -211,30 +207,11 @@ def metrics(rows: Sequence[Row], prefix: str = "") -> dict[str, tuple[float | No
     return found
 
 
-def _report(study: Mapping[str, Any], shared: Mapping[str, Any], arm: str) -> tuple[Any, int]:
-    """Results of an arm on the reporting prompts, and the number of the target that counts."""
-    if arm == CEILING:
-        return shared["report"][DIFF_MEAN], shared["at"]
-    side = study if arm in study["report"] else shared
-    return side["report"][arm], study["at"]
-
-
 def _values(
     studied: Studied, arm: str, name: str
-) -> Float[np.ndarray, "features targets draws prompts"]:
-    """Scores on the reporting prompts; those of arms without a push are the same at each target."""
-    studies = studied.studies.values()
-    values = np.array([_report(study, studied.shared, arm)[0][name] for study in studies])
-    targets = len(next(iter(studies))["report"][FEATURE]["sizes"])
-    return np.broadcast_to(values, (len(values), targets, *values.shape[2:]))
-
-
-def _cost(studied: Studied, latent: int, arm: str) -> Cost:
-    study = studied.studies[latent]
-    at = _report(study, studied.shared, arm)[1]
-    if arm in study["report"]:
-        return studied.neutral[latent, arm, at]
-    return studied.neutral[None, DIFF_MEAN if arm == CEILING else arm, at]
+) -> Float[np.ndarray, "features draws prompts"]:  # fmt: skip
+    """Scores of an arm on the reporting prompts."""
+    return np.array([studied.report(latent, arm)[name] for latent in studied.features])
 
 
 def _interval(name: str, drawn: np.ndarray, bootstrap: Bootstrap) -> Row:

@@ -11,24 +11,27 @@ from sae.features.make import contexts_in
 from sae.features.output_effects import Contrast
 from sae.features.sets import sae_key
 from sae.features.steered import (
+    DIFF_MEAN,
+    NOISE,
     OF_FEATURE,
-    OF_SHARED,
+    UNPUSHED,
     Cost,
     Half,
     Key,
     Neutral,
+    Record,
     arms_of,
     costs,
-    reported_pushes,
-    shared_arms,
     study_feature,
     study_shared,
 )
+from sae.features.steering import Arm
 from sae.features.written import Pen
 from sae.probing.judge import Judge
 from sae.progress import progress
 from sae.provenance import cache_dir, content_key
 
+CEILING = f"{DIFF_MEAN} at its own KL"
 _FORMAT = 4
 """Counts up when what is kept in the cache changes its meaning."""
 
@@ -37,14 +40,33 @@ class Studied(NamedTuple):
     """Studies of steering.
 
     Args:
-        studies: By feature, as `study_feature` gives them.
+        features: By latent, as `study_feature` gives them.
         shared: Of the arms that all features share, as `study_shared` gives it.
+        shared_at: Records of the shared arms with a push, by arm and number of the target.
         neutral: Costs of the pushes that are reported.
     """
 
-    studies: dict[int, dict[str, Any]]
+    features: dict[int, dict[str, Any]]
     shared: dict[str, Any]
+    shared_at: dict[tuple[str, int], Record]
     neutral: dict[Key, Cost]
+
+    def report(self, latent: int, arm: str) -> Record:
+        """An arm on the reporting prompts, at the target that a feature chose."""
+        study = self.features[latent]
+        if arm == CEILING:
+            return self.shared_at[DIFF_MEAN, self.shared["at"]]
+        for own in (study, self.shared):
+            if arm in own["report"]:
+                return own["report"][arm]
+        return self.shared_at[arm, study["at"]]
+
+    def cost(self, latent: int, arm: str) -> Cost:
+        """Sums over neutral documents under an arm with a push."""
+        study = self.features[latent]
+        if arm == CEILING:
+            return self.neutral[None, DIFF_MEAN, self.shared["at"]]
+        return self.neutral[latent if arm in study["report"] else None, arm, study["at"]]
 
 
 def study_all(
@@ -54,7 +76,7 @@ def study_all(
 ) -> Studied:  # fmt: skip
     """Steer by each feature and by the arms that all share.
 
-    The shared arms need no SAE: those of other seeds at the same point take them from the cache.
+    The shared arms need no SAE: those of other SAEs at the same point take them from the cache.
 
     Args:
         one: The SAE.
@@ -74,42 +96,61 @@ def study_all(
         "point": str(one.point), "counted": one.counted and one.counted.to_json(),
         "kl": targets, "words": words, "seed": seed, **decided,
     }  # fmt: skip
+    of_sae = identity | {"sae": sae_key(one)}
     halves: list[Half] = []
 
     def both() -> tuple[Half, Half]:
         """Unsteered texts are written once, and only where an arm is not in the cache."""
         if not halves:
-            halves.extend(Half(pen, judge, targets, start) for pen in pens)
+            halves.extend(Half(pen, judge) for pen in pens)
         return halves[0], halves[1]
 
     prompts = len(pens[1].prompts)
     own = {latent: arms_of(one, latent, found, prompts, seed) for latent in latents}
-    common = shared_arms(found.direction, seed)
-    steps, shared_steps = 1 + len(OF_FEATURE), 1 + len(OF_SHARED)
+    common = {NOISE: Arm(NOISE, seed=seed), DIFF_MEAN: Arm(DIFF_MEAN, found.direction)}
+    steps, shared_steps = 1 + len(OF_FEATURE), 1 + len(UNPUSHED)
     with progress("steer", steps * len(own) + shared_steps, "arms") as advance:
-        shared = _kept(
-            identity, shared_steps, advance, lambda: study_shared(both(), common, words, advance)
-        )
-        studies = {
+        shared = _kept(identity, shared_steps, advance, lambda: study_shared(
+            both(), common[DIFF_MEAN], words, targets, start, advance
+        ))  # fmt: skip
+        features = {
             latent: _kept(
-                identity | {"sae": sae_key(one), "latent": latent}, steps, advance,
-                lambda arms=arms: study_feature(both(), arms, advance),
+                of_sae | {"latent": latent}, steps, advance,
+                lambda arms=arms: study_feature(both(), arms, targets, start, advance),
             )
             for latent, arms in own.items()
         }  # fmt: skip
-    pushes = reported_pushes(studies, shared, own, common)
+    chosen = {study["at"] for study in features.values()}
+    wanted = [(NOISE, at) for at in sorted(chosen)]
+    wanted += [(DIFF_MEAN, at) for at in sorted(chosen | {shared["at"]})]
+    with progress("steer by shared arms", len(wanted), "arms") as advance:
+        shared_at = {
+            (arm, at): _kept(
+                identity | {"arm": arm, "target": targets[at]}, 1, advance,
+                lambda arm=arm, at=at: both()[1].steered(
+                    common[arm], [targets[at]], shared["choose"][at]["size"]
+                )[0],
+            )
+            for arm, at in wanted
+        }  # fmt: skip
+    pushes: dict[Key, tuple[Arm, float]] = {
+        (latent, arm.name, study["at"]): (arm, study["report"][arm.name]["size"])
+        for latent, study in features.items() for arm in own[latent]
+    }  # fmt: skip
+    pushes |= {(None, arm, at): (common[arm], shared_at[arm, at]["size"]) for arm, at in wanted}
     store = one.source.store(neutral.on)
     contexts = contexts_in(store, neutral.num_tokens)
-    identity |= {
-        "sae": sae_key(one), "text": store.spec.key, "contexts": contexts,
+    passes = contexts * (1 + len(pushes))
+    of_text = of_sae | {
+        "text": store.spec.key, "contexts": contexts,
         "pushes": [[*key, size] for key, (_, size) in pushes.items()],
     }  # fmt: skip
-    passes = contexts * (1 + len(pushes))
     with progress("cost of steering", passes, "contexts") as advance:
-        measured = _kept(identity, passes, advance, lambda: {
+        measured = _kept(of_text, passes, advance, lambda: {
             "costs": costs(one, list(pushes.values()), neutral, advance)
         })  # fmt: skip
-    return Studied(studies, shared, dict(zip(pushes, measured["costs"], strict=True)))
+    costs_of = dict(zip(pushes, measured["costs"], strict=True))
+    return Studied(features, shared, shared_at, costs_of)
 
 
 def _kept(

@@ -20,7 +20,8 @@ BATCH = 8
 """Texts in a pass that keeps all of its logits."""
 TOLERANCE = 0.05
 """Relative distance from a target KL that counts as reached."""
-_ROUNDS, _STEP, _MOST = 12, 4.0, 4.0**6
+_ROUNDS, _MOST = 16, 4.0**6
+_LEAST_STEP, _STEP = 1.05, 4.0
 
 
 @dataclass(frozen=True)
@@ -155,9 +156,9 @@ class Gauge:
 def sizes_at(gauge: Gauge, arm: Arm, targets: Sequence[float], start: float) -> list[Size]:
     """The sizes at which an arm has the target KLs.
 
-    A grid of sizes brackets the targets; then every target is closed in by turns of interpolation
-    (KL is about a power of the size) and of bisection, both of logarithms. All targets that are
-    open are measured in the same pass.
+    Sizes beyond all that are known are extrapolated, as KL is about the square of the size.
+    Between two of them every target is closed in by turns of interpolation and of bisection, both
+    of logarithms. All targets that are open are measured in the same pass.
 
     Args:
         gauge: Measures KL.
@@ -168,8 +169,7 @@ def sizes_at(gauge: Gauge, arm: Arm, targets: Sequence[float], start: float) -> 
     Returns:
         A size for each target; the nearest one measured where `reached` is False.
     """
-    known = dict(zip(grid := [start * 1.5**i for i in range(-4, 3)],
-                     gauge.kl(arm, grid), strict=True))  # fmt: skip
+    known = {start: gauge.kl(arm, [start])[0]}
     for turn in range(_ROUNDS):
         open_ = [t for t in targets if not _nearest(known, t).reached]
         asked = {_next(known, target, bisect=turn % 2 == 1) for target in open_}
@@ -189,14 +189,19 @@ def _next(known: dict[float, float], target: float, bisect: bool) -> float:
     """The size to try next, between the two that bracket a target, or beyond all of them."""
     above = [size for size in known if known[size] >= target]
     if not above:
-        return max(known) * _STEP
+        return max(known) * _factor(target, known[max(known)])
     high = min(above)
     below = [size for size in known if size < high]
     if not below:
-        return high / _STEP
+        return high / _factor(known[high], target)
     low = max(below)
     share = 0.5
     if not bisect and known[low] > 0:
         rise = math.log(known[high] / known[low])
         share = min(max(math.log(target / known[low]) / rise, 0.05), 0.95)
     return low * (high / low) ** share
+
+
+def _factor(more: float, less: float) -> float:
+    """How much larger the size is of which the KL is larger, within limits."""
+    return min(max(math.sqrt(more / less), _LEAST_STEP), _STEP) if less > 0 else _STEP

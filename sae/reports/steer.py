@@ -12,7 +12,6 @@ from sae.features.sets import FeatureSet
 from sae.features.steered import (
     DIFF_MEAN,
     FEATURE,
-    NOISE,
     OF_FEATURE,
     PROMPT,
     UNPUSHED,
@@ -51,8 +50,8 @@ def write_steer(result: EvalResult, folder: Path) -> None:
         f"Concept: {details['concept']}. {tokens['features']} features, "
         f"{tokens['choosing prompts']} prompts that choose how far to push, "
         f"{tokens['reporting prompts']} that report, {result.settings['draws']} texts of each · "
-        f"{level:g} % intervals over features, prompts and texts, with the KL chosen anew · judge "
-        f"of words: accuracy {judge['accuracy']:.3f}, AUC {judge['auc']:.3f} on "
+        f"{level:g} % intervals over features, prompts and texts · judge of words: "
+        f" accuracy {judge['accuracy']:.3f}, AUC {judge['auc']:.3f} on "
         f"{judge['held-out snippets']:,} held-out snippets · missing: {details['missing']}"
     )
     page = render(
@@ -162,8 +161,7 @@ def _curves(result: EvalResult, name: str) -> Plot:
                 "type": "data", "symmetric": False, "thickness": 1, "width": 2,
                 "array": [row[f"{name}_high"] - row[name] for row in own],
                 "arrayminus": [row[name] - row[f"{name}_low"] for row in own],
-                "visible": arm in (FEATURE, DIFF_MEAN, NOISE),
-            }}  # fmt: skip
+                            }}  # fmt: skip
         traces.append(trace)
     layout = {
         "xaxis": {"title": {"text": "KL(clean ‖ steered), nats"}, "type": "log",
@@ -171,7 +169,7 @@ def _curves(result: EvalResult, name: str) -> Plot:
         "yaxis": {"title": {"text": name}, "rangemode": "tozero"},
         "showlegend": True,
     }  # fmt: skip
-    return Plot(f"{name.capitalize()} against KL", "reporting prompts, means over features",
+    return Plot(f"{name.capitalize()} against KL", "choosing prompts, means over features",
                 traces, layout, wide=True)  # fmt: skip
 
 

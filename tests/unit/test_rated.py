@@ -68,7 +68,7 @@ def test_replies_that_hold_no_rating_are_counted_and_no_number_is_made_of_them(c
         "a": "fine", "b": "I'm sorry, but I can't help with that.", "c": Failure("gone"),
         "d": Reply("[[2]]", 5, 5, filtered=False), "e": "[[0]]",
     }  # fmt: skip
-    asked = desk(lambda one: replies[one.messages[-1][1].split("---\n")[1].strip()])
+    asked = desk(lambda one: replies[one.messages[-1][1].split("---\n")[1].split("\n")[0]])
     found = rate(asked, "sport", list(replies))
     for text in "abc":
         assert math.isnan(found.of[text].concept)
@@ -108,7 +108,9 @@ def test_agreement_is_the_rank_correlation_over_rated_texts():
     ratings["none"] = Rating(math.nan, math.nan)
     scores["none"] = {"concept": 9.0, "fluency": 0.0, "score": 0.0}
     found = agreement(ratings, scores)
-    assert found == {"concept": 1.0, "fluency": None, "score": -1.0}
+    assert found["concept"] == pytest.approx(1)
+    assert found["fluency"] is None
+    assert found["score"] == pytest.approx(-1)
     assert agreement({"none": ratings["none"]}, scores)["concept"] is None
 
 
@@ -152,7 +154,9 @@ def test_ratings_stand_beside_the_classifier(placed, settings, tmp_path):  # noq
         known = [value for value in own if value is not None]
         assert row["concept"] == pytest.approx(np.mean(known))
         assert row["rated"] == pytest.approx(len(known) / len(own))
-    less = rows["feature"]["score"] - rows["unsteered"]["score"]
+    scores = {arm: [one["rated_score"] for one in texts if one["arm"] == arm] for arm in rows}
+    pairs = zip(scores["feature"], scores["unsteered"], strict=True)
+    less = np.mean([a - b for a, b in pairs if None not in (a, b)])
     assert rows["unsteered"]["feature_less_arm"] == pytest.approx(less)
     assert values(result)["rated_feature_less_unsteered"] == pytest.approx(less)
     facts = result.details["chat"]

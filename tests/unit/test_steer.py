@@ -17,9 +17,9 @@ from sae.features import steered, steered_studies
 from sae.features.output_effects import Contrast
 from sae.features.prompted import on_text
 from sae.features.sets import feature_set, read_features
-from sae.features.steered import ARMS, OF_FEATURE, OF_SHARED, UNPUSHED, arms_of
-from sae.features.steered_rows import CEILING, arm_rows
-from sae.features.steered_studies import Studied
+from sae.features.steered import ARMS, OF_FEATURE, UNPUSHED, arms_of
+from sae.features.steered_rows import arm_rows
+from sae.features.steered_studies import CEILING, Studied
 from sae.metrics.bootstrap import Bootstrap
 from sae.provenance import cache_dir
 from sae.reports.pages import write_pages
@@ -70,9 +70,13 @@ def test_every_arm_is_at_the_same_kl_and_has_its_numbers(result):
             less = arms["feature"]["score"] - row["score"]
             assert row["feature_less_arm"] == pytest.approx(less)
     curves = result.tables["curves"].rows()
-    assert {(row["arm"], row["target"]) for row in curves} == {
-        (arm, None if arm in UNPUSHED else 0.3) for arm in ARMS
-    }
+    assert [(row["arm"], row["target"]) for row in curves] == [
+        ("feature", 0.3), ("DiffMean", 0.3), ("unsteered", None),
+    ]  # fmt: skip
+    (row,) = (row for row in result.tables["features"].rows() if row["chosen"])
+    assert row["choosing"] == curves[0]["score"]
+    assert row["reporting"] == pytest.approx(arms["feature"]["score"])
+    assert row["reporting_low"] <= row["reporting"] <= row["reporting_high"]
     texts = result.tables["texts"].rows()
     assert len(texts) == len(ARMS) * 2 * 2  # prompts, draws
     assert {row["draw"] for row in texts} == {0, 1}
@@ -94,13 +98,14 @@ def test_arms_that_miss_the_kl_are_not_compared(placed, settings, tmp_path):  # 
 def test_the_cost_is_a_mean_over_predictions(placed):  # noqa: F811
     """A document of one prediction counts as one prediction, not as a whole document."""
     cost = {"predictions": [9.0, 1.0], "kl": [9.0, 5.0], "ce": [0.0, 0.0]}
-    one = {"score": [[[1.0]]], "concept": [[[1.0]]], "fluency": [[[1.0]]], "kl": [0.5],
-           "sizes": [1.0], "reached": [True]}  # fmt: skip
-    study = {"report": {name: one for name in OF_FEATURE}, "at": 0, "choose": one}
-    shared = {"report": {name: one for name in OF_SHARED}, "at": 0, "choose": one}
+    one = {"score": [[1.0]], "concept": [[1.0]], "fluency": [[1.0]], "kl": 0.5, "size": 1.0,
+           "reached": True}  # fmt: skip
+    study = {"report": {name: one for name in OF_FEATURE}, "at": 0, "choose": [one]}
+    shared = {"report": {name: one for name in UNPUSHED}, "at": 0, "choose": [one]}
+    shared_at = {(name, 0): one for name in ("noise", "DiffMean")}
     neutral = {(3, name, 0): cost for name in OF_FEATURE}
     neutral |= {(None, name, 0): cost for name in ("noise", "DiffMean")}
-    rows = arm_rows(Studied({3: study}, shared, neutral), Bootstrap(num_resamples=20))
+    rows = arm_rows(Studied({3: study}, shared, shared_at, neutral), Bootstrap(num_resamples=20))
     assert rows[0]["neutral_kl"] == pytest.approx(14 / 10)
 
 

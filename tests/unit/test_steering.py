@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from _features import POINT
-from _steering import Z_LATENT, about_z, at_home, home, placed, slow_kl, tokens_of  # noqa: F401
+from _steering import OPENINGS, Z_LATENT, about_z, at_home, home, placed, slow_kl, tokens_of  # noqa: F401
 
 import sae
 from sae.activations.counted import Counted, RowRule
