@@ -80,7 +80,7 @@ class Half:
         return record
 
     def _records(self, written: Written) -> list[Record]:
-        """What was written under each size, as plain JSON values by draw and prompt."""
+        """Texts and scores under each size, as plain JSON values by draw and prompt."""
         found = scored(written, self.clean, self.judge)
         return [
             {"texts": texts, "ce": written.ce[i].tolist(),

@@ -203,5 +203,5 @@ def _next(known: dict[float, float], target: float, bisect: bool) -> float:
 
 
 def _factor(more: float, less: float) -> float:
-    """How much larger the size is of which the KL is larger, within limits."""
+    """Ratio of two sizes that the ratio of their KLs suggests, within limits."""
     return min(max(math.sqrt(more / less), _LEAST_STEP), _STEP) if less > 0 else _STEP
