@@ -11,7 +11,9 @@ from _steering import Z_LATENT, at_home, csv_file, home, placed, text_file  # no
 from sae.chat.desk import Desk
 from sae.chat.messages import Failure, Reply
 from sae.errors import ConfigError, SourceError
+from sae.evals import EVALS
 from sae.evals.steer import SteerEval
+from sae.evaluation import _as_in_run
 from sae.features.rated import Rating, agreement, rate, rating, request
 from sae.features.steered import ARMS
 from sae.reports.pages import write_pages
@@ -195,6 +197,16 @@ def test_a_key_that_is_missing_is_said_before_anything_is_written(
     made = SteerEval(**settings, **chat("http://127.0.0.1:9/v1", key_env="NO_SUCH_KEY"))
     with pytest.raises(ConfigError, match="NO_SUCH_KEY holds no key"):
         made.run(placed)
+
+
+@pytest.mark.parametrize("name", ["steer", "autointerp"])
+def test_a_server_without_a_key_is_asked_without_one(placed, name):  # noqa: F811
+    """The command line gives `chat.key_env=null`, and null elsewhere is a setting left out."""
+    asked = {name: {"resamples": None, **chat("http://127.0.0.1:9/v1")}}
+    found = _as_in_run(placed.sae, asked)[name]
+    assert found == chat("http://127.0.0.1:9/v1")
+    EVALS[name](**found).chat.check_key()
+    assert _as_in_run(placed.sae, {name: {"chat": None}})[name] == {}
 
 
 def test_a_key_that_is_not_accepted_ends_the_run(placed, settings):  # noqa: F811
