@@ -63,6 +63,24 @@ class Desk:
         self._lock = Lock()
         self._stopped = False
 
+    def announce(self, requests: int, prompt_tokens: int, reply_tokens: int) -> None:
+        """Say how much will be asked, before anything is sent.
+
+        Args:
+            requests: How many, replies in the ledger among them.
+            prompt_tokens: Tokens that will be read, estimated.
+            reply_tokens: Most tokens that will be written.
+        """
+        over = prompt_tokens + reply_tokens > self.budget
+        log.info(
+            "%s will get at most %s requests, about %s prompt and up to %s reply tokens. %s %s "
+            "tokens (chat.budget). Replies that are on disk are not asked for again.",
+            self.client.identity["model"],
+            *(f"{number:,}" for number in (requests, prompt_tokens, reply_tokens)),
+            "That is more than the budget, which stops at" if over else "The budget is",
+            f"{self.budget:,}",
+        )
+
     def ask(self, what: str, requests: Sequence[Request | Echo]) -> list[Reply | Unanswered]:
         """Replies in order; `failed` or `unasked` where there is none.
 

@@ -105,6 +105,16 @@ class Reply(NamedTuple):
         return self.filtered or _REFUSAL.match(self.text) is not None
 
 
+def without_thoughts(reply: str) -> str:
+    """A reply without the thoughts that some LMs write first; nothing if these do not end.
+
+    Example:
+        >>> without_thoughts("<think>Hm: [0]</think>[1]"), without_thoughts("<think>Hm: [0]")
+        ('[1]', '')
+    """
+    return re.sub(r"<think>.*?(</think>|\Z)", "", reply, flags=re.DOTALL)
+
+
 class Failure(Exception):
     """A request that got no reply.
 

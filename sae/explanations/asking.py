@@ -1,6 +1,5 @@
 """Settings of the questions that a chat LM gets about latents, and an estimate of their number."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -18,7 +17,6 @@ from sae.explanations.summary import SAE
 from sae.explanations.truth import TOKENS, TOPICS
 from sae.settings import setting
 
-log = logging.getLogger(__name__)
 _EXCERPT = "so " * 50
 _WINDOW = "so " * 40
 _FRAGMENT = [(" so", 0)] * 65
@@ -100,14 +98,7 @@ class Asking(ChatSettings):
             require_log_probs(desk)
         asked = sum(latents[name] for name in dict.fromkeys(self.dictionaries))
         size = expected(self, explainers, asked, latents[SAE] * given)
-        over = size.prompt_tokens + size.reply_tokens > self.budget
-        log.info(
-            "%s will get at most %s requests, about %s prompt and up to %s reply tokens. %s %s "
-            "tokens (chat.budget). Replies that are on disk are not asked for again.",
-            desk.client.identity["model"], *(f"{number:,}" for number in size),
-            "That is more than the budget, which stops at" if over else "The budget is",
-            f"{self.budget:,}",
-        )  # fmt: skip
+        desk.announce(*size)
         return Judges(desk, self.judges, self.excerpts)
 
 

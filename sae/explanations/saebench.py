@@ -16,11 +16,10 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from sae.chat.desk import Desk
-from sae.chat.messages import Reply, Request
+from sae.chat.messages import Reply, Request, without_thoughts
 from sae.explanations.excerpts import PlacedText, marked
 from sae.explanations.latents import Latent
 from sae.explanations.means import mean
-from sae.explanations.prompts import said
 from sae.features.firings import Firings
 from sae.metrics.bootstrap import Bootstrap
 from sae.tables import Type
@@ -88,7 +87,7 @@ def saebench(
     asked = []
     for (i, sheet, _), reply in zip(work, replies, strict=True):
         rows[i]["state"] = reply if isinstance(reply, str) else "unparsed"
-        if isinstance(reply, Reply) and (words := " ".join(said(reply.text).split())):
+        if isinstance(reply, Reply) and (words := " ".join(without_thoughts(reply.text).split())):
             rows[i] |= {"explanation": words[:400]}
             asked.append((i, sheet, _to_score(words[:400], sheet.texts)))
     replies = desk.ask("saebench, score", [request for _, _, request in asked]) if asked else []
@@ -185,7 +184,7 @@ def numbers(reply: str, count: int) -> set[int] | None:
         >>> numbers("2, 5", 14), numbers("None.", 14), numbers("15", 14), numbers("I think", 14)
         ({2, 5}, set(), None, None)
     """
-    words = said(reply).strip().strip(".").strip()
+    words = without_thoughts(reply).strip().strip(".").strip()
     if words.lower() == "none":
         return set()
     if not re.fullmatch(r"\d{1,3}(\s*,\s*\d{1,3})*,?", words):
