@@ -156,7 +156,8 @@ def of_classes(one: PlacedSAE, tokens: dict[str, Bool[np.ndarray, " vocab"]]) ->
         one: Its LM is pushed.
         tokens: Mask over the vocabulary by the name of the class.
     """
-    last = PlacedSAE(one.sae, lambda _: _Elsewhere(one, Point("resid", one.lm.num_layers - 1)))
+    elsewhere: Any = _Elsewhere(one, Point("resid", one.lm.num_layers - 1))
+    last = PlacedSAE(one.sae, lambda _: elsewhere)
     unembedding: Any = one.lm.model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
     weight = unembedding.weight.detach().float().cpu()
 

@@ -36,7 +36,7 @@ WORDS = {
     **PUSHED_WORDS,
 }
 _AGAINST = {**dict.fromkeys(UNEXPLAINED, "chance"), "necessity": "another token near"}
-"""What scores are held against that have no score of another latent's rule."""
+"""Comparison of scores that have none for another latent's rule."""
 _NO_LM = "none"
 """Name of the LM of explanations that no LM wrote."""
 HEADLINE = "rules"
