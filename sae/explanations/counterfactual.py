@@ -66,7 +66,7 @@ class Trial(NamedTuple):
 
 
 _ARMS = ("necessity", "same", "near", "sensitivity", "random")
-UNTESTED = Trial(*[float("nan")] * 6)
+UNTESTED = Trial(np.nan, np.nan, np.nan, np.nan, np.nan, np.nan)
 
 
 class _Change(NamedTuple):

@@ -15,6 +15,7 @@ from sae.checksums import sha256_of
 from sae.features.steering import Arm, Gauge, sizes_at
 from sae.features.written import Pen
 from sae.language.lm import LanguageModel
+from sae.language.logit_lens import direct_logits
 from sae.provenance import content_key
 from sae.tasks.concept import read_openings
 from sae.types import Ends, Point
@@ -24,6 +25,8 @@ TARGET = 1.0
 OPENINGS, NEW_TOKENS, TEMPERATURE = 8, 32, 0.7
 _START = 0.5
 """Size that searches start from, in lengths of the median row."""
+_RIDGE = 0.01
+"""Share of the mean variance that is added, so that C can be inverted."""
 _PUSHES = 11
 """Sizes that a search measures, about."""
 TOKENS = 2 * OPENINGS * (_PUSHES + 2) * (NEW_TOKENS + 6)
@@ -61,14 +64,14 @@ class Pushes:
     @cached_property
     def _pen(self) -> Pen:
         return Pen(
-            self._one, read_openings(None, OPENINGS), new_tokens=NEW_TOKENS,
+            self._one, read_openings(None, OPENINGS), draws=1, new_tokens=NEW_TOKENS,
             temperature=TEMPERATURE, seed=0, batch_texts=OPENINGS,
         )  # fmt: skip
 
     @cached_property
     def clean(self) -> list[list[int]]:
         """Texts that the LM writes by itself."""
-        return [one.tolist() for one in self._pen.write(None, [0.0]).tokens[0]]
+        return [one.tolist() for one in self._pen.write(None, [0.0]).tokens[0][0]]
 
     @cached_property
     def _gauge(self) -> Gauge:
@@ -109,7 +112,7 @@ class Pushes:
 
         def make():
             (size,) = sizes_at(self._gauge, arm, [TARGET], self._start)
-            written = self._pen.write(arm, [size.size]).tokens[0]
+            written = self._pen.write(arm, [size.size]).tokens[0][0]
             ids = torch.cat([one[-NEW_TOKENS:] for one in written])
             return {"ids": ids.reshape(OPENINGS, NEW_TOKENS)}, {"reached": size.reached}
 
@@ -149,19 +152,23 @@ def of_latents(one: PlacedSAE) -> Pushes | None:
 def of_classes(one: PlacedSAE, tokens: dict[str, Bool[np.ndarray, " vocab"]]) -> Pushes:
     """Pushes behind the last block, where what a direction does to the text is known.
 
-    The direction of a class of tokens is the mean of their rows of the unembedding less that of all
-    rows: it raises their logits, whatever the text.
+    The direction of a class of tokens is C^-1 (m - m_all): m the mean of what the direct path adds
+    to their logits, C the covariance over all tokens. It raises their logits above those of all
+    others; m - m_all itself raises frequent tokens, whatever the class.
 
     Args:
         one: Its LM is pushed.
         tokens: Mask over the vocabulary by the name of the class.
     """
-    last = PlacedSAE(one.sae, lambda _: _Elsewhere(one, Point("resid", one.lm.num_layers - 1)))
-    unembedding: Any = one.lm.model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
-    weight = unembedding.weight.detach().float().cpu()
+    point = Point("resid", one.lm.num_layers - 1)
+    elsewhere: Any = _Elsewhere(one, point)
+    last = PlacedSAE(one.sae, lambda _: elsewhere)
+    logits = direct_logits(one.lm, torch.eye(one.lm.d_model), point).cpu()
+    mean, spread = logits.mean(1), torch.cov(logits)
+    spread += _RIDGE * spread.trace() / len(spread) * torch.eye(len(spread))
 
-    def rows(name: str) -> Tensor:
+    def contrast(name: str) -> Tensor:
         own = torch.from_numpy(np.flatnonzero(tokens[name]))
-        return weight[own].mean(0) - weight.mean(0)
+        return torch.linalg.solve(spread, logits[:, own].mean(1) - mean)
 
-    return Pushes(last, rows)
+    return Pushes(last, contrast)

@@ -14,6 +14,7 @@ from sae.explanations.log_probs import LocalJudge, LogProbs
 from sae.explanations.pushed import NEW_TOKENS, OPENINGS, of_classes, of_latents
 from sae.explanations.study import Row
 from sae.features.steering import TOLERANCE, Gauge
+from sae.language.logit_lens import direct_logits
 from sae.metrics.bootstrap import Bootstrap
 from sae.tasks.task import one_token
 from sae.types import Point
@@ -93,6 +94,8 @@ def test_classes_are_pushed_behind_the_last_block_and_come_up_in_the_text(
     mask = np.arange(lm.vocab_size) == z
     pushes = of_classes(placed, {"z": mask})
     assert pushes._one.point == Point("resid", lm.num_layers - 1)
+    direct = direct_logits(lm, pushes._direction("z")[None], Point("resid", lm.num_layers - 1))[0]
+    assert int(direct.argmax()) == z
     texts = pushes.texts("z")
     own, clean = (sum(t[-16:].count(z) for t in of) for of in (texts.own, pushes.clean))
     assert own > clean
