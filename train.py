@@ -47,7 +47,7 @@ def train(
     """Harvest, train, save, evaluate and report one SAE, or continue the run in `run_dir`.
 
     Args:
-        config: What `compose` returns.
+        config: Configuration that `compose` returned.
         run_dir: The run folder (docs/reference/formats.md).
         given: Keys that must agree with a run that is continued, the others follow it; None: all.
 

@@ -118,7 +118,7 @@ class LastCheckpoint(Checkpoint):
             os.replace(temporary, self.path)
 
     def _refuse(self, error: OSError | RuntimeError, temporary: Path) -> NoReturn:
-        """Leave nothing half written, and say what is needed, as far as an earlier one tells."""
+        """Remove a half-written file, and raise an error with the size of the last checkpoint."""
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, RuntimeError) and "write" not in str(error):

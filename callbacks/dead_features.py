@@ -64,14 +64,14 @@ class DeadFeatures(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count who fires."""
+        """Count the latents that fire."""
         code = field(outputs, "code")
         counts = code.firing_counts()
         firing = self._firing = self._firing or Firing(code.d_sae).to(counts.device)
         firing.update(counts, code.batch)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log, and draw where that is possible."""
+        """Log the shares, and draw the histogram with loggers that can."""
         if self._firing is None or trainer.sanity_checking:
             return
         values: dict[str, Any] = self._firing.compute()

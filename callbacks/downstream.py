@@ -29,10 +29,10 @@ class DownstreamPerplexity(L.Callback):
     Args:
         load_lm: Returns the LM; called once.
         store: Held-out tokens, never training text.
-        where: Where the SAE's reconstruction takes the activation's place, or the ends of a
+        where: Point where the SAE's reconstruction replaces the activation, or the ends of a
             transcoder or crosscoder.
         mean: Mean vector of these held-out tokens' split, LM units, for mean ablation.
-        counted: Which rows count; the others stay as they are. None: all count.
+        counted: Rule for the rows that count; the others stay as they are. None: all count.
         num_tokens: Upper limit to the tokens read, whole contexts.
         every_n_validations: Run at every n-th validation only.
         batch_contexts: Contexts per forward pass. Two sets of logits [batch ctx vocab] are held.
@@ -83,11 +83,11 @@ class DownstreamPerplexity(L.Callback):
         return {"validations": self._validations}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Take up the count."""
+        """Restore the count of validations."""
         self._validations = state_dict["validations"]
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure and log."""
+        """Measure and log the predictions, at every n-th validation."""
         if trainer.sanity_checking:
             return
         self._validations += 1

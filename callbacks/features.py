@@ -36,7 +36,7 @@ class Features(L.Callback):
 
     Args:
         text: The text of the validation rows.
-        latents: How many.
+        latents: Number of latents to watch.
         contexts: Strongest contexts of each.
     """
 
@@ -71,7 +71,7 @@ class Features(L.Callback):
         self._found.append(np.stack(found).astype(np.float64))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write and log."""
+        """Write `features.json` and show the latents with loggers that can."""
         if trainer.sanity_checking or not self._latents:
             return
         found = np.concatenate([part for rank in gather(self._found) for part in rank], axis=1)

@@ -24,10 +24,10 @@ from sae.features.watched import WatchedText
 def build_watchers(
     settings: Mapping[str, Mapping[str, Any]], data: ActivationDataModule
 ) -> list[L.Callback]:
-    """The measuring callbacks of conf/callbacks/*.yaml, by their words.
+    """The measuring callbacks of conf/callbacks/*.yaml, by their names.
 
     Raises:
-        ConfigError: If a word is unknown.
+        ConfigError: If a name is unknown.
     """
     makers = {
         "dead_features": lambda: DeadFeatures(),
@@ -39,7 +39,7 @@ def build_watchers(
         ),
     }
     if unknown := sorted(set(settings) - set(makers)):
-        raise ConfigError(f"callbacks {unknown} are not known. Choose of {sorted(makers)}.")
+        raise ConfigError(f"callbacks {unknown} are not known. Choose from {sorted(makers)}.")
     if not isinstance(data.source, LMActivations):  # there are no tokens
         makers.pop("downstream")
         makers.pop("features")
@@ -68,7 +68,7 @@ def build_loggers(
         config: The whole configuration.
         run_dir: The run folder.
         start_step: Optimiser steps done by the checkpoint that training starts from.
-        checksum: That of `metrics.csv` when it was made.
+        checksum: Checksum of `metrics.csv` when the checkpoint was made.
     """
     wanted = config["logger"]
     sweep = run_dir.parent.name if (run_dir.parent / "multirun.yaml").exists() else None

@@ -1,4 +1,4 @@
-"""End a run so that it can go on later: Ctrl-C, SIGTERM, SIGUSR1, a launcher that is gone.
+"""End a run so that it can continue later: Ctrl-C, SIGTERM, SIGUSR1, a launcher that has ended.
 
 SIGTERM is what a pre-empted or cancelled job gets, SIGUSR1 what `sbatch --signal=USR1@120` sends
 ahead of the time limit.
@@ -26,7 +26,7 @@ class Interrupted(SystemExit):
 
     Args:
         number: The signal.
-        first: Whether this process is the first of those that train together. The others end
+        first: True if this process is the first of those that train together. The others end
             with status 0: Lightning would kill the first one for anything else.
 
     Attributes:

@@ -35,7 +35,7 @@ class Manifest(L.Callback):
         seeds: Named seeds.
 
     Attributes:
-        training: Of this session: `vectors`, `seconds` and `vectors_per_second`, without
+        training: Numbers of this session: `vectors`, `seconds` and `vectors_per_second`, without
             validation.
     """
 
@@ -169,7 +169,7 @@ class Manifest(L.Callback):
             earlier = [s for s in sessions if (s["started_utc"], s["from_step"]) != own]
             return [s | {"status": "killed"} if s["status"] == "running" else s for s in earlier]
         except (ArtifactError, KeyError, TypeError) as error:
-            log.warning("%s is damaged: it forgets its earlier sessions (%s).", self.path, error)
+            log.warning("%s is damaged (%s): its earlier sessions are lost.", self.path, error)
             return []
 
 

@@ -36,11 +36,11 @@ class MetricsCSV(Logger):
         resume_step: None for a new run. When a run continues from a checkpoint: the checkpoint's
             `global_step`; rows with a later step are dropped, and so are columns that hold
             nothing without them. 0 starts a run over that had no checkpoint yet.
-        checksum: What `checksum` was when the checkpoint was made; None where it says none.
+        checksum: Checksum of the file when the checkpoint was made; None if unknown.
 
     Raises:
-        ArtifactError: If the file exists and `resume_step` is None, if it is no such table, or if
-            it differs from the one that `checksum` is of.
+        ArtifactError: If the file exists and `resume_step` is None, if it is not such a table, or
+            if it differs from the one that `checksum` is of.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -63,12 +63,12 @@ class MetricsCSV(Logger):
 
     @property
     def name(self) -> str:
-        """Name that Lightning puts into default paths: none."""
+        """Empty name, so that Lightning adds no folder to default paths."""
         return ""
 
     @property
     def version(self) -> str:
-        """Version that Lightning puts into default paths: none."""
+        """Empty version, so that Lightning adds no folder to default paths."""
         return ""
 
     @property
@@ -117,9 +117,9 @@ class MetricsCSV(Logger):
         self._rows = dict(sorted(self._rows.items()))
         if checksum is not None and checksum != self.checksum:
             raise ArtifactError(
-                f"{self.path} is damaged, or was changed by hand: up to step {resume_step} it is "
-                "not what the checkpoint was made beside. Restore it from a copy, or remove it: "
-                "the curves then begin where training goes on."
+                f"{self.path} is damaged, or was changed by hand: up to step {resume_step} it "
+                "differs from the file that the checkpoint belongs to. Restore it from a copy, or "
+                "remove it: the curves then begin where training continues."
             )
         self._rewrite()
 

@@ -33,7 +33,7 @@ class TrainingProgress(ProgressBar):
 
     Args:
         log_seconds: Time between two lines where the output is no terminal.
-        console: Where to draw; default: stderr.
+        console: Console to draw on; default: stderr.
     """
 
     def __init__(self, log_seconds: float = 30.0, console: Console | None = None) -> None:
@@ -49,15 +49,15 @@ class TrainingProgress(ProgressBar):
         self._estimate = Estimate(0)
 
     def disable(self) -> None:
-        """Show nothing (Lightning calls this on all ranks but the first)."""
+        """Hide the progress (Lightning calls this on all ranks but the first)."""
         self._enabled = False
 
     def enable(self) -> None:
-        """Show again."""
+        """Show the progress again."""
         self._enabled = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw."""
+        """Start the bar."""
         super().on_train_start(trainer, pl_module)
         self._steps = int(trainer.estimated_stepping_batches)
         self._first_step, self._vectors, self._paused = trainer.global_step, 0, 0.0
@@ -79,7 +79,7 @@ class TrainingProgress(ProgressBar):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Move on; the numbers are read twice a second at most."""
+        """Advance the bar; the numbers are read twice a second at most."""
         self._vectors += len(batch) * trainer.world_size
         now = time.monotonic()
         whole = self._estimate.after(trainer.global_step)
@@ -97,19 +97,19 @@ class TrainingProgress(ProgressBar):
             log.info("%s, %.0f s left", self._line(trainer), left)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say so; this time is none of the training rate's."""
+        """Show that a validation runs; its time does not count into the rate."""
         self._validating_since = time.monotonic()
         if self._bar is not None:
             self._bar.update(self._task, description=self._description("validate"))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Go on."""
+        """Show the training again."""
         self._paused += time.monotonic() - self._validating_since
         if self._bar is not None:
             self._bar.update(self._task, description=self._description("train"))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave the finished bar, or one last line."""
+        """Leave the finished bar on the screen, or write one last line."""
         if self._bar is None and self._enabled:
             log.info("%s", self._line(trainer))
         elif self._bar is not None:

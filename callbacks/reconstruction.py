@@ -1,4 +1,4 @@
-"""Quality of reconstructions on the validation split."""
+"""Callback that logs how well the SAE reconstructs the validation split."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ class Reconstruction(L.Callback):
     Args:
         mean: Gives the mean row of the validation split, in the LM's own units; where an SAE writes
             elsewhere than it reads, what it reads stands before what it writes. With it
-            `val/fvu_median` is logged, too.
+            `val/fvu_median` is logged as well.
     """
 
     names = ("fvu", "mse", "cosine", "relative_bias", "l0")
@@ -44,7 +44,7 @@ class Reconstruction(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Add a batch."""
+        """Add a batch to the sums."""
         x, x_hat = field(outputs, "x"), field(outputs, "x_hat")
         metric = self._metric = self._metric or metrics.Reconstruction(x.shape[-1]).to(x.device)
         metric.update(x, x_hat, field(outputs, "code").l0())

@@ -113,7 +113,7 @@ def _processes(settings: TrainerSettings) -> list[Any]:
 
 
 def quiet_lightning() -> None:
-    """Lightning's hints (hardware found, products to try) are not ours to repeat at every run."""
+    """Silence Lightning's hints about hardware and products."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if rank_zero_only.rank != 0:  # the first of several processes speaks for all

@@ -114,13 +114,13 @@ class WandbRun(WandbLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Send numbers."""
+        """Send the metrics of a step to W&B."""
         kept = {key: value for key, value in metrics.items() if key != "epoch"}
         self._attempt(lambda: WandbLogger.log_metrics(self, kept, step))
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Add to the configuration."""
+        """Add parameters to the configuration of the W&B run."""
         self._attempt(lambda: WandbLogger.log_hyperparams(self, params))
 
     def log_firing_histogram(self, histogram: Mapping[str, Any], step: int) -> None:

@@ -41,7 +41,7 @@ def check_command_line(config_name: str, arguments: Sequence[str]) -> list[dict[
         The configuration of every job; none where only Hydra itself is asked.
 
     Raises:
-        ConfigError: At the first mistake.
+        ConfigError: If something is wrong; the message tells the first mistake.
     """
     flags = _flags(arguments)
     if any(getattr(flags, name) for name in _HYDRAS_OWN):

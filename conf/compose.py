@@ -23,7 +23,7 @@ register()
 
 
 def parse(arguments: Iterable[str]) -> list[Override]:
-    """The overrides that these words are.
+    """Parse words of a command line as overrides.
 
     Raises:
         ConfigError: If a word does not follow Hydra's grammar.
@@ -86,7 +86,7 @@ def sweep_jobs(overrides: Iterable[Override], params: Mapping[str, Any] | None) 
     """The jobs of a sweep whose values partly come from `hydra.sweeper.params`.
 
     Args:
-        overrides: What the command line sets; it wins.
+        overrides: Overrides on the command line, which win.
         params: Swept values by key, as in conf/sweep/*.yaml.
     """
     words = [f"{name}={value}" for name, value in (params or {}).items()]
@@ -104,7 +104,7 @@ def compose_job(config_name: str, job: Iterable[str]) -> DictConfig:
     """Compose one job's configuration, inside or outside a running Hydra; each job only once.
 
     Raises:
-        ConfigError: With a suggestion where a key or an option is misspelt.
+        ConfigError: If it cannot be composed; misspelt keys get a suggestion.
     """
     config = copy.deepcopy(compose_with_hydra(config_name, tuple(job)))
     with open_dict(config):
@@ -151,7 +151,7 @@ def _check_key_and_option(config_name: str, override: Override) -> None:
     wanted = override.value()
     if known and not override.is_delete() and wanted is None:
         raise ConfigError(
-            f"{override.input_line} is no choice. Choose one of {', '.join(known)}; without it, "
+            f"{override.input_line} is not a choice. Choose one of {', '.join(known)}; without it, "
             "the default is used."
         )
     for option in wanted if isinstance(wanted, list) else [wanted]:

@@ -28,7 +28,7 @@ def refuse(
     where: str,
     config: Mapping[str, Any] | None = None,
 ) -> None:
-    """Refuse the first key or group on a command line that nothing reads.
+    """Refuse a key or group on the command line that nothing reads.
 
     Args:
         given: Names that the command line sets.
@@ -60,7 +60,7 @@ def reject_lists(config: Mapping[str, Any]) -> None:
     """Refuse a list that stands for several SAEs where one is trained.
 
     Raises:
-        ConfigError: With the ways to train several.
+        ConfigError: If there is one; the message tells how to train several.
     """
     for name, listed in several(config).items():
         values = ",".join(map(str, listed))
@@ -82,6 +82,9 @@ def check_training(
         config: The configuration.
         given: Names that the command line sets.
         readers: Short overrides that some node reads.
+
+    Raises:
+        ConfigError: If the command line sets one that nothing reads.
     """
     kind, sae = config["activations"].get("kind"), config["sae"].get("architecture")
     parts = f"with sae={sae} activations={kind}, which read {', '.join(readers)}."

@@ -84,7 +84,7 @@ def continued(
     Args:
         run_dir: Folder of the run.
         config: The configuration composed from this command line.
-        given: What the command line sets (`conf.compose.names_of`): these keys must agree with
+        given: Keys that the command line sets (`conf.compose.names_of`): these keys must agree with
             the saved run, the others follow it. None: all must agree.
 
     Raises:
@@ -147,14 +147,14 @@ def continued(
 
 
 def tell_finished(run_dir: Path, config: Mapping[str, Any]) -> None:
-    """Say that this folder holds a finished run, and how it is continued.
+    """Log that this folder holds a finished run, and how to continue it.
 
     Raises:
         ConfigError: If settings of the optimiser are given, which nothing would read.
     """
     if config.get("resume_with") != (saved_config(run_dir) or {}).get("resume_with"):
         raise ConfigError(
-            f"resume_with has no effect: {run_dir} holds a finished run. Give more epochs, too."
+            f"resume_with has no effect: {run_dir} holds a finished run. Also give more epochs."
         )
     fitted = config["sae"].get("kind") is not None
     more = "" if fitted else f" epochs=… above {config['epochs']} continues it."
@@ -182,8 +182,8 @@ def _resumable(changed: Any) -> dict[str, Any]:
     node = {str(key).removeprefix("optimizer."): value for key, value in words.items()}
     if not node or "name" in node or {f"optimizer.{key}" for key in node} != {*words}:
         raise ConfigError(
-            f"resume_with={shown(changed)} cannot change in a run. Write keys of the optimizer but "
-            "its name: resume_with='{optimizer.lr: 1e-4}'."
+            f"resume_with={shown(changed)} cannot change in a run. Only settings of the optimizer, "
+            "without its name, may: resume_with='{optimizer.lr: 1e-4}'."
         )
     checked = OptimizerSettings(**node)
     return {f"optimizer.{key}": getattr(checked, key) for key in node}
@@ -203,7 +203,7 @@ def _check_named(merged: Mapping[str, Any], config: Mapping[str, Any], run_dir: 
 
 
 def _leaves(key: str, ours: Any, theirs: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Name and both values of everything in two nodes that is no node in both."""
+    """Yield (key, ours, theirs) for every leaf of either node; None where one lacks it."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         for name in dict.fromkeys([*ours, *theirs]):
             yield from _leaves(f"{key}.{name}", ours.get(name), theirs.get(name))

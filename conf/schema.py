@@ -33,7 +33,7 @@ def check(config: DictConfig, given: Sequence[str] = ()) -> dict[str, Any]:
         whole numbers are due turned into ints, every setting that is not given at its default.
 
     Raises:
-        ConfigError: At the first value that is missing, of a wrong type, out of range or unused.
+        ConfigError: If a value is missing, of a wrong type, out of range or unused.
     """
     raw, plain = _containers(config)
     if missing := sorted(OmegaConf.missing_keys(config)):
@@ -102,7 +102,7 @@ def check_nodes(plain: Mapping[str, Any], first: Collection[str] = ()) -> dict[s
         first: Nodes to begin with. A mistake there is answered before others are imported.
 
     Raises:
-        ConfigError: At the first value of a wrong type, out of range, or unknown.
+        ConfigError: If a value is of a wrong type, out of range, or unknown.
     """
     trains = "run_dir" in plain
     program = TrainSettings if trains else EvaluateSettings
@@ -156,7 +156,7 @@ def checked(settings: type[Settings], node: Mapping[str, Any]) -> dict[str, Any]
     A list of a short override stands for several SAEs: each of its values is checked.
 
     Raises:
-        ConfigError: At the first value that is unknown, of a wrong type or out of range.
+        ConfigError: If a value is unknown, of a wrong type or out of range.
     """
     make: Any = settings
     listed = {k: v for k, v in node.items() if k in (*LISTS, "run") and isinstance(v, list) and v}

@@ -86,7 +86,7 @@ class EvaluateSettings(Settings):
     tokens: int | None = setting(None, ge=1, help="test tokens; null: as in training")
     together: bool = setting(False, help="splice all SAEs of `run` into the LM at once")
     device: str = setting("auto", help="auto, cpu, cuda, …")
-    saebench: bool = setting(False, help="write results in SAEBench's schema, too")
+    saebench: bool = setting(False, help="also write results in SAEBench's schema")
     export: str | None = setting(None, help="write the SAE in this format to `out`")
     out: str | None = setting(None, help="folder of the export, or of the results")
 

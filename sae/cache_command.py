@@ -1,4 +1,4 @@
-"""The command line that a part of the cache is looked at and emptied with."""
+"""Command line to list and remove entries of a part of the cache."""
 
 import argparse
 import sys
@@ -24,9 +24,9 @@ def run_command(
     """Run `list` or `remove`; return the exit status.
 
     Args:
-        program: How it is called.
+        program: Name of the command.
         about: Printed by `--help`.
-        kept: What is kept there, in the plural.
+        kept: Name of the entries, in the plural.
         folder: Gives where it is kept.
         table: Makes the answer of `list`.
         find: Gives the path that an entry names; of None all of them.

@@ -1,4 +1,4 @@
-"""One way to keep what was computed in the cache: tensors, or a JSON object."""
+"""Keep computed tensors or a JSON object in the cache."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -22,15 +22,15 @@ Made = tuple[dict[str, "Tensor"], Any]
 
 
 def cached(name: str, identity: Mapping[str, object], make: Callable[[], Made]) -> Made:
-    """Tensors out of the cache, made first where it lacks them or has them damaged.
+    """Tensors from the cache; computed and stored first if missing or damaged.
 
-    Processes that want the same at the same time make it once.
+    Processes that ask for the same tensors at the same time compute them once.
 
     Args:
         name: Folder in the cache, and the beginning of the file's name: `baselines/pca-`.
-        identity: What decides them; JSON-able.
-        make: Makes them. A lock is held meanwhile, so it must not wait for another training of
-            this process (`sae.sharing`), which may want the same.
+        identity: Everything that decides the tensors; JSON-able.
+        make: Computes the tensors. A lock is held meanwhile, so it must not wait for another
+            training of this process (`sae.sharing`), which may ask for the same tensors.
     """
     file = cache_dir() / f"{name}{content_key(identity)}.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def cached(name: str, identity: Mapping[str, object], make: Callable[[], Made]) 
 
 
 def cached_tensors(file: Path, make: Callable[[], Made]) -> Made:
-    """The content of a file of tensors, made and written first where it is missing or damaged.
+    """Content of a file of tensors; computed and written first if missing or damaged.
 
     Args:
         file: The file, which no other process writes meanwhile.
@@ -59,7 +59,7 @@ def cached_tensors(file: Path, make: Callable[[], Made]) -> Made:
 
 
 def cached_json(file: Path | None, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The object in a file, made and written first where it is missing or damaged.
+    """Object in a JSON file; computed and written first if missing or damaged.
 
     Args:
         file: The file; None: it is not kept.
@@ -73,5 +73,7 @@ def cached_json(file: Path | None, make: Callable[[], dict[str, Any]]) -> dict[s
     try:
         write_json(file, seal(content))
     except OSError as error:  # a cache that others own may be read-only
-        log.warning("%s was not kept for the next run: %s.", file.name, error)
+        log.warning(
+            "%s could not be cached and will be made again next time: %s.", file.name, error
+        )
     return content

@@ -2,7 +2,7 @@
 
 One flipped byte of a weight is a weight, of a text a text: nothing but a checksum tells. CRC-32
 finds every damage of up to 32 neighbouring bits and all but one in four billion others, at
-gigabytes a second; against people who change a file on purpose it is no help, nor meant to be.
+gigabytes a second; they do not protect against people who change a file on purpose.
 """
 
 import json

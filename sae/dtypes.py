@@ -52,7 +52,8 @@ def fast_dtype(kind: Kind, device: str, rows: int | None = None) -> str:
     Args:
         kind: Whose products: an LM's weights are stored in the dtype, an SAE's are cast to it.
         device: `"cpu"`, where it is measured once and remembered, or `"cuda"`, which is asked.
-        rows: Of a selection: vectors in a step, over which the rounding of the weights is shared.
+        rows: For a product that only selects: vectors in a step, over which the rounding of the
+            weights is shared.
     """
     if rows is not None:
         rows = min(rows, SHAPES[kind][0])

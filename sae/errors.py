@@ -3,7 +3,7 @@
 SAEError                    every error that a user can cause; the message says what was given,
 │                           what is allowed and what to do
 ├── ConfigError             a value, a key or a combination of them
-├── SourceError             an LM or a text that cannot be had (network, checksum, missing file)
+├── SourceError             an LM or a text that cannot be loaded (network, checksum, missing file)
 ├── SiteError               a layer, a site or an LM family that does not exist
 ├── StoreError              cached activations that are damaged, missing or of another kind
 ├── ArtifactError           a saved SAE or run folder that cannot be read
@@ -38,7 +38,7 @@ class ConfigError(SAEError):
 
 
 class SourceError(SAEError):
-    """A language model or a text cannot be had."""
+    """A language model or a text cannot be loaded (network, checksum, missing file)."""
 
 
 class SiteError(SAEError):

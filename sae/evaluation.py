@@ -58,8 +58,8 @@ def place(
             differ (`{"dtype": "float32"}`). An SAE from another library has none of its own, so
             that it must be given.
         corpus: Another text, as in conf/corpus/*.yaml.
-        at: For an SAE from another library: `layer`, `site`, `target` (of a transcoder, the site
-            of the same layer that it gives), `ctx`; by default as its files say.
+        at: Place of an SAE from another library: `layer`, `site`, `target` (of a transcoder, the
+            site of the same layer that it gives), `ctx`; by default as its files say.
         tokens: Test tokens, default as in training.
         device: `auto`, `cpu`, `cuda`, …
         known: Wheels that may be fetched for an SAE of somebody else.
@@ -151,7 +151,7 @@ def serve(
 
     Args:
         run: See `place`.
-        result: Of the evaluation `dashboard`.
+        result: Result of the evaluation `dashboard`.
         out: As it was given to `evaluate`.
         placing: Arguments of `place`, as they were given to `evaluate`.
     """
@@ -174,7 +174,7 @@ def evaluate_all(
         name: Name of the evaluation, for example `compare`.
         runs: See `place`.
         settings: Settings of the evaluation; others have their defaults.
-        folder: Where it goes; default `<name>-<key>` in the folder that all runs are in.
+        folder: Folder for the result; default `<name>-<key>` in the folder that all runs are in.
         placing: Arguments of `place`.
 
     Returns:
@@ -184,7 +184,7 @@ def evaluate_all(
         SAEError: If there is no SAE, or too few.
     """
     evaluation: Any = EVALS[name]
-    evaluation = evaluation(**without_nulls(settings or {}))
+    evaluation = evaluation(**_given(settings or {}))
     common, named = name_runs(runs)
     placed = [place(run, name=name, **placing) for name, run in named.items()]
     result = evaluation.run(placed)
@@ -221,12 +221,18 @@ def _as_in_run(sae: SAE, evals: Evals) -> dict[str, dict[str, Any]]:
     own, found = own_settings(sae), {}
     for name, settings in evals.items():
         expanded: Any = EVALS[name].expanded if name in EVALS else dict
-        given = expanded(without_nulls(settings))
+        given = expanded(_given(settings))
         taken = {key: value for key, value in expanded(own.get(name, {})).items() if key != CHAT}
         foreign = {key: value for key, value in taken.items() if key not in given}
         check_named(foreign, (), OF_SAE, f"eval.{name}")
         found[name] = _merged(taken, given)
     return found
+
+
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that are not null; of a chat LM null is a value: no key is sent."""
+    chat = settings.get(CHAT)
+    return without_nulls(settings) | ({CHAT: dict(chat)} if chat else {})
 
 
 def _merged(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -111,9 +111,9 @@ def codes_at_l0(
     Args:
         x: Vectors, less the decoder's bias.
         W_dec: Dictionary, an atom a row.
-        l0: Mean number of codes that shall differ from 0.
-        tolerance: Of `fista`.
-        max_steps: Of `fista`.
+        l0: Wanted mean number of non-zero entries per code.
+        tolerance: Argument of `fista`.
+        max_steps: Argument of `fista`.
         attempts: Coefficients tried at most.
     """
     high = max((x @ W_dec.T).max().item(), 1e-12)  # from here on all codes are zero

@@ -38,23 +38,23 @@ def visible(paths: Iterable[Path], folder: Path) -> Iterator[Path]:
 
 
 def follow_umask(file: Path) -> None:
-    """Let a file be read by whom the umask allows; safetensors, for one, writes mode 0600."""
+    """Set a file's mode as the umask allows: safetensors writes 0600 regardless of it."""
     umask = os.umask(0)
     os.umask(umask)
     file.chmod(0o666 & ~umask)
 
 
 def require_content(file: Path, error: type[SAEError]) -> None:
-    """Refuse a name behind which there is no content.
+    """Raise an error if a file name does not lead to the content of a file.
 
     Args:
         file: A file that is about to be read.
-        error: What to raise.
+        error: Class of the error to raise.
 
     Raises:
-        SAEError: Of the class `error`, if the file is a dangling link, a loop of links, a folder,
-            a pipe, cannot be opened, or is a git-lfs pointer instead of the file that git-lfs was
-            to fetch.
+        SAEError: An error of the class `error`, if the file is a dangling link, a loop of links, a
+            folder, a pipe, cannot be opened, or is a git-lfs pointer instead of the file that
+            git-lfs was to fetch.
     """
     if file.is_symlink() and not file.exists():
         raise error(f"{file} is a link to {file.readlink()}, which is not there. Repair the link.")

@@ -136,7 +136,7 @@ def lockstep(members: Mapping[str, Callable[[], T]]) -> dict[str, T]:
         What they returned.
 
     Raises:
-        ExceptionGroup: With what the failed ones raised, when all have ended.
+        ExceptionGroup: If functions failed: their errors, once all have ended.
         KeyboardInterrupt: After every member that waited has got a `Stopped`.
 
     Example:

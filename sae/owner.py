@@ -24,7 +24,7 @@ LOCK, OWNER = ".lock", ".owner.json"
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Hold a folder alone; it is made if it is not there.
+    """Hold the lock of a folder, which is made if it does not exist.
 
     Raises:
         ArtifactError: If another process holds it, with that process' number and host.
@@ -40,7 +40,10 @@ def owned(folder: Path) -> Iterator[None]:
             "until it ends, or choose another folder."
         ) from None
     except NotImplementedError:
-        log.warning("The disk of %s knows no locks: start nothing else in it.", folder)
+        log.warning(
+            "The disk of %s does not support file locks: start no other process in that folder.",
+            folder,
+        )
     try:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "since_utc": now}

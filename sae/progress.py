@@ -1,4 +1,4 @@
-"""One progress bar for all long work: what is done, at which rate, how long it still takes."""
+"""One progress bar for all long work: count, rate and time left."""
 
 import logging
 import time
@@ -84,9 +84,9 @@ def progress(
     log file, a cluster job) a line is logged twice a minute.
 
     Args:
-        description: What is being done, for example `"harvest"`.
+        description: Name of the work, for example `"harvest"`.
         total: Number of units in all, or None when unknown (a spinner is shown).
-        unit: What is counted; `"bytes"` is shown as a download.
+        unit: Name of the counted things; `"bytes"` is shown as a download.
         done: Units that were finished before (resumed work); they do not count for the rate.
     """
     console = Console(stderr=True)

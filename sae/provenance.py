@@ -68,7 +68,7 @@ def content_key(identity: Mapping[str, object]) -> str:
 
 
 def provenance() -> dict[str, object]:
-    """Versions, git commit, machine, command and time: what a number's reader asks for."""
+    """Versions, git commit, machine, command and time, to store beside a number."""
     import torch
 
     return {

@@ -70,7 +70,7 @@ def read_table(file: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
         raise ArtifactError(f"{file} is damaged ({error}). Restore or remove it.") from None
     if tuple(header[: len(FIRST)]) != FIRST:
         raise ArtifactError(
-            f"{file} is no table of metrics: its first columns are {header[:2]}, not "
+            f"{file} is not a table of metrics: its first columns are {header[:2]}, not "
             f"{list(FIRST)}. Move it away, or choose another folder."
         )
     rows = {}
@@ -106,11 +106,12 @@ def parse_json(text: str, where: str, error: type[SAEError] = ArtifactError) -> 
 
     Args:
         text: The text.
-        where: Where it stands, for the error.
-        error: What to raise.
+        where: Place of the text, for the error.
+        error: Class of the error to raise.
 
     Raises:
-        SAEError: Of the class `error`, if it is not JSON, too deep, or has too long a number.
+        SAEError: An error of the class `error`, if the text is not JSON, is too deep, or has too
+            long a number.
 
     Example:
         >>> parse_json('{"a": [1]}', "here")
@@ -119,7 +120,7 @@ def parse_json(text: str, where: str, error: type[SAEError] = ArtifactError) -> 
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as reason:
-        raise error(f"{where} is damaged (no JSON: {_reason(reason)}).") from None
+        raise error(f"{where} is damaged (not JSON: {_reason(reason)}).") from None
 
 
 def read_yaml(file: Path) -> Any:
@@ -132,7 +133,7 @@ def read_yaml(file: Path) -> Any:
     try:
         return yaml.safe_load(text)
     except Exception as reason:  # its constructors raise what they like, AttributeError among it
-        raise ArtifactError(f"{file} is damaged (no YAML: {_reason(reason)}).") from None
+        raise ArtifactError(f"{file} is damaged (not YAML: {_reason(reason)}).") from None
 
 
 def _reason(error: Exception) -> str:

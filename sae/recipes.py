@@ -61,7 +61,7 @@ log = logging.getLogger(__name__)
 
 @runtime_checkable
 class Recorder(Protocol):
-    """Keeps the times of a run."""
+    """Measures how long the stages of a run take."""
 
     @property
     def training(self) -> Mapping[str, float]:
@@ -114,7 +114,7 @@ def run(config: Config, run_dir: Path, tools: Tools) -> dict[str, Any]:
     Args:
         config: The checked configuration, with resolved dtypes (`resolve_dtypes`).
         run_dir: The run folder (docs/reference/formats.md), owned by this process.
-        tools: What is not in `sae`.
+        tools: Parts that `sae` does not have: trainer, loggers, manifest.
 
     Returns:
         The content of `results.json`; nothing in the processes of a DDP training but the first.
@@ -220,8 +220,8 @@ def finished(run_dir: Path, config: Config) -> dict[str, Any] | None:
     """Results of a run that needs no more training, with its report; else None.
 
     Raises:
-        ArtifactError: If its results are damaged, or a finished run shall go on but its checkpoint
-            is gone.
+        ArtifactError: If its results are damaged, or a finished run is to continue but its
+            checkpoint is gone.
     """
     file = run_dir / "results.json"
     if not os.path.lexists(file):
@@ -265,7 +265,7 @@ def harvest_together(configs: Iterable[Config]) -> None:
 
 
 def _metadata(config: Config, data: ActivationDataModule) -> dict[str, Any]:
-    """Origin of a saved dictionary, as far as it does not depend on the training."""
+    """Origin of a saved dictionary: the part that does not depend on the training."""
     names = ("sae", "seed", "eval") if is_fitted(config) else (
         "sae", "resample", "optimizer", "seed", "eval", "e2e"
     )  # fmt: skip

@@ -29,7 +29,7 @@ class Registry(Mapping[str, T]):
         self._parts: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[C], C]:
-        """Decorate a class: it becomes known under `name`.
+        """Decorator that registers a class under `name`.
 
         A notebook cell that is run again replaces its own class.
 

@@ -24,7 +24,7 @@ class Settings(BaseModel):
     due (run_dir=7). true and false are not numbers, and numbers in quotes are texts.
 
     Raises:
-        ConfigError: At the first value that is missing, unknown, of a wrong type or out of range.
+        ConfigError: If a value is missing, unknown, of a wrong type or out of range.
 
     Example:
         >>> class Config(Settings):

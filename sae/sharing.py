@@ -1,4 +1,4 @@
-"""Things that trainings in one process share; one that is alone makes everything itself.
+"""Values that trainings in one process share; a single training computes everything itself.
 
 Code that may run beside others asks `sharing()`, and needs no second path for either case.
 `sae.lockstep` answers it for several trainings; nobody else knows of that.
@@ -15,7 +15,7 @@ class Stopped(BaseException):
     """Raised in every training, where it waits, when all of them are interrupted.
 
     Args:
-        between: Whether it waits for the next item of a stream: its last step is done.
+        between: True if it waits for the next item of a stream: its last step is done.
     """
 
     def __init__(self, between: bool) -> None:
@@ -59,7 +59,7 @@ class Sharing:
         return make()
 
     def meet(self) -> None:
-        """Wait until all wait: nobody measures while another trains."""
+        """Wait until all trainings wait here, so that none measures while another trains."""
         self.value("meeting", lambda: None)
 
 
@@ -68,5 +68,5 @@ current: ContextVar[Sharing] = ContextVar("current", default=Sharing())  # noqa:
 
 
 def sharing() -> Sharing:
-    """The object to ask for what other trainings of this process may need as well."""
+    """The object that shares values between the trainings of this process."""
     return current.get()

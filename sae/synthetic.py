@@ -38,11 +38,11 @@ class Sample(NamedTuple):
 class World(Settings):
     r"""Settings of a world; everything else follows from them and the seed.
 
-    Features that are nobody's child are *roots*: they come first, and with `hierarchy=0` all are.
+    Features without a parent are *roots*: they come first, and with `hierarchy=0` all are.
     The profile of root i is $decay^i (i+1)^{-zipf}$.
 
-    - `uncorrelated`: root i holds with probability `profile_i * active / roots`, independently. The
-      mean number of roots that hold is then far below `active` (0.97 at the defaults, and 38 % of
+    - `uncorrelated`: root i fires with probability `profile_i * active / roots`, independently. The
+      mean number of firing roots is then far below `active` (0.97 at the defaults, and 38 % of
       the vectors are zero), as in the authors' code; `rescale` makes it `active`.
     - `correlated`: probabilities are Phi(g) * profile, rescaled so that their mean is
       `active / roots`, with g normal of a random covariance: a symmetric matrix of uniform numbers,

@@ -14,7 +14,7 @@ class Column(NamedTuple):
     """A column of a table.
 
     Args:
-        type: Of its values, as Arrow calls it; None and NaN are missing values.
+        type: Type of its values, as Arrow calls it; None and NaN are missing values.
         unit: Unit of its values; empty for names, counts and shares.
         values: A value per row: a sequence or a NumPy array.
     """

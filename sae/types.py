@@ -1,4 +1,4 @@
-"""Words that several rooms share.
+"""Names and types that several packages share.
 
 Axis names in shape strings, everywhere:
 
@@ -41,7 +41,7 @@ class Point(NamedTuple):
         site, _, layer = text.rpartition(".")
         if site not in SITES or not layer.isdigit():
             raise SiteError(
-                f"{text!r} is no point. Write site.layer, for example resid.4; "
+                f"{text!r} is not a point of an LM. Write site.layer, for example resid.4; "
                 f"sites: {', '.join(SITES)}."
             )
         return cls(site, int(layer))
@@ -51,8 +51,8 @@ class Ends(NamedTuple):
     """Points where an SAE reads and where it writes.
 
     An SAE reads and writes one point; a transcoder reads one point and writes another; a
-    crosscoder reads and writes several at once. Activations of several points lie one beside the
-    other in a vector.
+    crosscoder reads and writes several at once. A vector concatenates the activations of several
+    points.
 
     Example:
         >>> str(Ends.at(Point("resid", 4))), Ends.parse("mlp_in.4->mlp_out.4").pair

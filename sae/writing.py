@@ -1,4 +1,4 @@
-"""Files that appear at once, and what is said and left behind when a disk refuses them."""
+"""Write files in one step, and explain errors of the disk."""
 
 import os
 import re
@@ -13,7 +13,7 @@ DAY_SECONDS = 86_400.0
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A place to write to, which becomes `path` in one step; it is gone if writing fails.
+    """Temporary path that becomes `path` in one step; it is removed if writing fails.
 
     Raises:
         OSError: If the disk refuses it; names `path`.
@@ -57,7 +57,7 @@ def refusal(error: OSError, needed_bytes: int | None = None) -> str | None:
     """One line for a file that cannot be read or written; None if the error names none.
 
     Args:
-        error: What the system said.
+        error: Error of the operating system.
         needed_bytes: Space that is needed, where it is known.
     """
     if error.filename is None:

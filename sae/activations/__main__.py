@@ -87,13 +87,13 @@ def _find(entry: str | None) -> list[Path]:
     store = next((path for path in _stores() if path.name == key), None)
     if store is None:
         known = ", ".join(path.name for path in _stores()) or "none, the cache is empty"
-        raise StoreError(f"{key!r} is no key of a store. Keys: {known}.")
+        raise StoreError(f"{key!r} is not the key of a store. Choose one of: {known}.")
     if not point:
         return [store]
     path = next((path for path in store.glob("activations/*") if path.name == point), None)
     if path is None:
         known = ", ".join(sorted(path.name for path in store.glob("activations/*.*"))) or "nothing"
-        raise StoreError(f"{key} has no {point!r}; it holds {known}.")
+        raise StoreError(f"{key} has no {point!r}; it holds {known}. Choose one of these.")
     return [path]
 
 

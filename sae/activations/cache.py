@@ -1,4 +1,4 @@
-"""The folder of stores: what names them, who may change them, and what is said when it fails."""
+"""Folder of stores: their names, the lock of their writer, and errors about files."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -36,7 +36,7 @@ class StoreSpec:
         split: `train`, `val` or `test`; each split is a store of its own.
         ctx: Tokens in a context.
         tokens: LM tokens harvested, cut to whole contexts.
-        dtype: What activations are stored in.
+        dtype: Dtype that activations are stored in.
         seed: Decides splits and the order of documents.
         val_fraction: Share of documents held out for validation.
         test_fraction: Share of documents held out for testing.
@@ -141,7 +141,7 @@ def stores_dir() -> Path:
 
 @contextmanager
 def store_lock(folder: Path, *, wait: bool = True) -> Iterator[None]:
-    """Be the only process that changes this store. The lock ends with its process, even killed.
+    """Hold the store's lock: no other process changes it. The lock ends with its process.
 
     Raises:
         StoreError: If the cache cannot be written, or the store is locked and `wait` is false.

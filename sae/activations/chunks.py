@@ -1,4 +1,4 @@
-"""A zarr array on disk, checked on every read; and a user's own.
+"""Zarr arrays on disk: ours, checked on every read, and those of users.
 
 A chunk is one file; the number of files and their size follow from the layout, each ends in a
 crc32c: zarr alone would return zeros for a missing file and flipped bytes as they are.
@@ -45,7 +45,7 @@ class ChunkedArray:
         return array
 
     def create(self) -> None:
-        """Start an empty array, over what may be there."""
+        """Start an empty array; an older one is replaced."""
         layout = self.layout
         try:
             shutil.rmtree(self.path, ignore_errors=True)
@@ -134,7 +134,9 @@ def open_foreign_zarr(path: Path) -> zarr.Array:
         )
         missing = files - array.nchunks_initialized // per_file
     except DAMAGE as error:
-        raise StoreError(f"{path} is no readable zarr array ({error}).") from error
+        raise StoreError(
+            f"{path} cannot be read as a zarr array ({error}). Copy it again, or write it again."
+        ) from error
     if missing:
         what = "shards" if array.shards else "chunks"
         raise StoreError(

@@ -36,7 +36,7 @@ class ContextDataModule(ActivationDataModule):
     in `batch_size`; each epoch is one permutation of all contexts.
 
     Args:
-        source: Where text and LM come from.
+        source: Source of the text and the LM.
         batch_size: Vectors in an optimiser step, over all ranks; rounded down to whole contexts.
         epochs: Passes over the contexts.
         buffer_rows: Not used: contexts are few numbers.

@@ -63,7 +63,7 @@ class RowRule:
         return str(self) == EVERY_ROW
 
     def identity(self) -> dict[str, str]:
-        """The part of a run's identity that the rule is; nothing where no row is left out."""
+        """Entry for a run's identity; empty if no row is left out."""
         return {} if self.every_row else {"rows": str(self)}
 
     def limit(self, median: float) -> float:
@@ -78,7 +78,7 @@ class RowRule:
 
 @dataclass(frozen=True)
 class Counted:
-    """A rule with the numbers that it comes to at the points of an SAE.
+    """A rule with its limits at the points of an SAE, measured.
 
     They are saved with the SAE, so that one absolute norm decides about training, validation and
     test text and any prompt.
@@ -120,12 +120,12 @@ class Counted:
         return ~torch.isin(tokens, ids)
 
     def at(self, names: Iterable[object]) -> "Counted":
-        """The same rule at some of the points."""
+        """This rule at some of the points only."""
         limits = {str(name): self.limits[str(name)] for name in names}
         return Counted(self.rule, self.special_ids, limits, self.median_of)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain types; no limit is null."""
+        """Plain JSON values; an infinite limit becomes null."""
         limits = {name: v if math.isfinite(v) else None for name, v in self.limits.items()}
         return {
             **asdict(self.rule), "special_ids": list(self.special_ids), "limits": limits,

@@ -1,4 +1,4 @@
-"""The rows of a split that count, and what is known about them: one pass a rule, then cached."""
+"""Rows of a split that count, and their statistics: one pass for each rule, then cached."""
 
 import logging
 import math
@@ -26,14 +26,14 @@ log = logging.getLogger(__name__)
 
 @runtime_checkable
 class Chunks(Protocol):
-    """Rows that are read chunk by chunk, before anything is known about all of them."""
+    """Rows that can be read chunk by chunk before their statistics are known."""
 
     def read(self, i: int) -> Tensor:
         """The rows of chunk `i`."""
         ...
 
     def tokens(self, i: int) -> Any:
-        """The token of each of them; None where there are none."""
+        """The token of each row of chunk `i`; None where there are no tokens."""
         ...
 
 
@@ -41,8 +41,8 @@ class CountedPart(NamedTuple):
     """One point of the rows that count.
 
     Args:
-        d_in: Its width.
-        stats: Of the rows that count.
+        d_in: Width of the activations.
+        stats: Statistics of the rows that count.
     """
 
     d_in: int
@@ -55,14 +55,14 @@ class Counts:
 
     Attributes:
         sizes: Rows of each chunk that count.
-        stats: Of the rows that count, by point.
+        stats: Statistics of the rows that count, by point.
     """
 
     sizes: tuple[int, ...]
     stats: tuple[Stats, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain types."""
+        """Plain JSON values."""
         return {"sizes": list(self.sizes), "stats": [one.to_json() for one in self.stats]}
 
     @classmethod
@@ -77,8 +77,8 @@ class CountedRows:
 
     Args:
         rows: All rows of the split, of one point or of several.
-        counted: Which of them count.
-        folder: Where counts and statistics are kept; None: nowhere.
+        counted: Rule for the rows that count.
+        folder: Folder that keeps counts and statistics; None: they are not kept.
     """
 
     def __init__(self, rows: TokenRows, counted: Counted, folder: Path | None = None):
@@ -181,8 +181,8 @@ def median_norm(
     Args:
         rows: All rows of a split at one point.
         special_ids: Tokens that are left out.
-        chunks: Which chunks are read.
-        folder: Where the median is kept; None: nowhere.
+        chunks: Indices of the chunks to read.
+        folder: Folder that keeps the median; None: it is not kept.
     """
     ids = torch.tensor(sorted(special_ids), dtype=torch.long)
 

@@ -31,7 +31,7 @@ class ActivationDataModule(LightningDataModule):
     A run that continues starts reading at `trainer.global_step`: one optimiser step a batch.
 
     Args:
-        source: Where the activations come from.
+        source: Source of the activations.
         batch_size: Rows in an optimiser step, over all ranks.
         epochs: Passes over the training rows.
         buffer_rows: Rows shuffled together in memory. Two such blocks are held at most.
@@ -93,7 +93,7 @@ class ActivationDataModule(LightningDataModule):
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Width of each point's activations, one beside the other in a batch."""
+        """Width of each point's activations, in the order in which a batch concatenates them."""
         return tuple(part.d_in for part in parts_of(self.rows("train")))
 
     @cached_property
@@ -104,7 +104,7 @@ class ActivationDataModule(LightningDataModule):
 
     @cached_property
     def scale(self) -> float | Float[Tensor, " d_in"]:
-        """The same, ready to multiply with: a number, or one for each entry of joined vectors."""
+        """`scales` ready to multiply with: one number, or one per entry of concatenated vectors."""
         if len(self.scales) == 1:
             return self.scales[0]
         pairs = zip(self.widths, self.scales, strict=True)
@@ -277,9 +277,9 @@ def check_same_data(then: str, source: ActivationSource) -> None:
     """
     if (now := source.describe()["key"]) != then:
         raise StoreError(
-            f"This run cannot continue: its activations had the key {then}, those that are there "
-            f"now have {now}. The LM, the text or the folder of activations changed since. Restore "
-            "what was there, or start a new run."
+            f"This run cannot continue: its activations had the key {then}, and the present ones "
+            f"have the key {now}. The LM, the text or the folder of activations has changed. "
+            "Restore the old one, or start a new run."
         )
 
 
@@ -300,8 +300,8 @@ class Batches:
         return self.length
 
     def state_dict(self) -> dict:
-        """Nothing: the position is the trainer's global step."""
+        """Empty state: the trainer's global step is the position."""
         return {}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Nothing to restore."""
+        """Restore nothing: the trainer's global step is the position."""

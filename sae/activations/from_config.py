@@ -36,7 +36,7 @@ def lm_activations(
         where: The point to read, or the ends of a transcoder or crosscoder.
         settings: Token counts, ctx, dtype, stream and the other settings of
             the node `activations`; what is not for `LMActivations` is passed over.
-        device: Where the LM runs.
+        device: Device of the LM.
     """
     chosen = {name: settings[name] for name in _LM if name in settings}
     source, text = LMSource.from_config(lm), corpus_from_config(corpus)

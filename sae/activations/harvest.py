@@ -1,4 +1,4 @@
-"""Text x LM -> store: run the LM over the contexts once, keep what it says at some points."""
+"""Text x LM -> store: run the LM over the contexts once and store activations at some points."""
 
 import logging
 import shutil
@@ -31,7 +31,7 @@ class LoadsLM(Protocol):
 
     @property
     def name(self) -> str:
-        """Name for people."""
+        """Name to show to people, such as `smollm2-135m`."""
         ...
 
     def load(self, device: str = "cpu") -> LanguageModel:
@@ -66,18 +66,18 @@ def harvest(
     killed harvest is continued; two processes that want the same store harvest it once.
 
     Args:
-        spec: What decides text, order and values.
-        points: Where activations are read; none for a store that holds tokens alone.
-        source: Where the LM comes from.
+        spec: Identity of text, order and values.
+        points: Points where activations are read; none for a store that holds tokens alone.
+        source: Source of the LM.
         corpus: The text.
         batch_contexts: Contexts handed to the LM at once.
-        device: Where the LM runs.
+        device: Device of the LM.
 
     Raises:
         StoreError: If the disk is full or not writable, the store is damaged, or values do not fit
             into `spec.dtype`.
         SiteError: If the LM has no such point.
-        SourceError: If LM or text cannot be had, or the text is too short.
+        SourceError: If LM or text cannot be loaded, or the text is too short.
     """
     found = _complete(spec, points)
     if found is not None:
@@ -114,12 +114,12 @@ def rows_of(
 
     Args:
         tokens: The contexts.
-        points: Where activations are read.
+        points: Points where activations are read.
         lm: The LM, on `device`.
-        spec: Which positions are kept, and in which dtype.
+        spec: Decides which positions are kept, and in which dtype.
         batch_contexts: Contexts handed to the LM at once.
-        device: Where the LM runs.
-        advance: Told the number of tokens after each batch.
+        device: Device of the LM.
+        advance: Function that gets the number of tokens after each batch.
 
     Raises:
         StoreError: If a value is not finite or does not fit into the dtype.

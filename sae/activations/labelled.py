@@ -46,13 +46,13 @@ def text_activations(
 
     Args:
         lm: The LM.
-        point: Where in it.
-        texts: None is empty.
-        name: For people.
+        point: Point of the LM.
+        texts: The texts; none may be empty.
+        name: Name to show to people.
         which: The row of the last token alone, or the rows of all tokens.
         max_tokens: Longer texts lose their beginning (`last`) or their end (`all`).
-        counted: Which rows count; `last` is then the last row that does, and zeros where none of a
-            text does. `all` has all rows.
+        counted: Rule for the rows that count; `last` is then the last row that does, and zeros
+            where no row of a text counts. `all` has all rows.
 
     Raises:
         ConfigError: If `max_tokens` leaves no room for a token.

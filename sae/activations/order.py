@@ -47,7 +47,7 @@ class ShuffledOrder:
     """The order of a stream of epochs over `rows`.
 
     Args:
-        rows: What is shuffled; only its sizes count.
+        rows: The rows to shuffle; only their number and chunks are read.
         seed: Other seeds give other orders.
         buffer_rows: Rows shuffled together, rounded down to whole chunks (at least one).
     """
@@ -102,13 +102,13 @@ def shuffled_batches(
     Holds the block that is served and, with `read_ahead`, the one after it.
 
     Args:
-        rows: What is read.
-        order: Which row comes when.
+        rows: The rows to read.
+        order: Order of the rows.
         batch_size: Rows in a step, over all ranks.
         start_step: First step.
         stop_step: The step after the last.
         scale: Factor on every value, or one for each column.
-        rank: Which of the `world_size` equal slices of each batch is wanted.
+        rank: Index of the wanted slice, out of `world_size` equal ones of each batch.
         world_size: Number of slices.
         read_ahead: Read the next block in a thread; changes nothing about the batches.
     """

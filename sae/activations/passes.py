@@ -17,11 +17,11 @@ log = logging.getLogger(__name__)
 def harvest_all(configs: Iterable[Config], device_of: Callable[[Config], str]) -> None:
     """One LM pass for each text and LM, over all points that any of the runs reads there.
 
-    What cannot be had is logged: the runs that need it fail by themselves, the others go on.
+    Sources that fail are logged: the runs that need them fail later, the others go on.
 
     Args:
         configs: Checked configurations.
-        device_of: Where the LM of a configuration runs.
+        device_of: Gives the device for the LM of a configuration.
     """
     wanted: dict[str, tuple[Config, list[Point]]] = {}
     for config in configs:

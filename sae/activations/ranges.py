@@ -23,7 +23,7 @@ def check_range(split: str, rows: Rows) -> None:
     """Refuse a split whose squares float32 cannot hold; warn of single huge rows.
 
     Raises:
-        StoreError: With the largest norm.
+        StoreError: If it does; the message gives the largest norm.
     """
     for every, part in zip(parts_of(all_rows(rows)), parts_of(rows), strict=True):
         check_norms(f"the {split} activations", part.stats)
@@ -43,7 +43,7 @@ def check_norms(what: str, stats: Stats) -> None:
     """Refuse activations whose squares overflow or vanish in float32.
 
     Raises:
-        StoreError: With the largest norm.
+        StoreError: If they do; the message gives the largest norm.
     """
     largest = stats.norm_quantiles.get("max", 0.0)
     if largest > LARGEST or 0 < largest < SMALLEST:

@@ -64,7 +64,7 @@ class TokenRows(Rows, Protocol):
 
 
 class JoinedRows:
-    """Several aligned `Rows` as one, whose row i is row i of every part, one beside the other.
+    """Several aligned `Rows` as one: row i concatenates row i of every part.
 
     Args:
         parts: Rows of the same tokens at several points, with the same chunks.
@@ -116,7 +116,7 @@ class EvenRows(ABC):
     Args:
         num_rows: Number of vectors.
         d_in: Their width.
-        title: What is shown while they are measured.
+        title: Title of the progress bar while they are measured.
 
     Attributes:
         known: Their statistics; None before the first use.
@@ -133,11 +133,11 @@ class EvenRows(ABC):
 
     @abstractmethod
     def check(self, i: int, rows: Float[Tensor, "rows d_in"]) -> None:
-        """Refuse values of chunk `i` that nothing can be computed with."""
+        """Raise an error if chunk `i` holds values that cannot be used."""
 
     @abstractmethod
     def find_stats(self) -> Stats:
-        """Measure them, or take what is known of them elsewhere."""
+        """Statistics of all rows: measured, or taken from a cache."""
 
     @property
     def stats(self) -> Stats:
@@ -164,10 +164,10 @@ class EvenRows(ABC):
         return i * ROWS_PER_CHUNK, min((i + 1) * ROWS_PER_CHUNK, self.num_rows)
 
     def documents(self, i: int) -> Int[np.ndarray, " rows"] | None:  # noqa: B027
-        """Nothing is known about documents."""
+        """None: these rows do not know their documents."""
 
     def tokens(self, i: int) -> None:  # noqa: B027
-        """Nor about tokens."""
+        """None: these rows do not know their tokens."""
 
 
 @runtime_checkable

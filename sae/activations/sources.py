@@ -42,15 +42,15 @@ class LMActivations:
     """Activations of an LM over a text, harvested into the cache.
 
     Args:
-        source: Where the LM comes from.
+        source: Source of the LM.
         corpus: The text.
         where: The point whose activations the rows hold, or the ends of a transcoder or
-            crosscoder: then a row holds those of all its points, one beside the other.
+            crosscoder: then a row concatenates the activations of all its points.
         tokens: LM tokens harvested for training.
         val_tokens: LM tokens harvested for validation.
         test_tokens: LM tokens harvested for testing.
         ctx: Tokens in a context.
-        dtype: What activations are stored in.
+        dtype: Dtype that activations are stored in.
         seed: Decides splits and the order of documents.
         val_fraction: Share of documents held out for validation.
         test_fraction: Share of documents held out for testing.
@@ -61,7 +61,7 @@ class LMActivations:
             follow from `max_norm`.
         median_of: The split whose median norms `max_norm` multiplies.
         batch_contexts: Contexts handed to the LM at once.
-        device: Where the LM runs.
+        device: Device of the LM.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class LMActivations:
         device: str = "cpu",
     ):
         if batch_contexts < 1:
-            raise ConfigError(f"batch_contexts={batch_contexts}: hand the LM at least 1 context.")
+            raise ConfigError(f"batch_contexts={batch_contexts} must be at least 1.")
         self.source, self.corpus = source, corpus
         self.ends = Ends.at(where) if isinstance(where, Point) else where
         self.batch_contexts, self.device = batch_contexts, device
@@ -116,7 +116,7 @@ class LMActivations:
 
         Args:
             also: Further points to harvest on the way, for example the other layers of a sweep.
-            splits: Which splits. Nothing is asked of the text of the others.
+            splits: Splits to prepare; the text may be too short for the others.
         """
         source = LoadedOnce(self.source)
         for name, spec in self.specs.items():
@@ -146,7 +146,7 @@ class LMActivations:
             )
 
     def load_lm(self, device: str) -> LanguageModel:
-        """The LM itself, for those who measure what it predicts."""
+        """The LM, for measuring its predictions."""
         return self.source.load(device)
 
     def store(self, split: Split) -> ActivationStore:
@@ -246,7 +246,7 @@ def joined(parts: Sequence[TokenRows]) -> TokenRows:
 
 
 class LoadedOnce:
-    """A source whose LM and tokenizer are loaded at most once, for all who ask."""
+    """A source that loads its LM and tokenizer at most once and shares them."""
 
     def __init__(self, source: LoadsLM):
         self.name, self.identity, self.to_config = source.name, source.identity, source.to_config

@@ -43,7 +43,7 @@ class ActivationStore:
 
     Attributes:
         folder: `<cache>/activations/<key>`.
-        spec: What the store was made from.
+        spec: Specification that the store was made from.
         metadata: Content of metadata.json: spec, names, number of contexts, provenance.
     """
 
@@ -82,10 +82,10 @@ class ActivationStore:
         """Write a store without activations, under the store's lock. It counts once complete.
 
         Args:
-            spec: What the store is made from.
+            spec: Specification that the store is made from.
             tokens: The contexts.
             document: Document of each token.
-            names: For people: the names of LM and corpus.
+            names: Names of LM and corpus, to show to people.
         """
         folder = spec.folder
         try:

@@ -49,7 +49,7 @@ class StreamedRows:
 
     Args:
         store: Tokens and documents of the split.
-        point: Where activations are read.
+        point: Point where activations are read.
         passes: Runs the LM; several points of one text share it.
     """
 
@@ -153,10 +153,10 @@ class LMPasses:
 
     Args:
         store: Tokens of the split.
-        points: Where activations are read.
+        points: Points where activations are read.
         lm: The LM, on `device`.
         batch_contexts: Contexts handed to the LM at once.
-        device: Where the LM runs.
+        device: Device of the LM.
     """
 
     def __init__(
@@ -190,7 +190,7 @@ class LMPasses:
 
 
 class StreamedActivations(LMActivations):
-    """`LMActivations` that stores tokens alone; the arguments are the same.
+    """`LMActivations` that stores only tokens; it takes the same arguments.
 
     The LM stays loaded, and `load_lm` gives that one.
     """
@@ -206,7 +206,7 @@ class StreamedActivations(LMActivations):
 
         Args:
             also: Further points that the LM must have; nothing is computed for them.
-            splits: Which splits. Nothing is asked of the text of the others.
+            splits: Splits to prepare; the text may be too short for the others.
         """
         lm = self.load_lm(self.device)
         for point in (*self.ends.points, *also):

@@ -24,8 +24,8 @@ class SuperpositionRows(EvenRows):
 
     Args:
         world: The world that the vectors are drawn from.
-        split: Which split.
-        num_rows: Number of vectors; more of them only add to what there is.
+        split: The split.
+        num_rows: Number of vectors; a larger number keeps the first ones as they are.
     """
 
     def __init__(self, world: World, split: Split, num_rows: int):
@@ -33,7 +33,7 @@ class SuperpositionRows(EvenRows):
         self.world, self.split_name = world, split
 
     def find_stats(self) -> Stats:
-        """Measure them at the first use by any run, then read the cache."""
+        """Statistics: measured at the first use by any run, then read from the cache."""
         identity = {"world": self.world.to_config(), "split": self.split_name}
         key = content_key({**identity, "num_rows": self.num_rows})
         file = cache_dir() / "superposition" / f"{key}.json"
@@ -41,7 +41,7 @@ class SuperpositionRows(EvenRows):
         return Stats.from_json(found["stats"])
 
     def check(self, i: int, rows: Float[Tensor, "rows d_in"]) -> None:
-        """Refuse values that float32 cannot hold."""
+        """Raise ConfigError if a value of chunk `i` is not finite in float32."""
         if not all_finite(rows):
             raise ConfigError(
                 f"activations.noise={self.world.noise:g} gives values that float32 cannot hold. "
@@ -99,7 +99,7 @@ class SuperpositionActivations:
         """Measure, unless the cache knows this world.
 
         Args:
-            splits: Which splits.
+            splits: Splits to prepare.
         """
         for name, rows in self._splits.items():
             if name in splits:

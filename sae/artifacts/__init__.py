@@ -1,8 +1,8 @@
-"""Saved SAEs: the house's own format (`native.py`) and those of other libraries, one a file.
+"""Saved SAEs: our own format (`native.py`) and those of other libraries, one file each.
 
-Own: a folder with `config.json` (words, sizes, metadata, checksum) and `sae.safetensors` (`W_enc`,
-`b_enc`, `W_dec`, `b_dec`). Whatever is loaded becomes the same inference SAE: unit decoder rows,
-nothing subtracted from the input, thresholds in the LM's own units.
+Our own: a folder with `config.json` (names, sizes, metadata, checksum) and `sae.safetensors`
+(`W_enc`, `b_enc`, `W_dec`, `b_dec`). Every format is loaded as the same inference SAE: unit decoder
+rows, nothing subtracted from the input, thresholds in the LM's own units.
 """
 
 from sae.artifacts.formats import FORMATS, load, save

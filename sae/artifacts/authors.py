@@ -66,7 +66,10 @@ def load(path: Path, member: int | None = None) -> SAE:
     content = read_torch(file, [*_STAND_INS, *_NUMPY])
     pairs = content if isinstance(content, list) else []
     if not pairs or not all(_is_pair(pair) for pair in pairs):
-        raise ArtifactError(f"{file} is no list of (dictionary, hyperparameters).")
+        raise ArtifactError(
+            f"{file} is not a list of (dictionary, hyperparameters). Give a learned_dicts.pt that "
+            "the code of arXiv 2309.08600 wrote."
+        )
     if member is None and len(pairs) > 1 or member is not None and member >= len(pairs):
         listed = ", ".join(f"{i} ({_shown(told)})" for i, (_, told) in enumerate(pairs))
         raise ArtifactError(
@@ -109,8 +112,7 @@ def _weights(chosen: _LearnedDict, file: Path) -> Weights:
         return Weights(encoder.T, b_enc, rows, zero, word)
     if word != "TiedSAE":
         raise ArtifactError(
-            f"{file}: a {word} has no counterpart here. Read are TiedSAE, UntiedSAE and "
-            "TopKLearnedDict."
+            f"{file}: a {word} cannot be read. Choose a TiedSAE, UntiedSAE or TopKLearnedDict."
         )
     encoder, b_enc = taken(state, ("encoder", "encoder_bias"), file)
     rows = _unit(encoder)

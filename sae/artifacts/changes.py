@@ -14,11 +14,11 @@ def changed(sae: SAE, source: ActivationSource) -> tuple[str, ...]:
     """Names of LM and text that mean other files than in the training.
 
     Keys are compared, which are hashes of content: a folder that was moved is the same, one whose
-    files were overwritten is not. What was chosen anew (another LM, another text) is no change.
+    files were overwritten is not. An LM or text that the user chose anew does not count as changed.
 
     Args:
         sae: A saved SAE.
-        source: What it is measured on, prepared.
+        source: Source that it is measured on, prepared.
 
     Returns:
         In words, for example `the LM in /data/lm`; empty where nothing changed.

@@ -55,7 +55,7 @@ group_sizes
 
 
 def load(path: Path) -> SAE:
-    """Read one of its classes, told apart by the tensors; the word of the class decides the rest.
+    """Read one of its classes, told apart by the tensors and by the name of the class.
 
     BatchTopK and Matryoshka encode as they do by default: with their threshold.
 
@@ -126,7 +126,8 @@ def _weights(state: Mapping[str, Any], trainer: Mapping[str, Any], file: Path) -
     word = trainer.get("dict_class") or _class_of(state)
     if word not in (*_TENSORS, "unknown"):
         raise ArtifactError(
-            f"{file} is of the class {word}, which is not read. Read are {', '.join(_TENSORS)}."
+            f"{file} is of the class {word}, which cannot be read. Classes that can: "
+            f"{', '.join(_TENSORS)}."
         )
     if word in _TENSORS:
         reject_others(state, _TENSORS[word], file)

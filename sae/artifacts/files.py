@@ -25,7 +25,9 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(existing(file))
     except safetensors.SafetensorError as error:
-        raise ArtifactError(f"{file} is no safetensors file ({error}). Copy it again.") from error
+        raise ArtifactError(
+            f"{file} is not a safetensors file ({error}). Copy it again."
+        ) from error
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], file: Path) -> None:
@@ -65,7 +67,7 @@ def read_torch(file: Path, stand_ins: Sequence[tuple[Any, str]] = ()) -> Any:
 def state_of(content: Any, file: Path) -> dict[str, Any]:
     """The state dict that a `.pt` file must hold."""
     if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
-        raise ArtifactError(f"{file} holds no state dict but a {type(content).__name__}.")
+        raise ArtifactError(f"{file} holds a {type(content).__name__}, not a state dict.")
     return dict(content)
 
 
@@ -73,7 +75,7 @@ def taken(state: Mapping[str, Any], names: Sequence[str], file: Path) -> list[Te
     """The tensors of these names.
 
     Raises:
-        ArtifactError: If one is missing, or is no tensor.
+        ArtifactError: If one is missing, or is not a tensor.
     """
     if missing := [name for name in names if not isinstance(state.get(name), Tensor)]:
         raise ArtifactError(
@@ -91,9 +93,9 @@ def reject_others(state: Mapping[str, Any], known: Collection[str], file: Path) 
     others = [n for n, value in state.items() if isinstance(value, Tensor) and n not in known]
     if others:
         raise ArtifactError(
-            f"{file} holds {', '.join(sorted(others))} beside {', '.join(known)}. What that does "
-            "to codes or reconstructions is not known here, so that nothing is read. Fold it into "
-            "the other tensors first."
+            f"{file} holds unknown tensors: {', '.join(sorted(others))} (known: "
+            f"{', '.join(known)}). They may change codes or reconstructions, so the file is "
+            "refused. Fold them into the known tensors first."
         )
 
 
@@ -106,24 +108,24 @@ def reject_flags(config: Mapping[str, Any], known: Collection[str], file: Path) 
     others = [name for name, value in config.items() if value and name not in known]
     if others:
         raise ArtifactError(
-            f"{file}: {', '.join(f'{name}={config[name]!r}' for name in others)} is not known here "
-            f"and may change what the SAE computes. Known are {', '.join(known)}."
+            f"{file}: {', '.join(f'{name}={config[name]!r}' for name in others)} is not known and "
+            f"may change what the SAE computes, so the file is refused. Known: {', '.join(known)}."
         )
 
 
 def warn_of_flags(config: Mapping[str, Any], known: Collection[str], file: Path) -> None:
-    """Name settings that are not read and are switched on, in a file that has many of training.
+    """Warn of settings that are switched on but not read, in a file that has many of training.
 
     Args:
         config: The settings.
-        known: Those that are read, or change nothing of what the SAE computes.
-        file: Where they are.
+        known: Settings that are read, or do not change what the SAE computes.
+        file: File that they are in.
     """
     others = [name for name, value in config.items() if value and name not in known]
     if others:
         log.warning(
-            "%s: %s is not known here. If it changes what the SAE computes, codes and "
-            "reconstructions are not those of the library.",
+            "%s: %s is not known and was ignored. If it changes what the SAE computes, codes and "
+            "reconstructions differ from those of the library that wrote it.",
             file, ", ".join(f"{name}={config[name]!r}" for name in others),
         )  # fmt: skip
 
@@ -143,13 +145,13 @@ def new_folder(folder: Path, *, over: bool = False) -> Iterator[Path]:
 
     Args:
         folder: The folder.
-        over: Whether what is there already is replaced.
+        over: True if what is there already is replaced.
 
     Raises:
         ArtifactError: If there is something in `folder` already that is not to be replaced.
     """
     if not over and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ArtifactError(f"{folder} is there already and not empty. Choose a new folder.")
+        raise ArtifactError(f"{folder} exists already and is not empty. Choose a new folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("new", "old"))
     shutil.rmtree(new, ignore_errors=True)
@@ -167,6 +169,6 @@ def new_folder(folder: Path, *, over: bool = False) -> Iterator[Path]:
 def existing(file: Path) -> Path:
     """The file itself; a missing one, or one without its content, is an ArtifactError."""
     if not file.exists() and not file.is_symlink():
-        raise ArtifactError(f"{file} is missing.")
+        raise ArtifactError(f"{file} is missing. Copy the whole folder.")
     require_content(file, ArtifactError)
     return file

@@ -1,4 +1,4 @@
-"""From what other libraries store to the inference SAE, and back to what they can hold."""
+"""Convert tensors of other libraries to the inference SAE, and back."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,14 +26,14 @@ class Weights:
         b_enc: [d_sae].
         W_dec: [d_sae d_out]; d_out is d_in but for transcoders.
         b_dec: [d_out].
-        architecture: That library's word for it; a label.
+        architecture: Name of the architecture in that library; a label.
         activation: `relu`, `topk`, `abs_topk` or `jumprelu`.
-        subtracts_b_dec: Whether the encoder sees `x - b_dec`.
-        k: For `topk` and `abs_topk`.
-        threshold: For `jumprelu`: one number, or one for each latent.
-        by_norm: Whether latents are compared by pre-activation times length of the decoder row:
+        subtracts_b_dec: True if the encoder sees `x - b_dec`.
+        k: Number of latents that fire, for `topk` and `abs_topk`.
+        threshold: Threshold for `jumprelu`: one number, or one for each latent.
+        by_norm: True if latents are compared by pre-activation times length of the decoder row:
             `topk` then selects by it, and the threshold is in its unit.
-        transcodes: Whether what is given is another place's activation than the input.
+        transcodes: True if what is given is another place's activation than the input.
         W_skip: [d_in d_out], for those with a linear path.
     """
 
@@ -61,8 +61,8 @@ def fold(weights: Weights, origin: Mapping[str, Any], where: object) -> SAE:
     an arbitrary direction and a latent that is silent.
 
     Args:
-        weights: What the library stores.
-        origin: What its file says of the SAE (`described`).
+        weights: Tensors as the library stores them.
+        origin: Facts about the SAE from its file (`described`).
         where: The file, for error messages.
 
     Raises:
@@ -170,9 +170,9 @@ def _check_shapes(weights: Weights, where: object) -> None:
     for name, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape:
             raise ArtifactError(
-                f"{where}: the {name} has shape {tuple(tensor.shape)}; a decoder of d_sae={d_sae} "
-                f"and {d_out} columns asks for {shape}. Only of a transcoder, as which this file "
-                "must name itself, is the input of another width than the output."
+                f"{where}: the {name} has shape {tuple(tensor.shape)}; beside a decoder of shape "
+                f"({d_sae}, {d_out}) it must have {shape}. Input and output may differ in width "
+                "only in a transcoder, and this file does not say that it is one."
             )
 
 
@@ -182,7 +182,7 @@ def _check_equal(norms: Tensor, dtype: torch.dtype, where: object) -> None:
     low, high = norms.aminmax()
     if high - low > rounding * high:
         raise ArtifactError(
-            f"{where}: the decoder rows have lengths from {low:.4g} to {high:.4g} and TopK selects "
-            "without regard to them, so that they cannot be folded into the encoder without "
-            "changing what fires. Only a TopK SAE with rows of equal length can be read."
+            f"{where}: the decoder rows have lengths from {low:.4g} to {high:.4g}. TopK ignores "
+            "them when it selects, so folding them into the encoder would change which latents "
+            "fire. Only a TopK SAE with decoder rows of equal length can be read."
         )

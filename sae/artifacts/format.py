@@ -1,4 +1,4 @@
-"""A file format: a word, how it is recognised, read and written."""
+"""A file format: its name, and functions that recognise, read and write it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +11,11 @@ class Format(NamedTuple):
     """One way to keep an SAE in files.
 
     Attributes:
-        word: What users call it (`format=`).
-        looks_like: Whether a path is of this format, by its files.
+        word: Name for users (`format=`).
+        looks_like: Tells by its files if a path is of this format.
         load: Read it. With `many`, which of several SAEs is a second argument.
         save: Write it into a folder that is there and empty; None where it is only read.
-        many: Whether one file can hold several SAEs.
+        many: True if one file can hold several SAEs.
     """
 
     word: str

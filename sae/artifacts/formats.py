@@ -1,4 +1,4 @@
-"""Every format by its word; load an SAE of any of them, save one in those that can be written."""
+"""All file formats by name; load an SAE from any, save one in those that can be written."""
 
 import re
 from pathlib import Path
@@ -27,18 +27,18 @@ FORMATS: dict[str, Format] = {
         gemma_scope.FORMAT, authors.FORMAT, openai.FORMAT,
     )
 }  # fmt: skip
-"""In the order in which files are looked at: the house's own first."""
+"""Formats by name, in the order in which they are tried: our own first."""
 
 
 def load(path: str | Path, format: str | None = None, device: str | torch.device = "cpu") -> SAE:
-    """Load an SAE that this or another library saved; how it encodes is the same.
+    """Load an SAE that this or another library saved; it computes the same codes as there.
 
     Args:
         path: A run folder, an SAE folder, a folder or file of another library, or on the Hugging
             Face hub `owner/name` or `owner/name/subfolder`. Of a file with several SAEs, the
             position follows a colon: `learned_dicts.pt:7`.
         format: Key of `FORMATS`; None finds it by the files.
-        device: Where the weights go.
+        device: Device to put the weights on.
 
     Raises:
         ArtifactError: If there is no SAE there, it is damaged, of a newer format, or of a kind
@@ -79,11 +79,11 @@ def locate(path: str | Path) -> tuple[Path, int | None]:
 
 
 def save(path: str | Path, sae: SAE, format: str = "native") -> Path:
-    """Write an SAE into a new folder, in the house's format or in another library's.
+    """Write an SAE into a new folder, in our own format or in another library's.
 
     Args:
         path: The folder; it must be new or empty.
-        sae: What to save.
+        sae: The SAE to save.
         format: A key of `FORMATS` that can be written.
 
     Returns:
@@ -103,10 +103,10 @@ def save(path: str | Path, sae: SAE, format: str = "native") -> Path:
 
 
 def format_named(word: str) -> Format:
-    """The format of this word.
+    """The format of this name.
 
     Raises:
-        ConfigError: If there is none.
+        ConfigError: If no format has it.
     """
     if word not in FORMATS:
         raise ConfigError(f"format={word} is not known. Choose one of {', '.join(FORMATS)}.")

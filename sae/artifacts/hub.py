@@ -54,7 +54,7 @@ def fetch(text: str) -> Path:
             folder = Path(snapshot_download(repo, **options))  # pyright: ignore[reportArgumentType]
         except (OSError, ValueError) as error:
             raise ArtifactError(
-                f"There is no folder {text} here, and {repo} cannot be had from the hub: "
+                f"There is no folder {text} here, and {repo} cannot be read from the hub: "
                 f"{first_line(error)}. Check the name; a private or gated repository needs a login "
                 "to the hub."
             ) from error

@@ -1,4 +1,4 @@
-"""Write and read the house's own format of a saved SAE."""
+"""Write and read our own format of a saved SAE."""
 
 from dataclasses import asdict, fields
 from hashlib import sha256
@@ -38,7 +38,7 @@ def save_sae(folder: str | Path, sae: SAE) -> Path:
 
     Args:
         folder: The SAE folder itself, by custom `<run folder>/sae`.
-        sae: What to save. Its metadata must be plain JSON values.
+        sae: The SAE to save. Its metadata must be plain JSON values.
 
     Returns:
         The folder.
@@ -127,7 +127,10 @@ def _read_config(file: Path) -> dict:
     for name, kind in expected.items():
         boolean = isinstance(content[name], bool) and name != "W_skip"
         if not isinstance(content[name], kind) or boolean:  # pyright: ignore[reportArgumentType]
-            raise ArtifactError(f"{file} is damaged: {name}={content[name]!r} is no {kind}.")
+            raise ArtifactError(
+                f"{file} is damaged: {name}={content[name]!r} must be of type "
+                f"{getattr(kind, '__name__', kind)}. Save the SAE again."
+            )
     return content
 
 
@@ -145,7 +148,9 @@ def _read_weights(file: Path, checksum: str, names: tuple[str, ...]) -> dict[str
     try:
         tensors = load_file(file)
     except safetensors.SafetensorError as error:
-        raise ArtifactError(f"{file} is no safetensors file ({error}).") from error
+        raise ArtifactError(
+            f"{file} is not a safetensors file ({error}). Copy it again."
+        ) from error
     if sorted(tensors) != sorted(names):
         raise ArtifactError(f"{file} holds {sorted(tensors)}; this SAE has {sorted(names)}.")
     return tensors

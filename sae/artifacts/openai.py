@@ -36,7 +36,8 @@ def load(path: Path) -> SAE:
         )
     if word != "ReLU":
         raise ArtifactError(
-            f"{file}: activation={word!r} lets latents be negative, or is not known. ReLU is read."
+            f"{file}: activation={word!r} cannot be read: latents may be negative, or it is not "
+            "known. Only ReLU can be read."
         )
     names = ("encoder.weight", "latent_bias", "decoder.weight", "pre_bias")
     encoder, b_enc, decoder, b_dec = taken(state, names, file)

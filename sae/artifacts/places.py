@@ -29,7 +29,7 @@ class Place:
         cls, lm: object = None, point: Point | None = None, ctx: object = None,
         corpus: object = None,
     ) -> "Place":  # fmt: skip
-        """From what a file says; what is no name, or no number of tokens, is left out."""
+        """Build a place from the entries of a file; entries of a wrong type become None."""
         return cls(
             lm if isinstance(lm, str) else None,
             point,
@@ -89,7 +89,7 @@ def in_lm(sae: SAE, model_type: str | None, *, written: bool = False) -> tuple[P
     Args:
         sae: The SAE.
         model_type: The LM's, None where it is not known.
-        written: Where a transcoder writes, instead.
+        written: True for the point where a transcoder writes.
 
     Returns:
         The point and "", or None and the reason, "" where the file names no place.
@@ -103,7 +103,7 @@ def in_lm(sae: SAE, model_type: str | None, *, written: bool = False) -> tuple[P
     if origin.get("head") is not None:
         return None, f"{hook} of head {origin['head']} is a part of a site"
     point, reason = read_name(hook, model_type)
-    return point, "" if point else f"{hook} is no site: {reason}"
+    return point, "" if point else f"{hook} is not a site: {reason}"
 
 
 def hook_of(point: Point) -> str:

@@ -1,4 +1,4 @@
-"""Place of an SAE from another library: its files do not say enough, so the user does."""
+"""Place of an SAE from another library: its files do not say enough, so the user must."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -36,8 +36,8 @@ def put_in_place(
         lm: Configuration of the LM (`LMSource.from_config`).
         corpus: Configuration of the text (`corpus_from_config`).
         layer: Layer of the LM, from 0.
-        site: A word of `sae.types.SITES`.
-        target: Likewise, what a transcoder gives, of the layer that it reads.
+        site: One of `sae.types.SITES`: the site that the SAE reads.
+        target: One of `sae.types.SITES`: the site that a transcoder writes, in the same layer.
         ctx: Tokens in a context.
 
     Raises:
@@ -60,7 +60,9 @@ def put_in_place(
     if transcodes:
         words["target"] = target
     elif target is not None:
-        raise ConfigError(f"target={target} has no effect: this SAE gives what it reads. Drop it.")
+        raise ConfigError(
+            f"target={target} has no effect: this SAE reconstructs its own input. Drop it."
+        )
     if missing := [f"{word}=…" for word, value in words.items() if value is None]:
         said = [f"the LM {place.lm}"] if place.lm else []
         said += [f"the place {known}"] if known else []

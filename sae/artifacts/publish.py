@@ -16,10 +16,10 @@ def push_to_hub(sae: SAE, repo_id: str, format: str = "native", *, private: bool
     Of paths on this machine in its metadata (lm.path, corpus.path, …) only the last part goes.
 
     Args:
-        sae: What to publish.
+        sae: The SAE to publish.
         repo_id: `owner/name`; made if it is not there. You must be logged in to the hub.
         format: As in `save`.
-        private: Whether a repository that is made can be seen by its owner only.
+        private: True if a repository that is made can be seen by its owner only.
 
     Returns:
         Where it can be seen.
@@ -42,7 +42,7 @@ def push_to_hub(sae: SAE, repo_id: str, format: str = "native", *, private: bool
             )
         except (OSError, ValueError) as error:
             raise ArtifactError(
-                f"The hub does not take {repo_id}: {first_line(error)}. The name must be "
+                f"The hub refuses {repo_id}: {first_line(error)}. The name must be "
                 "owner/name, and you must be logged in to the hub with the right to write there."
             ) from error
     return str(url)

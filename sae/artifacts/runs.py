@@ -1,4 +1,4 @@
-"""Run folders: which there are, their names, and what was measured in them."""
+"""Run folders: find them, name them, read their results."""
 
 import os
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""An SAE as SAEBench (`sae-bench`) wants its custom SAEs: tensors, methods and a `cfg`."""
+"""Adapter to SAEBench (`sae-bench`): an SAE with the tensors, methods and `cfg` it expects."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -53,7 +53,7 @@ class SAEBenchSAE(nn.Module):
         b_enc: [d_sae].
         W_dec: [d_sae d_in], unit rows.
         b_dec: [d_in].
-        cfg: What SAEBench reads about it.
+        cfg: Description that SAEBench reads.
     """
 
     def __init__(self, sae: SAE, cfg: SAEBenchConfig):
@@ -92,7 +92,7 @@ def to_saebench(
     """Wrap an SAE for SAEBench's `run_eval(config, [(name, wrapped)], …)`; the weights are shared.
 
     Args:
-        sae: What is to be measured.
+        sae: The SAE to measure.
         model_name: TransformerLens' name of the LM, default what the SAE's metadata say.
         hook_name: TransformerLens' name of the place, default what the metadata say.
 

@@ -82,7 +82,7 @@ def load(path: Path) -> SAE:
 
 
 def save(folder: Path, sae: SAE) -> None:
-    """Write the two files of an inference SAE; BatchTopK goes as jumprelu, as there.
+    """Write the two files of an inference SAE; BatchTopK is written as jumprelu, as SAELens does.
 
     A transcoder goes with relu and jumprelu, which are what the library has of them.
     """
@@ -143,8 +143,8 @@ def _weights(config: Mapping[str, Any], tensors: dict[str, Tensor], file: Path) 
         word = "topk"
     elif function != "relu" and (word, function) != ("topk", "topk"):
         raise ArtifactError(
-            f"{file}: activation_fn={function!r} of a {word} SAE is not known here; relu is, and "
-            "topk of a standard one."
+            f"{file}: activation_fn={function!r} of a {word} SAE cannot be read. relu can, and "
+            "topk of a standard SAE."
         )
     W_enc, W_dec, b_dec = taken(tensors, ("W_enc", "W_dec", "b_dec"), file)
     reject_others(tensors, (*_EVERY, *_FACTORS, *_MORE.get(word, ())), file)
@@ -163,7 +163,7 @@ def _weights(config: Mapping[str, Any], tensors: dict[str, Tensor], file: Path) 
     known |= dict.fromkeys(_BATCHTOPK, ("topk_threshold",))
     if word not in known:
         raise ArtifactError(
-            f"{file}: architecture={word!r} has no counterpart here. Read are: "
+            f"{file}: architecture={word!r} cannot be read. Architectures that can: "
             f"{', '.join([*known, 'gated', *_TRANSCODERS])}."
         )
     if "log_threshold" in tensors:  # checkpoints of JumpReLU training, older ones
@@ -186,7 +186,8 @@ def _transcoder(config: Mapping[str, Any], tensors: dict[str, Tensor], file: Pat
     if (config.get("normalize_activations") or "none") != "none":
         raise ArtifactError(
             f"{file.with_name(CONFIG)}: normalize_activations={config['normalize_activations']} of "
-            "a transcoder changes its input alone and is not read. Fold it there first."
+            "a transcoder cannot be read: it scales the input but not the output. Fold it into the "
+            "weights with sae-lens first."
         )
     names = ("W_enc", "b_enc", "W_dec", "b_dec")
     W_enc, b_enc, W_dec, b_dec = taken(tensors, names, file)
@@ -205,8 +206,8 @@ def _apply_normalisation(weights: Weights, config: Mapping[str, Any], path: Path
     scales = scaler.get("scaling_factor") not in (None, 1)
     if scaler.get("has_whitening") or (scales and word == "none"):
         raise ArtifactError(
-            f"{file} whitens the input, or scales it where {CONFIG} says that nothing does. Fold "
-            "it there first, and save again."
+            f"{file} whitens the input, or scales it although {CONFIG} says normalize_activations "
+            "none. Fold that into the weights with sae-lens, and save again."
         )
     if word == "none":
         return
@@ -244,14 +245,15 @@ def _apply_factors(
     for name, factor in factors.items():
         if said is False or (name == "finetuning_scaling_factor" and not said):
             raise ArtifactError(
-                f"{file} holds {name} with other numbers than 1, but {CONFIG} does not say "
-                "finetuning_scaling_factor: true. Say true or false there, and with false take the "
-                "tensor out, or set it to 1."
+                f"{file} holds {name} with entries other than 1, but {CONFIG} does not say "
+                "finetuning_scaling_factor: true. Write true there if the factor applies; if not, "
+                "write false and remove the tensor or set it to 1."
             )
         if weights.by_norm or factor.shape != weights.b_enc.shape:
             raise ArtifactError(
                 f"{file}: {name} {list(factor.shape)} cannot be folded into decoder rows by whose "
-                "length latents are selected, or is not a number for each latent. Fold it there."
+                "length latents are selected, or does not have one number per latent. Fold it into "
+                "the weights with sae-lens first."
             )
         weights.W_dec = weights.W_dec * factor[:, None].to(weights.W_dec)
 

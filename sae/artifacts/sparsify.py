@@ -38,7 +38,7 @@ def load(path: Path) -> SAE:
     state = read_safetensors(file)
     word = config.get("activation", "topk")
     if word != "topk":
-        raise ArtifactError(f"{path / CONFIG}: activation={word!r} is not known here; topk is.")
+        raise ArtifactError(f"{path / CONFIG}: activation={word!r} cannot be read; topk can.")
     reject_flags(config, (*_READ, *_OF_TRAINING), path / CONFIG)
     encoder, b_enc, W_dec, b_dec = taken(state, _TENSORS, file)
     k = whole(config, "k", path / CONFIG)

@@ -1,4 +1,4 @@
-"""The desk asks a chat LM: out of the ledger where it can, within a budget, many at once."""
+"""Send requests to a chat LM: many at once, within a budget, reusing replies on disk."""
 
 import logging
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from sae.progress import progress
 
 log = logging.getLogger(__name__)
 _LOST_IN_A_ROW = 10
-"""Failures without a reply between them after which nobody is asked any more."""
+"""Failures in a row after which no more requests are sent."""
 Unanswered = Literal["failed", "unasked"]
 
 
@@ -48,10 +48,10 @@ class Spent:
 
 
 class Desk:
-    """Asks, keeps replies, and stops at the budget.
+    """Sends requests, keeps replies, and stops when the budget of tokens is spent.
 
     Args:
-        client: Who answers.
+        client: Chat LM that answers.
         budget: Most tokens, prompts and replies together; replies out of the ledger cost nothing.
     """
 
@@ -63,12 +63,30 @@ class Desk:
         self._lock = Lock()
         self._stopped = False
 
+    def announce(self, requests: int, prompt_tokens: int, reply_tokens: int) -> None:
+        """Say how much will be asked, before anything is sent.
+
+        Args:
+            requests: How many, replies in the ledger among them.
+            prompt_tokens: Tokens that will be read, estimated.
+            reply_tokens: Most tokens that will be written.
+        """
+        over = prompt_tokens + reply_tokens > self.budget
+        log.info(
+            "%s will get at most %s requests, about %s prompt and up to %s reply tokens. %s %s "
+            "tokens (chat.budget). Replies that are on disk are not asked for again.",
+            self.client.identity["model"],
+            *(f"{number:,}" for number in (requests, prompt_tokens, reply_tokens)),
+            "That is more than the budget, which stops at" if over else "The budget is",
+            f"{self.budget:,}",
+        )
+
     def ask(self, what: str, requests: Sequence[Request | Echo]) -> list[Reply | Unanswered]:
         """Replies in order; `failed` or `unasked` where there is none.
 
         Args:
             what: Name of this work, for people.
-            requests: What to ask.
+            requests: Requests to send.
 
         Raises:
             SourceError: If the client answers nobody: wrong key, unknown model.
@@ -121,7 +139,7 @@ class Desk:
             if not self._stopped:
                 self._stopped = True
                 log.warning(
-                    "No more is asked: %s. Replies are kept; the same command goes on from here.",
+                    "No more requests: %s. Replies are kept; the same command continues from here.",
                     f"{self._lost} requests in a row failed" if gone else
                     f"{self.spent.tokens:,} of {self.budget:,} tokens (budget) are spent, and the "
                     f"next request may take {cost:,}",

@@ -31,7 +31,7 @@ _PASSING = (408, 409, 425, 429)
 
 
 class Endpoint:
-    """A server, asked again after failures that may pass.
+    """A server; requests are repeated after failures that may pass.
 
     Args:
         base_url: Address without `/chat/completions`.
@@ -57,10 +57,10 @@ class Endpoint:
         self._stop = Event()
 
     def reply(self, request: Request | Echo) -> Reply:
-        """The reply, after at most 6 tries with growing pauses.
+        """Send a request until a reply comes: at most 6 tries with growing pauses.
 
         Raises:
-            Failure: If there is none.
+            Failure: If no try gets a reply.
             SourceError: If the server does not accept the key, or does not know the model.
         """
         pause = self.first_pause
@@ -121,8 +121,9 @@ class Endpoint:
             )
         if response.is_redirect:
             raise SourceError(
-                f"{self.identity['base_url']} sends requests on to another address. They are not "
-                "followed, since the key would go there. Give the final address as base_url."
+                f"{self.identity['base_url']} redirects requests to another address. Redirects are "
+                "not followed, since they would send the key there. Give the final address as "
+                "base_url."
             )
         wait = _retry_after(response.headers.get("Retry-After"))
         lasting = status < 500 and status not in _PASSING or wait > _LONGEST_WAIT_SECONDS
@@ -145,7 +146,7 @@ def check_url(base_url: str, name: str = "base_url") -> None:
 
     Args:
         base_url: The address.
-        name: Of the setting, for the message.
+        name: Name of the setting, for the message.
 
     Raises:
         ConfigError: If it is such an address; it is not repeated where it may hold a secret.

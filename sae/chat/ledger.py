@@ -27,7 +27,7 @@ class Ledger:
     """Replies of one client, a file for each request.
 
     Args:
-        identity: Of the client; the ledger of another server or model is another folder.
+        identity: Identity of the client; the ledger of another server or model is another folder.
     """
 
     def __init__(self, identity: Mapping[str, Any]):
@@ -49,7 +49,7 @@ class Ledger:
         try:
             return Reply(**read_sealed(file)["reply"])
         except (ArtifactError, KeyError, TypeError) as error:
-            log.warning("%s is damaged (%s). It is asked again.", file, error)
+            log.warning("%s is damaged (%s). The request is sent again.", file, error)
             return None
 
     def keep(self, request: Request | Echo, reply: Reply) -> None:

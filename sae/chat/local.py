@@ -45,8 +45,8 @@ class Local:
         return Reply(text, prompt, written)
 
     def session(self) -> AbstractContextManager[None]:
-        """Nothing to open."""
+        """An empty block: there is no connection to open."""
         return nullcontext()
 
     def stop(self) -> None:
-        """Nothing pauses."""
+        """Do nothing: there are no pauses to end."""

@@ -105,12 +105,22 @@ class Reply(NamedTuple):
         return self.filtered or _REFUSAL.match(self.text) is not None
 
 
+def without_thoughts(reply: str) -> str:
+    """A reply without the thoughts that some LMs write first; nothing if these do not end.
+
+    Example:
+        >>> without_thoughts("<think>Hm: [0]</think>[1]"), without_thoughts("<think>Hm: [0]")
+        ('[1]', '')
+    """
+    return re.sub(r"<think>.*?(</think>|\Z)", "", reply, flags=re.DOTALL)
+
+
 class Failure(Exception):
     """A request that got no reply.
 
     Args:
-        reason: For people; holds no key.
-        lasting: Whether the same request would fail again.
+        reason: Text to show to people; holds no key.
+        lasting: True if the same request would fail again.
         wait_seconds: Time that the server asks for before the next try.
     """
 
@@ -124,7 +134,7 @@ class Client(Protocol):
     """Answers requests; several threads may ask at once.
 
     Attributes:
-        identity: What decides the replies, plain JSON values; holds no key.
+        identity: Everything that decides the replies, plain JSON values; holds no key.
         concurrency: Requests that it takes at once.
     """
 
@@ -132,7 +142,7 @@ class Client(Protocol):
     concurrency: int
 
     def reply(self, request: Request | Echo) -> Reply:
-        """The reply; asked for inside `session`.
+        """The reply; call it inside `session`.
 
         Raises:
             Failure: If this request gets none.

@@ -31,7 +31,7 @@ def _address(url: str) -> str:
 
 
 class ChatSettings(Settings):
-    """Settings of a chat LM; without `base_url` nobody is asked."""
+    """Settings of a chat LM; without `base_url` no request is sent."""
 
     where = "chat."
 
@@ -64,7 +64,7 @@ class ChatSettings(Settings):
         return self
 
     def check_key(self) -> None:
-        """Look for the key.
+        """Check that the environment holds the key.
 
         Raises:
             ConfigError: If a server is asked and the variable holds no key, or what cannot be one.

@@ -1,4 +1,4 @@
-"""The recipe of April 2024: free decoder norms, which the penalty is weighted with."""
+"""Recipe of April 2024: free decoder norms, by which the penalty is weighted."""
 
 import torch
 from jaxtyping import Float

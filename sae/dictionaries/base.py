@@ -136,8 +136,8 @@ class Dictionary(nn.Module, ABC):
 
         Args:
             x: Scaled activations.
-            target: What should be reconstructed.
-            state: When in the training this happens; None outside of it, where the code of a
+            target: Vectors to reconstruct.
+            state: State of the training; None outside of it, where the code of a
                 vector may not depend on the others of the batch.
         """
         code = self.encode_code(x)
@@ -177,7 +177,7 @@ class Dictionary(nn.Module, ABC):
 
         Args:
             batch: Scaled activations; for a transcoder those of input and target side by side.
-            state: When in the training it happens.
+            state: State of the training.
         """
         x, target = self.split(batch)
         found = self.encoding(x, target, state)
@@ -227,7 +227,7 @@ class Dictionary(nn.Module, ABC):
         Args:
             scale: Factor between the LM's units and training batches; a vector where it is not
                 the same for every column of a batch.
-            metadata: Where the SAE comes from.
+            metadata: Origin of the SAE.
         """
         *four, W_skip = self.tensors()
         W_enc, b_enc, W_dec, b_dec = (t.detach().float().cpu() for t in four)

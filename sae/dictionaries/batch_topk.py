@@ -39,7 +39,7 @@ class BatchTopK(Selected):
         self._smallest: Tensor | None = None
 
     def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
-        """Values above the threshold: the code of a vector whatever the others are."""
+        """Code of single vectors: values above the learned threshold, independent of the batch."""
         code = selected_code(
             *self.encoder_terms(x), self.kernels, lambda pre: select_positive(pre - self.threshold)
         )
@@ -83,5 +83,5 @@ class BatchTopK(Selected):
         self._smallest = None
 
     def thresholds(self) -> Float[Tensor, " d_sae"]:
-        """The same for every latent."""
+        """One threshold, repeated for every latent."""
         return self.threshold.expand(self.d_sae)

@@ -87,7 +87,7 @@ class DenseCode(Code):
         return DenseCode(values)
 
     def dense(self) -> Float[Tensor, "batch d_sae"]:
-        """The activations themselves."""
+        """All feature activations, as they are stored."""
         return self.values
 
     def atoms_sum(self, W: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
@@ -111,7 +111,7 @@ class DenseCode(Code):
         return firing(self.values.detach())[1]
 
     def of(self, latents: Int[Tensor, " n"]) -> Float[Tensor, "batch n"]:
-        """Their columns."""
+        """Columns of some latents."""
         return self.values[:, latents]
 
 
@@ -171,7 +171,7 @@ class SparseCode(Code):
         return fired.new_zeros(self.d_sae).index_add_(0, self.pattern.latents, fired)
 
     def of(self, latents: Int[Tensor, " n"]) -> Float[Tensor, "batch n"]:
-        """The values of the pairs that hold one of them."""
+        """Activations of some latents, zeros included, from the pairs that hold them."""
         column = latents.new_full((self.d_sae,), -1)
         column[latents] = torch.arange(len(latents), device=latents.device)
         column = column[self.pattern.latents]

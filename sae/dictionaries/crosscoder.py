@@ -13,7 +13,7 @@ from sae.dictionaries.shape import Init, Shape
 class Crosscoder(April):
     r"""ReLU code of all layers together, penalty $l1 \sum_i f_i \sum_l \|W_{dec,i}^l\|$.
 
-    A vector holds the activations of all layers one beside the other, each layer with a scale of
+    A vector concatenates the activations of all layers, each layer with a scale of
     its own, so that none outweighs the others: $f = relu(\sum_l x^l W_{enc}^l + b_{enc})$,
     $\hat x^l = f W_{dec}^l + b_{dec}^l$. The sum of the norms, instead of the whole row's norm,
     lets a latent belong to few layers. Norms are free, as in `april`, from which start and

@@ -1,4 +1,4 @@
-"""From a configuration to the dictionary that it names, with every mistake found before."""
+"""Build the dictionary that a configuration names; every mistake is found first."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

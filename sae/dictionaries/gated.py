@@ -24,7 +24,7 @@ class Gated(Untied):
     relu(π): the penalty shrinks the gate, not the magnitudes. As published the decoder is frozen
     in that last term, so that shrunk gates cannot pull at it; here it learns from both
     reconstructions, since it then finds more features and reconstructs better
-    (docs/reference/architectures.md; sae-lens does so, too). A latent fires where π > 0, that is where its magnitude's pre-activation exceeds
+    (docs/reference/architectures.md), as in sae-lens. A latent fires where π > 0, that is where its magnitude's pre-activation exceeds
     $b_{mag} - e^{r} b_{gate}$: the saved SAE is a JumpReLU, exactly.
 
     Source: Rajamanoharan et al. 2024 (arXiv 2404.16014), equations 6 to 8 (weights of the two
@@ -66,11 +66,11 @@ class Gated(Untied):
         return SparseCode(pattern, gate), SparseCode(pattern, magnitude.relu() * (gate > 0))
 
     def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
-        """Magnitudes where the gate is open."""
+        """Code: magnitudes of the latents whose gate is open, 0 elsewhere."""
         return self._gate_and_code(x)[1]
 
     def encoding(self, x: Tensor, target: Tensor, state: StepState | None = None) -> Encoding:
-        """With the gate's own code beside that of the magnitudes."""
+        """Code and reconstruction of the magnitudes, and the gate's own code as `other`."""
         gate, code = self._gate_and_code(x)
         return Encoding(x, target, code, self.reconstruct(code, x), gate)
 
@@ -91,7 +91,7 @@ class Gated(Untied):
         return self.read_shifted(self.W_enc * self.r_mag.exp(), self.b_mag)
 
     def thresholds(self) -> Float[Tensor, " d_sae"]:
-        """Pre-activations of the magnitudes at which the gate opens."""
+        """Threshold of each latent: its magnitude's pre-activation at which the gate opens."""
         return (self.b_mag - self.r_mag.exp() * self.b_enc).clamp_min(0)
 
     @torch.no_grad()

@@ -101,7 +101,7 @@ class JumpReLU(Untied):
         return self._code(*self._pre(x))
 
     def encoding(self, x: Tensor, target: Tensor, state: StepState | None = None) -> Encoding:
-        """In training with the estimated gradients of the thresholds; with `l0`, the count too."""
+        """Code and reconstruction; in training with estimated gradients of the thresholds."""
         pre, theta = self._pre(x)
         fires = None if state is None else self._firing(pre, theta)
         if state is None or fires is None:
@@ -153,7 +153,7 @@ class JumpReLU(Untied):
         self.t[latents] = self.start
 
     def thresholds(self) -> Float[Tensor, " d_sae"]:
-        """As learned."""
+        """The learned thresholds."""
         return (PACE * self.t).exp()
 
 

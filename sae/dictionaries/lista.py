@@ -34,7 +34,7 @@ class Lista(L1):
     transcodes = False  # the code is refined by what the input lacks
 
     def encode_code(self, x: Float[Tensor, "batch d_in"]) -> Code:
-        """The refined code."""
+        """Code after all refinement steps."""
         code = super().encode_code(x)
         for _ in range(self.config.steps):
             code = self._refined(code, x)

@@ -42,7 +42,7 @@ class PAnneal(L1):
         self.register_buffer("factor", torch.ones((), dtype=torch.float64))
 
     def encoding(self, x: Tensor, target: Tensor, state: StepState | None = None) -> Encoding:
-        """As `l1`; moves p on where it is time."""
+        """Code and reconstruction of `l1`; also lowers p when its next stage begins."""
         found = super().encoding(x, target)
         if state is not None:
             self._anneal(found.code, state.progress)

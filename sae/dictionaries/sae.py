@@ -1,4 +1,4 @@
-"""The inference SAE: four tensors and an activation word, in the LM's own units."""
+"""The inference SAE: four tensors and an activation function, in the LM's own units."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ _LOW_PRECISION_NORM_TOLERANCE = 1e-2
 
 @dataclass(frozen=True)
 class SAEConfig:
-    """Description of a saved SAE: words and sizes, no import paths.
+    """Description of a saved SAE: names and sizes, no import paths.
 
     Args:
-        architecture: Word of the architecture that it was trained as; only a label here.
+        architecture: Name of the architecture that it was trained as; only a label here.
         activation: Key of `ACTIVATIONS`.
         d_in: Width of the LM's activations.
         d_sae: Number of latents.
@@ -75,11 +75,11 @@ class SAE(nn.Module):
         b_enc: Encoder bias.
         W_dec: Decoder, a unit row (dictionary atom) for each latent.
         b_dec: Decoder bias.
-        threshold: What a pre-activation must exceed to fire, at least 0; for `jumprelu` and
+        threshold: Value that a pre-activation must exceed to fire, at least 0; for `jumprelu` and
             `smooth_jumprelu` only.
         W_skip: Linear path from input to output, [d_in d_out]; None for none.
-        config: How it encodes.
-        metadata: Where it comes from: LM, text, point, context length. Plain JSON values.
+        config: Sizes and activation function.
+        metadata: Origin of the SAE: LM, text, point, context length. Plain JSON values.
 
     Raises:
         ConfigError: If shapes or dtypes differ from the config or from each other, a weight is
@@ -239,7 +239,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor, SAE], Tensor]] = {
     "relu": _relu, "topk": _topk, "jumprelu": _jumprelu, "smooth_jumprelu": _smooth_jumprelu,
     "abs_topk": _abs_topk, "identity": _identity, "lista": _lista, "nearest": _nearest,
 }  # fmt: skip
-"""Activation functions by the word that a saved config names."""
+"""Activation functions by their names in a saved config."""
 SIGNED = ("abs_topk", "identity")
 """Activations whose codes have both signs, so that the sign of an atom means nothing."""
 WITH_K = ("topk", "abs_topk")
@@ -251,8 +251,9 @@ def _check(weights: Mapping[str, Tensor], config: SAEConfig) -> None:
     d_in, d_sae, d_out = config.d_in, config.d_sae, config.d_out or config.d_in
     if (config.activation in WITH_THRESHOLD) != ("threshold" in weights):
         raise ConfigError(
-            f"activation={config.activation} and {'a' if 'threshold' in weights else 'no'} "
-            f"threshold do not fit: {' and '.join(WITH_THRESHOLD)}, and only they, have one."
+            f"activation={config.activation} was given with "
+            f"{'a' if 'threshold' in weights else 'no'} threshold. A threshold belongs to "
+            f"{' and '.join(WITH_THRESHOLD)}, which need one, and to no other activation."
         )
     shapes = {
         "W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_out), "b_dec": (d_out,),
@@ -261,8 +262,8 @@ def _check(weights: Mapping[str, Tensor], config: SAEConfig) -> None:
     for name, tensor in weights.items():
         if tuple(tensor.shape) != shapes[name]:
             raise ConfigError(
-                f"{name} has shape {tuple(tensor.shape)}; d_in={d_in} and d_sae={d_sae} ask for "
-                f"{shapes[name]}."
+                f"{name} has shape {tuple(tensor.shape)}; with d_in={d_in} and d_sae={d_sae} it "
+                f"must have {shapes[name]}."
             )
         if not tensor.is_floating_point():
             raise ConfigError(f"{name} is {tensor.dtype}; weights are floating-point numbers.")

@@ -11,7 +11,7 @@ from sae.settings import setting
 
 
 def wider(k: int) -> int:
-    """Number of candidates that hold the k largest, where pre-activations are near and not exact.
+    """Number of candidates that contain the k largest when pre-activations are approximate.
 
     All but 1 in 10,000 of 32 are among 40 (docs/adr/0023).
     """

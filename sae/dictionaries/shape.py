@@ -1,4 +1,4 @@
-"""Sizes, start values and kernels: everything a dictionary is built from but its settings."""
+"""Sizes, start values and kernels: everything a dictionary is built from besides its settings."""
 
 from dataclasses import dataclass
 

@@ -9,12 +9,12 @@ from sae.dictionaries.codes import Code
 
 
 class StepState(NamedTuple):
-    """Time of a step in the training, as far as losses depend on it.
+    """Training state that the loss depends on.
 
     Attributes:
         penalty: Factor of the sparsity penalty: the warm-up, times what `target_l0` steers.
         progress: Share of the run that is done, from 0 to 1.
-        dead: Latents that count as dead; None where nobody counts.
+        dead: Mask of the dead latents; None where they are not counted.
     """
 
     penalty: float | Tensor = 1.0
@@ -31,7 +31,7 @@ class Encoding(NamedTuple):
 
     Attributes:
         x: Input.
-        target: What should be reconstructed; the input but for transcoders.
+        target: Vectors to reconstruct: the input, except in transcoders.
         code: Feature activations.
         x_hat: Reconstruction.
         other: A second code that the loss needs: of a gate, of a larger k, of a count.

@@ -66,7 +66,7 @@ class Thresholding(Tied):
         return tied._replace(W_dec=tied.W_dec * self.log_gain.exp()[:, None])
 
     def thresholds(self) -> Float[Tensor, " d_sae"]:
-        """As learned."""
+        """The learned thresholds."""
         return self.log_threshold.exp()
 
     @torch.no_grad()

@@ -46,7 +46,10 @@ class Tied(Dictionary):
     def __init__(self, config: Config, shape: Shape, init: Init) -> None:
         super().__init__(config, shape, init)
         if config.centre == "mean" and init.mean is None:
-            raise ConfigError("sae.centre=mean needs the mean of the training activations.")
+            raise ConfigError(
+                "sae.centre=mean needs the mean of the training activations, and none was given. "
+                "Pass it to the constructor, or choose sae.centre=none."
+            )
         centre = init.mean if config.centre == "mean" else None
         self._start(centre, init.bias(config.start_bias), init.generator)
 

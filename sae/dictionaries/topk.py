@@ -26,7 +26,7 @@ class TopK(Selected):
         """Settings."""
 
         multi_k: bool = setting(
-            False, help="true adds the loss of the code with 4 k latents: serves other k, too"
+            False, help="true adds the loss of the code with 4 k latents: also serves other k"
         )
 
     activation = "topk"

@@ -1,4 +1,4 @@
-"""Evaluations: one file each, known by a word, each with a typed result.
+"""Evaluations: one file each, found by name, each with a typed result.
 
 Every module of this folder is imported here, so a new evaluation is one new file.
 """

@@ -1,4 +1,4 @@
-"""`absorption`: is a feature's latent silent where more special latents speak for it?"""
+"""`absorption`: is a feature's latent silent where more specific latents fire instead?"""
 
 import logging
 from collections.abc import Sequence
@@ -32,13 +32,13 @@ class Letter(NamedTuple):
     """Measurements of one letter.
 
     Args:
-        letter: In lower case.
+        letter: The letter, in lower case.
         num_test: Test words that begin with it.
-        probe_f1: Of the probe on the activation.
-        latents: Of the letter: those that the best k-sparse probe reads.
-        sae_f1: Of the k-sparse probes, k = 1, 2, ….
+        probe_f1: F1 of the probe on the activation.
+        latents: Latents of the letter: those that the best k-sparse probe reads.
+        sae_f1: F1 of the k-sparse probes, k = 1, 2, ….
         fraction: Absorption fraction of each test word that the probe on the activation finds.
-        full: Whether such a word is fully absorbed.
+        full: True where such a word is fully absorbed.
     """
 
     letter: str
@@ -97,7 +97,7 @@ class AbsorptionEval(Resampled):
     seed: int = setting(42, ge=0, help="seed of the draws and the probes")
 
     def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:
-        """Measure."""
+        """Train the probes, and measure absorption letter by letter."""
         (placed,) = subjects
         refuse_transcoder(placed, self.name)
         sae, point = placed.sae, placed.point
@@ -107,7 +107,9 @@ class AbsorptionEval(Resampled):
                 f"{placed.ends}. Choose an SAE with site=resid, or other evaluations."
             )
         if self.max_k > sae.d_sae:
-            raise ConfigError(f"max_k={self.max_k}: the SAE has {sae.d_sae} latents.")
+            raise ConfigError(
+                f"max_k={self.max_k} must be at most {sae.d_sae}, the number of latents."
+            )
         words, num_train = self._words(placed)
         rng = np.random.default_rng(self.seed)
         texts = [
@@ -157,9 +159,9 @@ class AbsorptionEval(Resampled):
         num_train = int(_TRAIN_FRACTION * len(order))
         if len(order) - num_train < self.num_examples + 2:
             raise SourceError(
-                f"{len(found)} tokens of {placed.lm.name} are words of letters alone, and "
-                f"num_words={self.num_words}: a fifth of the words must be more than "
-                f"num_examples={self.num_examples} + 1. Raise the one, or lower the other."
+                f"{placed.lm.name} has {len(found)} tokens that are words, and num_words="
+                f"{self.num_words}: a fifth of the words used must be more than num_examples="
+                f"{self.num_examples} + 1. Raise num_words, or lower num_examples."
             )
         return [found[i] for i in order], num_train
 
@@ -221,8 +223,8 @@ def measure(
         test: Words that are measured.
         max_k: Latents that a letter may have.
         f1_jump: F1 that each further one must add.
-        seed: Of the probes.
-        device: Where they are trained.
+        seed: Seed of the probes.
+        device: Device to train them on.
 
     Raises:
         SourceError: If there is only one such letter.
@@ -270,7 +272,7 @@ def measure(
 
 
 def size_caveat(num_parameters: int, d_sae: int) -> str | None:
-    """A warning that SAEBench gives, too; None where LM and SAE are large enough.
+    """Warning about small LMs and SAEs, as in SAEBench; None where they are large enough.
 
     Example:
         >>> size_caveat(2_000_000_000, 65_536) is None

@@ -19,7 +19,7 @@ from sae.evals.controls import (
     missing_controls,
     other_seeds,
 )
-from sae.explanations import falsified, strata, summary
+from sae.explanations import falsified, saebench, strata, summary
 from sae.explanations.asking import Asking, asks
 from sae.explanations.changed import LMReader, TokenReader
 from sae.explanations.correlated import CORRELATIONS, correlations
@@ -139,7 +139,7 @@ class AutointerpEval(Resampled):
         embeddings = Embeddings(load_encoder(str(one.sae.device)))
         bench = Bench(test, allowed, embeddings, self.pool)
         studies: dict[str, list[Row]] = {}
-        narrow = self._narrow(one, controls, tests)
+        narrow = self._narrow(one, controls, tests, judges)
         bar = progress("explain", len(controls) + 1, "dictionaries")
         with narrow.bar(), bar as advance:
             truth = self._truth(one, texts, training, tests, bench, judges, narrow)
@@ -158,6 +158,10 @@ class AutointerpEval(Resampled):
                 rows = narrow.read(subject, read, bench, rows)
                 seen += [row._replace(seed=seed) for row in rows]
                 advance(1)
+            studied = []
+            if judges is not None and (count := self.chat.saebench):
+                some = subject_of(summary.SAE, one, texts, count, batch_rows=self.batch_rows)
+                studied = saebench.saebench(some.latents, texts, allowed, judges.desk)
         qualification = summary.qualification(truth, self.bootstrap)
         qualified = summary.qualified_on(qualification)
         rows = list(summary.by_subject(studies, self.bootstrap))
@@ -165,6 +169,9 @@ class AutointerpEval(Resampled):
         return Measured(
             metrics={
                 name: Estimate(*ends) for name, ends in summary.headline(rows, qualified).items()
+            } | {
+                name: Estimate(*ends)
+                for name, ends in saebench.metrics(studied, self.bootstrap).items()
             },
             tokens={
                 "training tokens": train.tokens.size, "test tokens": test.tokens.size,
@@ -194,6 +201,7 @@ class AutointerpEval(Resampled):
                     CORRELATIONS, list(correlations(studies, self.bootstrap))
                 ),
                 "qualification": Table.of(summary.QUALIFICATION, qualification),
+                **({"saebench": Table.of(saebench.STUDIED, studied)} if studied else {}),
                 **falsified.tables(studies, own, self.bootstrap),
                 "pushed": Table.of(PUSHED, list(pushed_rows(studies, self.bootstrap))),
                 "classes": Table.of(
@@ -203,12 +211,15 @@ class AutointerpEval(Resampled):
             },
         )  # fmt: skip
 
-    def _narrow(self, one: PlacedSAE, controls: Sequence[Control], tests: RuleText) -> Narrow:
+    def _narrow(
+        self, one: PlacedSAE, controls: Sequence[Control], tests: RuleText, judges: Judges | None
+    ) -> Narrow:
         """The scorers by the LM; of the SAE they read all explanations, of others the first."""
         ours = sum(control.name == summary.SAE for control in controls)
         others = len(controls) - ours + 1
         explanations = ours * len(self._explainers()) + (self.explanations is not None) + others
-        narrow = Narrow(LocalJudge(one.lm), self.scorers, self.lm_tokens, tests)
+        desk = judges.desk if judges and self.chat.log_probs else None
+        narrow = Narrow(LocalJudge(one.lm), self.scorers, self.lm_tokens, tests, desk)
         dense = sum(control.dense for control in controls)
         narrow.plan(CLASSES, explanations, dense)
         return narrow
@@ -317,7 +328,10 @@ class AutointerpEval(Resampled):
 
 def _require_training_text(one: PlacedSAE) -> None:
     if not isinstance(one.source, LMActivations):
-        raise ConfigError("eval=autointerp needs the tokens behind the activations.")
+        raise ConfigError(
+            "eval=autointerp needs the tokens behind the activations. Choose an SAE of an LM's "
+            "activations."
+        )
     spec = one.source.specs["train"]
     if spec.val_fraction + spec.test_fraction >= 1:
         raise ConfigError(

@@ -94,7 +94,7 @@ class EvalResult:
             known = {n: value for n, value in content.items() if n not in ("checksum", "tables")}
             return cls(**{**known, "metrics": estimates})
         except (TypeError, KeyError, AttributeError) as error:
-            raise ArtifactError(f"This is no evaluation result ({error!r}).") from error
+            raise ArtifactError(f"This is not the result of an evaluation ({error!r}).") from error
 
     def with_tables(self, folder: Path, stem: str | None = None) -> dict[str, Any]:
         """`to_json`, with each table written to `<stem>.<table>.parquet` in a folder.

@@ -15,7 +15,7 @@ def require_place(one: PlacedSAE, name: str) -> None:
 
     Args:
         one: The SAE.
-        name: Of the evaluation.
+        name: Name of the evaluation.
 
     Raises:
         ConfigError: If it is a transcoder, of a folder of activations, or of another LM.

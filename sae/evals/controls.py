@@ -39,10 +39,10 @@ class Control:
     """A dictionary to compare with.
 
     Attributes:
-        name: For tables; trained ones of one kind (seeds) have the same.
+        name: Name in tables; trained ones of one kind (seeds) have the same.
         placed: The dictionary at its place.
-        dense: Whether nearly all latents fire on every row: a basis as it is.
-        facts: How it was fitted, plain JSON values.
+        dense: True if nearly all latents fire on every row: a basis as it is.
+        facts: Facts about its fit, plain JSON values.
     """
 
     name: str
@@ -178,7 +178,7 @@ def missing_controls(one: PlacedSAE, given: Sequence[Control]) -> dict[str, str]
 
     Args:
         one: The SAE; a control of itself is not missing.
-        given: Those that were given.
+        given: Controls that were given.
     """
     there = {control.name for control in given} | {kind_of(one.sae)}
     commands = {}

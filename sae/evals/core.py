@@ -96,7 +96,7 @@ class CoreEval(Resampled):
 
 @dataclass
 class Seen:
-    """Sums over a stream of rows."""
+    """Metrics of `core` after a stream of rows, each ready to compute."""
 
     reconstruction: Reconstruction
     robust: RobustReconstruction

@@ -1,4 +1,4 @@
-"""`downstream`: what is left of the LM's predictions when the SAE stands in its way."""
+"""`downstream`: how the LM's predictions change when the SAE's reconstruction is spliced in."""
 
 import logging
 import os
@@ -86,7 +86,7 @@ class DownstreamEval(Resampled):
 
 
 def contexts_in(num_tokens: int, ctx: int) -> int:
-    """Whole contexts in so many tokens.
+    """Number of whole contexts in a number of tokens.
 
     Raises:
         ConfigError: If there is none.
@@ -116,7 +116,7 @@ def measure(
     Args:
         lm: The LM.
         store: Tokens and documents.
-        spliced: What is spliced in at once, each at points of its own. A lower point is replaced
+        spliced: SAEs that are spliced in at once, each at other points. A lower point is replaced
             before a higher one is computed.
         num_tokens: Upper limit to the tokens read: the store's first contexts, whole ones.
         batch_contexts: Contexts in one forward pass.

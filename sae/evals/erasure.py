@@ -163,8 +163,8 @@ class ErasureEval(Resampled):
             )
         if max(self.ks) > one.sae.d_sae:
             raise ConfigError(
-                f"eval.erasure.ks has {max(self.ks)}, and the SAE {one.sae.d_sae} latents. Give "
-                "smaller numbers."
+                f"eval.erasure.ks has {max(self.ks)}; numbers must be at most {one.sae.d_sae}, the "
+                "number of latents."
             )
 
     def _ground(self, one: PlacedSAE, task: str) -> Named:

@@ -38,7 +38,7 @@ class ExactCodesEval(Resampled):
 
     @torch.no_grad()
     def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:
-        """Measure the first vectors of the split."""
+        """FVU and L0 of the encoder's, exact and refitted codes, on the split's first vectors."""
         (one,) = subjects
         sae = one.sae
         if sae.d_out != sae.d_in or sae.W_skip is not None or sae.config.activation in SIGNED:

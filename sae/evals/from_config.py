@@ -19,7 +19,7 @@ _NEEDS = {
     "truth": "the true features, known to activations=superposition only",
     "tokens": "the tokens behind the activations; a folder of activations has none",
 }
-"""In words, what evaluations may need."""
+"""Requirements of evaluations, in words."""
 
 
 def run_evals(
@@ -29,10 +29,10 @@ def run_evals(
 
     Args:
         sae: The SAE to measure.
-        source: Where its activations come from.
+        source: Source of its activations.
         evals: Settings by the name of the evaluation; those that need more than the source
             offers (`offers_of`) are left out.
-        device: Where the SAE and the LM compute.
+        device: Device of the SAE and the LM.
 
     Raises:
         ConfigError: If a name is unknown or a setting does not fit.
@@ -107,7 +107,7 @@ def check_evals(evals: Evals, ctx: int | None, offers: Collection[str] = ()) -> 
     Args:
         evals: Settings by the name of the evaluation.
         ctx: Tokens in a context; None where there are no tokens behind the activations.
-        offers: What else stands behind them (`offers_of`).
+        offers: Further properties of the source (`offers_of`).
 
     Raises:
         ConfigError: If a name or a setting is unknown, a value is out of range, or no evaluation
@@ -133,7 +133,7 @@ def make_evals(
 ) -> dict[str, Evaluation]:
     """The evaluations of `check_evals`, ready to run, without those that are not possible."""
     if unknown := sorted(set(evals) - set(EVALS)):
-        raise ConfigError(f"eval={unknown} is not known. Choose of {sorted(EVALS)}.")
+        raise ConfigError(f"eval={unknown} is not known. Choose one of {sorted(EVALS)}.")
     made: dict[str, Evaluation] = {}
     for name, settings in evals.items():
         kind: Any = EVALS[name]

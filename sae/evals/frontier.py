@@ -39,10 +39,11 @@ class Frontier:
     """Runs, lines through them, and what could not be read.
 
     Attributes:
-        rows: One a run that has a result, in the order given.
-        lines: One a line: its area, and that over the range of L0 that all lines of its place have.
-        seeds: One a setting that was trained with several seeds: their mean and spread.
-        missing: What a run lacks, by its name.
+        rows: One row for each run with a result, in the order given.
+        lines: One row for each line: its area, and that over the range of L0 that all lines of its
+            place have.
+        seeds: One row for each setting that was trained with several seeds: their mean and spread.
+        missing: Metrics that a run lacks, by its name.
     """
 
     rows: list[Row]
@@ -181,8 +182,8 @@ def pareto_front(rows: Sequence[Row], measure: str = "fvu") -> list[Row]:
     """Finished jobs that no other job beats in FVU and L0 at once, in the order of L0.
 
     Args:
-        rows: With `l0` and the measure; those that lack one (None) are not on the front.
-        measure: Of which less is better, FVU by default.
+        rows: Runs with `l0` and the measure; those that lack one (None) are not on the front.
+        measure: Name of the metric, FVU by default; less is better.
 
     Example:
         >>> jobs = [{"l0": 9, "fvu": 0.1}, {"l0": 5, "fvu": 0.3}, {"l0": 6, "fvu": 0.4}]

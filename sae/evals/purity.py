@@ -101,7 +101,10 @@ class PurityEval(Resampled):
         (one,) = subjects
         require_tagger()
         if not isinstance(one.source, LMActivations):
-            raise ConfigError("eval=purity needs the tokens behind the activations.")
+            raise ConfigError(
+                "eval=purity needs the tokens behind the activations. Choose an SAE of an LM's "
+                "activations."
+            )
         start = time.perf_counter()
         firings = self._firings(one, on)
         l0 = float(firings.counts.sum() / max(1, firings.counted.sum()))

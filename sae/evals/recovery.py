@@ -113,7 +113,7 @@ def truth_of(one: PlacedSAE, on: Split) -> tuple[World, SuperpositionRows]:
     """The world behind the activations of an SAE, and all rows of the split.
 
     Raises:
-        ConfigError: If nobody knows the features of these activations.
+        ConfigError: If the true features of these activations are not known.
     """
     rows = all_rows(one.rows(on))
     if one.world is None or not isinstance(rows, SuperpositionRows):
@@ -141,7 +141,7 @@ def partners(world: World, sae: SAE) -> Int[Tensor, " num_features"]:
 def count_truth(
     sae: SAE, rows: SuperpositionRows, atom: Int[Tensor, " num_features"], batch_rows: int
 ) -> tuple[Int[Tensor, " num_features"], dict[str, Int[Tensor, " children"]]]:
-    """Counts of each feature, and of what becomes of parents.
+    """Counts of each feature, and of parents whose children take over.
 
     Args:
         sae: Encodes the vectors.

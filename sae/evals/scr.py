@@ -31,11 +31,11 @@ class SCREval(Resampled):
     """Spurious correlation removal on made-up biographies by SAEBench's formula.
 
     A probe learns from texts in which profession and gender agree (male professors, female
-    nurses). The n latents of largest |effect| on a gender probe go (direction 1); the score is
-    the share of the accuracy on profession that this wins back, of what the correlation cost:
+    nurses). The n latents of largest |effect| on a gender probe are ablated (direction 1). The
+    score is the share of the lost accuracy on profession that this restores:
     (A_ablated - A_biased) / (A_oracle - A_biased), A_oracle a profession probe trained without the
     correlation. Direction 2 swaps the attributes; `scr_metric` is the direction with the lower
-    A_biased. A direction that cost less than 0.001 scores 0.
+    A_biased. A direction that lost less than 0.001 scores 0.
     """
 
     name: ClassVar[str] = "scr"
@@ -119,8 +119,8 @@ def measure(
         for_training: Texts for training; the others test.
         W_dec: Decoder.
         thresholds: Numbers of latents.
-        seed: Of the probes.
-        bootstrap: Of the test texts.
+        seed: Seed of the probes.
+        bootstrap: Settings of the draws of test texts.
     """
     fit = pooled.of(torch.where(for_training)[0])
     y = {name: label[for_training] for name, label in labels.items()}

@@ -72,7 +72,9 @@ class SparseProbingEval(Resampled):
         """Measure every set."""
         (placed,) = subjects
         if max(self.ks) > placed.sae.d_sae:
-            raise ConfigError(f"ks={list(self.ks)}: the SAE has {placed.sae.d_sae} latents.")
+            raise ConfigError(
+                f"ks={list(self.ks)} must be at most {placed.sae.d_sae}, the number of latents."
+            )
         sets = [read_csv(self.csv)] if self.csv else probe_sets(self.sets)
         for one in sets:
             if len(one.classes) != 2:
@@ -100,7 +102,7 @@ class SparseProbingEval(Resampled):
     def _measure(
         self, placed: PlacedSAE, one: LabelledTexts
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Resampled scores of every probe on one set, and what is told about it."""
+        """Resampled scores of every probe on one set, and its details."""
         assert placed.point is not None
         train, test = split(one.labels, self.seed)
         y, y_test = one.labels[train], one.labels[test]

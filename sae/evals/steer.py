@@ -2,21 +2,20 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from filelock import FileLock
 from pydantic import field_validator
 
 from sae.artifacts.placed import PlacedSAE
-from sae.cached import cached_json
+from sae.chat.local import LOCAL
+from sae.chat.settings import ChatSettings
 from sae.errors import ConfigError
 from sae.evals.base import Estimate, Measured, Resampled, register
 from sae.evals.checks import require_place
 from sae.features.grounds import split_texts
-from sae.features.make import contexts_in
 from sae.features.output_effects import (
     Contrast,
     Effect,
@@ -25,66 +24,37 @@ from sae.features.output_effects import (
     output_effects,
     strongest,
 )
-from sae.features.sets import feature_set, read_features, sae_key
-from sae.features.steered import (
-    OF_FEATURE,
-    OF_SHARED,
-    Half,
-    Neutral,
-    arms_of,
-    before,
-    study_feature,
-    study_shared,
-)
+from sae.features.rated import Ratings, agreement, rate
+from sae.features.sets import feature_set, read_features
+from sae.features.steered import Neutral, before
 from sae.features.steered_rows import (
-    ENDS,
-    SCORES,
+    ARMS_TABLE,
+    CURVES_TABLE,
+    FEATURES_TABLE,
+    RATINGS_TABLE,
+    TEXTS_TABLE,
     arm_rows,
     curve_rows,
     feature_rows,
     metrics,
     on_choosing,
+    rating_rows,
+    shown,
     text_rows,
 )
+from sae.features.steered_studies import Studied, study_all
 from sae.features.written import Pen
 from sae.interventions.edits import known_latents
 from sae.language.sites import output_module
 from sae.probing.judge import Judge
-from sae.progress import progress
-from sae.provenance import cache_dir, content_key
 from sae.settings import Absolute, setting
-from sae.tables import Table, Type
+from sae.tables import Table
 from sae.tasks.concept import SPORT, Concept, read_concept, read_openings, snippets
 from sae.types import Split
 
 log = logging.getLogger(__name__)
-_FORMAT = 3
-"""Counts up when what is kept in the cache changes its meaning."""
 _START = 0.5
 """Size that candidates are pushed by, and searches start from, in lengths of the median row."""
-_ARMS: dict[str, tuple[Type, str]] = {
-    "arm": ("string", ""),
-    **{f"{name}{end}": ("float64", "") for name in (*SCORES, "feature_less_arm") for end in ENDS},
-    "kl": ("float64", "nats"), "reached": ("float64", "share"), "size": ("float64", ""),
-    **{f"neutral_{name}{end}": ("float64", "nats") for name in ("kl", "ce") for end in ENDS},
-}  # fmt: skip
-_CURVES: dict[str, tuple[Type, str]] = {
-    "arm": ("string", ""), "draw": ("int64", ""), "target": ("float64", "nats"),
-    "kl": ("float64", "nats"),
-    **{f"{name}{end}": ("float64", "") for name in SCORES for end in ENDS},
-    "reached": ("float64", "share"),
-}  # fmt: skip
-_FEATURES: dict[str, tuple[Type, str]] = {
-    "latent": ("int64", ""), "chosen": ("bool", ""), "difference": ("float64", ""),
-    "output_score": ("float64", ""), "confidence": ("float64", "nats"), "promoted": ("string", ""),
-    "target": ("float64", "nats"), "size": ("float64", ""), "choosing": ("float64", ""),
-    "reporting": ("float64", ""),
-}  # fmt: skip
-_TEXTS: dict[str, tuple[Type, str]] = {
-    "latent": ("int64", ""), "arm": ("string", ""), "prompt": ("string", ""),
-    "text": ("string", ""), "target": ("float64", "nats"),
-    **{name: ("float64", "") for name in SCORES},
-}  # fmt: skip
 
 
 class _Chosen(NamedTuple):
@@ -132,12 +102,16 @@ class SteerEval(Resampled):
     kl: tuple[float, ...] = setting(
         (0.1, 0.25, 0.5, 1.0, 2.0), min_length=1, help="KLs that all arms are brought to, in nats"
     )
+    draws: int = setting(4, ge=1, help="texts for each feature, arm, KL and prompt")
     new_tokens: int = setting(32, ge=3, help="tokens that are written")
     temperature: float = setting(0.7, ge=0, help="of the draws; 0 takes the likeliest token")
     num_texts: int = setting(200, ge=20, help="texts of each class whose activations are compared")
     num_tokens: int = setting(2048, ge=1, help="test tokens that the cost is measured on")
     batch_texts: int = setting(40, ge=1, help="texts written at once; decides memory")
     batch_contexts: int = setting(8, ge=1, help="neutral contexts in a pass; decides memory")
+    chat: ChatSettings = setting(
+        ChatSettings(), help="a chat LM that rates the texts; without an address nobody is asked"
+    )
     seed: int = setting(0, ge=0, help="of the split of texts, the draws and the controls")
 
     @field_validator("kl")
@@ -153,6 +127,7 @@ class SteerEval(Resampled):
         begun = time.perf_counter()
         require_place(one, self.name)
         one.rows(on)  # refuses an SAE of another width
+        self.chat.check_key()
         given = self._given(one)
         prompts = read_openings(self.text_file, self.prompts)
         pens = (self._pen(one, prompts[0::2]), self._pen(one, prompts[1::2]))
@@ -169,9 +144,20 @@ class SteerEval(Resampled):
             concept.words, judge.accuracy, judge.auc, judge.num_test,
         )  # fmt: skip
         chosen = self._choose(one, concept, train, pens[0], given)
-        studies, shared = self._studies(one, on, chosen, concept, judge, pens, prompts)
+        studied = study_all(
+            one, chosen.latents, chosen.found, pens, judge, targets=self.kl,
+            start=_START * chosen.found.norm, words=concept.words, seed=self.seed,
+            neutral=Neutral(on, self.num_tokens, self.batch_contexts),
+            decided={
+                "texts": concept.texts.key, "prompts": list(prompts),
+                **{name: getattr(self, name)
+                   for name in ("draws", "new_tokens", "temperature", "num_texts")},
+            },
+        )  # fmt: skip
+        texts = list(text_rows(studied, prompts[1::2], self.kl))
+        ratings = self._rated(one, concept, texts)
         return self._result(
-            one, on, chosen, concept, judge, prompts, studies, shared,
+            one, chosen, concept, judge, prompts, studied, texts, ratings,
             round(time.perf_counter() - begun, 1),
         )  # fmt: skip
 
@@ -191,8 +177,8 @@ class SteerEval(Resampled):
 
     def _pen(self, one: PlacedSAE, prompts: Sequence[str]) -> Pen:
         return Pen(
-            one, prompts, new_tokens=self.new_tokens, temperature=self.temperature,
-            seed=self.seed, batch_texts=self.batch_texts,
+            one, prompts, draws=self.draws, new_tokens=self.new_tokens,
+            temperature=self.temperature, seed=self.seed, batch_texts=self.batch_texts,
         )  # fmt: skip
 
     def _choose(
@@ -215,72 +201,45 @@ class SteerEval(Resampled):
         best = strongest(every, self.select, self.num_features)
         return _Chosen(every, [effect.latent for effect in best], found)
 
-    def _studies(
-        self, one: PlacedSAE, on: Split, chosen: _Chosen, concept: Concept, judge: Judge,
-        pens: tuple[Pen, Pen], prompts: Sequence[str],
-    ) -> tuple[dict[int, dict[str, Any]], dict[str, Any]]:  # fmt: skip
-        """Studies of each feature and of the shared arms, each out of the cache.
-
-        The shared arms need no SAE: those of other seeds at the same point take them from there.
-        """
-        neutral = Neutral(on, self.num_tokens, self.batch_contexts)
-        store = one.source.store(on)
-        identity = {
-            "format": _FORMAT, "lm": dict(one.lm.identity),
-            "dtype": str(one.lm.dtype), "point": str(one.point),
-            "counted": one.counted and one.counted.to_json(), "texts": concept.texts.key,
-            "words": concept.words, "prompts": list(prompts), "text": store.spec.key,
-            "contexts": contexts_in(store, self.num_tokens),
-            **{name: getattr(self, name)
-               for name in ("kl", "new_tokens", "temperature", "num_texts", "seed")},
-        }  # fmt: skip
-        halves: list[Half] = []
-
-        def both() -> tuple[Half, Half]:
-            """Unsteered texts are written once, and only where an arm is not in the cache."""
-            if not halves:
-                start = _START * chosen.found.norm
-                halves.extend(Half(pen, judge, self.kl, start) for pen in pens)
-            return halves[0], halves[1]
-
-        arms = {latent: arms_of(one, latent, chosen.found, self.seed) for latent in chosen.latents}
-        own_steps, shared_steps = 1 + len(OF_FEATURE), 1 + len(OF_SHARED)
-        with progress("steer", own_steps * len(arms) + shared_steps, "arms") as advance:
-            shared = _kept(identity, shared_steps, advance, lambda: study_shared(
-                one, both(), chosen.found.direction, concept.words, self.seed, neutral, advance
-            ))  # fmt: skip
-            studies = {
-                latent: _kept(
-                    identity | {"sae": sae_key(one), "latent": latent}, own_steps, advance,
-                    lambda own=own: study_feature(one, both(), own, neutral, advance),
-                )
-                for latent, own in arms.items()
-            }  # fmt: skip
-        return studies, shared
+    def _rated(
+        self, one: PlacedSAE, concept: Concept, texts: Sequence[dict[str, Any]]
+    ) -> Ratings | None:
+        """Ratings by a chat LM, if one is given; they are written into the rows of the texts."""
+        if self.chat.base_url is None:
+            return None
+        desk = self.chat.desk(one.lm if self.chat.base_url == LOCAL else None)
+        ratings = rate(desk, concept.words, [shown(row) for row in texts])
+        for row in texts:
+            row |= ratings.of[shown(row)].to_json()
+        return ratings
 
     def _result(
-        self, one: PlacedSAE, on: Split, chosen: _Chosen, concept: Concept, judge: Judge,
-        prompts: Sequence[str], studies: Mapping[int, Mapping[str, Any]],
-        shared: Mapping[str, Any], seconds: float,
+        self, one: PlacedSAE, chosen: _Chosen, concept: Concept, judge: Judge,
+        prompts: Sequence[str], studied: Studied, texts: Sequence[dict[str, Any]],
+        ratings: Ratings | None, seconds: float,
     ) -> Measured:  # fmt: skip
-        reporting = list(prompts[1::2])
-        arms = arm_rows(studies, shared, self.bootstrap)
-        features = feature_rows(chosen.every, studies, self.kl, one.lm.tokenizer)
+        studies = studied.features
+        arms = arm_rows(studied, self.bootstrap)
+        rated = [] if ratings is None else rating_rows(studied, texts, self.bootstrap)
+        features = feature_rows(chosen.every, studied, self.kl, one.lm.tokenizer, self.bootstrap)
         best = max(studies, key=lambda latent: on_choosing(studies[latent]))
         at = studies[best]["at"]
         assert one.point is not None
         return Measured(
-            metrics={name: Estimate(*ends) for name, ends in metrics(arms).items()},
+            metrics={
+                name: Estimate(*ends)
+                for name, ends in (metrics(arms) | metrics(rated, "rated_")).items()
+            },
             tokens={
                 "features": len(studies), "choosing prompts": len(prompts[0::2]),
-                "reporting prompts": len(reporting), "held-out snippets": judge.num_test,
+                "reporting prompts": len(prompts[1::2]), "held-out snippets": judge.num_test,
             },
             details={
                 "concept": concept.words,
                 "judge": {"accuracy": judge.accuracy, "auc": judge.auc,
                           "training snippets": judge.num_train,
                           "held-out snippets": judge.num_test},
-                "ceiling_target": self.kl[shared["at"]],
+                "ceiling_target": self.kl[studied.shared["at"]],
                 "missing": "AxBench's score of how well an instruction is followed",
                 "features": asdict(feature_set(
                     one, list(studies),
@@ -291,30 +250,19 @@ class SteerEval(Resampled):
                 "steering": {
                     "latent": best, "hookpoint": output_module(one.lm.model, one.point),
                     "vector": one.sae.W_dec[best].float().tolist(),
-                    "coefficient": studies[best]["choose"]["sizes"][at]
+                    "coefficient": studies[best]["choose"][at]["size"]
                     / float(one.sae.W_dec[best].norm()),
                 },
+                **({} if ratings is None else {"chat": ratings.facts | {
+                    "agreement": agreement(ratings.of, {shown(row): row for row in texts})
+                }}),
                 "seconds": seconds,
             },
             tables={
-                "arms": Table.of(_ARMS, arms),
-                "curves": Table.of(_CURVES, curve_rows(studies, shared, self.kl, self.bootstrap)),
-                "features": Table.of(_FEATURES, features),
-                "texts": Table.of(_TEXTS, text_rows(studies, shared, reporting, self.kl)),
+                "arms": Table.of(ARMS_TABLE, arms),
+                "curves": Table.of(CURVES_TABLE, curve_rows(studied, self.kl, self.bootstrap)),
+                "features": Table.of(FEATURES_TABLE, features),
+                "texts": Table.of(TEXTS_TABLE, texts),
+                **({} if ratings is None else {"ratings": Table.of(RATINGS_TABLE, rated)}),
             },
         )  # fmt: skip
-
-
-def _kept(
-    identity: Mapping[str, Any], arms: int, advance: Callable[[int], object],
-    make: Callable[[], dict[str, Any]],
-) -> dict[str, Any]:  # fmt: skip
-    """A study out of the cache, made and kept there first where it lacks it."""
-    file = cache_dir() / "steering" / f"{content_key(identity)}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    made: list[dict[str, Any]] = []
-    with FileLock(f"{file}.lock"):  # processes that want the same at the same time make it once
-        found = cached_json(file, lambda: made.append(make()) or made[0])
-    if not made:
-        advance(arms)
-    return found

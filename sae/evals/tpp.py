@@ -67,7 +67,7 @@ class TPPEval(Resampled):
         return self
 
     def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:
-        """Measure."""
+        """Train a probe for each class, and ablate the strongest latents of each."""
         (placed,) = subjects
         refuse_transcoder(placed, self.name)
         assert placed.point is not None

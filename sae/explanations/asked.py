@@ -27,7 +27,7 @@ class ChatExplainer(Explainer):
     def explained(
         self, latents: Sequence[Latent], desk: Desk | None
     ) -> list[Explanation | Unexplained]:
-        """The explanations; latents of too few contexts are not asked about, and `failed`."""
+        """Explanations; latents with too few contexts are not asked about and get `failed`."""
         assert desk is not None, "evaluations give a desk to explainers that need one"
         able = [i for i, one in enumerate(latents) if len(self.text.peaks(one)) >= LEAST]
         replies = desk.ask(f"explain by {self.name}", [self.request(latents[i]) for i in able])

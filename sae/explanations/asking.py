@@ -1,6 +1,5 @@
-"""Settings of what a chat LM is asked about latents, and how much that will be."""
+"""Settings of the questions that a chat LM gets about latents, and an estimate of their number."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -9,16 +8,17 @@ from sae.chat.local import LOCAL
 from sae.chat.messages import Request
 from sae.chat.settings import ChatSettings
 from sae.errors import ConfigError, unknown
-from sae.explanations import prompts
+from sae.explanations import prompts, saebench
 from sae.explanations.asked import ChatExplainer
 from sae.explanations.explainers import EXPLAINERS
 from sae.explanations.judges import BATCH, JUDGES, JudgeName, Judges
+from sae.explanations.served import require_log_probs
 from sae.explanations.summary import SAE
 from sae.explanations.truth import TOKENS, TOPICS
 from sae.settings import setting
 
-log = logging.getLogger(__name__)
 _EXCERPT = "so " * 50
+_WINDOW = "so " * 40
 _FRAGMENT = [(" so", 0)] * 65
 _EXAMPLES = {
     "contexts": prompts.of_contexts([(_EXCERPT, [(" so", 9)] * 3)] * 20),
@@ -42,8 +42,16 @@ class Asking(ChatSettings):
         "top-k, frozen decoder); the others are explained and scored without it",
     )  # fmt: skip
 
+    saebench: int = setting(
+        0, ge=0, help="latents of the SAE that are explained and scored as SAEBench does; 0: none"
+    )
+    log_probs: bool = setting(
+        False, help="surprisal and simulation are by this server, which must give the "
+        "log-probabilities of prompts (vLLM does), and not by the LM under study",
+    )  # fmt: skip
+
     def check(self, explainers: Sequence[str]) -> None:
-        """Look whether the explainers have an LM to ask, and a server its key.
+        """Check that explainers have a chat LM to ask, and that its server has a key.
 
         Raises:
             ConfigError: If not.
@@ -54,6 +62,16 @@ class Asking(ChatSettings):
                     f"The explainer {name} asks a chat LM, and there is none. Give the address of "
                     "a server as eval.autointerp.chat.base_url, or local."
                 )
+        if self.saebench and self.base_url is None:
+            raise ConfigError(
+                "eval.autointerp.chat.saebench asks a chat LM, and there is none. Give the address "
+                "of a server as eval.autointerp.chat.base_url, or local."
+            )
+        if self.log_probs and self.base_url in (None, LOCAL):
+            raise ConfigError(
+                "eval.autointerp.chat.log_probs=true has no effect without a server. Give its "
+                "address as eval.autointerp.chat.base_url, or leave log_probs out."
+            )
         self.check_key()
 
     def open(
@@ -68,7 +86,7 @@ class Asking(ChatSettings):
             given: See `expected`.
 
         Raises:
-            ConfigError: If a dictionary is asked about that is not there.
+            ConfigError: If a setting names a dictionary that does not exist.
         """
         if self.base_url is None:
             return None
@@ -76,16 +94,11 @@ class Asking(ChatSettings):
             if name not in latents:
                 raise ConfigError(unknown(name, latents, "eval.autointerp.chat.dictionaries="))
         desk = self.desk(one.lm if self.base_url == LOCAL else None)
+        if self.log_probs:
+            require_log_probs(desk)
         asked = sum(latents[name] for name in dict.fromkeys(self.dictionaries))
         size = expected(self, explainers, asked, latents[SAE] * given)
-        over = size.prompt_tokens + size.reply_tokens > self.budget
-        log.info(
-            "%s will get at most %s requests, about %s prompt and up to %s reply tokens. %s %s "
-            "tokens (chat.budget). Replies that are on disk are not asked for again.",
-            desk.client.identity["model"], *(f"{number:,}" for number in size),
-            "That is more than the budget, which stops at" if over else "The budget is",
-            f"{self.budget:,}",
-        )  # fmt: skip
+        desk.announce(*size)
         return Judges(desk, self.judges, self.excerpts)
 
 
@@ -98,7 +111,7 @@ class Expected(NamedTuple):
     """Size of a piece of work before anything is sent.
 
     Args:
-        requests: How many, replies in the ledger among them.
+        requests: Number of requests, including those whose reply is in the ledger.
         prompt_tokens: Tokens that will be read, estimated.
         reply_tokens: Most tokens that will be written.
     """
@@ -114,7 +127,7 @@ def expected(asking: Asking, explainers: Sequence[str], latents: int, given: int
     Args:
         asking: The settings.
         explainers: Names of all explainers, the control `tokens` among them.
-        latents: Of all dictionaries that are asked about.
+        latents: Number of latents of all dictionaries that are asked about.
         given: Latents of the SAE with an explanation out of a file, at most.
     """
     work: list[tuple[int, Request]] = [
@@ -123,6 +136,9 @@ def expected(asking: Asking, explainers: Sequence[str], latents: int, given: int
     # each with its derangement, which the control has none of; the classes' true ones have one
     cases = latents * (2 * len(explainers) - 1) + 2 * (len(TOKENS) + len(TOPICS)) + 2 * given
     sheets = cases * -(-2 * asking.excerpts // BATCH)
+    shown = saebench.EXPLAINED[0] + saebench.EXPLAINED[1]
+    work.append((asking.saebench, Request((("user", _WINDOW * shown),), 60)))
+    work.append((asking.saebench, Request((("user", _WINDOW * shown),), 30)))
     for name in asking.judges:
         work.append((sheets, prompts.of_judge(name, "so " * 15, [_EXCERPT] * BATCH)))
     return Expected(

@@ -29,7 +29,7 @@ def explained(
         text: The training text.
         explainers: Their names.
         given: Explanations out of a file, by the name of the latent.
-        desk: Asks the chat LM, which some explainers need.
+        desk: Sends requests to the chat LM that some explainers need.
     """
     found: dict[str, list[Explanation | Unexplained]] = {}
     for name in explainers:
@@ -48,7 +48,7 @@ def raised_tokens(
     """The tokens that the atom of each latent raises most; none without a direct path.
 
     Args:
-        latents: By the names that `name_of` gives them.
+        latents: Latents by the names that `name_of` gives them.
         one: The dictionary.
         lm: The LM whose unembedding is used.
         text: Its vocabulary.

@@ -26,8 +26,8 @@ class Explanation(NamedTuple):
     """Meaning of a latent, in words.
 
     Args:
-        words: For people and for the encoder.
-        rule: The same for counting; None where the words are no rule.
+        words: The explanation, for people and for the encoder.
+        rule: The rule that the words state; None if they state none.
     """
 
     words: str
@@ -74,8 +74,8 @@ class Explainer(ABC):
         """An explanation of each latent, or the reason why there is none.
 
         Args:
-            latents: Those to explain.
-            desk: Asks the chat LM, if there is one.
+            latents: Latents to explain.
+            desk: Sends requests to the chat LM, if there is one.
         """
 
 

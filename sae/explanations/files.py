@@ -49,7 +49,7 @@ def read_explanations(path: str | Path) -> dict[str, str]:
         if words.strip():
             found[latent] = words.strip()
     if not found:
-        raise SourceError(f"{path} holds no explanation.")
+        raise SourceError(f"{path} holds no explanation. Give another file.")
     return found
 
 

@@ -49,7 +49,7 @@ class Judges:
     """Asks a chat LM for its verdicts.
 
     Args:
-        desk: Asks.
+        desk: Sends requests to the chat LM.
         names: Kinds of judges.
         excerpts: Excerpts with the latent, and as many without, for each explanation.
     """
@@ -70,7 +70,7 @@ class Judges:
         Args:
             what: Name of this work, for people.
             cases: Explanations on excerpts.
-            bench: Where the excerpts are.
+            bench: Source of the excerpts.
 
         Returns:
             By name, `<name>_unparsed` the share; NaN where too few excerpts were judged.

@@ -91,8 +91,8 @@ class Subject:
     """A dictionary whose latents are explained.
 
     Attributes:
-        name: For tables.
-        latents: Those that were chosen.
+        name: Name in tables.
+        latents: Latents that were chosen.
         reader: Gives their activations on changed text; None where nobody asks for them.
         pushes: Writes text while a latent is pushed; None where nobody asks for it.
     """
@@ -109,7 +109,7 @@ def named(asked: Sequence[int | str], one: PlacedSAE, where: str) -> tuple[str, 
     Args:
         asked: Numbers, with a sign where the code has signs, or one features.json.
         one: The SAE.
-        where: What is at fault if there is no such latent.
+        where: Setting or file to name in the error.
 
     Raises:
         ConfigError: If there is no such latent, or the file holds none.
@@ -151,12 +151,12 @@ def subject_of(
     """A dictionary's latents and their firings.
 
     Args:
-        name: For tables.
+        name: Name in tables.
         one: The dictionary at its place; both splits are prepared.
         texts: The training and the test text.
-        asked: How many latents, or their names.
+        asked: Number of latents, or their names.
         batch_rows: Vectors encoded at once.
-        dense: Whether nearly all latents fire on every row, so that only the chosen ones are read.
+        dense: True if nearly all latents fire on every row, so that only the chosen ones are read.
     """
     sides: list[dict[int, Firings]] = []
     partners: dict[int, np.ndarray] = {}
@@ -193,7 +193,7 @@ def subject_of(
 
 
 def stratified(density: Float[np.ndarray, " latents"], count: int) -> list[int]:
-    """Latents that fire, equally many of each bin of density as far as there are so many.
+    """Latents that fire, equally many from each bin of density; a bin with fewer gives all.
 
     The bins are those of `glimpse`, and what is rarer or denser goes into the outer ones. In a bin
     those with the smallest hashes of their numbers are taken: nobody chose them by eye.
@@ -224,9 +224,9 @@ def token_lookup(name: str, texts: tuple[PlacedText, PlacedText], count: int) ->
     """The dictionary of tokens: a latent for each, which fires with 1 where the token is.
 
     Args:
-        name: For tables.
+        name: Name in tables.
         texts: The training and the test text.
-        count: How many tokens are taken (`stratified`).
+        count: Number of tokens to take (`stratified`).
     """
     train = texts[0]
     occurrences = np.bincount(train.tokens[train.counted], minlength=len(train.vocabulary))

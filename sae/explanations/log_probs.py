@@ -18,7 +18,7 @@ _PASS_TOKENS = 1024
 
 
 class Asked(NamedTuple):
-    """Tokens to read, and the probabilities that are wanted.
+    """Tokens to read, and the probabilities to return.
 
     Args:
         tokens: Token ids.
@@ -54,7 +54,7 @@ class LMJudge(Protocol):
 
         Args:
             prefix: Token ids, two or more.
-            rows: What is read behind it.
+            rows: Rows that are read behind it.
         """
         ...
 

@@ -46,8 +46,8 @@ def difference_at_equal_density(
 
     Args:
         first: Densities and numbers of the latents of a dictionary; NaN where undefined.
-        second: The same of another.
-        bootstrap: How the interval is made.
+        second: Densities and numbers of the latents of another dictionary.
+        bootstrap: Settings of the interval.
 
     Returns:
         The difference, and the share of the first one's latents in the common bins.

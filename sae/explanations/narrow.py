@@ -1,11 +1,13 @@
 """Narrow scorers: a causal LM reads explanations of as many latents as a budget pays for."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from sae.chat.desk import Desk
 from sae.errors import ConfigError
 from sae.explanations import intervention
 from sae.explanations.counterfactual import Counterfactuals
@@ -15,12 +17,14 @@ from sae.explanations.latents import Latent, Subject, stratified
 from sae.explanations.log_probs import LMJudge, LogProbs
 from sae.explanations.rules import RuleText
 from sae.explanations.scores import Bench, Scores, next_in_circle
+from sae.explanations.served import TIMES, ServedSimulation, ServedSurprisal
 from sae.explanations.simulation import Simulation, scale_of
 from sae.explanations.study import Row
 from sae.explanations.surprisal import Surprisal
 from sae.explanations.tested import RuleTest, tokens_of
 from sae.progress import progress
 
+log = logging.getLogger(__name__)
 Scorer = Literal["surprisal", "simulation", "counterfactual", "intervention"]
 Words = Mapping[str, Sequence[Explanation | Unexplained]]
 
@@ -40,6 +44,10 @@ SCORERS: dict[Scorer, Callable[[LogProbs, Bench], NarrowScorer]] = {
     "surprisal": Surprisal, "simulation": Simulation,
 }  # fmt: skip
 """Scorers by the LM's log-probabilities."""
+SERVED: dict[Scorer, Callable[[Desk, Bench], NarrowScorer]] = {
+    "surprisal": ServedSurprisal, "simulation": ServedSimulation,
+}  # fmt: skip
+"""The same by a server's."""
 TOKENS: dict[Scorer, int] = {
     "surprisal": Surprisal.tokens, "simulation": Simulation.tokens,
     "intervention": intervention.TOKENS,
@@ -54,17 +62,21 @@ class Narrow:
         scorers: Their names.
         budget: Tokens that the judge may read.
         rules: The test text with its properties, which `counterfactual` needs.
+        desk: Asks the server that reads for surprisal and simulation; None: the LM reads.
     """
 
     def __init__(
-        self, judge: LMJudge, scorers: Sequence[Scorer], budget: int, rules: RuleText | None = None
-    ):
-        self.log_probs = LogProbs(judge)
+        self, judge: LMJudge, scorers: Sequence[Scorer], budget: int,
+        rules: RuleText | None = None, desk: Desk | None = None,
+    ):  # fmt: skip
+        self.log_probs, self.desk = LogProbs(judge), desk
         self.scorers, self.budget = list(dict.fromkeys(scorers)), budget
         self._changed = None if rules is None else Counterfactuals(rules)
         self._tokens = TOKENS | ({} if rules is None else {
             "counterfactual": tokens_of(rules.text.ctx)
         })  # fmt: skip
+        if desk is not None:
+            self._tokens |= {name: TIMES * TOKENS[name] for name in SERVED}
         self.latents: dict[Scorer, int] = {}
         """Latents of each dictionary that each scorer reads the explanations of."""
         self.constant = 0
@@ -80,19 +92,20 @@ class Narrow:
             yield
 
     def plan(self, classes: int, explanations: int, dense: int) -> None:
-        """Share the budget: known classes first, then equally among the scorers.
+        """Divide the budget of tokens: known classes first, then equally among the scorers.
 
         Args:
-            classes: Classes whose meaning is known, with an explanation each.
-            explanations: Explanations that are scored of a latent of each dictionary, all
-                dictionaries together.
-            dense: Those of them whose latents fire in nearly every excerpt; surprisal is undefined
+            classes: Number of classes of known meaning, with one explanation each.
+            explanations: Number of explanations to score if each dictionary has one latent.
+            dense: Number of them whose latents fire in nearly every excerpt; surprisal is undefined
                 there, rules are not tested, and nothing is read.
 
         Raises:
             ConfigError: If the budget is too small for one latent of each dictionary.
         """
-        left = self.budget - classes * sum(TOKENS.get(name, 0) for name in self.scorers)
+        left = self.budget - classes * sum(
+            self._tokens[name] for name in self.scorers if name in TOKENS
+        )
         for name in self.scorers:
             read = explanations - dense * (name in ("surprisal", "counterfactual"))
             self.latents[name] = left // len(self.scorers) // (read * self._tokens[name])
@@ -104,6 +117,11 @@ class Narrow:
                 f"and 2 latents of each dictionary take about {least:,} tokens by "
                 f"{', '.join(self.scorers)}. Give more, or fewer scorers."
             )
+        if self.desk is not None and set(self.scorers) & set(SERVED):
+            log.info(
+                "%s will read up to about %s more tokens for log-probabilities (lm_tokens).",
+                self.desk.client.identity["model"], f"{self.budget:,}",
+            )  # fmt: skip
 
     def read(
         self, subject: Subject, words: Words, bench: Bench, rows: Sequence[Row],
@@ -111,14 +129,14 @@ class Narrow:
     ) -> list[Row]:  # fmt: skip
         """Rows of a dictionary with the narrow scores added.
 
-        Latents are taken equally many from each bin of density, as far as there are so many.
+        Latents are taken equally many from each bin of density; a bin with fewer gives all.
 
         Args:
             subject: The dictionary.
             words: The explanations that are read, by explainer; latents have one by the first.
-            bench: Where excerpts come from.
-            rows: What `study` gave for all explainers.
-            every: Whether all latents are read, whatever the budget: they are known classes.
+            bench: Source of the excerpts.
+            rows: Rows from `study`, of all explainers.
+            every: True if all latents are read, whatever the budget: they are known classes.
         """
         first = next(iter(words))
         able = [
@@ -137,6 +155,8 @@ class Narrow:
         return [self._with(row, found.get((row.explainer, row.latent), ())) for row in rows]
 
     def _scorer(self, name: Scorer, subject: Subject, bench: Bench) -> NarrowScorer:
+        if self.desk is not None and name in SERVED:
+            return SERVED[name](self.desk, bench)
         if name in SCORERS:
             return SCORERS[name](self.log_probs, bench)
         if name == "intervention":
@@ -150,8 +170,10 @@ class Narrow:
             "budget": self.budget, "tokens": self.log_probs.count, "latents": self.latents,
             "constant simulations": self.constant,
         }  # fmt: skip
+        if self.desk is not None:
+            facts["server"] = dict(self.desk.client.identity)
         if "simulation" in self.scorers:
-            facts["scale"] = scale_of(self.log_probs.judge).top
+            facts["scale"] = 10 if self.desk else scale_of(self.log_probs.judge).top
         return facts
 
     def _with(self, row: Row, scores: Sequence[Scores]) -> Row:

@@ -1,4 +1,4 @@
-"""Prompts of explainers and judges, and what their replies say.
+"""Prompts of explainers and judges, and parsers of the replies.
 
 After delphi (arXiv 2410.13928; marked excerpts, detection, fuzzing) and Bills et al. 2023 (pairs of
 tokens and activations), in words of our own.
@@ -7,7 +7,7 @@ tokens and activations), in words of our own.
 import re
 from collections.abc import Iterator, Sequence
 
-from sae.chat.messages import Request
+from sae.chat.messages import Request, without_thoughts
 
 _EXPLANATION = re.compile(r"\[EXPLANATION\]\s*:?\s*(.+)", re.DOTALL | re.IGNORECASE)
 _FINDS = "the main thing this neuron does is find"
@@ -84,7 +84,7 @@ def in_contexts(reply: str) -> str | None:
         >>> in_contexts("They differ.\n[EXPLANATION]: names of <b>rivers")
         'names of <b>rivers'
     """
-    reply = _said(reply)
+    reply = without_thoughts(reply)
     found = _EXPLANATION.search(reply, max(0, reply.upper().rfind("[EXPLANATION]")))
     return None if found is None else _phrase(found[1])
 
@@ -114,7 +114,7 @@ def in_pairs(reply: str) -> str | None:
         >>> in_pairs("The main thing this neuron does is find words for colours.")
         'words for colours.'
     """
-    head, found, tail = _said(reply).partition("this neuron does is find")
+    head, found, tail = without_thoughts(reply).partition("this neuron does is find")
     return _phrase((tail if found else head).strip().partition("\n")[0])
 
 
@@ -141,19 +141,9 @@ def verdicts(reply: str, count: int) -> list[bool] | None:
         >>> verdicts("Sure: [1, 0]", 2), verdicts("[1, 0, 1]", 2), verdicts("yes", 2)
         ([True, False], None, None)
     """
-    found = _VERDICTS.findall(_said(reply))
-    said = [one.strip() == "1" for one in found[-1].split(",")] if found else []
-    return said if len(said) == count else None
-
-
-def _said(reply: str) -> str:
-    """A reply without the thoughts that some LMs write first; nothing if these do not end.
-
-    Example:
-        >>> _said("<think>Hm: [0]</think>[1]"), _said("<think>Hm: [0]")
-        ('[1]', '')
-    """
-    return re.sub(r"<think>.*?(</think>|\Z)", "", reply, flags=re.DOTALL)
+    found = _VERDICTS.findall(without_thoughts(reply))
+    listed = [one.strip() == "1" for one in found[-1].split(",")] if found else []
+    return listed if len(listed) == count else None
 
 
 def _judged(words: str, excerpts: Sequence[str]) -> str:

@@ -43,7 +43,7 @@ class Property(NamedTuple):
         phrase: The rule in words, with {} for the values.
         of: Index in `values` of each place; -1 where it has none.
         values: Its values.
-        joins: Whether a rule may join several values.
+        joins: True if a rule may join several values.
         of_token: Index in `values` of each token, -1 where it has none, if a single token decides;
             None where more than that decides.
         behind: Places from the token that decides to the place.
@@ -59,11 +59,11 @@ class Property(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """A rule.
+    """A rule: a property of a place has one of some values.
 
     Args:
-        name: The property.
-        values: Its values.
+        name: Name of the property.
+        values: Values of the property that the rule accepts.
         words: The rule in words.
     """
 

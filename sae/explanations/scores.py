@@ -30,7 +30,7 @@ class Bench:
     Args:
         text: The test text.
         allowed: Places that may be the middle of an excerpt.
-        embeddings: Of excerpts and explanations.
+        embeddings: Embeddings of excerpts and explanations.
         pool: Excerpts that are drawn.
         seed: Decides them.
     """
@@ -85,10 +85,10 @@ class Excerpted:
 
     Attributes:
         places: Firings in the middle of its excerpts.
-        vectors: Of these excerpts.
+        vectors: Vectors of these excerpts.
         decile: The decile of each.
         silent: Excerpts of the pool in which it does not fire.
-        hard: Those of them in which a latent fires that often fires with it; None: not known.
+        hard: Excerpts in which a latent fires that often fires with this one; None: not known.
     """
 
     places: Int[np.ndarray, " n"]
@@ -103,8 +103,8 @@ class Scores:
     """Scores of one latent's explanation; NaN where undefined.
 
     Attributes:
-        values: By name.
-        deciles: By name, for each decile.
+        values: Values by the name of the score.
+        deciles: Values by the name of the score, one for each decile.
     """
 
     values: dict[str, float] = field(default_factory=dict)
@@ -118,7 +118,7 @@ def excerpted(
 
     Args:
         latent: The latent; it fires.
-        bench: Where.
+        bench: Source of the excerpts.
         places: As `Bench.drawn` draws them.
         decile: The decile of each.
     """
@@ -146,7 +146,7 @@ def embedded(
         explanation: Its vector.
         pooled: Its cosines with the pool's excerpts.
         of: The latent's excerpts.
-        bench: Where.
+        bench: Source of the excerpts.
         without: Excerpts in which this latent fires are left out: the explanation is of it.
     """
     found = Scores()

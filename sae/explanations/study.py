@@ -47,7 +47,7 @@ class Row(NamedTuple):
         explainer: The explainer's name.
         state: `explained`; `too rare`: it fires in fewer than 20 contexts of the training or of
             the test text; else the reason why there is no explanation.
-        explanation: In words; empty without one.
+        explanation: The explanation in words; empty without one.
         density: See `Latent`.
         contexts: Contexts of the test text in which it fires, near duplicates left out.
         values: Scores by name, those of the derangement as `<name>_deranged`; NaN where undefined.
@@ -78,10 +78,10 @@ def study(
 
     Args:
         subject: The dictionary.
-        explanations: One of each latent, by explainer.
-        bench: Where excerpts come from.
+        explanations: One explanation of each latent, by explainer.
+        bench: Source of the excerpts.
         rules: The test text's properties; None: rules are not scored.
-        judges: Ask a chat LM; None: it is not asked.
+        judges: Judges that ask a chat LM; None: none is asked.
     """
     contexts = [bench.contexts(latent.test) for latent in subject.latents]
     rare = [

@@ -37,7 +37,7 @@ class Surprisals(ABC):
     prompt holds worked examples before the description. Ours holds none.
 
     Args:
-        bench: Where excerpts come from.
+        bench: Source of the excerpts.
     """
 
     tokens = TOKENS

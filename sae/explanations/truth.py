@@ -1,4 +1,4 @@
-"""Classes whose meaning is known: what a scorer must recognise before its scores count.
+"""Classes of known meaning, which a scorer must recognise before its scores count.
 
 Classes of tokens come out of the text itself, topics out of labelled sets. A class plays a latent
 that fires with 1 on its places; its explanation is the oracle's.
@@ -64,7 +64,7 @@ TOPIC_TEXTS = 100
 def token_classes(
     train: PlacedText, test: PlacedText, pushed_on: PlacedSAE | None = None
 ) -> tuple[Subject, list[Explanation | Unexplained]]:
-    """The classes of tokens, and the oracle's explanations with the rule that each class is.
+    """Classes of tokens as a dictionary of latents, with the true explanation and rule of each.
 
     Args:
         train: The training text.
@@ -92,7 +92,7 @@ def topic_classes(
     """Texts of some topics, each an excerpt; the topics, and the oracle's explanations.
 
     Raises:
-        SourceError: If the labelled sets cannot be had.
+        SourceError: If the labelled sets cannot be fetched.
     """
     side = SIZES["whole"]
     contexts, topic = [], []
@@ -118,7 +118,7 @@ def topic_classes(
 
 
 def random_classes(of: Subject, places: Int[np.ndarray, " n"], seed: int = 0) -> Subject:
-    """Classes as large, as far as there are so many places, that mean nothing: drawn at random."""
+    """Control classes of the same sizes at random places; fewer where places run out."""
     random = np.random.default_rng(seed)
     latents = []
     for one in of.latents:

@@ -28,9 +28,9 @@ class Ablated(NamedTuple):
         lowered: Tokens whose logits fall most, and their mean changes.
         raised: Tokens whose logits rise most, and their mean changes.
         kl: Mean KL(clean || ablated), in nats.
-        kl_random: The same with an equally long step in a random direction, the control.
-        positions: How many positions these are means over.
-        contexts: In how many contexts.
+        kl_random: KL after an equally long step in a random direction, the control.
+        positions: Number of positions that these are means over.
+        contexts: Number of contexts.
     """
 
     lowered: Listed

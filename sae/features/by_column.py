@@ -1,4 +1,4 @@
-"""Firings of dense dictionaries, read a block of latents at a time and kept nowhere.
+"""Firings of dense dictionaries, computed block by block of latents and not stored.
 
 Where the latents do not compete (ReLU, or the code as it is), a latent's activations follow from
 its own encoder column alone. Bases fire on half of the rows: on disk, their firings would take as
@@ -30,7 +30,7 @@ def firings_by_column(
     Args:
         sae: Its activation is one of `BY_COLUMN`.
         rows: A split.
-        counted: Which of its first rows count; only these are read.
+        counted: Mask of its first rows: those that count; only these are read.
         latents: Indices; d_sae + j is the negative side of latent j.
     """
     assert sae.config.activation in BY_COLUMN

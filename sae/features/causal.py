@@ -39,7 +39,7 @@ HALVING = {
 }  # fmt: skip
 """Methods, by the names of the numbers about half of the KL."""
 LISTED = 100
-"""Latents in the table at least; the chosen ones and those patched alone are in it, too."""
+"""Smallest number of latents in the table, which also has those chosen and patched alone."""
 
 
 Penalty = Annotated[float, Field(ge=0)]
@@ -71,10 +71,10 @@ class Decomposition(NamedTuple):
     """A dictionary whose latents are patched.
 
     Args:
-        name: For tables.
+        name: Name in tables.
         placed: The dictionary, at the place of the SAE that it stands beside.
-        split: Whether the two signs of a code are two latents.
-        whole: Whether it is studied in full. Else sets are by attribution or drawn at random, once,
+        split: True if the two signs of a code are two latents.
+        whole: True if it is studied in full. Else sets are by attribution or drawn at random, once,
             and masks, completeness and latents patched alone are left out.
     """
 
@@ -88,14 +88,14 @@ class Study(NamedTuple):
     """Findings about a decomposition; plain JSON values.
 
     Args:
-        numbers: By name.
+        numbers: Numbers by their names.
         sets: A row for each set that was patched.
         latents: A row for each of the latents of largest effect.
         found: The latents of the learned masks and of the greedy search, a list for each.
         chosen: The smallest set that halves the KL, else the strongest latents: `latents` and
             `weights`.
         example: A prompt and its counterfactual, token ids.
-        prompts: How many prompts were measured.
+        prompts: Number of prompts that were measured.
     """
 
     numbers: dict[str, Any]
@@ -118,7 +118,7 @@ def studied(
         one: The SAE at whose place, and with whose LM, it is studied.
         halves: Prompts that choose latents, and others.
         asked: Settings.
-        bootstrap: How intervals over prompts are made.
+        bootstrap: Settings of the intervals over prompts.
     """
     chooses, reports = (_prompts(of, one, half, asked.batch_prompts) for half in halves)
     ranks = ranked(chooses, asked.steps if of.whole else 0)
@@ -208,11 +208,11 @@ class _Sets:
         """Patch a set, unless its outcome is known, and add its row.
 
         Args:
-            method: What chose it.
+            method: Method that chose it.
             draw: Number of the draw.
             latents: The set.
-            outcome: What it does.
-            complement: Whether all latents but the set are patched as well.
+            outcome: Effect of patching it.
+            complement: True if all latents but the set are patched as well.
         """
         if method in SEARCHES:
             self.found.append({"method": method, "draw": draw, "latents": list(latents)})

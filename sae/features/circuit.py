@@ -44,7 +44,7 @@ class Node:
     Attributes:
         level: Number of its SAE, the lowest first; one more than there are for a logit difference.
         name: Number of the latent, or the name of the task.
-        expansion: What is below it; None at the lowest layer and where there are too few contexts.
+        expansion: Latents below it; None at the lowest layer and where there are too few contexts.
         note: Why it was not expanded.
     """
 
@@ -65,7 +65,7 @@ class Circuit:
 
     Attributes:
         nodes: The nodes.
-        records: Of each SAE's latents.
+        records: Records of each SAE's latents.
     """
 
     nodes: Mapping[tuple[int, str], Node]
@@ -81,7 +81,7 @@ def circuit(
         saes: SAEs of the residual stream of one LM, at different layers.
         root: A latent of the highest of them, or a task, whose logit difference is then the root.
         how: The settings.
-        bootstrap: How intervals over contexts are made.
+        bootstrap: Settings of the intervals over contexts.
 
     Raises:
         ConfigError: If SAEs do not fit together, or the root is silent or too rare.
@@ -220,8 +220,8 @@ def strong_contexts(
         found: The records.
         name: The latent.
         document: Document of each token of the split.
-        count: How many.
-        seed: Of the draw.
+        count: Number of contexts.
+        seed: Seed of the draw.
     """
     fired = found.firings(name)
     strong = np.flatnonzero(fired.value >= fired.value.max(initial=0) / 2)

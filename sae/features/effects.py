@@ -25,8 +25,8 @@ class Effect(NamedTuple):
     Args:
         logits: Mean change of each token's logit over those positions.
         kl: Mean KL(clean || ablated) there, in nats.
-        kl_random: The same with an equally long step in a random direction.
-        positions: How many positions.
+        kl_random: KL after an equally long step in a random direction.
+        positions: Number of positions.
     """
 
     logits: Float[Tensor, " vocab"]
@@ -40,7 +40,7 @@ class Contexts(NamedTuple):
 
     Args:
         tokens: Token ids.
-        fires: Where it fires.
+        fires: Mask of the positions where it fires.
         peak: Position of its maximum in each.
     """
 
@@ -71,7 +71,7 @@ def ablate(one: PlacedSAE, lm: LanguageModel, record: Record, contexts: Contexts
     Args:
         one: The SAE; it reads and writes one point.
         lm: Its LM.
-        record: Of the latent.
+        record: The latent's record.
         contexts: Its contexts.
     """
     point, positions = at_one_point(one)
@@ -123,7 +123,7 @@ def on_last_token(
         one: The SAE.
         lm: Its LM.
         text: The text.
-        count: How many.
+        count: Number of latents.
     """
     point, _ = at_one_point(one)
     x = lm.capture(lm.tokens(text), [point])[point][0, -1]
@@ -140,8 +140,8 @@ def at_one_point(one: PlacedSAE) -> tuple[Point, Positions]:
     """
     if one.point is None or one.ends is None:
         raise ConfigError(
-            "Effects are measured of SAEs that read and write one point; transcoders and "
-            "crosscoders are not among them."
+            "Effects need an SAE that reads and writes one point. Transcoders and crosscoders do "
+            "not. Choose another SAE."
         )
     keep_first = one.source.specs["test"].keep_first
     return one.point, Positions(one.ends, one.counted, keep_first)

@@ -67,7 +67,7 @@ def on_texts(
 
     Args:
         activations: Rows of all tokens of all texts.
-        counted: Which rows count; None: all.
+        counted: Rule for the rows that count; None: all.
         chosen: Numbers of the texts.
         z: Class of the concept of every text.
         keep: A second label of every text.
@@ -91,9 +91,9 @@ class Ground:
     Args:
         train: Side that probes are trained on.
         test: Side that is measured.
-        by_row: Whether probes read single rows; else means over the rows of each example.
-        bootstrap: How units are drawn.
-        seed: Of the probes.
+        by_row: True if probes read single rows; else means over the rows of each example.
+        bootstrap: Settings of the draws of units.
+        seed: Seed of the probes.
         answers: Gives, under an edit (None: none), the scores of training and of test prompts.
     """
 

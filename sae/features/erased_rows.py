@@ -34,7 +34,7 @@ class Edited(NamedTuple):
 
     Args:
         row: Values by column.
-        drops: How much nearer to chance each outcome came, for each draw.
+        drops: Distance by which each outcome came nearer to chance, for each draw.
     """
 
     row: Row
@@ -46,7 +46,7 @@ def costs(sums: Float[Tensor, "documents conditions sums"], bootstrap: Bootstrap
 
     Args:
         sums: As `sae.features.prompted.on_text` gives them.
-        bootstrap: How documents are drawn.
+        bootstrap: Settings of the draws of documents.
     """
 
     def means(of: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -77,9 +77,9 @@ def rows(
         task: Name of the task that is measured.
         fitted_on: Name of the task that the edits are fitted on.
         edits: The edits.
-        scores: Without an edit, and under each.
+        scores: Scores without an edit, and under each edit.
         neutral: `costs`, in the same order.
-        level: Of the intervals.
+        level: Confidence level of the intervals.
     """
     outcomes = [name for name in OUTCOMES if name in scores[0]]
     if "probability" in outcomes:

@@ -21,8 +21,8 @@ class Erasure(NamedTuple):
     """An edit.
 
     Args:
-        method: For tables.
-        latents: How many latents or directions it takes out; 0 for closed forms.
+        method: Name in tables.
+        latents: Number of latents or directions that it takes out; 0 for closed forms.
         replacement: Makes the edited rows.
     """
 
@@ -55,7 +55,7 @@ def ranked(
         sae: The SAE.
         x: Training rows.
         z: 1 or 0.
-        seed: Of the probe.
+        seed: Seed of the probe.
         batch_rows: Rows encoded at once.
     """
     sums, fires = torch.zeros(2, sae.d_sae), torch.zeros(sae.d_sae)

@@ -39,7 +39,7 @@ class Search(Settings):
 
 
 class Edge(NamedTuple):
-    """A latent of the layer below, and what it does to a node.
+    """A latent of the layer below, and its effect on a node.
 
     Args:
         latent: The latent.
@@ -49,10 +49,10 @@ class Edge(NamedTuple):
         low: Lower end of its interval over contexts.
         high: Upper end.
         share: `effect` as a share of the mean of the target.
-        ranked: Whether the estimate chose it; else it was drawn at random.
+        ranked: True if the estimate chose it; else it was drawn at random.
         fires: Contexts in which it fires.
         cosine: Cosine of its atom and that of the latent above; None for a logit difference.
-        listed: Whether it is in the circuit.
+        listed: True if it is in the circuit.
         step: `effect` of steps of equal length in a random direction; None where not listed.
     """
 
@@ -79,7 +79,7 @@ class Expansion:
     """The latents below a node that were ablated.
 
     Attributes:
-        contexts: In how many contexts.
+        contexts: Number of contexts.
         clean: Mean of the target with nothing edited.
         live: Latents below that fire in these contexts; all others have no effect.
         spearman: Rank correlation of estimates and effects, over all that were ablated.
@@ -119,7 +119,7 @@ def expand(
         upstream: The number, and the SAE below.
         atom: Atom of the latent above; None for a logit difference.
         how: The settings.
-        bootstrap: How intervals over contexts are made.
+        bootstrap: Settings of the intervals over contexts.
         words: The number in words, for the progress bar.
     """
     generator, sae = torch.Generator().manual_seed(how.seed), upstream.sae

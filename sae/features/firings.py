@@ -73,7 +73,7 @@ class FiringStore:
     """The firings of all latents of an SAE on some rows.
 
     Args:
-        parts: In order.
+        parts: Parts in the order of their rows.
         num_latents: Latents; with signed codes the positive sides, then the negative ones.
     """
 
@@ -127,10 +127,10 @@ def collect(folder: Path, sae: SAE, rows: Rows, num_rows: int, batch_rows: int) 
     """Open the parts, written first where they are missing or damaged.
 
     Args:
-        folder: Where they are: a folder of this SAE, these rows and this number of them alone.
-        sae: On the device to use.
+        folder: Folder for the parts; it holds only this SAE, these rows and this number of them.
+        sae: The SAE, on the device to use.
         rows: A split.
-        num_rows: How many rows of the store are read, whether they count or not.
+        num_rows: Number of rows of the store to read, whether they count or not.
         batch_rows: Vectors encoded at once.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A first look: some latents, chosen by how often they fire and otherwise blindly."""
+"""A first look: some latents of every firing rate, chosen by a hash and not by eye."""
 
 import os
 import tempfile
@@ -48,7 +48,10 @@ def glimpse(
     """
     source = one.source
     if not isinstance(source, LMActivations):
-        raise ConfigError("A look at latents needs the tokens behind the activations.")
+        raise ConfigError(
+            "eval=glimpse needs the tokens behind the activations. Choose an SAE of an LM's "
+            "activations."
+        )
     store = source.store(split)
     contexts = contexts_in(store, num_tokens)
     cache = cache_dir()

@@ -53,8 +53,8 @@ def prompt_ground(
         kind: `gender` or `pronoun`.
         names: Names.
         prompts: Variants of each test name.
-        seed: Of examples and probes.
-        bootstrap: How names are drawn.
+        seed: Seed of examples and probes.
+        bootstrap: Settings of the draws of names.
 
     Raises:
         ConfigError: If an edited row does not count, or the tokenizer does not fit.
@@ -105,8 +105,8 @@ def biography_ground(
         pair: Two professions.
         correlation: Share of the training texts in which both agree; the test is balanced.
         max_tokens: Longer texts lose their end.
-        seed: Of the draw and the probes.
-        bootstrap: How test texts are drawn.
+        seed: Seed of the draw and the probes.
+        bootstrap: Settings of the draws of test texts.
     """
     made = biographies(pair)
     test = [i for i, train in enumerate(made.train) if not train]

@@ -53,7 +53,7 @@ def records(
         split: The text; None: the training text where its activations are cached, else the test
             text. What is scored must not be read from the training text.
         num_tokens: Tokens that are read at most, the first ones.
-        seed: Of the contexts that are drawn.
+        seed: Seed of the contexts that are drawn.
         batch_rows: Vectors encoded at once.
         against: SAEs of other seeds, for the stability.
 
@@ -146,7 +146,7 @@ def all_firings(
 
 
 def contexts_in(store: ActivationStore, num_tokens: int) -> int:
-    """Whole contexts in so many tokens of a store, at least one."""
+    """Number of whole contexts in the first tokens of a store, at least one."""
     return min(store.num_contexts, max(1, num_tokens // store.spec.ctx))
 
 
@@ -192,10 +192,10 @@ def text_of(
     """The first contexts of a split.
 
     Args:
-        source: Where they come from.
+        source: Source of the contexts.
         split: The split.
-        counted: Which of their rows count.
-        contexts: How many.
+        counted: Mask of the rows that count.
+        contexts: Number of contexts.
     """
     store = source.store(split)
     tokens = store.tokens[:contexts]

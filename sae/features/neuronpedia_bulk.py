@@ -43,8 +43,8 @@ def write_bulk(records: Records, folder: Path, explanations: Explanations) -> No
 
     Args:
         records: The records.
-        folder: Where `<model>/` goes.
-        explanations: What is known of the latents, by index.
+        folder: Folder to write `<model>/` to.
+        explanations: Explanations of the latents, by index.
     """
     model, point = _safe(records.facts["lm"]), point_of(records)
     source = f"{point.layer}-{point.site}"

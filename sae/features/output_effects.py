@@ -43,7 +43,7 @@ class Effect(NamedTuple):
     """Effect of a push of a latent on the next-token predictions, mean over prompts.
 
     Args:
-        latent: Its number.
+        latent: Number of the latent.
         difference: See `Contrast.latents`.
         output_score: See `output_effects`; None where there is no logit lens.
         confidence: Change of the token confidence, without its sign, in nats.
@@ -105,7 +105,7 @@ def output_effects(
 
     Args:
         one: The SAE.
-        latents: Which.
+        latents: Indices of the latents to push.
         found: Differences between texts with and without the concept.
         prompts: Token ids.
         size: Length of the push, the same for all latents.

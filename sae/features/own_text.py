@@ -55,7 +55,7 @@ class Reading(NamedTuple):
 
     Args:
         written: The text.
-        counted: Whether the row of each token counts; the others have no activation.
+        counted: True where the row of each token counts; the others have no activation.
         row: The token of each firing, ascending.
         index: Its latent; d_sae + j is the negative side of latent j.
         value: The activation there, in the LM's units.

@@ -62,7 +62,7 @@ def _coloured(context: Mapping[str, Any], largest: float) -> str:
 
 
 def words(ids: Int[np.ndarray, " n"], text: Text) -> list[str]:
-    """Tokens as text."""
+    """Text of each token, by id."""
     return [text.vocabulary[i].decode(errors="replace") for i in ids.tolist()]
 
 

@@ -45,8 +45,8 @@ class Prompted:
 
     Args:
         lm: The LM.
-        point: Where activations are edited.
-        counted: Which rows count there; None: all.
+        point: Point where activations are edited.
+        counted: Rule for the rows that count there; None: all.
         task: The task; all tokens from `place` on are among the places of its prompts.
         place: Name of the first edited place.
     """

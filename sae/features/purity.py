@@ -46,11 +46,11 @@ class Purities(NamedTuple):
         latent: Names of the latents.
         firings: Rows on which each fires.
         values: Numbers of each by name; NaN where undefined.
-        influence: How much each group of documents moves a number: (G-1)(mean of the numbers
+        influence: Amount by which each group of documents moves a number: (G-1)(mean of the numbers
             without one group - the number without this one).
         deciles: Numbers of the deciles of each, the strongest first; NaN where it fires too seldom.
         label: Most frequent label of each kind.
-        rare: How many latents fire, but in too few contexts.
+        rare: Number of latents that fire, but in too few contexts.
     """
 
     latent: list[str]
@@ -67,7 +67,7 @@ class _Cells(NamedTuple):
 
     Args:
         of: The pair of each row.
-        shuffled: The same with labels that changed places within tokens, a row for each shuffle.
+        shuffled: The pairs after labels changed places within tokens, a row for each shuffle.
         rows: Rows that count of each pair: all, then by group.
     """
 
@@ -83,10 +83,10 @@ class LabelledText:
         token: The token of each row.
         document: The document of each row.
         context: The context of each row.
-        counted: Whether the row counts.
+        counted: True where the row counts.
         labels: Labels by kind.
-        shuffles: How often labels change places within tokens.
-        seed: Of the shuffles.
+        shuffles: Number of times that labels are shuffled within tokens.
+        seed: Seed of the shuffles.
     """
 
     def __init__(

@@ -61,13 +61,13 @@ class Record(Summary):
     the activations as values.
 
     Attributes:
-        latent: Its number in the SAE.
+        latent: Number of the latent in the SAE.
         sign: 1, or -1 for the negative side of a signed code.
         density: Share of the rows that count on which it fires.
         co_firing: Latents that fire most often on the same rows, and on how many; empty where not
             computed.
-        co_firing_negative: Which of them are negative sides; empty for codes without a sign.
-        jaccard: For each of them, rows on which both fire as a share of those where either does.
+        co_firing_negative: Mask of those that are negative sides; empty for codes without a sign.
+        jaccard: Jaccard index of each: rows where both fire as a share of those where either does.
         top_logits: Tokens whose logits the atom raises most (`logit_lens`), and by how much for
             one unit of activation; empty without an LM.
         bottom_logits: Tokens whose logits it lowers most.
@@ -104,7 +104,7 @@ class Record(Summary):
         """The numbers and the strongest contexts as JSON values, tokens as text.
 
         Args:
-            contexts: How many of the group `top`.
+            contexts: Number of contexts of the group `top`.
 
         Returns:
             `latent`, `density`, `max`, `tokens` (pairs of a token and its share of the activation

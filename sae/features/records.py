@@ -31,7 +31,7 @@ class Records:
     """Records of the latents that fire, one read each.
 
     Args:
-        folder: Where `sae.features.records` wrote them.
+        folder: Folder that `sae.features.records` wrote.
         weights: The file of `weight_statistics`.
 
     Raises:

@@ -20,9 +20,9 @@ class FeatureSet:
 
     Args:
         latents: Their numbers, the most important first.
-        weights: What they weigh, by the evaluation's own measure.
+        weights: Weight of each latent, by the evaluation's own measure.
         sae: Hash of the SAE (`sae_key`).
-        point: Where it reads and writes.
+        point: Point where it reads and writes.
         made_by: The evaluation, its settings and what it measured; plain JSON values.
     """
 
@@ -72,7 +72,10 @@ def read_features(path: str | Path, one: PlacedSAE | None = None) -> FeatureSet:
         )
     content = read_sealed(file)
     if content.get("format") != FORMAT or content.get("version") != FORMAT_VERSION:
-        raise ArtifactError(f"{path} is no {FORMAT} of version {FORMAT_VERSION}.")
+        raise ArtifactError(
+            f"{path} is not a {FORMAT} of version {FORMAT_VERSION}. Give a features.json that an "
+            "evaluation of this version wrote."
+        )
     latents: Any = content.get("latents")
     weights: Any = content.get("weights")
     made_by: Any = content.get("made_by") or {}
@@ -82,7 +85,9 @@ def read_features(path: str | Path, one: PlacedSAE | None = None) -> FeatureSet:
         or not all(type(i) is int and i >= 0 for i in latents)
         or not all(type(weight) in (int, float) for weight in weights)
     ):
-        raise ArtifactError(f"{path}: latents must be numbers from 0, with a weight each.")
+        raise ArtifactError(
+            f"{path}: latents must be whole numbers of at least 0, each with a weight."
+        )
     if not isinstance(made_by, dict):
         raise ArtifactError(f"{path}: made_by must be an object, and is {made_by!r}.")
     found = FeatureSet(

@@ -58,10 +58,10 @@ class Text:
     """The text that records were read on.
 
     Attributes:
-        name: For people: corpus and split.
-        is_training: Whether the SAE was trained on it.
+        name: Name to show to people: corpus and split.
+        is_training: True if the SAE was trained on it.
         tokens: The contexts.
-        counted: Whether the row of each position counts; the others have no activation.
+        counted: True where the row of each position counts; the others have no activation.
         vocabulary: Bytes of each token, by id; tokens may end inside a character.
     """
 

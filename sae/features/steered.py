@@ -19,10 +19,17 @@ FEATURE, DIFF_MEAN, NOISE = "feature", "DiffMean", "noise"
 UNSTEERED, PROMPT = "unsteered", "prompt"
 OF_FEATURE = (FEATURE, "wrong sign", "random direction", "random feature")
 UNPUSHED = (PROMPT, UNSTEERED)
-"""Arms without a push: their draws differ in their random numbers alone."""
+"""Arms without a push, which have no KL."""
 OF_SHARED = (NOISE, DIFF_MEAN, *UNPUSHED)
 ARMS = (*OF_FEATURE, *OF_SHARED)
 """Arms in the order of tables: those of a feature, then those that all features share."""
+
+Record = dict[str, Any]
+"""Texts and scores of an arm at one KL by draw and prompt, and the KL and size of a push."""
+Key = tuple[int | None, str, int]
+"""A push: its feature (None: all share it), its arm, and the number of its target."""
+Cost = Mapping[str, Sequence[float]]
+"""Sums over each neutral document, as `costs` gives them."""
 
 
 class Neutral(NamedTuple):
@@ -45,46 +52,58 @@ class Half:
     Args:
         pen: Writes after the prompts.
         judge: Reads what was written.
-        targets: KLs in nats, one for each draw.
-        start: A size that searches start from.
     """
 
-    def __init__(self, pen: Pen, judge: Judge, targets: Sequence[float], start: float) -> None:
-        self.pen, self.judge, self.targets, self.start = pen, judge, tuple(targets), start
-        self.clean: Written = pen.write(None, [0.0] * len(self.targets))
-        self._gauge = Gauge(pen.one, self.clean.tokens[0])
+    def __init__(self, pen: Pen, judge: Judge) -> None:
+        self.pen, self.judge = pen, judge
+        self.clean: Written = pen.write(None, [0.0])
+        self._gauge = Gauge(pen.one, self.clean.tokens[0][0])
 
-    def steered(self, arm: Arm) -> dict[str, Any]:
-        """An arm at every target, as plain JSON values."""
-        sizes = sizes_at(self._gauge, arm, self.targets, self.start)
-        written = self.pen.write(arm, [one.size for one in sizes])
-        return self._plain(written) | {
-            "sizes": [one.size for one in sizes], "kl": [one.kl for one in sizes],
-            "reached": [one.reached for one in sizes],
-        }  # fmt: skip
+    def steered(self, arm: Arm, targets: Sequence[float], start: float) -> list[Record]:
+        """An arm at each of some targets.
 
-    def unsteered(self, before: str = "") -> dict[str, Any]:
-        """The LM by itself, behind another text if one is given, as plain JSON values."""
-        written = self.pen.write(None, [0.0] * len(self.targets), before) if before else self.clean
-        return self._plain(written)
+        Args:
+            arm: The arm.
+            targets: KLs in nats.
+            start: A size that the search starts from.
+        """
+        sizes = sizes_at(self._gauge, arm, targets, start)
+        records = self._records(self.pen.write(arm, [one.size for one in sizes]))
+        return [
+            record | {"size": one.size, "kl": one.kl, "reached": one.reached}
+            for record, one in zip(records, sizes, strict=True)
+        ]
 
-    def _plain(self, written: Written) -> dict[str, Any]:
+    def unsteered(self, before: str = "") -> Record:
+        """The LM by itself, behind another text if one is given."""
+        (record,) = self._records(self.pen.write(None, [0.0], before) if before else self.clean)
+        return record
+
+    def _records(self, written: Written) -> list[Record]:
+        """Texts and scores under each size, as plain JSON values by draw and prompt."""
         found = scored(written, self.clean, self.judge)
-        return {
-            "texts": written.texts, "ce": written.ce.tolist(),
-            "distinct": written.distinct.tolist(),
-            **{name: values.tolist() for name, values in found._asdict().items()},
-        }  # fmt: skip
+        return [
+            {"texts": texts, "ce": written.ce[i].tolist(),
+             "distinct": written.distinct[i].tolist(),
+             **{name: values[i].tolist() for name, values in found._asdict().items()}}
+            for i, texts in enumerate(written.texts)
+        ]  # fmt: skip
 
 
-def arms_of(one: PlacedSAE, latent: int, found: Contrast, seed: int) -> list[Arm]:
-    """The arms of a feature; a random direction and a random live latent are drawn for each.
+def arms_of(
+    one: PlacedSAE, latent: int, found: Contrast, prompts: int, seed: int
+) -> list[Arm]:  # fmt: skip
+    """The arms of a feature.
+
+    Random directions and random live latents are drawn for each prompt, so intervals over prompts
+    hold the luck of this draw.
 
     Args:
         one: The SAE.
         latent: The feature.
         found: Says which latents are live.
-        seed: Of the draws.
+        prompts: Number of prompts that report.
+        seed: Seed of the random directions and latents.
 
     Raises:
         ConfigError: If no other latent is live.
@@ -97,81 +116,81 @@ def arms_of(one: PlacedSAE, latent: int, found: Contrast, seed: int) -> list[Arm
             f"Latent {latent} is the only one that fires on the texts, so there is no other that "
             "eval=steer could hold against it. Give other texts or another SAE."
         )
-    other = int(generator.choice(others))
-    random = torch.from_numpy(generator.normal(size=len(row))).float()
-    directions = (row, -row, random, one.sae.W_dec[other])
+    random = torch.from_numpy(generator.normal(size=(prompts, len(row)))).float()
+    other = one.sae.W_dec[torch.from_numpy(generator.choice(others, prompts))]
+    directions = (row, -row, random, other)
     return [Arm(name, v) for name, v in zip(OF_FEATURE, directions, strict=True)]
 
 
-def best(of_arm: Mapping[str, Any]) -> int:
+def shared_arms(direction: torch.Tensor, seed: int) -> list[Arm]:
+    """The arms with a push that need no feature.
+
+    Args:
+        direction: DiffMean.
+        seed: Of the noise.
+    """
+    return [Arm(NOISE, seed=seed), Arm(DIFF_MEAN, direction)]
+
+
+def best(records: Sequence[Record]) -> int:
     """Number of the target with the highest mean score."""
-    return int(np.asarray(of_arm["score"]).mean(1).argmax())
+    return int(np.argmax([np.mean(record["score"]) for record in records]))
 
 
 def study_feature(
-    one: PlacedSAE, halves: tuple[Half, Half], arms: Sequence[Arm], neutral: Neutral,
+    halves: tuple[Half, Half], arms: Sequence[Arm], targets: Sequence[float], start: float,
     advance: Callable[[int], object],
 ) -> dict[str, Any]:  # fmt: skip
-    """Steer by a feature and its controls.
+    """Steer by a feature at every target, and by all of its arms at the best one.
 
     Args:
-        one: The SAE.
         halves: Prompts that choose the target, and prompts that report.
         arms: The feature's, itself first.
-        neutral: Neutral text.
+        targets: KLs in nats.
+        start: A size that searches start from.
         advance: Gets 1 after each arm.
 
     Returns:
-        Plain JSON values: `choose` of the feature, `report` of all arms by name, `at` the chosen
-        target's number, `neutral` as `costs` gives it.
+        Plain JSON values: `choose` a record for each target, `at` the chosen target's number,
+        `report` a record for each arm by name.
     """
     choosing, reporting = halves
-    choose = choosing.steered(arms[0])
+    choose = choosing.steered(arms[0], targets, start)
     advance(1)
-    report = {}
+    at, report = best(choose), {}
     for arm in arms:
-        report[arm.name] = reporting.steered(arm)
+        (report[arm.name],) = reporting.steered(arm, [targets[at]], choose[at]["size"])
         advance(1)
-    at = best(choose)
-    edits = [(arm, report[arm.name]["sizes"][at]) for arm in arms]
-    found = costs(one, edits, neutral)
-    return {
-        "choose": choose, "report": report, "at": at,
-        "neutral": dict(zip(report, found, strict=True)),
-    }  # fmt: skip
+    return {"choose": choose, "at": at, "report": report}
 
 
 def study_shared(
-    one: PlacedSAE, halves: tuple[Half, Half], direction: torch.Tensor, words: str, seed: int,
-    neutral: Neutral, advance: Callable[[int], object],
+    halves: tuple[Half, Half], direction: Arm, words: str, targets: Sequence[float], start: float,
+    advance: Callable[[int], object],
 ) -> dict[str, Any]:  # fmt: skip
-    """Steer by the arms that need no feature.
+    """Steer by DiffMean at every target, and by the arms that push nothing.
 
     Args:
-        one: The SAE.
         halves: See `study_feature`.
         direction: DiffMean.
         words: The concept, as it stands in the prompt.
-        seed: Of the noise.
-        neutral: Neutral text.
+        targets: KLs in nats.
+        start: Size that searches start from.
         advance: Gets 1 after each arm.
 
     Returns:
-        As `study_feature`; `at` is the target of DiffMean, `neutral` has a cost for every target.
+        As `study_feature`, and the `unsteered` record of the choosing prompts.
     """
     choosing, reporting = halves
-    arms = [Arm(NOISE, seed=seed), Arm(DIFF_MEAN, direction)]
-    choose = choosing.steered(arms[1])
+    choose = choosing.steered(direction, targets, start)
     advance(1)
-    report, neutral_costs = {}, {}
-    for arm in arms:
-        found = report[arm.name] = reporting.steered(arm)
-        neutral_costs[arm.name] = costs(one, [(arm, size) for size in found["sizes"]], neutral)
-        advance(1)
+    report = {}
     for name, text in ((UNSTEERED, ""), (PROMPT, before(words))):
         report[name] = reporting.unsteered(text)
         advance(1)
-    return {"choose": choose, "report": report, "at": best(choose), "neutral": neutral_costs}
+    return {
+        "choose": choose, "at": best(choose), "report": report, "unsteered": choosing.unsteered()
+    }  # fmt: skip
 
 
 def before(words: str) -> str:
@@ -180,21 +199,28 @@ def before(words: str) -> str:
 
 
 def costs(
-    one: PlacedSAE, edits: Sequence[tuple[Arm, float]], neutral: Neutral
-) -> list[dict[str, list[float]]]:
-    """KL and rise of the cross entropy of neutral text under each edit.
+    one: PlacedSAE, pushes: Sequence[tuple[Arm, float]], neutral: Neutral,
+    advance: Callable[[int], object],
+) -> list[dict[str, list[float]]]:  # fmt: skip
+    """KL and rise of the cross entropy of neutral text under each push, beside one clean pass.
+
+    Args:
+        one: The SAE.
+        pushes: Arms and their sizes.
+        neutral: Neutral text.
+        advance: Gets the number of contexts times pushes done.
 
     Returns:
-        For each edit, `predictions` and the sums of `kl` and `ce` in nats, by document.
+        For each push, `predictions` and the sums of `kl` and `ce` in nats, by document.
     """
     sums = on_text(
-        one, neutral.on, [arm.pushed(size) for arm, size in edits],
-        num_tokens=neutral.num_tokens, batch_contexts=neutral.batch_contexts,
+        one, neutral.on, [arm.pushed(size) for arm, size in pushes], num_tokens=neutral.num_tokens,
+        batch_contexts=neutral.batch_contexts, advance=advance,
     )  # fmt: skip
     sums = sums[sums[:, 0, 0] > 0]  # a document's last token alone makes no prediction
     count, ce, kl = sums[..., 0], sums[..., 1], sums[..., 2]
     return [
         {"predictions": count[:, i].tolist(), "kl": kl[:, i].tolist(),
          "ce": (ce[:, i] - ce[:, 0]).tolist()}
-        for i in range(1, len(edits) + 1)
+        for i in range(1, len(pushes) + 1)
     ]  # fmt: skip

@@ -1,26 +1,56 @@
-"""Rows of the tables of steering: means over features and prompts, with intervals over both."""
+"""Rows of the tables of steering: means over features, prompts and draws, with intervals."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from sae.features.output_effects import Effect
-from sae.features.steered import ARMS, DIFF_MEAN, FEATURE, UNPUSHED
+from sae.features.steered import ARMS, DIFF_MEAN, FEATURE, UNPUSHED, UNSTEERED
+from sae.features.steered_draws import Resamples
+from sae.features.steered_studies import CEILING, Studied
 from sae.language.pieces import pieces, token_bytes, visible
 from sae.metrics.bootstrap import Bootstrap
 from sae.metrics.classification import interval
 from sae.metrics.crossed import crossed_means
+from sae.tables import Type
 
-Studies = Mapping[int, Mapping[str, Any]]
+Study = Mapping[str, Any]
 Row = dict[str, Any]
 SCORES = ("score", "concept", "fluency")
 ENDS = ("", "_low", "_high")
-CEILING = f"{DIFF_MEAN} at its own KL"
+ARMS_TABLE: dict[str, tuple[Type, str]] = {
+    "arm": ("string", ""),
+    **{f"{name}{end}": ("float64", "") for name in (*SCORES, "feature_less_arm") for end in ENDS},
+    "kl": ("float64", "nats"), "reached": ("float64", "share"), "size": ("float64", ""),
+    **{f"neutral_{name}{end}": ("float64", "nats") for name in ("kl", "ce") for end in ENDS},
+}  # fmt: skip
+CURVES_TABLE: dict[str, tuple[Type, str]] = {
+    "arm": ("string", ""), "target": ("float64", "nats"), "kl": ("float64", "nats"),
+    **{f"{name}{end}": ("float64", "") for name in SCORES for end in ENDS},
+    "reached": ("float64", "share"),
+}  # fmt: skip
+FEATURES_TABLE: dict[str, tuple[Type, str]] = {
+    "latent": ("int64", ""), "chosen": ("bool", ""), "difference": ("float64", ""),
+    "output_score": ("float64", ""), "confidence": ("float64", "nats"), "promoted": ("string", ""),
+    "target": ("float64", "nats"), "size": ("float64", ""), "choosing": ("float64", ""),
+    **{f"reporting{end}": ("float64", "") for end in ENDS},
+}  # fmt: skip
+TEXTS_TABLE: dict[str, tuple[Type, str]] = {
+    "latent": ("int64", ""), "arm": ("string", ""), "prompt": ("string", ""),
+    "draw": ("int64", ""), "text": ("string", ""), "target": ("float64", "nats"),
+    **{f"{judge}{name}": ("float64", "") for judge in ("", "rated_") for name in SCORES},
+}  # fmt: skip
+RATINGS_TABLE: dict[str, tuple[Type, str]] = {
+    "arm": ("string", ""),
+    **{f"{name}{end}": ("float64", "") for name in (*SCORES, "feature_less_arm") for end in ENDS},
+    "rated": ("float64", "share"),
+}  # fmt: skip
 _SHOWN_TOKENS, _SHOWN_LETTERS = 8, 12
 
 
-def arm_rows(studies: Studies, shared: Mapping[str, Any], bootstrap: Bootstrap) -> list[Row]:
+def arm_rows(studied: Studied, bootstrap: Bootstrap) -> list[Row]:
     """A row for each arm, at the target KL that every feature chose, and for the ceiling.
 
     `feature_less_arm` is the paired difference of scores; it is missing where the arm or the
@@ -28,101 +58,144 @@ def arm_rows(studies: Studies, shared: Mapping[str, Any], bootstrap: Bootstrap) 
     features for which the arm did. Costs are means over the predictions of all documents.
 
     Args:
-        studies: By feature, as `study_feature` gives them.
-        shared: As `study_shared` gives it.
-        bootstrap: How features, prompts and documents are drawn.
+        studied: The studies.
+        bootstrap: Settings of the draws of features, prompts, texts and documents.
     """
-    of_feature = _values(studies, shared, FEATURE, "score")
+    feature = _values(studied, FEATURE, "score")
+    drawn = Resamples(feature.shape, bootstrap)
     rows = []
     for arm in (*ARMS, CEILING):
         row: Row = {"arm": arm}
-        values = {name: _values(studies, shared, arm, name) for name in SCORES}
-        for name, found in values.items():
-            row |= _ends(name, found, bootstrap)
-        reports = [_report(study, shared, arm) for study in studies.values()]
+        for name in SCORES:
+            row |= _interval(name, drawn.means(_values(studied, arm, name)), bootstrap)
+        reports = [studied.report(latent, arm) for latent in studied.features]
         if arm != FEATURE:
             equal = arm in (*UNPUSHED, CEILING) or all(
-                study["report"][FEATURE]["reached"][at] and report["reached"][at]
-                for study, (report, at) in zip(studies.values(), reports, strict=True)
+                studied.report(latent, FEATURE)["reached"] and report["reached"]
+                for latent, report in zip(studied.features, reports, strict=True)
             )
             if equal:
-                row |= _ends("feature_less_arm", of_feature - values["score"], bootstrap)
-        for name, kind in (("kl", "kl"), ("size", "sizes"), ("reached", "reached")):
-            if kind in reports[0][0]:
-                row[name] = float(np.mean([report[kind][at] for report, at in reports]))
-        costs = [_cost(study, shared, arm) for study in studies.values()]
-        for name in ("kl", "ce") if costs[0] else ():
-            sums, counts = (
-                crossed_means(np.array([cost[kind] for cost in costs if cost]), bootstrap)
-                for kind in (name, "predictions")
-            )
-            row |= _interval(f"neutral_{name}", sums / counts, bootstrap)
+                less = drawn.means(feature - _values(studied, arm, "score"))
+                row |= _interval("feature_less_arm", less, bootstrap)
+        if arm not in UNPUSHED:
+            for name in ("kl", "size", "reached"):
+                row[name] = float(np.mean([report[name] for report in reports]))
+            costs = [studied.cost(latent, arm) for latent in studied.features]
+            for name in ("kl", "ce"):
+                sums, counts = (
+                    crossed_means(np.array([cost[kind] for cost in costs]), bootstrap)
+                    for kind in (name, "predictions")
+                )
+                row |= _interval(f"neutral_{name}", sums / counts, bootstrap)
         rows.append(row)
     return rows
 
 
 def curve_rows(
-    studies: Studies, shared: Mapping[str, Any], targets: Sequence[float], bootstrap: Bootstrap
-) -> Iterator[Row]:
-    """A row for each arm and target KL; arms that are not steered have one row for each draw."""
-    for arm in ARMS:
-        reports = [study["report"][arm] for study in studies.values() if arm in study["report"]]
-        reports = reports or [shared["report"][arm]]
-        for i, target in enumerate(targets):
-            row: Row = {"arm": arm, "draw": i}
-            if "kl" in reports[0]:
-                row["target"] = target
-                row["kl"] = float(np.mean([report["kl"][i] for report in reports]))
-                row["reached"] = float(np.mean([report["reached"][i] for report in reports]))
+    studied: Studied, targets: Sequence[float], bootstrap: Bootstrap
+) -> Iterator[Row]:  # fmt: skip
+    """A row on the choosing prompts for the arms that choose and each target KL, and unsteered."""
+    shared = studied.shared
+    choosers = {
+        FEATURE: [study["choose"] for study in studied.features.values()],
+        DIFF_MEAN: [shared["choose"]], UNSTEERED: [[shared["unsteered"]]],
+    }  # fmt: skip
+    for arm, listed in choosers.items():
+        for i in range(len(listed[0])):
+            records = [records[i] for records in listed]
+            row: Row = {"arm": arm}
+            if arm != UNSTEERED:
+                row["target"] = targets[i]
+                for name in ("kl", "reached"):
+                    row[name] = float(np.mean([record[name] for record in records]))
             for name in SCORES:
-                values = np.array([report[name][i] for report in reports])
-                row |= _ends(name, values, bootstrap)
+                values = np.array([record[name] for record in records])
+                means = Resamples(values.shape, bootstrap).means(values)
+                row |= _interval(name, means, bootstrap)
             yield row
 
 
 def feature_rows(
-    every: Sequence[Effect], studies: Studies, targets: Sequence[float], tokenizer: Any
-) -> Iterator[Row]:
+    every: Sequence[Effect], studied: Studied, targets: Sequence[float], tokenizer: Any,
+    bootstrap: Bootstrap,
+) -> Iterator[Row]:  # fmt: skip
     """A row for each latent that was a candidate; those that were chosen have scores."""
     vocabulary = token_bytes(tokenizer)
     for effect in every:
         tokens = [visible(pieces([i], vocabulary)[0]) for i in effect.promoted[:_SHOWN_TOKENS]]
         row: Row = {
-            **effect._asdict(), "chosen": effect.latent in studies,
+            **effect._asdict(), "chosen": effect.latent in studied.features,
             "promoted": " · ".join(token[:_SHOWN_LETTERS] for token in tokens),
         }  # fmt: skip
-        if effect.latent in studies:
-            study = studies[effect.latent]
-            at, report = study["at"], study["report"][FEATURE]
+        if effect.latent in studied.features:
+            study = studied.features[effect.latent]
+            report = study["report"][FEATURE]
+            values = np.array([report["score"]])
+            means = Resamples(values.shape, bootstrap).means(values)
             row |= {
-                "target": targets[at], "size": report["sizes"][at], "choosing": on_choosing(study),
-                "reporting": float(np.mean(report["score"][at])),
+                "target": targets[study["at"]], "size": report["size"],
+                "choosing": on_choosing(study),
+                **_interval("reporting", means, bootstrap),
             }  # fmt: skip
         yield row
 
 
-def text_rows(
-    studies: Studies, shared: Mapping[str, Any], prompts: Sequence[str], targets: Sequence[float]
-) -> Iterator[Row]:
+def text_rows(studied: Studied, prompts: Sequence[str], targets: Sequence[float]) -> Iterator[Row]:
     """A row for each text at the target KL that its feature chose."""
-    for latent, study in studies.items():
+    for latent, study in studied.features.items():
         for arm in ARMS:
-            report, at = _report(study, shared, arm)
-            for i, prompt in enumerate(prompts):
-                yield {
-                    "latent": latent, "arm": arm, "prompt": prompt,
-                    "text": report["texts"][at][i],
-                    "target": None if arm in UNPUSHED else targets[at],
-                    **{name: report[name][at][i] for name in SCORES},
-                }  # fmt: skip
+            report = studied.report(latent, arm)
+            for draw, texts in enumerate(report["texts"]):
+                for i, prompt in enumerate(prompts):
+                    yield {
+                        "latent": latent, "arm": arm, "prompt": prompt, "draw": draw,
+                        "text": texts[i],
+                        "target": None if arm in UNPUSHED else targets[study["at"]],
+                        **{name: report[name][draw][i] for name in SCORES},
+                    }  # fmt: skip
+
+
+def shown(row: Row) -> str:
+    """A text as a chat LM gets it: its prompt stands before it."""
+    return row["prompt"] + row["text"]
+
+
+def rating_rows(studied: Studied, texts: Sequence[Row], bootstrap: Bootstrap) -> list[Row]:
+    """A row for each arm, of the ratings by a chat LM at the KL that every feature chose.
+
+    Texts without a rating are left out; `rated` is the share of the others.
+
+    Args:
+        studied: The studies.
+        texts: As `text_rows` gives them, with their ratings.
+        bootstrap: How features, prompts and texts are drawn.
+    """
+    shape = _values(studied, FEATURE, "score").shape
+    drawn = Resamples(shape, bootstrap)
+
+    def rated(arm: str, name: str) -> np.ndarray:
+        own = [row[f"rated_{name}"] for row in texts if row["arm"] == arm]
+        return np.array(own, float).reshape(shape)
+
+    rows = []
+    for arm in ARMS:
+        row: Row = {"arm": arm}
+        for name in SCORES:
+            row |= _interval(name, drawn.means(rated(arm, name)), bootstrap)
+        scores = rated(arm, "score")
+        if arm != FEATURE:
+            less = drawn.means(rated(FEATURE, "score") - scores)
+            row |= _interval("feature_less_arm", less, bootstrap)
+        rows.append(row | {"rated": float(np.mean(~np.isnan(scores)))})
+    return rows
 
 
 def on_choosing(study: Mapping[str, Any]) -> float:
     """Mean score of a feature on the choosing prompts, at the target that it chose."""
-    return float(np.mean(study["choose"]["score"][study["at"]]))
+    return float(np.mean(study["choose"][study["at"]]["score"]))
 
 
-def metrics(rows: Sequence[Row]) -> dict[str, tuple[float | None, ...]]:
+def metrics(rows: Sequence[Row], prefix: str = "") -> dict[str, tuple[float | None, ...]]:
     """Scores of every arm, and how far the feature is ahead of it, with intervals."""
     found = {}
     for row in rows:
@@ -130,41 +203,18 @@ def metrics(rows: Sequence[Row]) -> dict[str, tuple[float | None, ...]]:
         for name in (*SCORES, "feature_less_arm"):
             if name in row or name == "feature_less_arm" and row["arm"] != FEATURE:
                 key = f"{name}_{word}" if name in SCORES else f"feature_less_{word}"
-                found[key] = tuple(row.get(f"{name}{end}") for end in ENDS)
+                found[f"{prefix}{key}"] = tuple(row.get(f"{name}{end}") for end in ENDS)
     return found
 
 
-def _report(study: Mapping[str, Any], shared: Mapping[str, Any], arm: str) -> tuple[Any, int]:
-    """Results of an arm on the reporting prompts, and the number of the target that counts."""
-    if arm == CEILING:
-        return shared["report"][DIFF_MEAN], shared["at"]
-    side = study if arm in study["report"] else shared
-    return side["report"][arm], study["at"]
-
-
-def _values(studies: Studies, shared: Mapping[str, Any], arm: str, name: str) -> np.ndarray:
-    """Values [features, prompts]; those of arms without a KL are means over draws."""
-    found = []
-    for study in studies.values():
-        report, at = _report(study, shared, arm)
-        values = np.array(report[name])
-        found.append(values.mean(0) if arm in UNPUSHED else values[at])
-    return np.array(found)
-
-
-def _cost(
-    study: Mapping[str, Any], shared: Mapping[str, Any], arm: str
-) -> Mapping[str, Any] | None:
-    if arm in study["neutral"]:
-        return study["neutral"][arm]
-    of_targets = shared["neutral"].get(DIFF_MEAN if arm == CEILING else arm)
-    return of_targets and of_targets[_report(study, shared, arm)[1]]
-
-
-def _ends(name: str, values: np.ndarray, bootstrap: Bootstrap) -> Row:
-    return _interval(name, crossed_means(values, bootstrap), bootstrap)
+def _values(
+    studied: Studied, arm: str, name: str
+) -> Float[np.ndarray, "features draws prompts"]:  # fmt: skip
+    """Scores of an arm on the reporting prompts."""
+    return np.array([studied.report(latent, arm)[name] for latent in studied.features])
 
 
 def _interval(name: str, drawn: np.ndarray, bootstrap: Bootstrap) -> Row:
+    value = float(drawn[0]) if np.isfinite(drawn[0]) else None
     low, high = interval(drawn, bootstrap.level) or (None, None)
-    return {name: float(drawn[0]), f"{name}_low": low, f"{name}_high": high}
+    return {name: value, f"{name}_low": low, f"{name}_high": high}

@@ -1,9 +1,10 @@
-"""Steering arms: what is added to an activation, and the size at which all arms cost the same."""
+"""Steering arms: vectors added to an activation, and the sizes at which all have the same KL."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -13,11 +14,14 @@ from sae.artifacts.placed import PlacedSAE
 from sae.features.effects import at_one_point
 from sae.interventions import Intervention, Replacement
 
+Text = tuple[int, int]
+"""Number of the draw and of the prompt of a text."""
 BATCH = 8
 """Texts in a pass that keeps all of its logits."""
 TOLERANCE = 0.05
 """Relative distance from a target KL that counts as reached."""
-_ROUNDS, _STEP, _MOST = 12, 4.0, 4.0**6
+_ROUNDS, _MOST = 16, 4.0**6
+_LEAST_STEP, _STEP = 1.05, 4.0
 
 
 @dataclass(frozen=True)
@@ -25,33 +29,55 @@ class Arm:
     """Something that is added to the activation of every token that counts.
 
     Attributes:
-        name: For tables.
-        direction: Unit vector; None: a Gaussian vector of the same length, drawn anew for every
-            position.
-        seed: Of the noise.
+        name: Name in tables.
+        direction: A vector, or one for each prompt, whose length does not count; None: a Gaussian
+            vector of the same length, drawn anew for every position.
+        seed: Seed of the noise.
     """
 
     name: str
-    direction: Float[Tensor, " d"] | None = None
+    direction: Float[Tensor, " d"] | Float[Tensor, "prompts d"] | None = None
     seed: int = 0
 
-    def pushed(self, sizes: float | Float[Tensor, " batch"]) -> Replacement:
+    def pushed(
+        self, sizes: float | Float[Tensor, " batch"], texts: Sequence[Text] | None = None
+    ) -> Replacement:
         """`x + a v`, of length a.
 
         Args:
             sizes: a, in the LM's units; one for all texts, or one each.
+            texts: Texts of the batch, which decide the noise and which prompt's direction is
+                added; None: the first draw of the first prompts.
         """
         size = torch.as_tensor(sizes, dtype=torch.float32).reshape(-1, 1, 1)
-        if self.direction is not None:
-            step = size * torch.nn.functional.normalize(self.direction.float().cpu(), dim=0)
-            return lambda x: x + step.to(x)
-        generator = torch.Generator().manual_seed(self.seed)
+        if self.direction is None:
+            return self._noise(size, texts)
+        unit = torch.nn.functional.normalize(torch.atleast_2d(self.direction.float().cpu()), dim=-1)
 
-        def noisy(x: Tensor) -> Tensor:
-            noise = torch.randn(x.shape, generator=generator)
+        def replace(x: Tensor) -> Tensor:
+            prompts = torch.tensor([prompt for _, prompt in _named(texts, len(x))])
+            return x + (size * unit[prompts % len(unit)][:, None]).to(x)
+
+        return replace
+
+    def _noise(self, size: Tensor, texts: Sequence[Text] | None) -> Replacement:
+        """Noise of which each text has its own, whatever else is in the batch."""
+        generators: list[torch.Generator] = []
+
+        def replace(x: Tensor) -> Tensor:
+            for name in _named(texts, len(x))[len(generators) :]:
+                state = np.random.SeedSequence((self.seed, *name)).generate_state(1)
+                generators.append(torch.Generator().manual_seed(int(state[0])))
+            noise = torch.stack([
+                torch.randn(x.shape[1:], generator=own) for own in generators[: len(x)]
+            ])  # fmt: skip
             return x + (size * torch.nn.functional.normalize(noise, dim=-1)).to(x)
 
-        return noisy
+        return replace
+
+
+def _named(texts: Sequence[Text] | None, count: int) -> Sequence[Text]:
+    return [(0, prompt) for prompt in range(count)] if texts is None else texts
 
 
 def intervention(one: PlacedSAE, replacement: Replacement) -> Intervention:
@@ -69,9 +95,9 @@ class Size:
     """The size of a push that a target KL asks for.
 
     Attributes:
-        target: In nats.
+        target: Target KL in nats.
         size: Length of what is added, in the LM's units.
-        kl: What was measured there.
+        kl: KL measured there, in nats.
     """
 
     target: float
@@ -91,27 +117,34 @@ class Gauge:
 
     Args:
         one: The SAE, which says where arms act and on which rows.
-        texts: Tokens of texts of any lengths.
+        texts: Tokens of a text of each prompt, of any lengths.
     """
 
     def __init__(self, one: PlacedSAE, texts: Sequence[Int[Tensor, " _"]]) -> None:
         self.one = one
         self.point, self.positions = at_one_point(one)
-        lengths = sorted({len(text) for text in texts})
+        self._texts = list(texts)
+        lengths = [len(text) for text in texts]
         self._batches = [
-            batch for length in lengths
-            for batch in torch.stack([t for t in texts if len(t) == length]).split(BATCH)
+            batch for length in sorted(set(lengths))
+            for batch in torch.tensor(
+                [i for i, own in enumerate(lengths) if own == length]
+            ).split(BATCH)
         ]  # fmt: skip
 
     @torch.no_grad()
     def kl(self, arm: Arm, sizes: Sequence[float]) -> list[float]:
         """Mean KL in nats under pushes of some sizes."""
         totals, count = [0.0] * len(sizes), 0
-        for tokens in self._batches:
-            tokens = tokens.to(self.one.lm.device)
+        for batch in self._batches:
+            prompts = batch.tolist()
+            tokens = torch.stack([self._texts[i] for i in prompts]).to(self.one.lm.device)
+            names = [(0, i) for i in prompts]
             self.positions.start(tokens)
             conditions = [{self.point: self.positions.note(self.point)}]
-            conditions += [{self.point: self.positions.only(arm.pushed(size))} for size in sizes]
+            conditions += [
+                {self.point: self.positions.only(arm.pushed(size, names))} for size in sizes
+            ]
             passes = self.one.lm.logits_under(tokens, conditions)
             clean = next(passes)[:, 1:]
             for i, steered in enumerate(passes):
@@ -123,21 +156,20 @@ class Gauge:
 def sizes_at(gauge: Gauge, arm: Arm, targets: Sequence[float], start: float) -> list[Size]:
     """The sizes at which an arm has the target KLs.
 
-    A grid of sizes brackets the targets; then every target is closed in by turns of interpolation
-    (KL is about a power of the size) and of bisection, both of logarithms. All targets that are
-    open are measured in the same pass.
+    Sizes beyond all that are known are extrapolated, as KL is about the square of the size.
+    Between two of them every target is closed in by turns of interpolation and of bisection, both
+    of logarithms. All targets that are open are measured in the same pass.
 
     Args:
         gauge: Measures KL.
         arm: The arm.
-        targets: In nats, above 0.
+        targets: Target KLs in nats, above 0.
         start: A size to start from, above 0.
 
     Returns:
         A size for each target; the nearest one measured where `reached` is False.
     """
-    known = dict(zip(grid := [start * 1.5**i for i in range(-4, 3)],
-                     gauge.kl(arm, grid), strict=True))  # fmt: skip
+    known = {start: gauge.kl(arm, [start])[0]}
     for turn in range(_ROUNDS):
         open_ = [t for t in targets if not _nearest(known, t).reached]
         asked = {_next(known, target, bisect=turn % 2 == 1) for target in open_}
@@ -157,14 +189,19 @@ def _next(known: dict[float, float], target: float, bisect: bool) -> float:
     """The size to try next, between the two that bracket a target, or beyond all of them."""
     above = [size for size in known if known[size] >= target]
     if not above:
-        return max(known) * _STEP
+        return max(known) * _factor(target, known[max(known)])
     high = min(above)
     below = [size for size in known if size < high]
     if not below:
-        return high / _STEP
+        return high / _factor(known[high], target)
     low = max(below)
     share = 0.5
     if not bisect and known[low] > 0:
         rise = math.log(known[high] / known[low])
         share = min(max(math.log(target / known[low]) / rise, 0.05), 0.95)
     return low * (high / low) ** share
+
+
+def _factor(more: float, less: float) -> float:
+    """Ratio of two sizes that the ratio of their KLs suggests, within limits."""
+    return min(max(math.sqrt(more / less), _LEAST_STEP), _STEP) if less > 0 else _STEP

@@ -19,13 +19,13 @@ MIN_OCCURRENCES = 5
 
 
 class Place(NamedTuple):
-    """The text by rows: where they stand and what stands there.
+    """Positions and tokens of the rows of a text.
 
     Args:
         tokens: The contexts.
         rows_per_context: Rows of a context; its first positions may have none.
-        occurrences: How often each token id stands on a row that counts.
-        seed: Of the contexts that are drawn.
+        occurrences: Number of rows that count with each token id.
+        seed: Seed of the contexts that are drawn.
     """
 
     tokens: Int[np.ndarray, "contexts ctx"]
@@ -35,12 +35,12 @@ class Place(NamedTuple):
 
 
 def summarise(latent: int, fired: Firings, place: Place) -> Summary:
-    """All numbers of one latent.
+    """Sum up the firings of one latent: exact numbers, and contexts to show.
 
     Args:
-        latent: Decides, with the seed, which contexts are drawn.
-        fired: Its firings; at least one.
-        place: The text.
+        latent: Number of the latent; with the seed it decides which contexts are drawn.
+        fired: Firings of the latent; at least one.
+        place: Positions and tokens of the text.
     """
     value = fired.value.astype(np.float64)
     context, position = locate(fired.row, place.tokens.shape[1], place.rows_per_context)

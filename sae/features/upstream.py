@@ -26,7 +26,7 @@ class Target:
 
     Args:
         contexts: Token ids, each context cut after the token at which the number is read.
-        end: Where it is read; None: in the logits.
+        end: Point where it is read; None: the logits.
         values: The number, from the number of the context and from what stands at `end` on the
             last token of n variants of it.
     """
@@ -63,8 +63,8 @@ class FirstOrder(NamedTuple):
 
     Args:
         clean: The number with nothing edited.
-        estimate: By how much it would fall if a latent were set to zero, to first order.
-        fires: Whether the latent fires in the context, on a row that counts.
+        estimate: Fall of the number if a latent were set to zero, to first order.
+        fires: True where the latent fires in the context, on a row that counts.
     """
 
     clean: Float[Tensor, " contexts"]
@@ -77,7 +77,7 @@ class _Context(NamedTuple):
 
     Args:
         x: Activations.
-        counts: Which of them count.
+        counts: Mask of those that count.
         run: Runs the LM from there (`LanguageModel.variants`).
     """
 
@@ -87,7 +87,7 @@ class _Context(NamedTuple):
 
 
 class Upstream:
-    """Latents of a lower SAE, and what each does to a target above, context by context.
+    """Latents of a lower SAE, and the effect of each on a target above, context by context.
 
     A latent is set to zero at all positions that count, and the error of the SAE is kept. The LM
     runs once up to the lower point; each edit runs only what lies between there and the target.
@@ -176,10 +176,10 @@ class Upstream:
 
 
 class Feed(NamedTuple):
-    """A latent of a lower SAE, and what it does to a latent above.
+    """A latent of a lower SAE, and its effect on a latent above.
 
     Args:
-        latent: Its number.
+        latent: Number of the latent.
         activation: Its mean activation at the peak of the latent above.
         product: Mean activation times the product of its atom and the encoder direction above: the
             straight path through the residual stream.
@@ -206,9 +206,9 @@ def feeding(
         one: The SAE of the latent.
         below: An SAE that reads and writes a lower point of the same LM.
         lm: The LM.
-        record: Of the latent.
+        record: The latent's record.
         contexts: Its contexts.
-        count: How many are ablated.
+        count: Number of latents to ablate.
 
     Raises:
         ConfigError: If `below` is not lower, not of the residual stream, or of another LM.

@@ -1,4 +1,4 @@
-"""The same latents, looked at again and again while an SAE trains."""
+"""Latents that are shown at each validation while an SAE trains."""
 
 from collections.abc import Iterable
 from functools import cached_property
@@ -49,10 +49,10 @@ class WatchedText:
         """Firings of a latent, as `Record.as_plain` gives them; nothing of its weights.
 
         Args:
-            latent: Its number.
+            latent: Number of the latent.
             row: Rows on which it fires, ascending, as the validation gives them.
             value: Its activations there.
-            contexts: How many are kept.
+            contexts: Number of contexts to keep.
         """
         counted, stored = self._masks[0], self._stored[row]
         stored, value = stored[counted[stored]], value[counted[stored]]

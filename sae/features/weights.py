@@ -30,10 +30,10 @@ def weight_statistics(
 
     Args:
         sae: The SAE.
-        lm: For the logits; None leaves them out.
-        point: Where the SAE writes; None leaves the logits out.
+        lm: LM that gives the logits; None leaves them out.
+        point: Point where the SAE writes; None leaves the logits out.
         others: SAEs of other seeds, for the stability.
-        latents: Which latents; None: all.
+        latents: Indices of the latents; None: all.
 
     Returns:
         For each of them `nearest` and `cosine` [latents 10]: latents with the most similar atoms,

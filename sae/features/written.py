@@ -18,21 +18,21 @@ from sae.language.pieces import token_bytes
 from sae.language.text import tokenise
 from sae.probing.judge import Judge
 
-Grid = Float[np.ndarray, "draws prompts"]
+Grid = Float[np.ndarray, "sizes draws prompts"]
 
 
 class Written(NamedTuple):
-    """Texts of several draws for the same prompts.
+    """Texts under pushes of some sizes, some draws for each prompt.
 
     Args:
-        texts: What was written, without the prompt, for each draw and prompt.
+        texts: Written text, without the prompt, by size, draw and prompt.
         tokens: Separator, prompt and text of each.
         ce: Mean cross entropy of the written tokens under the clean LM, in nats.
         distinct: Share of different ones among the three-token sequences.
     """
 
-    texts: list[list[str]]
-    tokens: list[list[Int[Tensor, " _"]]]
+    texts: list[list[list[str]]]
+    tokens: list[list[list[Int[Tensor, " _"]]]]
     ce: Grid
     distinct: Grid
 
@@ -55,14 +55,15 @@ class Pen:
     """Writes texts after prompts, a few draws each.
 
     The seed, the number of the draw and the prompt decide the random numbers, so those of one draw
-    are the same in every arm, and those of two prompts or draws are independent.
+    are the same in every arm and at every size, and those of two prompts or draws are independent.
 
     Args:
         one: The SAE, which says where arms act and on which rows.
         prompts: Prompts; a document separator stands before each.
+        draws: Texts of each prompt.
         new_tokens: Tokens that are written.
         temperature: 0 takes the likeliest token.
-        seed: Of the draws.
+        seed: Seed of the draws.
         batch_texts: Texts that are written at once; decides memory alone.
 
     Raises:
@@ -70,46 +71,50 @@ class Pen:
     """
 
     def __init__(
-        self, one: PlacedSAE, prompts: Sequence[str], *, new_tokens: int, temperature: float,
-        seed: int, batch_texts: int,
+        self, one: PlacedSAE, prompts: Sequence[str], *, draws: int, new_tokens: int,
+        temperature: float, seed: int, batch_texts: int,
     ) -> None:  # fmt: skip
-        self.one, self.prompts, self.new_tokens = one, list(prompts), new_tokens
+        self.one, self.prompts = one, list(prompts)
+        self.draws, self.new_tokens = draws, new_tokens
         self.temperature, self.seed, self.batch_texts = temperature, seed, batch_texts
         self._vocabulary = token_bytes(one.lm.tokenizer)
         self.ids = self.read("")
 
     @torch.no_grad()
     def write(self, arm: Arm | None, sizes: Sequence[float], before: str = "") -> Written:
-        """A text after each prompt for each size.
+        """Texts after each prompt for each size.
 
         Args:
             arm: The arm; None: the LM is not steered.
-            sizes: Size of the push in each draw.
+            sizes: Sizes of the push.
             before: A text that stands before every prompt. Cross entropies are those without it.
         """
         ids = self.read(before) if before else self.ids
-        rows = [(draw, i) for draw in range(len(sizes)) for i in range(len(ids))]
-        found: dict[tuple[int, int], Tensor] = {}
+        shape = len(sizes), self.draws, len(ids)
+        rows = list(np.ndindex(shape))
+        found: dict[tuple[int, ...], Tensor] = {}
         for length in sorted({len(one) for one in ids}):
-            those = [row for row in rows if len(ids[row[1]]) == length]
+            those = [row for row in rows if len(ids[row[2]]) == length]
             for start in range(0, len(those), self.batch_texts):
                 part = those[start : start + self.batch_texts]
-                tokens = torch.tensor([ids[i] for _, i in part])
-                size = torch.tensor([sizes[draw] for draw, _ in part])
-                edits = [] if arm is None else [intervention(self.one, arm.pushed(size))]
+                tokens = torch.tensor([ids[i] for _, _, i in part])
+                edits = []
+                if arm is not None:
+                    size = torch.tensor([sizes[at] for at, _, _ in part])
+                    pushed = arm.pushed(size, [(draw, i) for _, draw, i in part])
+                    edits.append(intervention(self.one, pushed))
                 with intervene(self.one.lm, *edits):
                     written = generate(
                         self.one.lm, tokens, new_tokens=self.new_tokens,
                         temperature=self.temperature, seed=self.seed,
-                        names=[(draw, *self.ids[i]) for draw, i in part],
+                        names=[(draw, *self.ids[i]) for _, draw, i in part],
                     )  # fmt: skip
                 found |= zip(part, written[:, length:].cpu(), strict=True)
         new = [found[row] for row in rows]
-        whole = [torch.cat([torch.tensor(self.ids[i]), one])
-                 for (_, i), one in zip(rows, new, strict=True)]  # fmt: skip
-        shape = (len(sizes), len(ids))
+        whole = [torch.cat([torch.tensor(self.ids[row[2]]), one])
+                 for row, one in zip(rows, new, strict=True)]  # fmt: skip
         return Written(
-            _folded([self._text(one) for one in new], shape[1]), _folded(whole, shape[1]),
+            _folded([self._text(one) for one in new], shape), _folded(whole, shape),
             self._cross_entropy(whole).reshape(shape),
             np.array([distinct(one.tolist()) for one in new]).reshape(shape),
         )  # fmt: skip
@@ -171,23 +176,34 @@ def scored(written: Written, clean: Written, judge: Judge) -> Scores:
         clean: Unsteered texts of the same prompts; their means are what fluency is relative to.
         judge: Reads the texts.
     """
-    concept = 2 * np.clip(2 * np.array([judge(texts) for texts in written.texts]) - 1, 0, None)
-    near = np.minimum(1, np.exp(clean.ce.mean(0) - written.ce))
-    varied = np.minimum(1, written.distinct / clean.distinct.mean(0))
+    texts = [text for of_size in written.texts for of_draw in of_size for text in of_draw]
+    concept = 2 * np.clip(2 * judge(texts).reshape(written.ce.shape) - 1, 0, None)
+    near = np.minimum(1, np.exp(clean.ce.mean((0, 1)) - written.ce))
+    varied = np.minimum(1, written.distinct / clean.distinct.mean((0, 1)))
     fluency = 2 * near * varied
     return Scores(concept, fluency, harmonic(concept, fluency))
 
 
-def harmonic(first: Grid, second: Grid) -> Grid:
+def harmonic(
+    first: Float[np.ndarray, "..."], second: Float[np.ndarray, "..."]
+) -> Float[np.ndarray, "..."]:
     """Harmonic mean; 0 where a value is 0.
 
     Example:
-        >>> harmonic(np.array([[2.0, 0.0]]), np.array([[1.0, 2.0]])).round(3).tolist()
-        [[1.333, 0.0]]
+        >>> harmonic(np.array([2.0, 0.0]), np.array([1.0, 2.0])).round(3).tolist()
+        [1.333, 0.0]
     """
     total = first + second
-    return np.divide(2 * first * second, total, out=np.zeros_like(total), where=total > 0)
+    return np.divide(2 * first * second, total, out=np.zeros_like(total), where=total != 0)
 
 
-def _folded(listed: list, width: int) -> list[list]:
-    return [listed[i : i + width] for i in range(0, len(listed), width)]
+def _folded(listed: list, shape: tuple[int, ...]) -> list:
+    """Nested lists of a shape.
+
+    Example:
+        >>> _folded([1, 2, 3, 4], (1, 2, 2))
+        [[[1, 2], [3, 4]]]
+    """
+    for width in shape[:0:-1]:
+        listed = [listed[i : i + width] for i in range(0, len(listed), width)]
+    return listed

@@ -1,4 +1,4 @@
-"""Absorption: a general latent stays silent where more special latents carry its direction.
+"""Absorption: a general latent stays silent on rows where a more specific latent fires instead.
 
 Formulas and constants of SAEBench 0.6.0 (`evals/absorption`).
 """

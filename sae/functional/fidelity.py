@@ -17,7 +17,7 @@ from sae.functional.defined import MIN_RELATIVE_VARIANCE, where_defined
 def input_and_target(
     batch: Float[Tensor, "*batch width"], d_in: int
 ) -> tuple[Float[Tensor, "*batch d_in"], Float[Tensor, "*batch d_out"]]:
-    """Input and target of an SAE, of vectors that hold both, one beside the other.
+    """Split vectors that concatenate input and target of an SAE into the two.
 
     Vectors that are as wide as the input are their own target.
 
@@ -158,7 +158,7 @@ def reconstruction_metrics(
     """Metrics of summed `reconstruction_terms`; NaN where one is undefined.
 
     Args:
-        sums: One tensor a term. Leading axes are free (none: one result; resamples of a
+        sums: One tensor for each term. Leading axes are free (none: one result; resamples of a
             bootstrap: one result each). With sums `"l0"`, `"l1"`, `"norm"`, `"norm_hat"` their
             means are among the results, with the sums of `dimension_terms` also `fvu_per_dim`.
     """

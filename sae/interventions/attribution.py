@@ -14,8 +14,8 @@ class Effects(NamedTuple):
     """Estimated change of a number when a latent takes its counterfactual value.
 
     Args:
-        latents: Of each latent, summed over positions and prompts.
-        error: Of what the SAE misses.
+        latents: Change due to each latent, summed over positions and prompts.
+        error: Change due to the SAE's error.
     """
 
     latents: Float[Tensor, " latents"]

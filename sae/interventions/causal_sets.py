@@ -1,4 +1,4 @@
-"""Sets of latents of growing size, patched on held-out prompts, and what each of them does."""
+"""Sets of latents of growing size, patched on held-out prompts, and the effect of each."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -28,12 +28,12 @@ class Prompts(NamedTuple):
 
 
 class Ranked(NamedTuple):
-    """Latents in the order of what they seem to do on some prompts.
+    """Latents ranked by their estimated effect on some prompts.
 
     Args:
-        order: By method, latents from the first to join a set to the last; those whose code never
+        order: Latents by method, from the first to join a set to the last; those whose code never
             changes are left out.
-        effects: By method, the estimated change of the logit difference of each latent; of `most
+        effects: Estimated change of the logit difference of each latent, by method; of `most
             active` the mean size of its change.
         error: Estimated effect of the SAE's error, by integrated gradients.
         total: Change of the logit difference when latents and error are patched.

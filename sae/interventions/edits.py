@@ -18,7 +18,7 @@ Latents = Sequence[int] | Tensor
 
 
 def set_to(latents: Latents, value: float | Tensor) -> Edit:
-    """Give latents a value, or one each; 0 ablates them."""
+    """Edit that sets latents to a value, or to one each; 0 ablates them."""
 
     def edit(f: Tensor) -> Tensor:
         changed = f.clone()
@@ -29,7 +29,7 @@ def set_to(latents: Latents, value: float | Tensor) -> Edit:
 
 
 def scaled(latents: Latents, factor: float) -> Edit:
-    """Multiply latents by a factor."""
+    """Edit that multiplies latents by a factor."""
 
     def edit(f: Tensor) -> Tensor:
         changed = f.clone()
@@ -40,7 +40,7 @@ def scaled(latents: Latents, factor: float) -> Edit:
 
 
 def added(latents: Latents, value: float | Tensor) -> Edit:
-    """Add a value to latents, or one each."""
+    """Edit that adds a value to latents, or one to each."""
 
     def edit(f: Tensor) -> Tensor:
         changed = f.clone()
@@ -51,7 +51,7 @@ def added(latents: Latents, value: float | Tensor) -> Edit:
 
 
 def clamped(latents: Latents, low: float | None = None, high: float | None = None) -> Edit:
-    """Keep latents between two values; None is no bound."""
+    """Edit that keeps latents between two values; None means no bound."""
 
     def edit(f: Tensor) -> Tensor:
         changed, chosen = f.clone(), _tensor(latents, f)
@@ -62,7 +62,7 @@ def clamped(latents: Latents, low: float | None = None, high: float | None = Non
 
 
 def swapped(latents: Latents, other: Float[Tensor, "... d_sae"]) -> Edit:
-    """Take the values of latents from another code, such as that of a counterfactual prompt."""
+    """Edit that takes latents from another code, such as that of a counterfactual prompt."""
     return lambda f: set_to(latents, other.to(f)[..., _tensor(latents, f)])(f)
 
 
@@ -79,7 +79,10 @@ def edited(sae: SAE, edit: Edit, error: Literal["kept", "dropped"] = "kept") -> 
         ConfigError: If the SAE writes to another place than it reads.
     """
     if sae.d_out != sae.d_in or sae.W_skip is not None:
-        raise ConfigError("A transcoder's code cannot be written back into what it reads.")
+        raise ConfigError(
+            "A transcoder's code cannot be written back into what it reads. Choose an SAE that "
+            "reads and writes one point."
+        )
 
     def replace(x: Tensor) -> Tensor:
         f = sae.encode(x)

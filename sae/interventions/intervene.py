@@ -1,4 +1,4 @@
-"""Edits that stay in place while an LM runs: in passes, in captures, in generation."""
+"""Edits of activations that apply to forward passes, captures and generation of an LM."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -17,7 +17,7 @@ from sae.types import Point
 
 @dataclass(frozen=True)
 class Intervention:
-    """Another value in place of the activation at a point, at some positions.
+    """A replacement of the activation at a point, at some positions.
 
     Rows that do not count are never edited: position 0, special tokens, massive rows. Tokens that
     the LM writes are edited like others.
@@ -25,8 +25,8 @@ class Intervention:
     Attributes:
         point: The point.
         replacement: Makes the new activation [batch ctx d] of the old one, row by row.
-        counted: Which rows count there; None: all but position 0.
-        keep_first: Whether position 0 counts like the others.
+        counted: Rule for the rows that count there; None: all but position 0.
+        keep_first: True if position 0 counts like the others.
         positions: Positions of the first pass that are edited; None: all. Later tokens are.
         lm: Identity of the LM that it is meant for; None: any.
     """
@@ -64,7 +64,7 @@ def intervene(lm: LanguageModel, *edits: Intervention) -> Iterator[LanguageModel
 
     Args:
         lm: The LM.
-        edits: What is edited: `one.intervention(set_to([123], 8.0))` of an SAE at its place, or
+        edits: Edits to apply: `one.intervention(set_to([123], 8.0))` of an SAE at its place, or
             an `Intervention`.
 
     Raises:

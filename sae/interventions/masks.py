@@ -80,8 +80,8 @@ def search_greedily(
     Args:
         patchings: The prompts.
         candidates: Latents that are patched at first.
-        thresholds: In nats.
-        seed: Of the orders.
+        thresholds: Thresholds in nats.
+        seed: Seed of the orders.
         found: Gets each threshold and the latents that are left, in the order of `candidates`.
     """
     generator = torch.Generator().manual_seed(seed)

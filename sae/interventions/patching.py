@@ -50,11 +50,11 @@ class Patching:
         lm: The LM.
         sae: Encodes and decodes; it reads and writes `point`.
         point: The point.
-        counted: Which rows count there; None: all but position 0.
+        counted: Rule for the rows that count there; None: all but position 0.
         tokens: The prompts; what stands behind their ends is not looked at.
         patch: Their counterfactuals.
         end: Position of the last token of each.
-        split: Whether the signs of a code are two latents: 0 to d_sae - 1 the positive sides,
+        split: True if the signs of a code are two latents: 0 to d_sae - 1 the positive sides,
             d_sae to 2 d_sae - 1 the negative ones.
     """
 
@@ -64,7 +64,10 @@ class Patching:
         end: Int[Tensor, " prompts"], *, split: bool = False,
     ) -> None:  # fmt: skip
         if sae.d_out != sae.d_in or sae.W_skip is not None:
-            raise ConfigError("A transcoder's code cannot be written back into what it reads.")
+            raise ConfigError(
+                "A transcoder's code cannot be written back into what it reads. Choose an SAE that "
+                "reads and writes one point."
+            )
         self.point = point
         self._run = lm.repeated(tokens, [point], end)
         with torch.no_grad():
@@ -91,13 +94,11 @@ class Patching:
     def step(
         self, share: Float[Tensor, " latents"], error: float = 0.0
     ) -> Float[Tensor, "prompts ctx d_in"]:
-        """The vectors that are added to the activation.
-
-        Latents are moved by a share of their change.
+        """Vectors to add to the activation so that latents take a share of their change.
 
         Args:
-            share: 1 patches a latent, 0 leaves it.
-            error: The same for what the SAE misses.
+            share: Share of each latent: 1 patches it, 0 leaves it.
+            error: Share of the change of the SAE's error.
         """
         share = share[self.latents]
         if not share.requires_grad and len(few := share.nonzero()[:, 0]) < len(share):
@@ -107,7 +108,7 @@ class Patching:
         return step + error * self.error if error else step
 
     def share_of(self, latents: Latents) -> Float[Tensor, " latents"]:
-        """A share of 1 for some latents and of 0 for the others.
+        """Shares for `step`: 1 for some latents, 0 for the others.
 
         Raises:
             ConfigError: If the SAE has fewer latents.
@@ -118,7 +119,7 @@ class Patching:
         return share
 
     def logits(self, step: Tensor | None = None) -> Float[Tensor, "prompts vocab"]:
-        """Logits at the end of the prompts, with something added to the activations."""
+        """Logits at the end of the prompts, with `step` added to the activations."""
         replace = {} if step is None else {self.point: lambda x: (x.float() + step).to(x)}
         return self._run(replace)[:, 0].float()
 
@@ -143,12 +144,15 @@ class Patching:
         )  # fmt: skip
 
     def gradient(self, measure: OfLogits, along: float = 0.0) -> Float[Tensor, "prompts ctx d_in"]:
-        """Gradient of a number of each prompt by the activation.
+        """Gradient of one number per prompt with respect to the activation.
 
         Args:
-            measure: Gives the numbers of the logits at the end.
-            along: 0 at the prompt, 1 where the activation is the counterfactual's, between them
-                on the straight line.
+            measure: Computes the number of each prompt from its logits [prompts vocab].
+            along: Point of the straight line at which the gradient is taken: 0 is the prompt's
+                activation, 1 the counterfactual's.
+
+        Returns:
+            The gradient; 0 at positions that are not edited.
         """
         step = (along * self.whole).requires_grad_()
         (gradient,) = torch.autograd.grad(measure(self.logits(step)).sum(), step)

@@ -30,7 +30,7 @@ class Spliced(NamedTuple):
     """An SAE, or any other function, in place of the activations at its ends.
 
     Args:
-        ends: Where it reads and writes.
+        ends: Points where it reads and writes.
         splice: Makes, of the activations [batch ctx d_in] that are read, what is written.
         mean: Mean vector at all points of the ends, for mean ablation.
         counted: The rows that count there; the others stay as they are. None: all count.
@@ -102,9 +102,9 @@ class Positions:
     does every row that does not count at some point of the ends.
 
     Args:
-        ends: Where an SAE reads and writes.
-        counted: Which rows count there; None: all.
-        keep_first: Whether position 0 counts like the others.
+        ends: Points where an SAE reads and writes.
+        counted: Rule for the rows that count there; None: all.
+        keep_first: True if position 0 counts like the others.
     """
 
     def __init__(self, ends: Ends, counted: Counted | None, keep_first: bool):
@@ -136,7 +136,7 @@ class Positions:
         return self._replaced
 
     def only(self, replacement: Replacement) -> Replacement:
-        """The same replacement at these positions alone."""
+        """Limit a replacement to these positions."""
         return lambda activation: at(self._replaced, replacement)(activation)
 
     def rows(self, x: Float[Tensor, "rows width"]) -> Replacement:

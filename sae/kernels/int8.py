@@ -1,4 +1,4 @@
-"""Pre-activations from a product of 8-bit integers: near enough to tell which latents may fire.
+"""Pre-activations from a product of 8-bit integers, exact enough to tell which latents may fire.
 
 x and W are written as whole numbers times a step for each row. The few input dimensions of largest
 mean square, which would set every step, are multiplied in float32, and so is the bias; the library
@@ -30,7 +30,8 @@ class Bounds(NamedTuple):
     """Upper bounds of pre-activations, but for rare rounding errors.
 
     Attributes:
-        pre: In a unit of each row, which changes neither signs nor the order in a row.
+        pre: Pre-activations in a unit of each row, which changes neither signs nor the order in a
+            row.
         units: The rows' units.
     """
 

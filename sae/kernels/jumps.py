@@ -24,8 +24,8 @@ def jump_gradients_(
 
     Args:
         of_f: Gradient of every f from the reconstruction; is overwritten.
-        to_values: What else the gradient of a firing f has.
-        at_zero: What else that of every f has.
+        to_values: Further term in the gradient of a firing f.
+        at_zero: Further term in the gradient of every f.
         pre: Pre-activations.
         theta: Thresholds.
         bandwidth: ε.

@@ -20,7 +20,7 @@ found them compiled: a run that was killed in between did not go on bit by bit."
 
 
 def set_threads() -> int:
-    """Use as many threads as PyTorch does, as far as Numba was started with so many."""
+    """Use as many threads as PyTorch does, up to the number that Numba started with."""
     wanted = torch.get_num_threads()
     threads = min(wanted, numba.config.NUMBA_NUM_THREADS)  # pyright: ignore
     numba.set_num_threads(threads)

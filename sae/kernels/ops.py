@@ -52,7 +52,7 @@ def select_positive(pre: Float[Tensor, "batch d_sae"]) -> Pattern:
 
 
 def select_positive_up_to(pre: Float[Tensor, "batch d_sae"], most: int) -> Pattern | None:
-    """The same; None if there are more than `most`, which costs a count and no more."""
+    """Like `select_positive`, but None (after a cheap count) if more than `most` are positive."""
     selected = backend_for(pre.device).select_positive(pre.detach().contiguous(), most)
     if selected is None:
         return None
@@ -63,7 +63,7 @@ def select_positive_up_to(pre: Float[Tensor, "batch d_sae"], most: int) -> Patte
 def select_above_up_to(
     pre: Float[Tensor, "batch d_sae"], thresholds: Float[Tensor, " d_sae"], most: int
 ) -> Pattern | None:
-    """All latents whose pre-activation exceeds their threshold; None if they are more than `most`.
+    """Latents whose pre-activation exceeds their threshold; None if there are more than `most`.
 
     Example:
         >>> pre = torch.tensor([[0.5, -1.0, 2.0], [0.0, -3.0, -1.0]])
@@ -82,7 +82,7 @@ def select_above_up_to(
 
 
 def select_topk(pre: Float[Tensor, "batch d_sae"], k: int) -> Pattern:
-    """The k largest of each row, as far as they are positive; of equals the first.
+    """Top-k of each row, positive values only; ties go to the lower index.
 
     Example:
         >>> pattern = select_topk(torch.tensor([[0.5, 1.0, 2.0], [0.0, -3.0, 1.0]]), 2)
@@ -93,7 +93,7 @@ def select_topk(pre: Float[Tensor, "batch d_sae"], k: int) -> Pattern:
 
 
 def select_batch_topk(pre: Float[Tensor, "batch d_sae"], k: int) -> Pattern:
-    """The `batch * k` largest of the whole batch, as far as they are positive; of equals the first.
+    """Top `batch * k` of the whole batch, positive values only; ties go to the lower index.
 
     Example:
         >>> pattern = select_batch_topk(torch.tensor([[0.5, 1.0, 2.0], [0.1, -3.0, 0.2]]), 1)
@@ -118,7 +118,7 @@ def latent_values(
 ) -> Float[Tensor, " pairs"]:
     """Pre-activations `x[r] . W[j] + bias[j]` of the selected pairs, with gradients.
 
-    `known` are the same, where they were computed before, without.
+    `known` are these pre-activations without gradients, if they were computed before.
     """
     return _LatentValues.apply(x.to(W.dtype), W, bias, pattern, known)  # pyright: ignore[reportReturnType]
 

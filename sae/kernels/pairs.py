@@ -20,8 +20,8 @@ def add_pairs(
     Args:
         both: Counts.
         latents: The latents that its rows stand for.
-        by_latent: Where each latent's rows begin, and the rows [firings], int32.
-        by_row: Where each row's latents begin, and the latents [firings], int32.
+        by_latent: Offsets at which each latent's rows begin, and the rows [firings], int32.
+        by_row: Offsets at which each row's latents begin, and the latents [firings], int32.
     """
     set_threads()
     _add_pairs(both, latents.start, *by_latent, *by_row)

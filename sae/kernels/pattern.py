@@ -65,7 +65,7 @@ class Pattern:
         return Pattern(offsets, self.latents[kept], self.d_sae)
 
     def by_latent(self, transpose: Callable[["Pattern"], ByLatent]) -> ByLatent:
-        """The same pairs in the order of the weight gradients, sorted once by the back end."""
+        """The pairs sorted by latent, for the weight gradients; `transpose` sorts them once."""
         if "_by_latent" not in self.__dict__:
             self.__dict__["_by_latent"] = transpose(self)
         return self.__dict__["_by_latent"]

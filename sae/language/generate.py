@@ -37,17 +37,17 @@ def generate(
     temperature: float = 0.0, seed: int = 0, names: Sequence[Sequence[int]] | None = None,
     use_cache: bool = True, stop: Collection[int] = (),
 ) -> Int[Tensor, "batch longer"]:  # fmt: skip
-    """Tokens and what the LM writes after them.
+    """Tokens, continued by the LM.
 
     Args:
         lm: The LM.
         tokens: Token ids, nothing padded.
         new_tokens: Tokens that are written, whatever they are, unless `stop` ends it before.
         temperature: 0 takes the likeliest token.
-        seed: Of the draws.
+        seed: Seed of the draws.
         names: Numbers that name each text: with the seed, they decide its draws, whatever else is
             in the batch. Texts of one name get the same random numbers. None: 0, 1, … in order.
-        use_cache: Whether keys and values are kept; the text is the same without, and slower.
+        use_cache: True if keys and values are kept; the text is the same without, and slower.
         stop: Ids that end a text; it ends once every text has written one.
 
     Raises:
@@ -89,7 +89,7 @@ def drawn(
     """Tokens that random numbers choose, by the inverse of the cumulative distribution.
 
     Args:
-        logits: Of the next token.
+        logits: Logits of the next token.
         temperature: Above 0, however small.
         random: Uniform numbers in [0, 1), in float64.
     """

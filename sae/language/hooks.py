@@ -39,7 +39,7 @@ def hooked(model: nn.Module, functions: Mapping[Point, OnPass]) -> Iterator[None
 
     Args:
         model: A causal LM of a known family.
-        functions: By point; the model has them.
+        functions: Functions by point; the model must have the points.
     """
     current: list[Pass] = []
 

@@ -34,8 +34,8 @@ class LanguageModel:
         model: Any transformers causal LM of a family in `sites.FAMILIES`. It is put into eval
             mode and its parameters are frozen, in place.
         tokenizer: Its tokenizer.
-        name: For people.
-        identity: What decides its activations, as `LMSource.identity()` says it. Left out, it is
+        name: Name to show to people.
+        identity: Identity of its activations, as `LMSource.identity()` says it. Left out, it is
             a hash of the weights.
 
     Raises:
@@ -117,7 +117,7 @@ class LanguageModel:
 
         Args:
             tokens: Token ids, nothing padded.
-            points: In any order; widths may differ.
+            points: Points in any order; widths may differ.
             cache: Keys and values of what stands before (`new_cache`); those of the tokens are
                 added to it, up to the last point.
 
@@ -170,7 +170,7 @@ class LanguageModel:
 
         Args:
             tokens: Token ids, nothing padded.
-            replace: By point, a function that gets the activation [batch ctx d] in the LM's dtype
+            replace: Functions by point; each gets the activation [batch ctx d] in the LM's dtype
                 and returns what takes its place, of the same shape. A lower point is replaced
                 before a higher one is computed.
 
@@ -204,7 +204,7 @@ class LanguageModel:
 
         Args:
             tokens: Token ids, nothing padded.
-            conditions: What is replaced in each pass; {} for the clean LM.
+            conditions: Replacements of each pass; {} for the clean LM.
 
         Yields:
             Logits [batch ctx vocab] of each condition, the same as `logits` gives.
@@ -229,7 +229,7 @@ class LanguageModel:
 
         Args:
             tokens: Token ids, nothing padded.
-            points: Where activations will be replaced.
+            points: Points where activations will be replaced.
             at: A position of each context, whose logits alone are computed, [batch 1 vocab];
                 None: all positions.
 
@@ -258,7 +258,7 @@ class LanguageModel:
 
         Args:
             tokens: Token ids of the context.
-            start: Where the variants stand.
+            start: Point of the variants.
             end: Point of what the function returns; None: the logits of the last token.
 
         Returns:
@@ -319,7 +319,7 @@ class LanguageModel:
         """Call a function on the activation at each point, in every pass inside.
 
         Args:
-            functions: By point; what they return takes the activation's place.
+            functions: Functions by point; their results replace the activations.
 
         Raises:
             SiteError: If a point does not exist.
@@ -341,11 +341,11 @@ class LanguageModel:
         """Continue texts (`sae.language.generate`); inside `sae.intervene` with its edits.
 
         Args:
-            texts: One or several; a document separator is put before each.
+            texts: One text or several; a document separator is put before each.
             new_tokens: Tokens that are written, whatever they are.
             temperature: 0 takes the likeliest token.
-            seed: Of the draws.
-            use_cache: Whether keys and values are kept.
+            seed: Seed of the draws.
+            use_cache: True if keys and values are kept.
 
         Raises:
             ConfigError: If the text grows longer than the LM allows.

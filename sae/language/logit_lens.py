@@ -27,7 +27,7 @@ def direct_logits(
     Args:
         lm: The LM.
         directions: A row each, as wide as activations at the point.
-        point: Where they stand; `has_direct_path` says whether there is one.
+        point: Point where they are added; `has_direct_path` says whether there is one.
 
     Returns:
         A logit for each id that stands for a token; an LM may have more.

@@ -15,7 +15,7 @@ class Names(NamedTuple):
 
     Args:
         transformer_lens: After `blocks.<layer>.`, in its TransformerBridge and HookedTransformer.
-        interp_engine: In `cache[name, layer]`.
+        interp_engine: Name in `cache[name, layer]`.
         nnterp: Accessor of nnsight's standardised transformers, `model.<accessor>[layer]`; None
             where it has none that means the same in every family.
     """

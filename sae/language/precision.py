@@ -15,7 +15,7 @@ def in_float32(model: nn.Module) -> Iterator[None]:
     back without loss; buffers, such as rotary tables, stay as they are.
 
     Args:
-        model: Of floating-point parameters.
+        model: Model with floating-point parameters.
     """
     before = {name: one.dtype for name, one in model.named_parameters()}
     try:

@@ -1,4 +1,4 @@
-"""Loading what `save_pretrained` wrote, and drawing the same architecture's weights anew."""
+"""Load what `save_pretrained` wrote, or draw random weights for the same architecture."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ def random_like(config: Any, seed: int, dtype: torch.dtype) -> nn.Module:
     Args:
         config: A transformers configuration; its `initializer_range` is the standard deviation
             of matrices and embeddings. Biases start at 0, norms at 1.
-        seed: Of the draw, which leaves torch's global stream as it was.
+        seed: Seed of the draw, which leaves torch's global stream as it was.
         dtype: The weights are drawn in float32 and then rounded to it.
     """
     from transformers import AutoModelForCausalLM
@@ -96,6 +96,6 @@ def _refuse_mark(file: Path) -> None:
         marked = stream.read(3) == b"\xef\xbb\xbf"
     if marked and file.suffix == ".json":  # transformers reads these itself
         raise SourceError(
-            f"{file} starts with a byte order mark, as some editors of Windows write it, and is no "
-            "JSON so. Save it as UTF-8 without one."
+            f"{file} starts with a byte order mark, which some Windows editors write and JSON does "
+            "not allow. Save it as UTF-8 without one."
         )

@@ -36,9 +36,9 @@ def check_repo(field: str, repo: str, owned: bool = False) -> None:
     """Make sure that this can only be a repository of the hub, and no path or built-in reader.
 
     Args:
-        field: Where it was given.
+        field: Name of the setting.
         repo: `owner/name`.
-        owned: Whether the owner must be there. Old LMs do without (`gpt2`); to `datasets` a word
+        owned: True if the owner must be there. Old LMs do without (`gpt2`); to `datasets` a word
             alone may also name a reader for the files of the working folder.
 
     Raises:
@@ -47,7 +47,9 @@ def check_repo(field: str, repo: str, owned: bool = False) -> None:
     part = r"\w[\w.-]{0,95}"
     owner = f"{part}/" if owned else f"({part}/)?"
     if not re.fullmatch(owner + part, repo, re.ASCII):
-        raise ConfigError(f"{field}={repo!r} is no repository of the hub: owner/name.")
+        raise ConfigError(
+            f"{field}={repo!r} is not the name of a repository of the hub. Write owner/name."
+        )
 
 
 def require_hub(what: str, instead: str) -> None:
@@ -55,7 +57,7 @@ def require_hub(what: str, instead: str) -> None:
 
     Args:
         what: Repository that is needed.
-        instead: What works without the hub, for the error message.
+        instead: Way that works without the hub, for the error message.
 
     Raises:
         SourceError: If there is no answer.

@@ -1,7 +1,7 @@
 """Sites where activations are read in each LM family.
 
 A new family is one `Family` entry in `FAMILIES` and one of tiny sizes in `tiny.TINY`: the contract
-tests then hold for it, too. `names.py` says what other libraries call these sites.
+tests then run on it. `names.py` says what other libraries call these sites.
 """
 
 from collections.abc import Collection, Mapping
@@ -28,7 +28,7 @@ class Family(NamedTuple):
         mlp_in: Module whose input is that of the whole MLP, in a block.
         mlp_out: Module whose output is added to the residual stream, in a block: a norm where one
             stands between the MLP and the stream.
-        attn_out: The same of the attention.
+        attn_out: Module whose output is added to the residual stream, for the attention.
         factor: Setting of the LM that multiplies both outputs before they are added.
         only: Settings of the LM with the one value for which the above holds.
     """
@@ -138,9 +138,9 @@ def family_of(model: Any) -> Family:
     model_type = getattr(config, "model_type", type(model).__name__)
     if model_type not in FAMILIES and (text := getattr(config, "text_config", None)) is not None:
         raise SiteError(
-            f"LMs of type {model_type!r} read images or sound beside text, and their text part "
-            f"({getattr(text, 'model_type', 'text')}) is not read out of them. Use an LM of text "
-            "alone; of Gemma 3 these are gemma-3-270m and gemma-3-1b."
+            f"LMs of type {model_type!r} read images or sound as well as text, and their text part "
+            f"({getattr(text, 'model_type', 'text')}) is not supported. Use a text-only LM; in "
+            "Gemma 3 these are gemma-3-270m and gemma-3-1b."
         )
     if model_type not in FAMILIES:
         raise SiteError(
@@ -152,8 +152,9 @@ def family_of(model: Any) -> Family:
         given = getattr(config, setting, value)
         if given != value:
             raise SiteError(
-                f"LMs of type {model_type!r} are known with {setting}={value} alone; with "
-                f"{setting}={given} a residual stream is not the sum of what blocks add to it."
+                f"LMs of type {model_type!r} are supported only with {setting}={value}; with "
+                f"{setting}={given} a residual stream is not the sum of what blocks add to it. Use "
+                "another LM."
             )
     return family
 

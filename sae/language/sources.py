@@ -80,7 +80,7 @@ class LMSource(Settings, ABC):
         SAEs that train side by side share one.
 
         Raises:
-            SourceError: If it cannot be had; the message says what to do.
+            SourceError: If it cannot be loaded; the message says what to do.
             SiteError: If its family is not known.
         """
         if device == "cpu" and self.dtype != "float32":
@@ -208,7 +208,7 @@ class FolderLM(LMInFolder):
     def _folder(self) -> Path:
         folder = Path(self.path)
         if not (folder / "config.json").is_file():
-            problem = "has no config.json" if folder.is_dir() else "is no folder"
+            problem = "has no config.json" if folder.is_dir() else "is not a folder"
             raise SourceError(
                 f"lm.path={self.path} {problem}. It must be a folder that save_pretrained of a "
                 "transformers model and of its tokenizer wrote."

@@ -23,7 +23,7 @@ class Tokenizer(Protocol):
     eos_token_id: Any
 
     def get_vocab(self) -> dict[str, int]:
-        """Ids by token."""
+        """Id of each token of the vocabulary."""
         ...
 
     def __call__(self, text: Any, **options: Any) -> Mapping[str, Any]:
@@ -36,7 +36,7 @@ class Contexts(NamedTuple):
 
     Args:
         tokens: Token ids.
-        document: For every token the number of its document, from 0 within the split; the
+        document: Number of the document of every token, from 0 within the split; the
             separator belongs to the document that it ends.
     """
 
@@ -65,7 +65,7 @@ def special_ids(tokenizer: Tokenizer, every: bool = False) -> tuple[int, ...]:
     """Ids of the tokens that stand for no text: separator, BOS, EOS and pad token.
 
     Args:
-        tokenizer: Of the LM.
+        tokenizer: The LM's tokenizer.
         every: Also its additional special tokens, such as those of a chat template.
     """
     named = [getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad")]
@@ -95,11 +95,11 @@ def build_contexts(
 
     Args:
         corpus: The text. A streaming one is read only as far as needed.
-        tokenizer: Of the LM.
+        tokenizer: The LM's tokenizer.
         split: `train`, `val` or `test`.
         ctx: Tokens in a context.
-        num_tokens: How many to give, rounded down to whole contexts; None for all there are.
-        seed: Of the hash.
+        num_tokens: Number of tokens to give, rounded down to whole contexts; None: all.
+        seed: Seed of the hash.
         val_fraction: Share of the documents for validation.
         test_fraction: Share of the documents for the test.
 

@@ -21,7 +21,7 @@ class TextFiles(WholeCorpus):
     """
 
     path: Absolute = setting(
-        help="the file or folder; sub-folders are read, too, hidden files and folders are not"
+        help="the file or folder; sub-folders are also read, hidden files and folders are not"
     )
     document: Literal["auto", "file", "paragraph", "line"] = setting(
         "auto", help="what is one document; auto: file in a folder, paragraph in a single file"
@@ -51,7 +51,7 @@ class TextFiles(WholeCorpus):
 class JsonLines(WholeCorpus):
     """A `.jsonl` file or a folder of them: one JSON object a line, one of its fields the text."""
 
-    path: Absolute = setting(help="the file or folder; sub-folders are read, too")
+    path: Absolute = setting(help="the file or folder; sub-folders are also read")
     text_field: str = setting("text", help="name of the field")
 
     def identity(self) -> dict[str, object]:

@@ -28,11 +28,11 @@ def check_named(
     """Refuse a wheel that nobody here chose; tell, once, of a place that is new here.
 
     Args:
-        config: Of an LM, a text, a folder of activations or an evaluation, out of somebody's
-            files.
+        config: Configuration of an LM, a text, a folder of activations or an evaluation, out of
+            somebody's files.
         known: Wheels that conf/ lists or the user names.
         by: The files, for people.
-        what: What is configured, for example `lm`.
+        what: Part that is configured, for example `lm`.
 
     Raises:
         ArtifactError: If it names a wheel that is not in `known` and whose very bytes are not in
@@ -65,7 +65,7 @@ def check_asked(evals: Mapping[str, Any], chosen: Mapping[str, Any], by: str) ->
 
     Args:
         evals: Settings by the name of the evaluation, out of somebody's file.
-        chosen: Those of the user.
+        chosen: Settings of the user.
         by: The file, for people.
 
     Raises:

@@ -28,7 +28,7 @@ def trained_model(where: Any, **options: Any) -> nn.Module:
     """The causal LM of a folder or of the hub, each of whose weights its checkpoint holds.
 
     Args:
-        where: What `from_pretrained` takes.
+        where: Folder or hub id, as `from_pretrained` takes it.
         options: Its further options.
 
     Raises:

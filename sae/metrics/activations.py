@@ -69,7 +69,7 @@ class FeatureActivations(Metric):
                 self._add_contexts(context[start : start + size], row, latent)
 
     def compute(self) -> dict[str, Tensor]:
-        """The same as `moments`; torchmetrics takes the axis from tensors of one entry."""
+        """`moments`, under the name that torchmetrics calls; it squeezes tensors of one entry."""
         return self.moments()
 
     def moments(self) -> dict[str, Float[Tensor, " d_sae"]]:

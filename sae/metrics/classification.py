@@ -1,4 +1,4 @@
-"""Scores of a binary classifier with intervals: examples are drawn again."""
+"""Scores of a binary classifier, with bootstrap intervals over examples."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -20,8 +20,8 @@ def binary_scores(
     Args:
         labels: 0 or 1.
         predicted: 0 or 1.
-        probability: Of class 1, or anything that rises with it.
-        weights: How often each example counts.
+        probability: Probability of class 1, or anything that rises with it.
+        weights: Number of times that each example counts.
 
     Example:
         >>> y, p = np.array([0, 0, 1, 1]), np.array([0.1, 0.6, 0.4, 0.9])

@@ -1,4 +1,4 @@
-"""Means of values that depend on two things at once, such as features and prompts."""
+"""Means of values that depend on two things, which cross or of which one lies in the other."""
 
 import numpy as np
 from jaxtyping import Float
@@ -17,7 +17,7 @@ def crossed_means(
 
     Args:
         values: A value for each pair.
-        bootstrap: How rows and columns are drawn.
+        bootstrap: Settings of the draws of rows and columns.
 
     Example:
         >>> crossed_means(np.array([[0.0, 1.0]]), Bootstrap(num_resamples=3)).shape
@@ -28,3 +28,26 @@ def crossed_means(
         for axis, size in enumerate(values.shape)
     )
     return np.einsum("di,ij,dj->d", rows, values, columns)
+
+
+def nested_draws(
+    groups: int, members: int, num_resamples: int, seed: int
+) -> Float[np.ndarray, "draws groups members"]:
+    """Weights of a bootstrap over groups, and over the members inside each drawn group.
+
+    The first draw holds everything once; the weights of every draw sum to groups times members.
+
+    Args:
+        groups: How many there are.
+        members: How many each of them has.
+        num_resamples: Draws behind the first.
+        seed: Decides them.
+
+    Example:
+        >>> nested_draws(3, 2, 4, seed=0).sum((1, 2)).tolist()
+        [6.0, 6.0, 6.0, 6.0, 6.0]
+    """
+    random = np.random.default_rng(seed)
+    counts = random.multinomial(groups, np.full(groups, 1 / groups), size=num_resamples)
+    drawn = random.multinomial(counts * members, np.full(members, 1 / members))
+    return np.concatenate([np.ones((1, groups, members)), drawn])

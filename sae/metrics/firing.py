@@ -37,7 +37,7 @@ class Firing(Metric):
         self.add_state("rows", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, counts: Int[Tensor, " d_sae"], num_rows: int) -> None:
-        """Add, for each latent, the number of rows on which it fired, of `num_rows`."""
+        """Add `num_rows` rows: `counts` holds the number of them on which each latent fired."""
         self.counts += counts.to(self.counts)
         self.rows += num_rows
 

@@ -41,7 +41,7 @@ class GroupedSums(Metric):
 
     @abstractmethod
     def metrics(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Metrics of sums, for any leading axes; NaN where undefined."""
+        """Metrics computed from summed terms, for any leading axes; NaN where undefined."""
 
     def add(
         self,

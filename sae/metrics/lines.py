@@ -26,10 +26,10 @@ def area(
     """Area under FVU over log10 L0 from `low` to `high`, straight between the points.
 
     Args:
-        l0: Increasing and above 0.
-        fvu: At these L0.
-        low: At least the first L0.
-        high: At most the last.
+        l0: L0 of the points, increasing and above 0.
+        fvu: FVU of the points.
+        low: Lower end, at least the first L0.
+        high: Upper end, at most the last L0.
 
     Example:
         >>> area([1, 100], [0.4, 0.2], 1, 100), round(area([1, 100], [0.4, 0.2], 10, 100), 9)

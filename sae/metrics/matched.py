@@ -24,7 +24,7 @@ class Sample(NamedTuple):
     Args:
         density: Share of the rows on which each fires.
         value: Its number; NaN where undefined.
-        influence: How much each group of documents moves it, 0 in the mean.
+        influence: Amount by which each group of documents moves it, 0 in the mean.
     """
 
     density: Float[np.ndarray, " latents"]
@@ -42,7 +42,7 @@ class Mean(NamedTuple):
 
     Args:
         value: The mean.
-        influence: How much each group of documents moves it.
+        influence: Amount by which each group of documents moves it.
     """
 
     value: float
@@ -67,8 +67,8 @@ class Matched(NamedTuple):
     """Means of two groups of dictionaries (one a seed) over the bins that all of them fill.
 
     Args:
-        first: Of each dictionary of the first group.
-        second: Of each of the second one, weighted as the first.
+        first: Samples of the dictionaries of the first group.
+        second: Samples of the second group, weighted as the first.
         coverage: Share of the first group's latents in these bins.
         left_out: Lower ends of the bins of the first group that are left out.
     """
@@ -133,9 +133,9 @@ def seed_interval(
     """Interval of the mean over seeds, or of its distance from that of others (Welch's t).
 
     Args:
-        values: One for each seed.
+        values: One value for each seed.
         others: Subtracted in the mean; a single one counts as exact.
-        level: Of the interval.
+        level: Confidence level of the intervals.
 
     Returns:
         None with fewer than two seeds.

@@ -23,7 +23,7 @@ class NextToken(GroupedSums):
     `ce_recovered_<it>` and `kl_<it>`.
 
     Args:
-        ablations: Which of zero and mean ablation are measured.
+        ablations: Ablations that are measured, out of zero and mean.
         keep_first: Count predictions made at position 0.
         num_groups: Upper limit to the number of resampled units.
     """

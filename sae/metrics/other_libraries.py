@@ -47,7 +47,7 @@ class OtherDefinitions(Metric):
 
     Args:
         d_sae: Number of latents.
-        names: Those that are given, of `OTHER_DEFINITIONS`.
+        names: Metrics to compute, out of `OTHER_DEFINITIONS`.
     """
 
     full_state_update = False

@@ -81,8 +81,8 @@ class RobustReconstruction(GroupedSums):
         Args:
             x: Activations of all rows, in the LM's own units.
             x_hat: Their reconstructions.
-            counted: Which rows count.
-            short: Which of all rows are below `LIGHT_MEDIANS` medians.
+            counted: Mask of the rows that count.
+            short: Mask of the rows, out of all, that are below `LIGHT_MEDIANS` medians.
             document: Document id of each row, or None when there are none.
         """
         terms = fvu_terms(x, x_hat)

@@ -41,7 +41,7 @@ def max_cosine(
 
     Args:
         atoms: A row for each atom, of any length but 0.
-        others: Likewise.
+        others: Atoms of the other dictionary.
         absolute: Take |cosine|: where atoms have no sign of their own, as those of PCA.
 
     Example:
@@ -66,7 +66,7 @@ def match(
 
     Args:
         atoms: A row for each atom.
-        others: Likewise.
+        others: Atoms of the other dictionary.
         absolute: Take |cosine|.
     """
     from scipy.optimize import linear_sum_assignment
@@ -100,7 +100,7 @@ def max_correlation(
 
     Args:
         encode: Feature activations [batch a] of a batch.
-        other: Likewise [batch b].
+        other: Encoder of the other dictionary, which gives [batch b].
         batches: Starts to read the vectors.
         absolute: Take |correlation|.
 

@@ -22,7 +22,7 @@ def answers(
         score: Logit of the word of class 1 less that of the word of class 0.
         labels: 1 or 0.
         threshold: The median score of training examples.
-        weights: How often each example counts.
+        weights: Number of times that each example counts.
 
     Returns:
         Mean two-way probability of the right word, balanced accuracy at 0 (`balanced_accuracy`)

@@ -14,8 +14,8 @@ class Machine:
     """Free resources.
 
     Attributes:
-        device: Where LM and dictionary live, `"cpu"` or `"cuda"`.
-        memory: Bytes of RAM that this process can have, what it holds already included.
+        device: Device of LM and dictionary, `"cpu"` or `"cuda"`.
+        memory: Bytes of RAM available to this process, including those that it holds.
     """
 
     device: str
@@ -28,7 +28,7 @@ class Machine:
 
 
 def available_memory() -> int:
-    """Bytes that this process can have: what is free, within the limit of its control group."""
+    """Bytes of free memory for this process, within the limit of its control group."""
     own = psutil.Process().memory_info().rss
     free = psutil.virtual_memory().available + own
     return min([free, *_group_limits()])

@@ -31,7 +31,7 @@ class Stage:
 
     Attributes:
         name: `fetch`, `harvest`, `train` or `evaluate`.
-        found: In words, what is there already.
+        found: Work that is done already, in words.
         disk: Bytes that the cache will grow by; None: unknown until the LM is there.
         memory: Bytes of RAM held at its peak beside the program, by what holds them; None: unknown.
         steps: Optimiser steps.
@@ -49,7 +49,7 @@ class Stage:
         return None if self.memory is None else PROGRAM_BYTES + sum(self.memory.values())
 
     def hold(self, memory: Mapping[str, int]) -> None:
-        """Take these bytes as the peak where they are more than what was known."""
+        """Raise the known peak to these bytes, if they are more."""
         if self.memory is not None and sum(memory.values()) > sum(self.memory.values()):
             self.memory = dict(memory)
 
@@ -59,11 +59,11 @@ class Plan:
     """All stages of a command, in order.
 
     Attributes:
-        stages: In order.
+        stages: Stages in order.
         members: Number of SAEs.
-        device: Where LM and dictionaries live.
+        device: Device of LM and dictionary.
         cache: Folder that the cache is in.
-        streamable: Whether a run without a cache is possible.
+        streamable: True if a run without a cache is possible.
     """
 
     stages: list[Stage]
@@ -74,7 +74,7 @@ class Plan:
 
     @property
     def disk(self) -> int:
-        """Bytes that the cache will grow by, as far as known."""
+        """Bytes that the cache will grow by, without stages whose size is not known."""
         return sum(stage.disk or 0 for stage in self.stages)
 
     @property
@@ -86,11 +86,11 @@ class Plan:
         """Refuse what cannot fit, before anything is started.
 
         Args:
-            memory: Bytes of RAM that there are.
+            memory: Bytes of RAM available.
             disk: Free bytes where the cache is.
 
         Raises:
-            ConfigError: With what is needed, what there is and what to change.
+            ConfigError: If it does not fit; the message gives both sizes and what to change.
         """
         if self.disk > disk:
             stream = "activations.stream=true (no cache), " if self.streamable else ""
@@ -106,7 +106,7 @@ class Plan:
             changes = "; ".join(dict.fromkeys(REMEDIES[name] for name, _ in parts[:2]))
             raise ConfigError(
                 f"This needs about {size(needed)} of memory to {self.largest.name} (the program "
-                f"{size(PROGRAM_BYTES)}, {shown}), and {size(memory)} can be had. Make smaller: "
+                f"{size(PROGRAM_BYTES)}, {shown}), and {size(memory)} are available. Make smaller: "
                 f"{changes}."
             )
 

@@ -30,8 +30,10 @@ def plan_runs(configs: Sequence[Mapping[str, Any]], *, together: bool = False) -
     """Costs of running these configurations one after the other.
 
     Args:
-        configs: Of the jobs, each checked; one may stand for several SAEs trained from one read.
-        together: Jobs that read the same data train from one read, too (launcher=ensemble).
+        configs: Configurations of the jobs, each checked; one may stand for several SAEs trained
+            from one read.
+        together: True if jobs that read the same data also train from one read
+            (launcher=ensemble).
 
     Raises:
         SiteError: If an LM whose sizes are known has no such point.
@@ -67,7 +69,7 @@ def check_sweep(configs: Sequence[Mapping[str, Any]], *, together: bool) -> None
         together: See `plan_runs`.
 
     Raises:
-        ConfigError: With what is needed, what there is and what to change.
+        ConfigError: If it does not fit; the message gives both sizes and what to change.
     """
     try:
         plan = plan_runs(configs, together=together)

@@ -9,11 +9,11 @@ from sae.planning.plan import Plan, check_fits, size
 
 
 def print_plan(plan: Plan, machine: Machine) -> None:
-    """Print what each stage costs, the sums, and whether this machine can have it.
+    """Print the costs of each stage, the sums, and whether they fit on this machine.
 
     Args:
-        plan: Of one or several runs.
-        machine: Where they would run.
+        plan: Plan of one or several runs.
+        machine: Machine that they would run on.
     """
     runs = f"{plan.members} SAEs" if plan.members > 1 else "one SAE"
     table = Table(title=f"Plan for {runs}; nothing was started", title_justify="left")

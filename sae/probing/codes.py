@@ -15,8 +15,8 @@ class Pooled(NamedTuple):
     """Means over the tokens of each text.
 
     Args:
-        x: Of the activations.
-        f: Of the latents.
+        x: Means of the activations.
+        f: Means of the latents.
     """
 
     x: Float[Tensor, "texts d_in"]
@@ -73,8 +73,8 @@ def random_sae(sae: SAE, l0: float, mean: Float[Tensor, " d_in"], seed: int) -> 
     Args:
         sae: Decides the widths.
         l0: Latents to fire at each vector, rounded.
-        mean: What is subtracted first.
-        seed: Of the directions.
+        mean: Vector that is subtracted first.
+        seed: Seed of the directions.
     """
     generator = torch.Generator().manual_seed(seed)
     W_dec = torch.randn(sae.d_sae, sae.d_in, generator=generator)

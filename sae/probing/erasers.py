@@ -110,7 +110,7 @@ def leace(found: Moments) -> Eraser:
 
 
 def splince(found: Moments, xy: Float[Tensor, "d k"]) -> Eraser:
-    """As LEACE, and the covariance with a second label stays as it is.
+    """Like LEACE, but the covariance with a second label stays as it is.
 
     With a = W Σxz and b = W Σxy, U a basis of the complement of span(a) and V = [b, a basis of the
     complement of span(a, b)]: P = W⁺ V (Uᵀ V)⁻¹ Uᵀ W.
@@ -132,8 +132,8 @@ def splince(found: Moments, xy: Float[Tensor, "d k"]) -> Eraser:
     rest = b - a @ (a.T @ b)
     if float(rest.norm()) <= 1e-6 * float(b.norm()):
         raise ConfigError(
-            "SPLINCE cannot keep this label: all that tells it is in the directions that tell the "
-            "concept. Use LEACE, or rows in which the two labels differ."
+            "SPLINCE cannot keep this label: every direction that predicts it predicts the concept "
+            "as well. Use LEACE, or rows in which the two labels differ."
         )
     b = _span(b)
     U = _complement(a)

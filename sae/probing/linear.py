@@ -18,11 +18,11 @@ class Recipe(NamedTuple):
         batch_rows: Examples in a batch.
         lr: Learning rate.
         last_lr: Learning rate after the last epoch; it falls by one factor an epoch.
-        weight_decay: Of Adam.
-        decoupled: Whether the weight decay is AdamW's.
+        weight_decay: Weight decay of Adam.
+        decoupled: True if the weight decay is AdamW's.
         l1: Weight of the sum of |weight|, a mean over classes.
         balanced: Positive examples weigh as much as negative ones.
-        drawn_bias: Whether biases start at random, like the weights, instead of at 0.
+        drawn_bias: True if biases start at random, like the weights, instead of at 0.
     """
 
     epochs: int
@@ -74,12 +74,12 @@ def train(
     """Train by Adam on the cross entropy of each class against all others.
 
     Args:
-        x: Inputs.
+        x: Inputs, one row for each example.
         y: 1 where a row belongs to a class, else 0; each class has some of both.
-        recipe: How.
-        seed: Of the start and the batches.
-        device: Where it is trained; the result comes back to the CPU.
-        title: Of the progress bar; None: no bar.
+        recipe: Settings of the training.
+        seed: Seed of the start and the batches.
+        device: Device to train it on; the result comes back to the CPU.
+        title: Title of the progress bar; None: no bar.
     """
     generator = torch.Generator().manual_seed(seed)
     bound, classes, d = x.shape[1] ** -0.5, y.shape[1:], x.shape[1]

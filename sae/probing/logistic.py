@@ -20,7 +20,7 @@ class Predictions(NamedTuple):
     """Answers of a probe about test examples.
 
     Args:
-        probability: Of class 1.
+        probability: Probability of class 1.
         predicted: 0 or 1.
     """
 

@@ -36,7 +36,7 @@ WORDS = {
     **PUSHED_WORDS,
 }
 _AGAINST = {**dict.fromkeys(UNEXPLAINED, "chance"), "necessity": "another token near"}
-"""Comparison of scores that have none for another latent's rule."""
+"""Controls of scores that have no score of another latent's rule."""
 _NO_LM = "none"
 """Name of the LM of explanations that no LM wrote."""
 HEADLINE = "rules"
@@ -47,8 +47,8 @@ def write_autointerp(result: EvalResult, folder: Path) -> None:
     """Write the page and, for each explainer, a file of the SAE's explanations.
 
     Args:
-        result: Of the evaluation `autointerp`.
-        folder: Where `index.html` goes.
+        result: Result of the evaluation `autointerp`.
+        folder: Folder to write `index.html` to.
     """
     details = result.details
     rows = result.tables["subjects"].rows()
@@ -99,8 +99,8 @@ def explanation_columns(result: EvalResult, folder: Path) -> dict[str, dict[str,
     """A column for the table of a dashboard, from the newest result `autointerp` of the same SAE.
 
     Args:
-        result: Of another evaluation of the SAE.
-        folder: Where results are.
+        result: Result of another evaluation of the SAE.
+        folder: Folder that holds results.
 
     Returns:
         Explanations by heading and latent; empty without such a result.

@@ -13,8 +13,8 @@ def write_case_study(result: EvalResult, folder: Path) -> None:
     """Write the page.
 
     Args:
-        result: Of the evaluation `case_study`.
-        folder: Where `index.html` goes.
+        result: Result of the evaluation `case_study`.
+        folder: Folder to write `index.html` to.
     """
     details = result.details
     metrics = {name: estimate.value for name, estimate in result.metrics.items()}

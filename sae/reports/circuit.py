@@ -19,11 +19,11 @@ _COLOURS = {True: "#2563eb", False: "#d97706"}
 
 
 def write_circuit(result: EvalResult, folder: Path) -> None:
-    """Write `index.html`, `circuit.graphml` and a set of latents for each layer.
+    """Write `index.html`, `circuit.graphml` and a features.json for each layer.
 
     Args:
-        result: Of the evaluation `circuit`.
-        folder: Where they go.
+        result: Result of the evaluation `circuit`.
+        folder: Folder to write them to.
     """
     details = result.details
     folder.mkdir(parents=True, exist_ok=True)

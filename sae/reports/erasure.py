@@ -46,8 +46,8 @@ def write_erasure(result: EvalResult, folder: Path) -> None:
     """Write the page, and the latents of each fit: `features.json`, `features-<task>.json`.
 
     Args:
-        result: Of the evaluation `erasure`.
-        folder: Where they go.
+        result: Result of the evaluation `erasure`.
+        folder: Folder to write them to.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for i, (name, content) in enumerate(result.details["features"].items()):

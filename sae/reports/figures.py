@@ -23,10 +23,10 @@ def curves_plot(title: str, note: str, curves: Mapping[str, Curve], scale: Scale
     """Curves over tokens.
 
     Args:
-        title: Of the plot.
-        note: What it means, in a few words.
+        title: Title of the plot.
+        note: Meaning of the plot, in a few words.
         curves: (tokens, values) by label.
-        scale: Of the values; `log` only where all are positive.
+        scale: Scale of the values; `log` only where all are positive.
     """
     traces: list[dict[str, Any]] = []
     for label, curve in curves.items():

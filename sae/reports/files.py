@@ -1,4 +1,4 @@
-"""Reads run folders, whatever part of them exists."""
+"""Read the files of a run folder that exist."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ def read_yaml(path: Path) -> Any:
     """Content of a YAML file; None when it does not exist.
 
     Raises:
-        ArtifactError: If it exists but is no YAML, or is damaged.
+        ArtifactError: If it exists but is not YAML, or is damaged.
     """
     if not os.path.lexists(path):
         return None

@@ -43,10 +43,10 @@ def frontier_page(
 
     Args:
         rows: As of `sae.reports.frontier.Frontier`.
-        lines: The same rows by line.
+        lines: These rows, by line.
         areas: The area under each line.
         seeds: The spread over the seeds of each setting that has several.
-        missing: What a run lacks, by its name.
+        missing: Metrics that a run lacks, by its name.
     """
     subtitle = f"{len(rows)} runs on {len(lines)} line{'s'[: len(lines) != 1]}"
     return render(
@@ -60,10 +60,10 @@ def sweep_page(
     """The page of a sweep: all its jobs, and the frontier of those that are finished.
 
     Args:
-        name: Of the sweep.
-        columns: Of the table.
+        name: Name of the sweep.
+        columns: Columns of the table.
         jobs: Rows of `sweep.csv`.
-        frontier: What `sections` made; empty while no job is finished.
+        frontier: Sections that `sections` made; empty while no job is finished.
     """
     states = [job["status"] for job in jobs]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))

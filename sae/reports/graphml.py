@@ -13,7 +13,7 @@ def graphml(nodes: Sequence[Mapping[str, Any]], links: Sequence[Mapping[str, Any
 
     Args:
         nodes: Each with a `node_id`; further values are attributes, None ones are left out.
-        links: Each with a `source` and a `target`, likewise.
+        links: Links, each with a `source` and a `target`, ids of nodes.
 
     Example:
         >>> text = graphml([{"node_id": "a"}, {"node_id": "b"}],

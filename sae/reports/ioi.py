@@ -25,8 +25,8 @@ def write_ioi(result: EvalResult, folder: Path) -> None:
     Where none does, `features.json` holds the strongest, and says so.
 
     Args:
-        result: Of the evaluation `ioi`.
-        folder: Where `index.html` and `features.json` go.
+        result: Result of the evaluation `ioi`.
+        folder: Folder to write `index.html` and `features.json` to.
     """
     rows = result.tables["sets"].rows()
     own = [row for row in rows if row["decomposition"] == "SAE"]

@@ -5,6 +5,7 @@ from typing import Any
 
 from sae.evals.base import EvalResult
 from sae.explanations.judges import JUDGES
+from sae.explanations.saebench import FLOOR
 from sae.reports.page import Cell, Table, interval, number
 
 JUDGE_WORDS = {"detection": "Detection", "fuzzing": "Fuzzing"}
@@ -14,7 +15,7 @@ def judged(result: EvalResult, latents: Sequence[Mapping[str, Any]]) -> list[Tab
     """Means by judge, number of requests, and scores of each latent; none without a chat LM.
 
     Args:
-        result: Of the evaluation `autointerp`.
+        result: Result of the evaluation `autointerp`.
         latents: Rows of the SAE's latents.
     """
     chat = result.details.get("chat")
@@ -53,4 +54,21 @@ def judged(result: EvalResult, latents: Sequence[Mapping[str, Any]]) -> list[Tab
         Table("Means of the judges", columns, means, note, words=4),
         Table("Requests", ["", "number"], counts, asked),
         Table("Judged latents", ["latent", "explainer", "explanation", *heads], each, words=3),
+        *_studied(result),
     ]
+
+
+def _studied(result: EvalResult) -> list[Table]:
+    """SAEBench's score of latents, if it was asked for."""
+    if "saebench" not in result.tables:
+        return []
+    rows = [
+        [Cell(row["latent"], int(row["latent"])), Cell(row["explanation"] or ""),
+         Cell(row["state"]),
+         *(number("", row[name]) for name in ("score", "balanced", "random_that_fire"))]
+        for row in result.tables["saebench"].rows()
+    ]  # fmt: skip
+    columns = ["latent", "explanation", "state", "score", "balanced accuracy",
+               "random windows that fire"]  # fmt: skip
+    note = f"share of 14 windows that are told right; naming none gives {FLOOR:.3f}"
+    return [Table("SAEBench's score", columns, rows, note, words=3)]

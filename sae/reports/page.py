@@ -23,10 +23,10 @@ class Plot:
 
     Attributes:
         title: Above the plot.
-        note: Behind the title.
+        note: Text behind the title.
         traces: As Plotly takes them. Text from outside must have gone through `plain`.
         layout: Axes and legend.
-        wide: Whether it gets more room than a curve.
+        wide: True if it gets more room than a curve.
     """
 
     title: str
@@ -52,9 +52,9 @@ class Table:
         name: Above the table.
         columns: Heads.
         rows: As long as `columns`.
-        note: What was counted.
-        words: How many columns on the left are words; the others are numbers.
-        prose: Whether cells hold sentences, which break into lines.
+        note: Meaning of the count.
+        words: Number of columns on the left that are words; the others are numbers.
+        prose: True if cells hold sentences, which break into lines.
     """
 
     name: str
@@ -71,11 +71,11 @@ class Section:
 
     Attributes:
         heading: Its name.
-        plots: In a grid.
+        plots: Plots, shown in a grid.
         tables: Below each other, or two beside each other.
-        texts: By name.
+        texts: Texts by name.
         latents: As `Record.as_plain` gives them: cards with coloured contexts.
-        narrow: Whether tables fit beside each other.
+        narrow: True if tables fit beside each other.
     """
 
     heading: str
@@ -94,7 +94,7 @@ def render(
     Args:
         title: Its heading.
         subtitle: Below it.
-        sections: In order.
+        sections: Sections in order.
         tiles: `label`, `value` and `note` of the numbers to look at first.
     """
     shown = [

@@ -58,7 +58,7 @@ def served(result: EvalResult, folder: Path, one: PlacedSAE) -> Server:
     """A server of the dashboard that `write_pages` wrote, with live text; not started.
 
     Args:
-        result: Of the evaluation `dashboard`.
+        result: Result of the evaluation `dashboard`.
         folder: The dashboard.
         one: The SAE, whose LM is loaded here.
     """

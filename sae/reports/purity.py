@@ -32,8 +32,8 @@ def write_purity(result: EvalResult, folder: Path) -> None:
     """Write the page.
 
     Args:
-        result: Of the evaluation `purity`.
-        folder: Where `index.html` goes.
+        result: Result of the evaluation `purity`.
+        folder: Folder to write `index.html` to.
     """
     compared = result.tables["compared"].rows()
     covered = [row for row in compared if (row["coverage"] or 0) >= LEAST_COVERAGE]
@@ -77,8 +77,8 @@ def purity_columns(result: EvalResult, folder: Path) -> dict[str, dict[str, floa
     """Columns for the table of a dashboard, from the newest result `purity` of the same SAE.
 
     Args:
-        result: Of another evaluation of the SAE.
-        folder: Where results are.
+        result: Result of another evaluation of the SAE.
+        folder: Folder that holds results.
 
     Returns:
         Values by heading and latent; empty without such a result.

@@ -69,7 +69,7 @@ def write_report(run_folder: str | Path) -> Path:
     curves = read_metrics(folder / "metrics.csv")
     if not (config_text or results or manifest or curves):
         raise ArtifactError(
-            f"{folder} is no run folder: it holds no config.yaml, metrics.csv, results.json or "
+            f"{folder} is not a run folder: it holds no config.yaml, metrics.csv, results.json or "
             "manifest.json. Give the folder that train.py printed."
         )
     training = _training(results.get("training"))

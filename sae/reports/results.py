@@ -35,7 +35,7 @@ def results_folder(run: str, out: str | None = None) -> Path:
     """The folder of the results of `evaluate.py run=<run>`; each SAE of a file has its own.
 
     Args:
-        run: What `sae.artifacts.load` takes.
+        run: Path as `sae.artifacts.load` takes it.
         out: A folder that the user chose instead.
 
     Raises:
@@ -58,8 +58,8 @@ def newest_latents(
 
     Args:
         name: The evaluation.
-        result: Of another evaluation of the SAE.
-        folder: Where results are.
+        result: Result of another evaluation of the SAE.
+        folder: Folder that holds results.
 
     Returns:
         The result's content and the rows; both empty without such a result. One that
@@ -71,7 +71,9 @@ def newest_latents(
             known, table = content["provenance"], content["tables"]["latents"]["file"]
             rows = read_table(folder / table)
         except (ArtifactError, KeyError, TypeError, OSError) as error:
-            log.warning("No column of %s: %s cannot be read (%s).", name, file, error)
+            log.warning(
+                "The table has no columns of %s: %s cannot be read (%s).", name, file, error
+            )
             continue
         if all(known.get(key) == result.provenance.get(key) for key in ("sae", "point")):
             return content, rows
@@ -102,7 +104,7 @@ def result_file(folder: Path, result: EvalResult, placed: PlacedSAE) -> Path:
 
     Args:
         folder: The folder of the results.
-        result: What is to be saved.
+        result: The result to save.
         placed: The SAE that was measured; the first one of several.
     """
     sae, source = placed.sae, placed.source

@@ -11,6 +11,8 @@ from dataclasses import asdict
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
+
 from sae.dictionaries.sae import SAE, SIGNED
 from sae.errors import ConfigError
 from sae.evals.base import EvalResult
@@ -60,7 +62,7 @@ def saebench_content(
 
     Args:
         word: `core` (which takes `downstream` along, where it was run), `sparse_probing`, `tpp`,
-            `scr` or `absorption`.
+            `scr`, `absorption` or `autointerp` (chat.saebench gives its number).
         results: Results of one SAE by word.
         sae: The SAE.
         name: Stands for the SAE's id.
@@ -69,7 +71,7 @@ def saebench_content(
         ConfigError: If SAEBench has no such evaluation.
     """
     if word not in NAMES:
-        raise ConfigError(f"SAEBench has no {word}. There are: {', '.join(NAMES)}.")
+        raise ConfigError(f"SAEBench has no {word}. Choose from {', '.join(NAMES)}.")
     signed = sae.config.activation in SIGNED  # SAEBench's sums and f > 0 differ from ours
     metrics, details, missing = _core(results, signed) if word == "core" else _OTHERS[word](results)
     result = results[word]
@@ -188,8 +190,21 @@ def _absorption(results: Mapping[str, EvalResult]) -> Written:
     return {"mean": mean}, details, missing
 
 
+def _autointerp(results: Mapping[str, EvalResult]) -> Written:
+    result = results["autointerp"]
+    rows = result.tables["saebench"].rows() if "saebench" in result.tables else []
+    scores = [row["score"] for row in rows if row["score"] is not None]
+    values = {
+        "autointerp_score": float(np.mean(scores)) if scores else NOT_MEASURED,
+        "autointerp_std_dev": float(np.std(scores, ddof=1)) if len(scores) > 1 else NOT_MEASURED,
+    }
+    missing = [f"autointerp.{name}" for name, value in values.items() if value == NOT_MEASURED]
+    return {"autointerp": values}, [], missing
+
+
 _OTHERS: dict[str, Callable[[Mapping[str, EvalResult]], Written]] = {
     "sparse_probing": _sparse_probing, "tpp": _tpp, "scr": _scr, "absorption": _absorption,
+    "autointerp": _autointerp,
 }  # fmt: skip
 NAMES = ("core", *_OTHERS)
 """Evaluations of ours that SAEBench has a schema for."""

@@ -12,7 +12,6 @@ from sae.features.sets import FeatureSet
 from sae.features.steered import (
     DIFF_MEAN,
     FEATURE,
-    NOISE,
     OF_FEATURE,
     PROMPT,
     UNPUSHED,
@@ -29,8 +28,8 @@ def write_steer(result: EvalResult, folder: Path) -> None:
     """Write the page, `features.json`, and `steering.pt` for lm-evaluation-harness.
 
     Args:
-        result: Of the evaluation `steer`.
-        folder: Where they go.
+        result: Result of the evaluation `steer`.
+        folder: Folder to write them to.
     """
     folder.mkdir(parents=True, exist_ok=True)
     details = result.details
@@ -39,7 +38,7 @@ def write_steer(result: EvalResult, folder: Path) -> None:
         write_bytes(folder / "steering.pt", steering_file(**details["steering"]))
     arms = result.tables["arms"].rows()
     sections = [
-        Section("Arms", tables=[_arms(arms)]),
+        Section("Arms", tables=[_arms(arms), *_ratings(result)]),
         Section("Score against KL", plots=[_curves(result, name) for name in
                                            ("score", "concept", "fluency")]),
         Section("Features", tables=[_features(result)]),
@@ -50,8 +49,9 @@ def write_steer(result: EvalResult, folder: Path) -> None:
     subtitle = (
         f"Concept: {details['concept']}. {tokens['features']} features, "
         f"{tokens['choosing prompts']} prompts that choose how far to push, "
-        f"{tokens['reporting prompts']} that report · {level:g} % intervals over features and "
-        f"prompts · judge of words: accuracy {judge['accuracy']:.3f}, AUC {judge['auc']:.3f} on "
+        f"{tokens['reporting prompts']} that report, {result.settings['draws']} texts of each · "
+        f"{level:g} % intervals over features, prompts and texts · judge of words: "
+        f" accuracy {judge['accuracy']:.3f}, AUC {judge['auc']:.3f} on "
         f"{judge['held-out snippets']:,} held-out snippets · missing: {details['missing']}"
     )
     page = render(
@@ -69,8 +69,8 @@ def steering_file(
 
     Args:
         hookpoint: Path of the module whose output is edited, from the base model on.
-        vector: What is added, before it is multiplied.
-        coefficient: What it is multiplied by.
+        vector: Vector that is multiplied by the coefficient and added.
+        coefficient: Factor of the vector.
         latent: Number of the latent that it is of; not in the file.
     """
     steering = {
@@ -84,13 +84,14 @@ def steering_file(
     return buffer.getvalue()
 
 
-def _arms(rows: Sequence[Mapping[str, Any]]) -> Table:
-    def cells(row: Mapping[str, Any], name: str) -> list[Cell]:
-        return [number("", row[name]),
-                Cell(interval("", row[f"{name}_low"], row[f"{name}_high"]))]  # fmt: skip
+def _with_interval(row: Mapping[str, Any], name: str) -> list[Cell]:
+    return [number("", row[name]),
+            Cell(interval("", row[f"{name}_low"], row[f"{name}_high"]))]  # fmt: skip
 
+
+def _arms(rows: Sequence[Mapping[str, Any]]) -> Table:
     listed = [
-        [Cell(row["arm"]), *cells(row, "score"), *cells(row, "feature_less_arm"),
+        [Cell(row["arm"]), *_with_interval(row, "score"), *_with_interval(row, "feature_less_arm"),
          number("", row["concept"]), number("", row["fluency"]), _kl(row),
          number("", row["neutral_kl"]), number("", row["neutral_ce"]), number("", row["size"])]
         for row in rows
@@ -104,6 +105,33 @@ def _arms(rows: Sequence[Mapping[str, Any]]) -> Table:
         + ("; * not the KL that was asked for, so not at the same cost" if missed else "")
     )
     return Table("Scores", columns, listed, note)
+
+
+def _ratings(result: EvalResult) -> list[Table]:
+    """Ratings by a chat LM beside the scores of the classifier of words, if one was asked."""
+    if "ratings" not in result.tables:
+        return []
+    of_words = {row["arm"]: row["score"] for row in result.tables["arms"].rows()}
+    listed = [
+        [Cell(row["arm"]), *_with_interval(row, "score"), number("", of_words[row["arm"]]),
+         *_with_interval(row, "feature_less_arm"), number("", row["concept"]),
+         number("", row["fluency"]), number("", row["rated"])]
+        for row in result.tables["ratings"].rows()
+    ]  # fmt: skip
+    columns = ["arm", "score", "interval", "score by words", "feature less arm", "interval",
+               "concept", "fluency", "rated"]  # fmt: skip
+    chat = result.details["chat"]
+    agrees = ", ".join(
+        f"{name} {'undefined' if value is None else f'{value:.2f}'}"
+        for name, value in chat["agreement"].items()
+    )
+    note = (
+        f"{chat['texts']:,} texts by {chat['model']}, each asked about twice; "
+        f"{chat['unparsed']:,} replies without a rating, {chat['refused']:,} refused, "
+        f"{chat['failed'] + chat['unasked']:,} requests without a reply. Rank correlation with the "
+        f"classifier of words: {agrees}"
+    )
+    return [Table("Ratings by a chat LM", columns, listed, note)]
 
 
 def _kl(row: Mapping[str, Any]) -> Cell:
@@ -127,14 +155,13 @@ def _curves(result: EvalResult, name: str) -> Plot:
             "line": {"width": _WIDE.get(arm, 1.2)},
         }  # fmt: skip
         if arm in UNPUSHED:
-            trace |= {"y": [sum(y) / len(y)] * len(y), "mode": "lines", "line": {"dash": "dot"}}
+            trace |= {"y": y * len(targets), "mode": "lines", "line": {"dash": "dot"}}
         else:
             trace |= {"y": y, "error_y": {
                 "type": "data", "symmetric": False, "thickness": 1, "width": 2,
                 "array": [row[f"{name}_high"] - row[name] for row in own],
                 "arrayminus": [row[name] - row[f"{name}_low"] for row in own],
-                "visible": arm in (FEATURE, DIFF_MEAN, NOISE),
-            }}  # fmt: skip
+                            }}  # fmt: skip
         traces.append(trace)
     layout = {
         "xaxis": {"title": {"text": "KL(clean ‖ steered), nats"}, "type": "log",
@@ -142,7 +169,7 @@ def _curves(result: EvalResult, name: str) -> Plot:
         "yaxis": {"title": {"text": name}, "rangemode": "tozero"},
         "showlegend": True,
     }  # fmt: skip
-    return Plot(f"{name.capitalize()} against KL", "reporting prompts, means over features",
+    return Plot(f"{name.capitalize()} against KL", "choosing prompts, means over features",
                 traces, layout, wide=True)  # fmt: skip
 
 
@@ -152,12 +179,13 @@ def _features(result: EvalResult) -> Table:
     listed = [
         [Cell(str(row["latent"]), row["latent"]), Cell(row["promoted"]),
          *(number("", row[name]) for name in ("difference", "output_score", "confidence", "target",
-                                              "size", "choosing", "reporting"))]
+                                              "size", "choosing")),
+         *_with_interval(row, "reporting")]
         for row in rows
     ]  # fmt: skip
     columns = ["latent", "tokens its decoder promotes", "difference of means", "output score",
                "change of confidence", "chosen KL", "size", "score, choosing",
-               "score, reporting"]  # fmt: skip
+               "score, reporting", "interval"]  # fmt: skip
     note = "latents without scores were candidates and not chosen"
     return Table("Latents", columns, listed, note, words=2)
 
@@ -177,7 +205,8 @@ def _texts(result: EvalResult) -> list[Table]:
             for prompt in dict.fromkeys(row["prompt"] for row in own)
         ]  # fmt: skip
         tables.append(Table(
-            f"Latent {latent}", ["prompt", *_BESIDE], listed, f"at a KL of {target:g} nats",
+            f"Latent {latent}", ["prompt", *_BESIDE], listed,
+            f"the first draw of each prompt, at a KL of {target:g} nats",
             words=1 + len(_BESIDE), prose=True,
         ))  # fmt: skip
     return tables

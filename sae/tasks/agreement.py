@@ -30,10 +30,10 @@ def agreement(tokenizer: Tokenizer, count: int, *, half: Literal[0, 1] = 0, seed
     Nouns and verbs are single tokens. The distractor is of either number.
 
     Args:
-        tokenizer: Of the LM.
-        count: How many.
+        tokenizer: The LM's tokenizer.
+        count: Number of prompts.
         half: Half of the nouns that are subjects: the two share none.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Raises:
         ConfigError: If the tokenizer has too few of the words as one token.

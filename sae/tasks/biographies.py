@@ -81,7 +81,7 @@ class Biographies(NamedTuple):
         texts: The texts.
         profession: 1 for the first profession of the pair, 0 for the second.
         gender: 1 for male, 0 for female.
-        train: Whether the text is for training.
+        train: True if the text is for training.
     """
 
     texts: list[str]

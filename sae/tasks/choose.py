@@ -19,10 +19,10 @@ def halves_of(
 
     Args:
         task: `ioi`, `agreement`, or a JSONL file (`read_pairs`), whose first half chooses.
-        tokenizer: Of the LM.
+        tokenizer: The LM's tokenizer.
         count: Most prompts in each.
-        counterfactual: Of `ioi`.
-        seed: Of the draws.
+        counterfactual: Kind of counterfactual of `ioi`.
+        seed: Seed of the draws.
 
     Raises:
         SourceError: If there is no such file, or it holds something else.

@@ -83,9 +83,9 @@ def snippets(
     The rest of a text is a piece if it has half as many tokens, or nothing stands before it.
 
     Args:
-        tokenizer: Of the LM.
+        tokenizer: The LM's tokenizer.
         texts: The texts.
-        index: Which of them.
+        index: Indices of the texts to cut.
         tokens: Tokens in a piece.
     """
     vocabulary = token_bytes(tokenizer)
@@ -104,9 +104,9 @@ def read_openings(file: str | None, most: int) -> list[str]:
     """The first prompts: lines of a file, or `OPENINGS`.
 
     Args:
-        file: One prompt a line, in UTF-8; None: `OPENINGS`. Lines that stand there twice count
-            once: a prompt that chooses must not report.
-        most: How many, at most.
+        file: One prompt a line, in UTF-8; None: `OPENINGS`. Repeated lines
+            count once, so that no prompt is in both halves.
+        most: Largest number of prompts.
 
     Raises:
         SourceError: If there is no such file, or it is not UTF-8.

@@ -1,4 +1,4 @@
-"""Tasks about the gender of a first name: the word for it, and the pronoun.
+"""Tasks on the gender of a first name: naming the gender, and choosing the pronoun.
 
 The protocol is that of arXiv 2309.08600, version 1, with templates and names of our own.
 """
@@ -42,11 +42,11 @@ def name_to_gender(
     training prompt is none of them.
 
     Args:
-        tokenizer: Of the LM.
+        tokenizer: The LM's tokenizer.
         names: Names.
         train: Variants of each training name.
         test: Variants of each test name, the first of them.
-        seed: Of the examples.
+        seed: Seed of the examples.
 
     Raises:
         ConfigError: If a name or an answer is no single token.
@@ -75,7 +75,7 @@ def pronoun(tokenizer: Tokenizer, names: Names, *, train: int, test: int) -> Sid
     Variants differ in the time and the place.
 
     Args:
-        tokenizer: Of the LM.
+        tokenizer: The LM's tokenizer.
         names: Names.
         train: Variants of each training name.
         test: Variants of each test name, the first of them.

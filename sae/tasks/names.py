@@ -69,10 +69,10 @@ def single_token_names(tokenizer: Tokenizer, count: int, *, test: float, seed: i
     """The most frequent names of each gender that are one token behind a space, split by name.
 
     Args:
-        tokenizer: Of the LM.
+        tokenizer: The LM's tokenizer.
         count: Names of each gender.
         test: Share of the names of each gender for the test.
-        seed: Of the split.
+        seed: Seed of the split.
 
     Raises:
         ConfigError: If this LM has fewer names of one token.

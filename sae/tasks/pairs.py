@@ -18,7 +18,7 @@ def read_pairs(path: str, tokenizer: Tokenizer) -> Task:
 
     Args:
         path: The file.
-        tokenizer: Of the LM.
+        tokenizer: The LM's tokenizer.
 
     Raises:
         SourceError: If there is no such file, a line lacks a field, or prompt and counterfactual
@@ -28,7 +28,7 @@ def read_pairs(path: str, tokenizer: Tokenizer) -> Task:
     file = Path(path).expanduser()
     if not file.is_file():
         raise SourceError(
-            f"task={path} is no file. Give ioi, agreement, or a JSONL file with the fields "
+            f"task={path} is not a file. Give ioi, agreement, or a JSONL file with the fields "
             f"{', '.join(FIELDS)} in each line."
         )
     require_content(file, SourceError)
@@ -56,7 +56,7 @@ def _fields(line: str, where: str) -> tuple[str, ...]:
     try:
         entry: Any = json.loads(line)
     except json.JSONDecodeError as error:
-        raise SourceError(f"{where} is no JSON ({error}).") from None
+        raise SourceError(f"{where} is not JSON ({error}).") from None
     given = entry if isinstance(entry, dict) else {}
     values = [value for name in FIELDS if isinstance(value := given.get(name), str) and value]
     if len(values) < len(FIELDS):

@@ -53,7 +53,7 @@ class Batch(NamedTuple):
     Args:
         index: Their numbers in the task.
         tokens: Token ids.
-        patch: Those of the counterfactuals; the same as `tokens` where there are none.
+        patch: Tokens of the counterfactuals; equal to `tokens` where there are none.
         end: Position of the last token of each.
         right: Ids of the right answers.
         wrong: Ids of the wrong answers.
@@ -82,7 +82,7 @@ class Task:
     """Prompts of one kind.
 
     Args:
-        name: For people.
+        name: Name to show to people.
         prompts: The prompts.
     """
 
@@ -119,8 +119,8 @@ class Task:
 
         Args:
             lm: The LM.
-            point: Where activations will be edited.
-            counted: Which rows count there; None: all.
+            point: Point where activations will be edited.
+            counted: Rule for the rows that count there; None: all.
             least: Smallest share of right answers.
             batch_prompts: Prompts in a pass.
 
@@ -157,9 +157,9 @@ class Task:
 
         Args:
             index: Numbers of the prompts.
-            counts: Which of their rows count.
+            counts: Mask of their rows that count.
             start: Position of the first of these rows; places before it are not looked at.
-            point: Where the rows are.
+            point: Point that the rows are of.
 
         Raises:
             ConfigError: If there is such a place.

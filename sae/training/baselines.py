@@ -22,7 +22,7 @@ class TrainingVectors:
 
     @property
     def d_in(self) -> int:
-        """Their width."""
+        """Width of the rows."""
         return self._rows.d_in
 
     @property
@@ -32,11 +32,11 @@ class TrainingVectors:
 
     @property
     def mean(self) -> Float[Tensor, " d_in"]:
-        """Their mean, float64."""
+        """Mean of the rows, float64."""
         return torch.as_tensor(self._rows.stats.mean, dtype=torch.float64)
 
     def chunks(self) -> Iterator[Float[Tensor, "rows d_in"]]:
-        """All of them, once, in stored order."""
+        """All rows in stored order, chunk by chunk."""
         for i in range(self._rows.num_chunks):
             yield self._rows.read(i).float()
 
@@ -49,7 +49,7 @@ def fit_baseline(config: Mapping[str, Any], data: ActivationDataModule) -> tuple
     """Fit the baseline that the node `sae` names.
 
     Returns:
-        The inference SAE, and what there is to say about the fit (plain JSON values).
+        The inference SAE, and facts about the fit (plain JSON values).
 
     Raises:
         ConfigError: If a setting is unknown, or does not fit the width of the activations.

@@ -83,7 +83,7 @@ def _read(file: Path) -> dict[str, Any]:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ArtifactError(f"{file} is damaged ({reason}).") from error
     if not isinstance(content, dict) or not isinstance(content.get("global_step"), int):
-        raise ArtifactError(f"{file} is no checkpoint of a run.")
+        raise ArtifactError(f"{file} is not the checkpoint of a run.")
     return content
 
 

@@ -27,12 +27,12 @@ FEWEST_ROWS = 32
 
 
 class Watch:
-    """Sees a training diverge, from what it is told at the steps that are looked at.
+    """Detects that a training diverges, from the numbers of the steps that it is given.
 
     Args:
         steps: Optimiser steps of the run.
         dead_after_tokens: Tokens after which a latent that did not fire is dead.
-        advice: What the user may try, for the error.
+        advice: Advice for the user, which ends the error.
 
     Attributes:
         suspect: Why the present weights should not be saved over good ones; None: they may be.
@@ -52,7 +52,7 @@ class Watch:
 
         Args:
             step: Steps done.
-            fvu: Of the batch; NaN where it says nothing.
+            fvu: FVU of the batch; NaN where it says nothing.
             silent_tokens: Tokens since any latent fired.
             silent_after: Tokens after which that is worth a warning.
             may_stop: False while the FVU may be large for a reason.

@@ -49,12 +49,12 @@ class EndToEndModule(SAEModule):
     All else (schedules, counters, resampling, checkpoints, validation) is that of `SAEModule`.
 
     Args:
-        dictionary: What is trained.
-        ends: Where it reads and writes.
+        dictionary: The dictionary to train.
+        ends: Points where it reads and writes.
         load_lm: Gives the LM on a device; called in the first step.
         settings: Weights of the losses.
-        keep_first: Whether position 0 is encoded and replaced, too.
-        counted: Which rows count; None: all.
+        keep_first: True if position 0 is encoded and replaced like the others.
+        counted: Rule for the rows that count; None: all.
         more: Arguments of `SAEModule`.
     """
 

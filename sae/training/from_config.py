@@ -82,7 +82,7 @@ def check_settings(config: Mapping[str, Any]) -> None:
     """Build what can be built without activations, so that mistakes come before the harvest.
 
     Raises:
-        ConfigError: At the first setting that is missing, unknown or out of range.
+        ConfigError: If a setting is missing, unknown or out of range.
     """
     OptimizerSettings(**config["optimizer"])
     resampling = ResampleSettings(**config["resample"])
@@ -158,7 +158,7 @@ def build_data(config: Mapping[str, Any], source: ActivationSource) -> Activatio
 
 
 def l1_equivalents(config: Mapping[str, Any], data: ActivationDataModule) -> dict[str, float]:
-    """The same penalty in other forms: docs/reference/metrics.md, "What l1 means".
+    """The l1 penalty in other units: docs/reference/metrics.md, "What l1 means".
 
     Returns:
         `l1`, its value on unscaled activations, and its value in the form of other libraries,

@@ -37,7 +37,7 @@ class SAEModule(OptimizedModule):
     callback writes in `on_train_batch_end` would miss edits that the module makes there.
 
     Args:
-        dictionary: What is trained.
+        dictionary: The dictionary to train.
         length: Steps and batch size, for schedules in tokens.
         optimizer: See `OptimizedModule`.
         resampling: Dead window and resampling times.
@@ -52,7 +52,7 @@ class SAEModule(OptimizedModule):
         renewed: See `OptimizedModule`.
 
     Attributes:
-        look: Whether this step is looked at for divergence though it is not logged: set by who
+        look: True if this step is looked at for divergence though it is not logged: set by who
             is about to save it.
     """
 
@@ -100,7 +100,7 @@ class SAEModule(OptimizedModule):
 
     @property
     def dead_after_tokens(self) -> int:
-        """A latent that did not fire for so many tokens is dead."""
+        """Number of tokens without a firing after which a latent counts as dead."""
         return int(self.resampling.dead_after_tokens)
 
     @property

@@ -17,7 +17,7 @@ class OptimizedModule(L.LightningModule):
     """A module that moves the parameters of a dictionary.
 
     Args:
-        dictionary: What is trained.
+        dictionary: The dictionary to train.
         length: Steps and batch size, for schedules in tokens.
         optimizer: Optimiser and learning-rate schedule.
         gradient_norm: Norm that all gradients together are brought to in every step; None: they
@@ -90,7 +90,7 @@ class OptimizedModule(L.LightningModule):
             self._norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put renewed settings of the optimiser in place of those that it was saved with."""
+        """Overwrite optimiser settings of the checkpoint with those changed by `resume_with`."""
         if self._renewed:
             renew(checkpoint, self.dictionary, self.optimizer_settings, self._renewed)
 
@@ -122,9 +122,9 @@ def renew(
 
     Args:
         checkpoint: As Lightning saves it.
-        dictionary: What is trained.
+        dictionary: The dictionary to train.
         settings: The settings.
-        names: Which of them are new.
+        names: Names of the new settings.
 
     Raises:
         ConfigError: If `bias_rate` would need another optimiser.

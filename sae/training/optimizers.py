@@ -1,4 +1,4 @@
-"""Optimisers by word: Adam, and Adam as the authors of the paper really ran it."""
+"""Optimisers by name: Adam, and Adam as the code of the paper's authors really ran it."""
 
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -57,8 +57,8 @@ class OptimizerSettings(Settings):
         """The optimiser over `parameters`, or over groups of them with rates of their own.
 
         Args:
-            parameters: What is trained.
-            betas: What stands for a `beta1` or `beta2` that is None: `Dictionary.betas`.
+            parameters: Parameters to train.
+            betas: Values for a `beta1` or `beta2` that is None: `Dictionary.betas`.
         """
         kind: Any = AuthorsAdam if self.name == "authors_adam" else torch.optim.Adam
         own = (self.beta1, self.beta2)

@@ -1,4 +1,4 @@
-"""A look at the LM's own predictions, before hours of training rest on them: are they numbers?"""
+"""Check before a long training that the LM's own predictions are finite."""
 
 from collections.abc import Mapping
 from typing import Any

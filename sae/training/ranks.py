@@ -47,7 +47,7 @@ def any_rank(decision: bool, device: torch.device) -> bool:
 
 
 def gather(value: T) -> list[T]:
-    """The values of all ranks, in their order; they travel as pickles between our processes.
+    """Values of all ranks, by rank; they are sent as pickles between our own processes.
 
     Example:
         >>> gather("mine")

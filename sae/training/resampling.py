@@ -76,7 +76,7 @@ class ResampleSettings(Settings):
         """Refuse dictionaries of a class that cannot be resampled so.
 
         Raises:
-            ConfigError: If what the strategy sets is frozen, or is no parameter of its own.
+            ConfigError: If the weights that the strategy sets are frozen, or tied to others.
         """
         if not self.at_tokens:
             return
@@ -93,7 +93,7 @@ class ResampleSettings(Settings):
             )
 
     def resolve(self, total_tokens: int) -> "ResampleSettings":
-        """The same in plain tokens, for a run over `total_tokens`.
+        """These settings with all spans in tokens, for a run over `total_tokens`.
 
         Raises:
             ConfigError: If a span cannot be read or the window is empty.
@@ -156,7 +156,7 @@ def resample(
     generator: torch.Generator,
     strategy: Strategy | None = None,
 ) -> Int[Tensor, " n"]:
-    """Start the `dead` latents again (rules 2 to 7) and return their indices.
+    """Reinitialise the `dead` latents (rules 2 to 7) and return their indices.
 
     Args:
         dictionary: Edited in place.
@@ -164,7 +164,7 @@ def resample(
         dead: Mask of dead latents (rule 1).
         inputs: Gives the random sample of scaled training vectors; called only when needed.
         generator: CPU generator of the draw.
-        strategy: How inputs are chosen and what is set; default: as published.
+        strategy: Chooses the inputs and sets the weights; default: as published.
     """
     latents = dead.nonzero().flatten()
     if len(latents) == 0:

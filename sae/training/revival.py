@@ -1,6 +1,6 @@
 """New starts of dead latents: which inputs they get, and what is set from these.
 
-A strategy is named by `resample.strategy`, a word of `STRATEGIES`; a new one is one more class
+A strategy is named by `resample.strategy`, a key of `STRATEGIES`; a new one is one more class
 here. When it acts, what counts as dead and which inputs it chooses among is `resampling.py`.
 """
 

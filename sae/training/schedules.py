@@ -1,4 +1,4 @@
-"""Pure schedules. A span is given in tokens or as a share of the run."""
+"""Schedules as pure functions. A span is given in tokens or as a share of the run."""
 
 from dataclasses import dataclass
 

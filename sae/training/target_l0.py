@@ -29,8 +29,8 @@ class TargetL0(nn.Module):
     what remains when the error is gone, and what a checkpoint keeps.
 
     Args:
-        target: Mean number of latents that shall fire, above 0.
-        dictionary: What is trained.
+        target: Wanted mean number of firing latents, above 0.
+        dictionary: The dictionary to train.
         steps: Optimiser steps of the run.
 
     Raises:
@@ -74,7 +74,7 @@ class TargetL0(nn.Module):
 
     @torch.no_grad()
     def steer(self, l0: Shaped[Tensor, ""]) -> None:
-        """Take notice of the L0 of a batch, after the warm-up of the penalty."""
+        """Move the coefficient by the L0 of a batch, once the penalty is warmed up."""
         # a batch in which nothing fires asks for the largest step, not for an infinite one
         error = (l0.double() / self.target).log().clamp(-LARGEST_ERROR, LARGEST_ERROR)
         self.error.copy_(error)

@@ -188,7 +188,7 @@ def test_none_means_as_in_the_run(run, monkeypatch):
             "Available options in 'eval': absorption autointerp case_study circuit compare core",
         ),
         (["run=nowhere", "tokens=0"], "tokens=0 must be a whole number of at least 1"),
-        (["run=nowhere", "device=foo"], "device=foo is not there. This machine has: auto, cpu"),
+        (["run=nowhere", "device=foo"], "device=foo does not exist here. Choose one of: auto, cpu"),
     ],
 )
 def test_mistakes_are_explained(arguments, message):

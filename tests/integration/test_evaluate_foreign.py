@@ -112,7 +112,9 @@ def test_a_module_by_its_path_in_this_lm(run, tmp_path):
 
     assert placed("model.layers.1.mlp") == "mlp_out.1"
     assert placed("model.layers.1.self_attn") == "attn_out.1"
-    with pytest.raises(ConfigError, match=r"Give layer=…, site=… .*resid_pre is no site.*embedd"):
+    with pytest.raises(
+        ConfigError, match=r"Give layer=…, site=… .*resid_pre is not a site.*embedd"
+    ):
         placed("blocks.0.hook_resid_pre")
 
 
@@ -145,7 +147,7 @@ def test_a_transcoder_of_another_library(tmp_path):
 
 def test_a_target_is_for_transcoders(run, tmp_path):
     folder = program.export(run, "openai", tmp_path / "theirs") / "autoencoder.pt"
-    with pytest.raises(ConfigError, match="target=mlp_out has no effect: this SAE gives what it"):
+    with pytest.raises(ConfigError, match="target=mlp_out has no effect: this SAE reconstructs"):
         program.evaluate(folder, CORE, **PLACE, layer=1, site="resid", target="mlp_out")
 
 

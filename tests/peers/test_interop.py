@@ -313,5 +313,5 @@ def test_transcoders_of_sparsify(coder, transcode, skip, x, tmp_path):
     same(sae, x, dense(theirs.encode(x)), theirs(x).sae_out, 1.0)
     theirs.W_dec *= torch.linspace(1, 2, D_SAE)[:, None]
     theirs.save_to_disk(tmp_path / "free")
-    with pytest.raises(ArtifactError, match="lengths from 1 to 2 and TopK selects"):
+    with pytest.raises(ArtifactError, match="lengths from 1 to 2. TopK ignores"):
         load(tmp_path / "free")

@@ -20,7 +20,7 @@ def completion(text, prompt=10, written=3, **more):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers by `server.answer(messages)` once the mishaps of its script are used up."""
+    """Answers by `respond(body)` or `answer(messages)` of the server, after its mishaps."""
 
     protocol_version = "HTTP/1.1"
 
@@ -41,7 +41,8 @@ class Handler(BaseHTTPRequestHandler):
         elif mishap is not None:
             self._send(*mishap)
         else:
-            text = server.answer(body["messages"])
+            respond = server.respond or (lambda body: server.answer(body["messages"]))
+            text = respond(body)
             with server.lock:
                 server.paid[json.dumps(body, sort_keys=True)] += 1
             self._send(200, text if isinstance(text, bytes) else completion(text))
@@ -64,7 +65,7 @@ def serving(answer=lambda messages: "fine", script=()):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads, server.block_on_close = True, False
     server.handle_error = lambda *_: None  # a client that was killed
-    server.answer, server.script = answer, list(script)
+    server.answer, server.script, server.respond = answer, list(script), None
     server.seen, server.paid, server.lock = [], Counter(), threading.Lock()
     server.woken = threading.Event()
     server.url = f"http://127.0.0.1:{server.server_port}/v1"

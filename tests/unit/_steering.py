@@ -11,7 +11,7 @@ from _features import CTX, POINT, make_sae, placed_on
 from sae.activations.sources import LMActivations
 from sae.tasks.concept import CLASSES
 from sae.tasks.labelled import LabelledTexts
-from sae.tasks.task import one_token
+from sae.tasks.task import ids_of, one_token
 
 Z_LATENT = 7
 OPENINGS = ["abcde", "bacde", "cabde", "dabce"]
@@ -68,6 +68,11 @@ def text_file(tmp_path_factory):
     file = tmp_path_factory.mktemp("text") / "prompts.txt"
     file.write_text("\n".join(OPENINGS))
     return str(file)
+
+
+def tokens_of(lm, *texts: str) -> torch.Tensor:
+    """Texts of one length behind the separator."""
+    return torch.tensor([ids_of(lm.tokenizer, text) for text in texts])
 
 
 def slow_kl(clean: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

@@ -236,9 +236,9 @@ def test_mistakes(lm, tiny_lm):
     skipping = SAE(eye, torch.zeros(32), eye, torch.zeros(32), config, W_skip=eye)
     with pytest.raises(ConfigError, match="eval=absorption takes latents out of the activation"):
         AbsorptionEval().run(context_of(skipping, lm))
-    with pytest.raises(SourceError, match="tokens of .* are words of letters alone"):
+    with pytest.raises(SourceError, match="has .* tokens that are words"):
         AbsorptionEval().run(context_of(sae, tiny_lm("gpt2")))
-    with pytest.raises(ConfigError, match="max_k=24: the SAE has 23 latents"):
+    with pytest.raises(ConfigError, match="max_k=24 must be at most 23"):
         AbsorptionEval(max_k=24).run(context_of(sae, lm))
     with pytest.raises(ConfigError, match="num_words=0 must be .* at least 1"):
         AbsorptionEval(num_words=0)

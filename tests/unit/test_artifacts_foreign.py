@@ -96,7 +96,7 @@ def test_a_module_is_a_place_once_the_family_is_known(tmp_path):
     assert in_lm(mlp, "qwen2") == (Point("mlp_out", 4), "")
     point, reason = in_lm(mlp, "gemma2")
     assert point is None
-    assert "model.layers.4.mlp is no site" in reason
+    assert "model.layers.4.mlp is not a site" in reason
     assert "norm" in reason
     assert in_lm(read("model.layers.4"), None) == (Point("resid", 4), "")
     assert "embedding" in in_lm(read("blocks.0.hook_resid_pre"), "gpt2")[1]
@@ -222,7 +222,7 @@ SAELENS, DL = foreign.saelens, foreign.dictionary_learning
         (SAELENS({"normalize_activations": "expected_average_only_in", **V6}, FOUR, "x"),
          "scaling_factor='x' must be a number above 0"),
         (SAELENS({"finetuning_scaling_factor": True}, FOUR), "finetuning_scaling_factor"),
-        (SAELENS({"architecture": "temporal", **V6}, FOUR), "'temporal' has no counterpart"),
+        (SAELENS({"architecture": "temporal", **V6}, FOUR), "'temporal' cannot be read"),
         (SAELENS({"activation_fn_str": "tanh-relu"}, FOUR), "activation_fn='tanh-relu'"),
         (SAELENS({"architecture": "topk", "k": K, **V6}, FOUR), "rows have lengths from"),
         (SAELENS({"architecture": "topk", **V6}, FOUR), "k=None must be a whole number"),
@@ -230,21 +230,21 @@ SAELENS, DL = foreign.saelens, foreign.dictionary_learning
          "k=99 must be between 1 and d_sae=9"),
         (SAELENS({"architecture": "jumprelu", **V6}, FOUR), "lacks threshold; it holds W_dec"),
         (SAELENS(V6, FOUR | {"b_enc": torch.zeros(4)}), r"encoder bias has shape \(4,\)"),
-        (SAELENS(V6, FOUR | {"W_dec": torch.zeros(D_SAE, 7)}), "Only of a transcoder"),
+        (SAELENS(V6, FOUR | {"W_dec": torch.zeros(D_SAE, 7)}), "only in a transcoder"),
         (SAELENS(V6 | {"architecture": "skip_transcoder"}, FOUR), "lacks W_skip"),
         (SAELENS(V6 | {"architecture": "transcoder", "normalize_activations": "layer_norm"}, FOUR),
-         "changes its input alone"),
+         "scales the input but not the output"),
         (SAELENS(V6, FOUR | {"b_dec": torch.full((D_IN,), torch.nan)}), "NaN"),
         (DL("BatchTopKSAE", foreign.UNIT_LINEAR), "lacks threshold"),
         (DL(None, foreign.UNIT_LINEAR | foreign.COUNTS), "may be of AutoEncoderTopK or of Batch"),
         (DL("AutoEncoder", foreign.LINEAR), "lacks encoder.bias"),
-        (DL("AutoEncoder", ["no", "state"]), "holds no state dict but a list"),
+        (DL("AutoEncoder", ["no", "state"]), "holds a list, not a state dict"),
         (foreign.sparsify(skip_connection=True), "lacks W_skip"),
         (foreign.sparsify(activation="groupmax"), "activation='groupmax'"),
         (foreign.sparsify(k=True), "k=True must be a whole number"),
         (foreign.openai("TopK", {"k": K}), "divides by its standard deviation"),
-        (foreign.openai("Identity"), "lets latents be negative"),
-        (foreign.authors(("ReverseSAE", foreign.TIED)), "a ReverseSAE has no counterpart"),
+        (foreign.openai("Identity"), "latents may be negative"),
+        (foreign.authors(("ReverseSAE", foreign.TIED)), "a ReverseSAE cannot be read"),
         (foreign.authors(("TiedSAE", {"encoder": UNIT})), "lacks encoder_bias"),
         (foreign.authors(("TiedSAE", foreign.CENTRED | {"center_scale": torch.zeros(D_IN)})),
          "the centring does not fit"),
@@ -330,7 +330,7 @@ def test_words_that_cannot_be_written(tmp_path):
 def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
-    with pytest.raises(ArtifactError, match="is there already and not empty"):
+    with pytest.raises(ArtifactError, match="exists already and is not empty"):
         save(tmp_path / "mine", ours(), "saelens")
     assert [p.name for p in tmp_path.rglob("*")] == ["mine", "thesis.txt"]
     save(tmp_path / "mine" / "new", ours())

@@ -198,7 +198,7 @@ def test_a_checkpoint_with_no_other_is_an_error_that_says_what_to_do(run_dir):
     with pytest.raises(ArtifactError, match=r"last\.ckpt is damaged .*Delete it to train"):
         read_checkpoint(run_dir)
     torch.save({"a": 1}, folder / "last.ckpt")
-    with pytest.raises(ArtifactError, match=r"last\.ckpt is no checkpoint"):
+    with pytest.raises(ArtifactError, match=r"last\.ckpt is not the checkpoint"):
         read_checkpoint(run_dir)
     (folder / "last.ckpt").unlink()
     assert read_checkpoint(run_dir) is None

@@ -1,6 +1,7 @@
-"""Docstrings of what is shipped open with what the thing is, or with what it does."""
+"""Docstrings of what is shipped, and of its arguments, open with a noun or a verb."""
 
 import ast
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -17,6 +18,8 @@ def openings(source):
             said = ast.get_docstring(node)
             if said:
                 yield said.split()[0].strip(",.:;"), said.splitlines()[0]
+                for line, word in re.findall(r"^( +\w+: (\w+).*)$", said, re.MULTILINE):
+                    yield word, line.strip()  # an argument, an attribute or an error
         if isinstance(node, ast.ClassDef | ast.Module):
             for one in node.body[1:]:  # those below attributes
                 said = getattr(getattr(one, "value", None), "value", None)
@@ -35,7 +38,7 @@ def test_no_docstring_opens_with_a_habit():
 def test_habits_are_seen():
     source = (
         '"""Whether it is."""\nclass A:\n    """A thing."""\n    x = 1\n    """What."""'
-        '\n    def f(self):\n        """How."""'
+        '\n    def f(self):\n        """How.\n\n        Args:\n            x: Of a thing."""'
     )
     found = [word for word, _ in openings(source) if word in HABITS]
-    assert sorted(found) == ["How", "What", "Whether"]
+    assert sorted(found) == ["How", "Of", "What", "Whether"]

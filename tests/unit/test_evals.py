@@ -131,7 +131,7 @@ def test_results_are_strict_json_and_come_back(tmp_path):
     assert content["provenance"]["point"] == "resid.0"
     assert content["provenance"]["store"] == {"keep_first": False}
     for broken in ({}, {"eval": "core"}, content | {"more": 1}):
-        with pytest.raises(ArtifactError, match="no evaluation result"):
+        with pytest.raises(ArtifactError, match="not the result of an evaluation"):
             EvalResult.from_json(broken)
 
 

@@ -150,7 +150,7 @@ def test_an_sae_without_its_origin_says_so():
 @pytest.mark.parametrize(
     ("evals", "message"),
     [
-        ({"cor": {}}, r"\['cor'\] is not known. Choose of \['absorption', 'autointerp'"),
+        ({"cor": {}}, r"\['cor'\] is not known. Choose one of \['absorption', 'autointerp'"),
         (
             {"core": {"resample": 1}},
             "eval.core.resample is not known. Did you mean eval.core.resamples.* legacy",
@@ -257,7 +257,9 @@ def test_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert find_device("auto") == "cpu"
     for wrong in ("foo", "cuda"):
-        with pytest.raises(ConfigError, match=f"device={wrong} is not there.* has: auto, cpu"):
+        with pytest.raises(
+            ConfigError, match=f"device={wrong} does not exist here.* of: auto, cpu"
+        ):
             find_device(wrong)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

@@ -39,11 +39,11 @@ def test_a_set_of_latents_as_a_file(one, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"format": "other"}, "is no lightning-sae.features of version 1"),
-        ({"latents": [-1]}, "latents must be numbers from 0, with a weight each"),
-        ({"latents": [1, 2]}, "with a weight each"),
-        ({"weights": None}, "with a weight each"),
-        ({"weights": ["x"]}, "with a weight each"),
+        ({"format": "other"}, "is not a lightning-sae.features of version 1"),
+        ({"latents": [-1]}, "latents must be whole numbers of at least 0, each with a weight"),
+        ({"latents": [1, 2]}, "each with a weight"),
+        ({"weights": None}, "each with a weight"),
+        ({"weights": ["x"]}, "each with a weight"),
         ({"made_by": 3}, "made_by"),
     ],
 )

@@ -159,7 +159,7 @@ def test_a_torn_zarr_is_named(mine):
     (mine / "d.zarr" / "c" / "1" / "0").unlink()
     refused(mine, r"d\.zarr lacks 1 of its 2 chunks")
     (mine / "d.zarr" / "zarr.json").write_text("{")
-    refused(mine, r"d\.zarr is no readable zarr array")
+    refused(mine, r"d\.zarr cannot be read as a zarr array")
 
 
 def test_splits_must_hold_rows(mine):

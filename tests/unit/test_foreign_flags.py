@@ -105,7 +105,7 @@ def test_factors_that_change_the_selection_are_refused(tmp_path):
         ({"architecture": "jumprelu", "activation_fn": "tanh-relu"}, {"threshold": B_ENC.abs()},
          None, "activation_fn='tanh-relu'"),
         ({}, {}, {"scaling_factor": 1.0, "has_whitening": True}, "whitens"),
-        ({}, {}, {"scaling_factor": 2.0}, "scales it where cfg.json"),
+        ({}, {}, {"scaling_factor": 2.0}, "scales it although cfg.json"),
     ],
 )  # fmt: skip
 def test_what_saelens_files_hold_beside_is_not_passed_over(tmp_path, config, more, scaler, message):
@@ -131,7 +131,7 @@ def test_signed_of_sparsify_selects_by_size_and_keeps_signs(tmp_path):
 @pytest.mark.parametrize("flag", [{"post_norm": True}, {"groups": 4}, {"encoder": "mlp"}])
 def test_unknown_settings_of_sparsify_are_refused_where_they_are_on(tmp_path, flag):
     (name,) = flag
-    with pytest.raises(ArtifactError, match=f"{name}=.*not known here"):
+    with pytest.raises(ArtifactError, match=f"{name}=.*is not known and"):
         load(sparsify(**flag)(tmp_path / "on"))
     off = load(sparsify(**{name: None}, multi_topk=True, normalize_decoder=False)(tmp_path / "off"))
     assert off.config.activation == "topk"
@@ -150,14 +150,14 @@ def test_tensors_that_are_not_read_are_refused_everywhere(tmp_path):
               "pre_bias": B_DEC}  # fmt: skip
     for state, name in ((relu, "ae.pt"), (openai, "autoencoder.pt")):
         assert load(_with(state, tmp_path / name, {})).d_sae == D_SAE
-        with pytest.raises(ArtifactError, match="holds scaling_factor beside"):
+        with pytest.raises(ArtifactError, match="holds unknown tensors: scaling_factor"):
             load(_with(state, tmp_path / name, extra))
         (tmp_path / name).unlink()
     folder = sparsify()(tmp_path)
     state = {"encoder.weight": W_ENC.T.contiguous(), "encoder.bias": B_ENC, "W_dec": UNIT,
              "b_dec": B_DEC} | extra  # fmt: skip
     save_file(state, folder / "sae.safetensors")
-    with pytest.raises(ArtifactError, match="holds scaling_factor beside"):
+    with pytest.raises(ArtifactError, match="holds unknown tensors: scaling_factor"):
         load(folder)
 
 
@@ -165,7 +165,7 @@ def test_a_class_of_dictionary_learning_that_is_not_known_is_refused(tmp_path):
     torch.save({"encoder.weight": W_ENC.T, "encoder.bias": B_ENC, "decoder.weight": W_DEC.T,
                 "bias": B_DEC}, tmp_path / "ae.pt")  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps({"trainer": {"dict_class": "AbsTopKSAE"}}))
-    with pytest.raises(ArtifactError, match="class AbsTopKSAE, which is not read"):
+    with pytest.raises(ArtifactError, match="class AbsTopKSAE, which cannot be read"):
         load(tmp_path)
 
 
@@ -206,7 +206,7 @@ def test_the_place_of_a_gemma_scope_file_is_in_its_path(tmp_path, repository, po
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [({"threshold": np.array([{}], dtype=object)}, "not unpickled"),
-     ({"scaling_factor": np.ones(3, "f4")}, "holds scaling_factor beside"),
+     ({"scaling_factor": np.ones(3, "f4")}, "holds unknown tensors: scaling_factor"),
      ({"b_dec": np.ones(3, "f4")}, "decoder bias has shape")],
 )  # fmt: skip
 def test_what_a_gemma_scope_file_may_not_hold(tmp_path, arrays, message):

@@ -83,10 +83,10 @@ def test_a_subfolder_of_a_repository(hub, tmp_path):
     with pytest.raises(ArtifactError, match="eleuther/sae is on the hub, but has no layers.5"):
         load("eleuther/sae/layers.5")
     with pytest.raises(
-        ArtifactError, match="no folder me/other here, and me/other cannot be had .*: me/other n"
+        ArtifactError, match="no folder me/other here, and me/other cannot be read .*: me/other n"
     ):
         load("me/other")
-    with pytest.raises(ArtifactError, match="does not take no/rights: 403 Forbidden"):
+    with pytest.raises(ArtifactError, match="refuses no/rights: 403 Forbidden"):
         package.push_to_hub(ours(), "no/rights")
 
 

@@ -61,7 +61,7 @@ def test_csv(tmp_path):
         file.write_text(content)
         with pytest.raises(SourceError, match=says):
             read_csv(str(file))
-    with pytest.raises(SourceError, match="is no file"):
+    with pytest.raises(SourceError, match="is not a file"):
         read_csv(str(tmp_path / "none.csv"))
 
 

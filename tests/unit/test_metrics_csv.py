@@ -103,7 +103,7 @@ def test_a_new_run_never_destroys_an_old_table(tmp_path):
     with pytest.raises(ArtifactError, match="resume_step"):
         MetricsCSV(tmp_path / "m.csv")
     (tmp_path / "other.csv").write_text("name,age\nada,36\n")
-    with pytest.raises(ArtifactError, match="no table of metrics"):
+    with pytest.raises(ArtifactError, match="not a table of metrics"):
         MetricsCSV(tmp_path / "other.csv", resume_step=3)
     (tmp_path / "empty.csv").write_text("")
     MetricsCSV(tmp_path / "empty.csv", resume_step=3).log_metrics({"x": 1}, step=4)

@@ -18,7 +18,7 @@ from sae.explanations.narrow import TOKENS, Narrow
 from sae.explanations.scores import Bench
 from sae.explanations.simulation import Simulation, expected, pearson, scale_of
 from sae.explanations.study import Row
-from sae.explanations.surprisal import UNEXPLAINED, Surprisal
+from sae.explanations.surprisal import PROMPT, UNEXPLAINED, Surprisal
 from sae.metrics.bootstrap import Bootstrap
 
 PLANTED = ("apple", "bread", "elk", "zebra", "Paris", "blue", "fish", "goat")
@@ -160,8 +160,8 @@ def test_simulation_equals_the_aggregation_of_neuron_explainer(planted, ten):
     rows = [simulation._asked(row) for row in bench.text.tokens[places].tolist()]
     true, simulated = [], []
     activation = {int(p): float(a) for p, a in zip(*subject.latents[0].test, strict=True)}
-    for fragment, one in zip(places.tolist(), judge.log_probs(simulation._prompt(words), rows),
-                             strict=True):  # fmt: skip
+    prompt = [judge.separator, *judge.ids(simulation.prompt(words))]
+    for fragment, one in zip(places.tolist(), judge.log_probs(prompt, rows), strict=True):
         for place, log_probs in zip(fragment, one.tolist(), strict=True):
             total = math.fsum(math.exp(p) for p in log_probs)
             value = math.fsum(n * math.exp(p) / total for n, p in enumerate(log_probs))
@@ -231,7 +231,7 @@ def test_rises_are_the_difference_of_two_whole_passes(exact, planted):
         ids = bench.text.tokens[start : min(place + 17, (place // CTX + 1) * CTX)].tolist()
         losses = []
         for words in ("apples", UNEXPLAINED):
-            prompt = surprisal._prompt(words)
+            prompt = [judge.separator, *judge.ids(PROMPT.format(words))]
             logs = whole(exact, prompt + ids)
             losses.append(
                 -sum(float(logs[len(prompt) - 1 + t, i]) for t, i in enumerate(ids)) / len(ids)

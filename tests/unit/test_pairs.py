@@ -74,7 +74,7 @@ def test_ends_know_what_they_are():
     assert not LAYERS.pair
     assert LAYERS.points == tuple(Point("resid", layer) for layer in range(3))
     for wrong in ("4", "resid", "resid.2+x", "resid.2->4", "nowhere.1", ""):
-        with pytest.raises(SiteError, match="no point"):
+        with pytest.raises(SiteError, match="not a point"):
             Ends.parse(wrong)
 
 

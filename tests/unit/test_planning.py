@@ -166,7 +166,8 @@ def test_what_is_unknown_is_not_invented(capsys):
     [
         ([], 99 * GIGA, GIGA, r"needs 1\.7 GB of disk in .* 1\.0 GB are free there.*tokens=…"),
         ([], 99 * GIGA, GIGA, r"activations\.stream=true \(no cache\)"),
-        (["dict_ratio=512"], 4 * GIGA, 99 * GIGA, r"4\.0 GB can be had.*Make smaller: dict_ratio"),
+        (["dict_ratio=512"], 4 * GIGA, 99 * GIGA,
+         r"4\.0 GB are available.*Make smaller: dict_ratio"),
         (["tokens=9e6", "activations.buffer_rows=4e6"], 4 * GIGA, 99 * GIGA,
          r"to train \(the program .*blocks 9\..*Make smaller: activations\.buffer_rows"),
     ],

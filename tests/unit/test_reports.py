@@ -110,7 +110,7 @@ def test_an_unfinished_run_shows_its_latest_numbers(tmp_path):
 
 
 def test_unusable_folders_are_errors_that_name_the_file(tmp_path):
-    with pytest.raises(ArtifactError, match="no run folder"):
+    with pytest.raises(ArtifactError, match="not a run folder"):
         write_report(tmp_path)
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(ArtifactError, match=r"results\.json is damaged"):

@@ -65,8 +65,8 @@ def test_jumprelu_keeps_what_exceeds_the_threshold_unchanged():
 @pytest.mark.parametrize(
     ("activation", "threshold", "message"),
     [
-        ("jumprelu", None, "only they"),
-        ("relu", torch.zeros(D_SAE), "only they"),
+        ("jumprelu", None, "with no threshold. A threshold belongs to"),
+        ("relu", torch.zeros(D_SAE), "with a threshold. A threshold belongs to"),
         ("jumprelu", torch.zeros(D_SAE + 1), "shape"),
         ("jumprelu", torch.full((D_SAE,), -1.0), "negative"),
     ],
@@ -119,7 +119,7 @@ def test_low_precision_weights_are_accepted():
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("W_enc", lambda t: t.T, r"W_enc has shape \(5, 3\).*ask for \(3, 5\)"),
+        ("W_enc", lambda t: t.T, r"W_enc has shape \(5, 3\).*must have \(3, 5\)"),
         ("b_enc", lambda t: t[:-1], r"b_enc has shape \(4,\)"),
         ("b_dec", lambda t: t[None], r"b_dec has shape \(1, 3\)"),
         ("W_dec", lambda t: 2 * t, "has length 2.*Divide W_dec by its row norms"),

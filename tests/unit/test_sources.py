@@ -185,7 +185,7 @@ def test_a_path_that_is_no_lm_is_a_clear_error(tmp_path, saved):
 
     missing, empty = tmp_path / "missing", tmp_path / "empty"
     empty.mkdir()
-    for path, problem in ((missing, "is no folder"), (empty, "has no config.json")):
+    for path, problem in ((missing, "is not a folder"), (empty, "has no config.json")):
         for act in ("identity", "load", "load_tokenizer"):
             with pytest.raises(SourceError, match=f"{problem}.*save_pretrained"):
                 getattr(source_of(kind="folder", path=str(path)), act)()

@@ -114,7 +114,7 @@ def test_mistakes(monkeypatch, lm):
     with pytest.raises(ConfigError, match="ks=0 must be .* at least 1"):
         SparseProbingEval(ks=(0,))
     sae = planted(torch.eye(32)[:1], torch.zeros(1))
-    with pytest.raises(ConfigError, match="the SAE has 31 latents"):
+    with pytest.raises(ConfigError, match="must be at most 31"):
         run(monkeypatch, lm, sae, words(40), ks=(32,))
     with pytest.raises(SourceError, match="has 3 classes"):
         run(monkeypatch, lm, sae, words(40, ("a", "b", "c")))

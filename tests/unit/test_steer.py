@@ -13,10 +13,13 @@ from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ConfigError
 from sae.evals import steer
 from sae.evals.steer import SteerEval
+from sae.features import steered, steered_studies
 from sae.features.output_effects import Contrast
+from sae.features.prompted import on_text
 from sae.features.sets import feature_set, read_features
 from sae.features.steered import ARMS, OF_FEATURE, UNPUSHED, arms_of
-from sae.features.steered_rows import CEILING, arm_rows
+from sae.features.steered_rows import arm_rows
+from sae.features.steered_studies import CEILING, Studied
 from sae.metrics.bootstrap import Bootstrap
 from sae.provenance import cache_dir
 from sae.reports.pages import write_pages
@@ -25,7 +28,7 @@ from sae.tasks.task import ids_of
 
 SMALL = {
     "label": "zed", "features": [Z_LATENT], "kl": [0.3], "new_tokens": 8, "num_texts": 20,
-    "num_tokens": 64, "temperature": 0.5, "resamples": 20,
+    "num_tokens": 64, "temperature": 0.5, "resamples": 20, "draws": 2,
 }  # fmt: skip
 
 
@@ -67,11 +70,16 @@ def test_every_arm_is_at_the_same_kl_and_has_its_numbers(result):
             less = arms["feature"]["score"] - row["score"]
             assert row["feature_less_arm"] == pytest.approx(less)
     curves = result.tables["curves"].rows()
-    assert {(row["arm"], row["target"]) for row in curves} == {
-        (arm, None if arm in UNPUSHED else 0.3) for arm in ARMS
-    }
+    assert [(row["arm"], row["target"]) for row in curves] == [
+        ("feature", 0.3), ("DiffMean", 0.3), ("unsteered", None),
+    ]  # fmt: skip
+    (row,) = (row for row in result.tables["features"].rows() if row["chosen"])
+    assert row["choosing"] == curves[0]["score"]
+    assert row["reporting"] == pytest.approx(arms["feature"]["score"])
+    assert row["reporting_low"] <= row["reporting"] <= row["reporting_high"]
     texts = result.tables["texts"].rows()
-    assert len(texts) == len(ARMS) * 2
+    assert len(texts) == len(ARMS) * 2 * 2  # prompts, draws
+    assert {row["draw"] for row in texts} == {0, 1}
     of_feature = [row["score"] for row in texts if row["arm"] == "feature"]
     assert np.mean(of_feature) == pytest.approx(values(result)["score_feature"])
     assert "instruction" in result.details["missing"]
@@ -89,15 +97,29 @@ def test_arms_that_miss_the_kl_are_not_compared(placed, settings, tmp_path):  # 
 
 def test_the_cost_is_a_mean_over_predictions(placed):  # noqa: F811
     """A document of one prediction counts as one prediction, not as a whole document."""
-    shape = {"predictions": [9.0, 1.0], "kl": [9.0, 5.0], "ce": [0.0, 0.0]}
-    one = {"score": [[1.0]], "concept": [[1.0]], "fluency": [[1.0]], "kl": [0.5], "sizes": [1.0],
-           "reached": [True]}  # fmt: skip
-    study = {"report": {name: one for name in OF_FEATURE}, "at": 0,
-             "neutral": {name: shape for name in OF_FEATURE}}  # fmt: skip
-    shared = {"report": {name: one for name in ("noise", "DiffMean", *UNPUSHED)}, "at": 0,
-              "neutral": {}}  # fmt: skip
-    rows = arm_rows({3: study}, shared, Bootstrap(num_resamples=20))
+    cost = {"predictions": [9.0, 1.0], "kl": [9.0, 5.0], "ce": [0.0, 0.0]}
+    one = {"score": [[1.0]], "concept": [[1.0]], "fluency": [[1.0]], "kl": 0.5, "size": 1.0,
+           "reached": True}  # fmt: skip
+    study = {"report": {name: one for name in OF_FEATURE}, "at": 0, "choose": [one]}
+    shared = {"report": {name: one for name in UNPUSHED}, "at": 0, "choose": [one]}
+    shared_at = {(name, 0): one for name in ("noise", "DiffMean")}
+    neutral = {(3, name, 0): cost for name in OF_FEATURE}
+    neutral |= {(None, name, 0): cost for name in ("noise", "DiffMean")}
+    rows = arm_rows(Studied({3: study}, shared, shared_at, neutral), Bootstrap(num_resamples=20))
     assert rows[0]["neutral_kl"] == pytest.approx(14 / 10)
+
+
+def test_neutral_text_is_read_once_without_a_push(placed, settings, monkeypatch):  # noqa: F811
+    """Two features, four arms each, and two arms of all, beside one clean pass."""
+    counted = []
+
+    def counting(one, on, edits, **more):
+        counted.append(len(edits))
+        return on_text(one, on, edits, **more)
+
+    monkeypatch.setattr(steered, "on_text", counting)
+    SteerEval(**settings | {"features": [Z_LATENT, 5], "seed": 2}).run(placed)
+    assert counted == [2 * 4 + 2]
 
 
 def test_how_many_texts_are_written_at_once_changes_nothing(placed, settings):  # noqa: F811
@@ -119,7 +141,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is(
 def test_one_live_latent_has_no_control(placed):  # noqa: F811
     alone = Contrast(torch.ones(16), torch.ones(placed.sae.d_sae), torch.tensor([3]), 1.0)
     with pytest.raises(ConfigError, match="the only one that fires"):
-        arms_of(placed, 3, alone, 0)
+        arms_of(placed, 3, alone, 2, 0)
 
 
 def test_candidates_are_chosen_by_their_effect(placed, settings):  # noqa: F811
@@ -194,7 +216,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(placed, settings, monkeyp
         tables = {name: table.rows() for name, table in result.tables.items()}
         return json.dumps([found["metrics"], found["details"], tables])
 
-    study, calls = steer.study_feature, []
+    study, calls = steered_studies.study_feature, []
 
     def killed(*given):
         calls.append(given)
@@ -202,7 +224,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(placed, settings, monkeyp
             raise KeyboardInterrupt("killed")
         return study(*given)
 
-    monkeypatch.setattr(steer, "study_feature", killed)
+    monkeypatch.setattr(steered_studies, "study_feature", killed)
     with pytest.raises(KeyboardInterrupt, match="killed"):
         SteerEval(**asked).run(placed)
     first = content(SteerEval(**asked).run(placed))

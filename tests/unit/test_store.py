@@ -299,7 +299,7 @@ def test_remove(store, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["feedbeef"], "StoreError: 'feedbeef' is no key of a store"),
+        (["feedbeef"], "StoreError: 'feedbeef' is not the key of a store"),
         ([], "ConfigError: Say what to remove"),
     ],
 )

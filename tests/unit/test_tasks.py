@@ -183,7 +183,7 @@ def test_pairs_of_the_user(tmp_path, lm):
 @pytest.mark.parametrize(
     ("content", "error", "match"),
     [
-        ("{", SourceError, "line 1 of own.jsonl is no JSON"),
+        ("{", SourceError, "line 1 of own.jsonl is not JSON"),
         ("[1]", SourceError, "must be an object with the texts clean_prefix"),
         (line(clean_answer=""), SourceError, "must be an object with the texts"),
         (line(clean_prefix=3), SourceError, "must be an object with the texts"),
@@ -226,7 +226,9 @@ def test_words_behind_a_space_that_the_tokenizer_adds():
 
 
 def test_no_file_of_pairs(lm):
-    with pytest.raises(SourceError, match="task=nothing.jsonl is no file. Give ioi, agreement, or"):
+    with pytest.raises(
+        SourceError, match="task=nothing.jsonl is not a file. Give ioi, agreement, or"
+    ):
         read_pairs("nothing.jsonl", lm.tokenizer)
 
 

@@ -1,4 +1,4 @@
-"""Base of all baselines: the class to derive from, the registry, the way to an inference SAE.
+"""Base of all baselines: the class to derive from, the registry, conversion to an inference SAE.
 
 A baseline reads the training vectors in the LM's own units and becomes an ordinary inference SAE,
 so that every evaluation measures it as it measures any other dictionary.
@@ -31,7 +31,7 @@ class Vectors(Protocol):
 
     @property
     def d_in(self) -> int:
-        """Their width."""
+        """Width of the vectors."""
         ...
 
     @property
@@ -41,11 +41,11 @@ class Vectors(Protocol):
 
     @property
     def mean(self) -> Float[Tensor, " d_in"]:
-        """Their mean (of a streamed split: of a sample), float64."""
+        """Mean of the vectors, float64 (of a streamed split: the mean of a sample)."""
         ...
 
     def chunks(self) -> Iterator[Float[Tensor, "rows d_in"]]:
-        """All of them, once, in stored order."""
+        """All vectors in stored order, chunk by chunk."""
         ...
 
     def sample(self, n: int, seed: int) -> Float[Tensor, "n d_in"]:
@@ -87,10 +87,10 @@ class Baseline(Settings, ABC):
         """The inference SAE."""
 
     def check(self, d_in: int) -> None:
-        """Refuse what does not fit the width of the activations, before anything is computed.
+        """Refuse settings that do not fit the width of the activations, before any computation.
 
         Raises:
-            ConfigError: If more latents shall fire than there are.
+            ConfigError: If k exceeds the number of latents.
         """
         if self.k is not None and not 1 <= self.k <= self.latents(d_in):
             raise ConfigError(
@@ -111,7 +111,7 @@ class Baseline(Settings, ABC):
         return {"baseline": self.word, **settings}
 
     def sae(self, rows: Tensor, encoder: Tensor, centre: Tensor, form: Form) -> SAE:
-        """The SAE of a linear code, as `linear_sae`, with this word and k."""
+        """The SAE of a linear code (`linear_sae`), with this baseline's name and k."""
         return linear_sae(self.word, rows, encoder, centre, form, self.k)
 
 
@@ -129,8 +129,8 @@ def linear_sae(
     in the LM's units: that is what the k largest are chosen by.
 
     Args:
-        word: Word of the baseline.
-        rows: What a code of 1 writes.
+        word: Name of the baseline.
+        rows: Vectors that a code of 1 writes.
         encoder: Code = (x - centre) @ encoder.
         centre: Subtracted before and added after.
         form: `signed`: f as it is. `relu`: positive part. `split`: every latent twice, with both
@@ -161,7 +161,7 @@ def check_sample(word: str, num_rows: int, latents: int) -> None:
     """
     if num_rows < latents:
         raise DegenerateInputError(
-            f"{num_rows} vectors do not decide the {latents} latents of sae={word}. Raise "
+            f"{num_rows} vectors are too few to fit the {latents} latents of sae={word}. Raise "
             "sae.sample_vectors, or harvest more tokens."
         )
 

@@ -61,6 +61,6 @@ class ICA(Baseline):
         )
 
     def assemble(self, learned: Learned) -> SAE:
-        """Unmixing in the encoder, mixing in the decoder."""
+        """The encoder is the unmixing matrix, the decoder the mixing matrix."""
         found, form = learned.tensors, "split" if self.split else "signed"
         return self.sae(found["rows"], found["encoder"], found["centre"], form)

@@ -58,7 +58,7 @@ class KMeans(Baseline):
         )
 
     def assemble(self, learned: Learned) -> SAE:
-        """Distances in the encoder, centroids in the decoder."""
+        """The encoder computes distances, the decoder holds the centroids."""
         m = learned.tensors["centre"]
         c = learned.tensors["centroids"] - m
         return SAE(

@@ -19,11 +19,11 @@ class Neurons(Centred):
         return d_in
 
     def learn(self, x: Vectors) -> Learned:
-        """Nothing but the mean."""
+        """Read only the mean."""
         return Learned({"mean": x.mean}, {})
 
     def assemble(self, learned: Learned) -> SAE:
-        """The unit matrix."""
+        """Encoder and decoder are the identity matrix."""
         eye, mean = torch.eye(len(learned.tensors["mean"])), learned.tensors["mean"]
         return self.sae(eye, eye, self.centre_of(mean), self.form)
 

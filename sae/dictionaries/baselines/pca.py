@@ -53,7 +53,7 @@ class PCA(Centred):
         )
 
     def assemble(self, learned: Learned) -> SAE:
-        """The components and their transpose."""
+        """The decoder holds the components, the encoder their transpose."""
         rows = learned.tensors["rows"][: self.components]
         form = "split" if self.split else "signed"
         return self.sae(rows, rows.T, self.centre_of(learned.tensors["mean"]), form)

@@ -1,4 +1,4 @@
-"""Directions that know nothing of the data."""
+"""Random directions, independent of the data."""
 
 from typing import ClassVar
 
@@ -47,7 +47,7 @@ class Random(Centred):
         return Learned({"mean": x.mean, "rows": rows, "gain": torch.tensor(gain)}, facts)
 
     def assemble(self, learned: Learned) -> SAE:
-        """The directions, the gain in the encoder."""
+        """The decoder holds the directions, the encoder their transpose times the gain."""
         rows, gain = learned.tensors["rows"], learned.tensors["gain"].double()
         return self.sae(rows, gain * rows.T, self.centre_of(learned.tensors["mean"]), "relu")
 
@@ -81,7 +81,7 @@ class Rotation(Centred):
         return Learned({"mean": x.mean, "rows": Q * R.diagonal().sign()}, {})
 
     def assemble(self, learned: Learned) -> SAE:
-        """The basis and its transpose."""
+        """The decoder holds the basis, the encoder its transpose."""
         rows, mean = learned.tensors["rows"], learned.tensors["mean"]
         form = "split" if self.split else "signed"
         return self.sae(rows, rows.T, self.centre_of(mean), form)

@@ -15,7 +15,8 @@ def packed_text(reading: Reading, records: Records) -> dict[str, Any]:
 
     Args:
         reading: The latents that fire on it.
-        records: Of the same SAE, for the deciles; latents that are silent there have decile 0.
+        records: Records of the same SAE, for the deciles; latents that are silent there have
+            decile 0.
     """
     written = reading.written
     latents, place = np.unique(reading.index, return_inverse=True)

@@ -31,7 +31,7 @@ POLICY = (
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types dashboard"
 )
-"""As the page's own from disk, but that it may ask this server."""
+"""Policy of the page on disk, with permission to send requests to this server."""
 
 
 class Server(ThreadingHTTPServer):
@@ -40,7 +40,7 @@ class Server(ThreadingHTTPServer):
     Args:
         folder: The dashboard.
         page: Makes `index.html`, given the token.
-        actions: By address, such as `/live/text`.
+        actions: Functions by address, such as `/live/text`.
         port: 0, or one that is taken: a free one is chosen.
     """
 
@@ -72,18 +72,18 @@ class Server(ThreadingHTTPServer):
         socketserver.TCPServer.server_bind(self)
 
     def server_close(self) -> None:
-        """Close, after the computation that is under way."""
+        """Close the server once the running computation has ended; waiting ones are cancelled."""
         super().server_close()
         if self.worker is not None:
             self.worker.shutdown(cancel_futures=True)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Note that somebody hung up; nobody needs a traceback."""
+        """Log a connection that broke off, at level DEBUG: nobody needs a traceback."""
         log.debug("a request was broken off", exc_info=True)
 
 
 def run(server: Server) -> None:
-    """Serve until Ctrl-C."""
+    """Serve the dashboard until Ctrl-C; log its address first."""
     with server:
         log.info("open %s in a browser of this machine; Ctrl-C ends", server.url)
         try:

@@ -54,10 +54,10 @@ def write_dashboard(
 
     Args:
         folder: Made if it is missing.
-        records: In the order in which the table lists them at first.
+        records: Records in the order of the table before it is sorted.
         text: The contexts of the records.
         title: Heading of the page.
-        facts: Where the numbers come from, shown under the heading: LM, point, tokens, SAE, …
+        facts: Origin of the numbers, shown under the heading: LM, point, tokens, SAE, …
         columns: Further columns of the table by heading, such as `purity` or `explanation`: numbers
             or texts by `Record.name`. A latent without an entry has an empty cell.
         own_text: A text of the user's own, as `packed_text` gives it; shown on a page of its own.
@@ -272,7 +272,7 @@ def render(title: str, text: Text, facts: Mapping[str, str], token: str = "") ->
         title: See `write_dashboard`.
         text: See `write_dashboard`.
         facts: See `write_dashboard`.
-        token: Of the server that serves the page; empty: the page opens from disk.
+        token: Token of the server that serves the page; empty: the page opens from disk.
     """
     environment = Environment(
         loader=FileSystemLoader(_ASSETS), autoescape=True, undefined=StrictUndefined,
