@@ -25,7 +25,7 @@ def alike(of: Mapping[Size, Excerpted], bench: Bench, seed: int) -> Scores:
 
     Args:
         of: The latent's excerpts.
-        bench: Where.
+        bench: The test text and its pool.
         seed: Number of the latent in the dictionary, which decides the negatives.
     """
     random = np.random.default_rng([bench.seed, seed, 4])

@@ -73,9 +73,9 @@ class _Change(NamedTuple):
     """A context with one token replaced.
 
     Args:
-        place: Where the latent is looked at.
-        at: Where the token is replaced.
-        token: What is put there.
+        place: The place at which the latent is read.
+        at: The place of the token that is replaced.
+        token: The new token.
     """
 
     place: int
@@ -88,7 +88,7 @@ class Counterfactuals:
 
     Args:
         rules: The text with its properties.
-        seed: Of all draws.
+        seed: Seed of all draws.
     """
 
     def __init__(self, rules: RuleText, seed: int = 0):
@@ -239,8 +239,8 @@ class Counterfactuals:
         """A token put in the place of another: of its kind if there is one, and as frequent.
 
         Args:
-            place: Where the latent is looked at.
-            at: Where the token is put.
+            place: The place at which the latent is read.
+            at: The place of the token.
             token: The token that it is to be like.
             allowed: Tokens that may be put there; of those, the ones that are in the text.
             random: Draws.

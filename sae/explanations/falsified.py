@@ -33,7 +33,7 @@ def tables(
 
     Args:
         studies: Rows of all dictionaries.
-        own: Those of the SAE.
+        own: Rows of the SAE.
         bootstrap: Over latents.
     """
     return {
@@ -71,7 +71,7 @@ def round_rows(rows: Sequence[Row], bootstrap: Bootstrap) -> Iterator[dict[str, 
     """A row for each score on the test text: the rules that testing changed, before and after.
 
     Args:
-        rows: Of the SAE.
+        rows: Rows of the SAE.
         bootstrap: Over these latents.
     """
     pairs = [(one, other) for one, other in _pairs(rows) if one.explanation != other.explanation]

@@ -43,7 +43,7 @@ class Intervention:
     question is our own.
 
     Args:
-        log_probs: Of the clean LM.
+        log_probs: Log-probabilities by the clean LM.
         pushes: Writes; None: nothing is scored.
         spent: Gets the number of tokens that were read and written, about.
     """

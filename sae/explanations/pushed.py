@@ -41,7 +41,7 @@ class Pushed(NamedTuple):
     Args:
         own: Written while the latent is pushed; None where no push has the target KL.
         random: The same of a random direction.
-        made: Whether they were asked for the first time.
+        made: True if they were asked for the first time.
     """
 
     own: list[list[int]] | None

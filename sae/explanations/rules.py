@@ -120,7 +120,7 @@ class RuleText:
 
         Args:
             fired: Places where a latent fires; without one, there is no rule.
-            count: How many, at most.
+            count: Number of rules, at most.
         """
         fired = fired[self.allowed[fired]]
         every: dict[tuple[str, tuple[str, ...]], tuple[float, int]] = {}

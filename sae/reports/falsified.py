@@ -19,7 +19,7 @@ def falsified(result: EvalResult) -> list[Section]:
     """Means of the tests, and what the round of tests has changed; none if nothing was tested.
 
     Args:
-        result: Of the evaluation `autointerp`.
+        result: Result of the evaluation `autointerp`.
     """
     tested = _tested(result.tables["falsified"].rows())
     changed = _round(result.tables["round"].rows(), result.details["round"])

@@ -11,7 +11,7 @@ def pushed(result: EvalResult) -> list[Section]:
     """Means of the rises, with their controls; none if nothing was pushed.
 
     Args:
-        result: Of the evaluation `autointerp`.
+        result: Result of the evaluation `autointerp`.
     """
     rows = [
         [Cell(row["subject"]), Cell(row["explainer"]), number("", row["rise"]),
