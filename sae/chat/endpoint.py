@@ -181,6 +181,8 @@ def _reply(content: bytes, request: Request | Echo) -> Reply:
         body = json.loads(content)
         choice, usage = body["choices"][0], body.get("usage") or {}
         if isinstance(request, Echo):
+            if not choice["logprobs"]:
+                raise Failure("the server gives no log-probabilities of the prompt", lasting=True)
             text, refused = json.dumps(choice["logprobs"]), False
         else:
             message = choice["message"]

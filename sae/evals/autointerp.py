@@ -31,8 +31,10 @@ from sae.explanations.files import read_explanations
 from sae.explanations.intervention import PUSHED, pushed_rows
 from sae.explanations.judges import Judges
 from sae.explanations.latents import (
+    Latent,
     Subject,
     index_of,
+    name_of,
     named,
     placed_text,
     subject_of,
@@ -50,6 +52,7 @@ from sae.explanations.truth import CLASSES, random_classes, token_classes, topic
 from sae.features.make import all_firings, contexts_in, place_of, text_of
 from sae.features.record import Record
 from sae.features.summary import summarise
+from sae.features.watched import by_hash
 from sae.language.encoder import load_encoder
 from sae.progress import progress
 from sae.settings import Absolute, setting
@@ -112,7 +115,7 @@ class AutointerpEval(Resampled):
     def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:
         """Explain and score the SAE's latents and those of all controls."""
         (one,) = subjects
-        self.chat.check(self.explainers)
+        self.chat.check(self.explainers, self.scorers)
         given = None if self.explanations is None else read_explanations(self.explanations)
         features = self._features(one, given)
         _require_training_text(one)
@@ -160,8 +163,9 @@ class AutointerpEval(Resampled):
                 advance(1)
             studied = []
             if judges is not None and (count := self.chat.saebench):
-                some = subject_of(summary.SAE, one, texts, count, batch_rows=self.batch_rows)
-                studied = saebench.saebench(some.latents, texts, allowed, judges.desk)
+                studied = saebench.saebench(
+                    self._alive(one, texts, count), texts, allowed, judges.desk
+                )
         qualification = summary.qualification(truth, self.bootstrap)
         qualified = summary.qualified_on(qualification)
         rows = list(summary.by_subject(studies, self.bootstrap))
@@ -223,6 +227,15 @@ class AutointerpEval(Resampled):
         dense = sum(control.dense for control in controls)
         narrow.plan(CLASSES, explanations, dense)
         return narrow
+
+    def _alive(
+        self, one: PlacedSAE, texts: tuple[PlacedText, PlacedText], count: int
+    ) -> Sequence[Latent]:
+        """Latents that fire on the training text, chosen by the hashes of their numbers."""
+        found = all_firings(one, "train", num_tokens=self.num_tokens, batch_rows=self.batch_rows)
+        alive = by_hash([i for i, n in enumerate(found.counts.tolist()) if n > 0])[:count]
+        names = [name_of(i, one.sae.d_sae) for i in alive]
+        return subject_of(summary.SAE, one, texts, names, batch_rows=self.batch_rows).latents
 
     def _explainers(self, chat: bool = True) -> list[str]:
         """Names of the explainers, without those that ask a chat LM if it is not to be asked."""

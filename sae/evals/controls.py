@@ -136,7 +136,16 @@ def other_seeds(one: PlacedSAE, runs: Sequence[str]) -> list[PlacedSAE]:
         one: The SAE.
         runs: See `runs_beside`.
     """
-    return [other for other in runs_beside(one, runs) if but_seed(other.sae) == but_seed(one.sae)]
+    seen, found = {seed_of(one.sae)}, []
+    for other in runs_beside(one, runs):
+        if but_seed(other.sae) is None or but_seed(other.sae) != but_seed(one.sae):
+            continue
+        if seed_of(other.sae) in seen:
+            log.warning("left out: %s, which has the seed of another of these SAEs", other.name)
+            continue
+        seen.add(seed_of(other.sae))
+        found.append(other)
+    return found
 
 
 def given_controls(one: PlacedSAE, runs: Sequence[str]) -> list[Control]:
@@ -152,16 +161,36 @@ def given_controls(one: PlacedSAE, runs: Sequence[str]) -> list[Control]:
         Control(kind_of(other.sae) or other.name, other)
         for other in runs_beside(one, runs)
         if other.sae.config.architecture not in BASELINES
-        and but_seed(other.sae) != but_seed(one.sae)
+        and (but_seed(other.sae) is None or but_seed(other.sae) != but_seed(one.sae))
     ]
 
 
-def but_seed(sae: SAE) -> dict[str, Any]:
-    """Settings of the training and the LM, without the seed: equal for seeds of one SAE."""
-    settings: Any = sae.metadata.get("settings") or {}
-    made_of: Any = sae.metadata.get("activations") or {}
+def but_seed(sae: SAE) -> dict[str, Any] | None:
+    """All that decided the training but its seed; None for an SAE that does not say it.
+
+    Equal for seeds of one SAE: settings, LM, text, contexts, rows that count, tokens and scaling.
+    """
+    metadata = sae.metadata
+    settings: Any = metadata.get("settings")
+    if not settings:
+        return None
     kept = {name: value for name, value in settings.items() if name not in ("seed", "eval")}
-    return kept | {"lm": made_of.get("lm"), "config": sae.config}
+    return {
+        "settings": kept, "config": sae.config, "activations": made_of(sae),
+        "normalize": metadata.get("normalize"), "tokens": metadata.get("tokens"),
+    }  # fmt: skip
+
+
+def seed_of(sae: SAE) -> Any:
+    """The seed of the training; None where it is not known."""
+    settings: Any = sae.metadata.get("settings") or {}
+    return settings.get("seed")
+
+
+def made_of(sae: SAE) -> dict[str, Any]:
+    """Description of the activations that an SAE was trained on, without seeds and files."""
+    known: Any = sae.metadata.get("activations") or {}
+    return {name: value for name, value in known.items() if name not in ("key", "seed", "stores")}
 
 
 def kind_of(sae: SAE) -> str:

@@ -1,16 +1,18 @@
 """`interpretability`: explanations of dictionaries of many layers, sites, sizes and seeds."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from sae.artifacts.placed import PlacedSAE
 from sae.dictionaries.baselines import BASELINES
 from sae.dictionaries.from_config import sparsity_of
-from sae.errors import ConfigError
+from sae.dictionaries.sae import SAE
+from sae.errors import ConfigError, SAEError
 from sae.evals.autointerp import AutointerpEval
 from sae.evals.base import PLACING, Estimate, Measured, register
-from sae.evals.controls import but_seed, kind_of
+from sae.evals.controls import RANDOM_LM, but_seed, kind_of, made_of
 from sae.provenance import content_key, provenance
 from sae.tables import Table
 from sae.types import Split
@@ -55,16 +57,27 @@ class InterpretabilityEval(AutointerpEval):
                     f"{self.where}{name} is for one SAE. Use eval.autointerp.{name}, or give seeds "
                     "and controls in run=[…]."
                 )
+        if self.chat.saebench:
+            raise ConfigError(
+                f"{self.where}chat.saebench is for one SAE. Use eval.autointerp.chat.saebench."
+            )
         groups = list(grouped(subjects))
         if not groups:
             raise ConfigError(
                 "eval=[interpretability] found no SAE among these runs that is neither a baseline "
                 f"nor a control: {', '.join(one.name for one in subjects)}. Add its run."
             )
-        found = []
+        found, failed = [], {}
         for group in groups:
-            log.info("%s: %s", group.place["point"], ", ".join(one.name for one in group.seeds))
-            found.append((group, self._measured(group, on)))
+            name = f"{group.place['point']} {group.place['dictionary']}"
+            log.info("%s: %s", name, ", ".join(one.name for one in group.seeds))
+            try:
+                found.append((group, self._measured(group, on)))
+            except SAEError as error:
+                if not found and group is groups[-1]:
+                    raise
+                log.warning("left out: %s: %s", name, error)  # what others gave is not lost
+                failed[name] = str(error)
         several = len({group.place["dictionary"] for group in groups}) > 1
         return Measured(
             metrics={
@@ -72,10 +85,13 @@ class InterpretabilityEval(AutointerpEval):
                 for place, name, one in _metrics(found)
             },
             tokens={
-                "dictionaries": len(groups), "SAEs": sum(len(group.seeds) for group in groups),
+                "dictionaries": len(found), "SAEs": sum(len(group.seeds) for group, _ in found),
                 "latents": sum(measured.tokens["latents"] for _, measured in found),
             },
-            details={"groups": [_facts(group, measured) for group, measured in found]},
+            details={
+                "groups": [_facts(group, measured) for group, measured in found],
+                "failed": failed,
+            },
             tables={name: _joined(name, found) for name in JOINED},
         )  # fmt: skip
 
@@ -97,33 +113,59 @@ class InterpretabilityEval(AutointerpEval):
 def grouped(subjects: Sequence[PlacedSAE]) -> Iterator[Group]:
     """The dictionaries among SAEs, in order of layer, each with its seeds and its controls.
 
+    A control belongs to the dictionaries of its point that have its size, its sparsity and its
+    text, and but for the random LM its LM. Equal names of different dictionaries are numbered.
+
     Args:
         subjects: Runs of any points.
     """
     seeds: dict[str, list[PlacedSAE]] = {}
-    controls: dict[str, list[PlacedSAE]] = {}
+    controls: list[PlacedSAE] = []
     for one in subjects:
         if one.folder is None or one.point is None:
             log.warning("left out: %s, which is no run folder of an SAE at one point", one.name)
         elif kind_of(one.sae):
-            controls.setdefault(str(one.point), []).append(one)
+            controls.append(one)
         elif one.sae.config.architecture not in BASELINES:
-            key = content_key({"point": str(one.point), "settings": repr(but_seed(one.sae))})
+            known = but_seed(one.sae)
+            made = repr(known) if known else str(one.folder.resolve())
+            key = content_key({"point": str(one.point), "made": made})
             seeds.setdefault(key, []).append(one)
-    places = [_place(group[0]) for group in seeds.values()]
-    order = sorted(
-        zip(places, seeds.values(), strict=True),
-        key=lambda part: [part[0][name] for name in ("site", "layer", "dict_ratio", "dictionary")],
+    groups = [(_place(group[0]), group) for group in seeds.values()]
+    groups.sort(
+        key=lambda part: [part[0][n] for n in ("site", "layer", "dict_ratio", "dictionary")]
     )
-    for place, group in order:
-        yield Group(place, group, controls.get(place["point"], []))
+    seen: Counter[tuple[str, str]] = Counter()
+    for place, group in groups:
+        label = place["point"], place["dictionary"]
+        seen[label] += 1
+        if seen[label] > 1:
+            place["dictionary"] += f" #{seen[label]}"
+        yield Group(place, group, [one for one in controls if _belongs(one, group[0])])
+
+
+def _belongs(control: PlacedSAE, one: PlacedSAE) -> bool:
+    theirs, ours = made_of(control.sae), made_of(one.sae)
+    if kind_of(control.sae) == RANDOM_LM:
+        for made in (theirs, ours):
+            for name in ("lm", "identities", "dtype"):
+                made.pop(name, None)
+    alike = [
+        (sae.d_sae, sparsity_of(_settings(sae))) for sae in (control.sae, one.sae)
+    ]  # fmt: skip
+    return theirs == ours and alike[0] == alike[1]
+
+
+def _settings(sae: SAE) -> dict[str, Any]:
+    """Settings of the dictionary."""
+    made_by: Any = sae.metadata.get("settings") or {}
+    return made_by.get("sae") or {}
 
 
 def _place(one: PlacedSAE) -> dict[str, Any]:
     point, config = one.point, one.sae.config
     assert point is not None
-    made_by: Any = one.sae.metadata.get("settings") or {}
-    words = [config.architecture, *sparsity_of(made_by.get("sae") or {}), f"d_sae={one.sae.d_sae}"]
+    words = [config.architecture, *sparsity_of(_settings(one.sae)), f"d_sae={one.sae.d_sae}"]
     return {
         "point": str(point), "layer": point.layer, "site": point.site,
         "dictionary": " ".join(words), "dict_ratio": one.sae.d_sae / one.sae.d_in,

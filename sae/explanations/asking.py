@@ -50,8 +50,12 @@ class Asking(ChatSettings):
         "log-probabilities of prompts (vLLM does), and not by the LM under study",
     )  # fmt: skip
 
-    def check(self, explainers: Sequence[str]) -> None:
+    def check(self, explainers: Sequence[str], scorers: Sequence[str] = ()) -> None:
         """Check that explainers have a chat LM to ask, and that its server has a key.
+
+        Args:
+            explainers: Names of explainers.
+            scorers: Names of the scorers by the LM under study.
 
         Raises:
             ConfigError: If not.
@@ -67,10 +71,22 @@ class Asking(ChatSettings):
                 "eval.autointerp.chat.saebench asks a chat LM, and there is none. Give the address "
                 "of a server as eval.autointerp.chat.base_url, or local."
             )
+        if self.saebench and SAE not in self.dictionaries:
+            raise ConfigError(
+                "eval.autointerp.chat.saebench asks about the SAE, which "
+                f"eval.autointerp.chat.dictionaries={list(self.dictionaries)} leaves out. Leave "
+                "saebench out, or add SAE."
+            )
         if self.log_probs and self.base_url in (None, LOCAL):
             raise ConfigError(
                 "eval.autointerp.chat.log_probs=true has no effect without a server. Give its "
                 "address as eval.autointerp.chat.base_url, or leave log_probs out."
+            )
+        if self.log_probs and not set(scorers) & {"surprisal", "simulation"}:
+            raise ConfigError(
+                "eval.autointerp.chat.log_probs=true has no effect without "
+                "eval.autointerp.scorers=[surprisal], [simulation] or both. Add them, or leave "
+                "log_probs out."
             )
         self.check_key()
 
@@ -94,11 +110,11 @@ class Asking(ChatSettings):
             if name not in latents:
                 raise ConfigError(unknown(name, latents, "eval.autointerp.chat.dictionaries="))
         desk = self.desk(one.lm if self.base_url == LOCAL else None)
-        if self.log_probs:
-            require_log_probs(desk)
         asked = sum(latents[name] for name in dict.fromkeys(self.dictionaries))
         size = expected(self, explainers, asked, latents[SAE] * given)
         desk.announce(*size)
+        if self.log_probs:
+            require_log_probs(desk)
         return Judges(desk, self.judges, self.excerpts)
 
 

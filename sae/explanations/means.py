@@ -78,14 +78,14 @@ def correlation(
         second: Another number of each.
         bootstrap: How the interval is made: latents are drawn again.
     """
-    a, b = ((one - one.mean()) / (one.std() or 1.0) for one in (first, second))
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return Interval(None, None, None)
+    a, b = ((one - one.mean()) / one.std() for one in (first, second))
     weights = draws(len(a), bootstrap.num_resamples, bootstrap.seed) / len(a)
     sums = weights @ np.stack([a, b, a * a, b * b, a * b], axis=1)
     variances = (sums[:, 2] - sums[:, 0] ** 2) * (sums[:, 3] - sums[:, 1] ** 2)
     with np.errstate(invalid="ignore", divide="ignore"):
         samples = (sums[:, 4] - sums[:, 0] * sums[:, 1]) / np.sqrt(variances)
-    if not np.isfinite(samples[0]):
-        return Interval(None, None, None)
     return Interval(float(samples[0]), *(interval(samples, bootstrap.level) or (None, None)))
 
 

@@ -103,6 +103,8 @@ class Narrow:
         Raises:
             ConfigError: If the budget is too small for one latent of each dictionary.
         """
+        if self.desk is not None:  # it stops there
+            self.budget = min(self.budget, self.desk.budget)
         left = self.budget - classes * sum(
             self._tokens[name] for name in self.scorers if name in TOKENS
         )
@@ -173,7 +175,7 @@ class Narrow:
         if self.desk is not None:
             facts["server"] = dict(self.desk.client.identity)
         if "simulation" in self.scorers:
-            facts["scale"] = 10 if self.desk else scale_of(self.log_probs.judge).top
+            facts["scale"] = 9 if self.desk else scale_of(self.log_probs.judge).top
         return facts
 
     def _with(self, row: Row, scores: Sequence[Scores]) -> Row:

@@ -167,9 +167,10 @@ def sheet_of(
 ) -> Sheet | None:  # fmt: skip
     """Windows to score a latent on; None where it fires too rarely."""
     positive = windows(fired, text, allowed, SCORED, random)
-    if positive is None:
+    places = np.flatnonzero(allowed)
+    if positive is None or len(places) < RANDOM:
         return None
-    negative = random.choice(np.flatnonzero(allowed), RANDOM, replace=False)
+    negative = random.choice(places, RANDOM, replace=False)
     firing = text.any_within(marked(text, fired.row), negative, SIDE)
     every = np.concatenate([positive, negative])
     order = random.permutation(len(every))

@@ -1,7 +1,7 @@
 """Surprisal and simulation by an LM behind a server that gives log-probabilities of prompts.
 
 The server's own tokenizer cuts the texts: prompts and excerpts are sent as text, and places are
-found again by the characters at which the server's tokens begin.
+found again by the texts of the server's tokens.
 """
 
 import json
@@ -20,7 +20,9 @@ from sae.explanations.surprisal import SIDE, Surprisals
 from sae.language.pieces import pieces
 
 _TEST = "The capital of France is Paris."
-_NUMBERS = 11
+_NUMBERS = 10
+"""0 to 9: many tokenizers cut 10 in two."""
+_HALF = "\ufffd"
 _TOP = 15
 """Likeliest tokens among which numbers are looked for, as in Bills et al. 2023."""
 _UNKNOWN = "unknown"
@@ -42,27 +44,73 @@ class Read(NamedTuple):
     top: Sequence[dict[str, float]]
 
 
-def read_of(reply: Reply, text: str) -> Read:
+def read_of(reply: Reply, text: str, top: bool = False) -> Read:
     """The tokens of a reply to an `Echo`, without those that the server wrote behind the text.
+
+    Args:
+        reply: The reply.
+        text: The text that was sent.
+        top: True if the reply must hold the likeliest tokens.
 
     Raises:
         Failure: If the reply does not tell the tokens of the text.
     """
     try:
         found: Any = json.loads(reply.text)
-        offset = np.array(found["text_offset"], dtype=np.int64)
-        log_prob = np.array(
-            [np.nan if one is None else float(one) for one in found["token_logprobs"]]
-        )
-        top: list[dict[str, float]] = [dict(one or {}) for one in found.get("top_logprobs") or ()]
-        offset = offset - offset[0]  # some count what came before
-        inside = int((offset < len(text)).sum())
-        told = inside == len(log_prob[:inside]) > 1 and np.isfinite(log_prob[1:inside]).all()
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        offset = np.array(offsets(found["tokens"], text))
+        inside = len(offset)
+        given = found["token_logprobs"][:inside]
+        log_prob = np.array([np.nan if one is None else float(one) for one in given])
+        likeliest: list[dict[str, float]] = [
+            {word: float(p) for word, p in (one or {}).items()}
+            for one in (found.get("top_logprobs") or [])[:inside]
+        ]
+        finite = [p for one in likeliest for p in one.values()] + log_prob[1:].tolist()
+        told = len(log_prob) == inside > 1 and bool(np.isfinite(finite).all())
+        told &= not top or (len(likeliest) == inside and any(likeliest))
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError):
         told = False
     if not told:
         raise Failure("the server's answer tells no log-probabilities of the prompt", lasting=True)
-    return Read(offset[:inside], log_prob[:inside], top[:inside])
+    return Read(offset, log_prob, likeliest)
+
+
+def offsets(tokens: Sequence[str], text: str) -> list[int]:
+    """Characters of a text before each of its tokens; -1 for a special one in front.
+
+    Servers count characters in several ways, so this searches for the tokens' own texts. A token
+    may have lost the blank before it, and one that is part of a character has no text of its own.
+
+    Raises:
+        ValueError: If the tokens are not those of the text.
+
+    Example:
+        >>> offsets(["<s>", "The", " sun", "."], "The sun."), offsets(["The", "sun"], "The sun")
+        ([-1, 0, 3, 7], [0, 3])
+    """
+    found: list[int] = []
+    at, loose = 0, 0
+    for piece in tokens:
+        if at >= len(text):
+            break  # the server wrote the rest
+        words = piece.strip(_HALF)
+        start = text.find(words, at) if words else at
+        if not found and not text.startswith((words, f" {words}")):
+            found.append(-1)
+            continue
+        gap = text[at:start]
+        if start < 0 or (gap and gap != " " and len(gap) > loose):
+            if loose and at + loose >= len(text):
+                break  # the text ends with half a character, and the server wrote this
+            raise ValueError(f"{piece!r} is not at {at} of the text")
+        found.append(start if loose and words else at)
+        if words:
+            at, loose = start + len(words), 0
+        if words != piece or not words:
+            loose += 1  # half a character: the next token begins at most as many further on
+    if at + loose < len(text):
+        raise ValueError("the tokens end before the text does")
+    return found
 
 
 def require_log_probs(desk: Desk) -> None:
@@ -75,8 +123,10 @@ def require_log_probs(desk: Desk) -> None:
     try:
         (reply,) = desk.ask("log-probabilities?", [Echo(_TEST, _TOP)])
         if isinstance(reply, Reply):
-            read_of(reply, _TEST)
+            read_of(reply, _TEST, top=True)
             return
+        if reply == "unasked":
+            said = "eval.autointerp.chat.budget is too small to ask"
     except (Failure, SourceError) as error:
         said = str(error)
     raise ConfigError(
@@ -91,7 +141,7 @@ def _reads(desk: Desk, what: str, texts: Sequence[str], top: int = 0) -> list[Re
     found: list[Read | None] = []
     for text, reply in zip(texts, desk.ask(what, [Echo(t, top) for t in texts]), strict=True):
         try:
-            found.append(read_of(reply, text) if isinstance(reply, Reply) else None)
+            found.append(read_of(reply, text, top > 0) if isinstance(reply, Reply) else None)
         except Failure:
             found.append(None)
     return found
@@ -120,7 +170,7 @@ class ServedSurprisal(Surprisals):
 
 
 class ServedSimulation(Simulations):
-    """`Simulations` by a server, on the scale 0 to 10.
+    """`Simulations` by a server, on the scale 0 to 9.
 
     Numbers are looked for among the 15 likeliest tokens at each place; without any, the simulated
     activation is 0.
@@ -150,16 +200,16 @@ class ServedSimulation(Simulations):
         found = np.full(places.shape, np.nan)
         reads = _reads(self._desk, "simulation", texts, _TOP)
         for row, own, one in zip(found, at, reads, strict=True):
-            if one is not None and len(one.top) == len(one.offset):
+            if one is not None:
                 row[:] = [self._number(one, place) for place in own]
         return found
 
     def _number(self, read: Read, place: int) -> float:
         """Mean of the numbers under their probabilities where a character stands."""
-        token = int(np.searchsorted(read.offset, place, side="right")) - 1
+        token = int(np.flatnonzero(read.offset <= place)[-1])
         numbers = {str(i): i for i in range(self.top + 1)}
         found = [
-            (numbers[word.strip()], np.exp(log_prob))
+            (numbers[word.strip()], np.exp(min(0.0, log_prob)))
             for word, log_prob in read.top[token].items()
             if word.strip() in numbers
         ]

@@ -102,8 +102,9 @@ def states(studies: Studies) -> dict[str, dict[str, dict[str, int]]]:
 def by_subject(studies: Studies, bootstrap: Bootstrap) -> Iterator[dict[str, Any]]:
     """A row for each dictionary, explainer and scorer: means, beside chance and beside the SAE.
 
-    Intervals are over the latents of all seeds; `seed_low` and `seed_high` over the seeds' means
-    (Student's t). Where the SAE is compared, the other dictionary's seeds count as one.
+    Intervals are over the latents of all seeds. `seed_low` and `seed_high` are the value and
+    Student's half width of the means of seeds that have 10 latents or more. Where the SAE is
+    compared, the other dictionary's seeds are pooled and count as exact.
     """
     for subject, rows in studies.items():
         tokens = [one for one in rows if one.explainer == TOKENS]
@@ -114,15 +115,17 @@ def by_subject(studies: Studies, bootstrap: Bootstrap) -> Iterator[dict[str, Any
                 continue
             row: dict[str, Any] = {
                 "subject": subject, "explainer": explainer, "scorer": scorer,
-                "latents": int(there.sum()), "seeds": len(_seeds(own)),
+                "latents": int(there.sum()), "seeds": len(_seeds(own, scorer)),
                 **named("", mean(values, bootstrap)), "deranged": _chance(own, scorer),
-                **_over_seeds("seed", _means(_seeds(own), scorer), bootstrap),
+                **_over_seeds("seed", float(values[there].mean()),
+                              _means(_seeds(own, scorer), scorer), bootstrap),
             }  # fmt: skip
             if scorer in (*DERANGED, *JUDGES) and row["deranged"] is not None:
                 row |= named("over_deranged", mean(values - _wrong(own, scorer), bootstrap))
             if tokens and explainer not in ("", TOKENS):
-                gap = values - values_of(tokens, scorer)
-                row |= named("over_tokens", mean(gap, bootstrap))
+                of = {(one.seed, one.latent): one.values.get(scorer, np.nan) for one in tokens}
+                plain = np.array([of.get((one.seed, one.latent), np.nan) for one in own])
+                row |= named("over_tokens", mean(values - plain, bootstrap))
             if scorer == "rules":
                 row["always"] = mean(values_of(own, "rules_always"), bootstrap).value
             if scorer in JUDGES:
@@ -148,12 +151,18 @@ def _beside(
     )
     once = bootstrap.model_copy(update={"num_resamples": 1})
     gaps = [
-        difference_at_equal_density((densities(one), values_of(one, scorer)), other, once)[0].value
-        for one in _seeds(ours)
+        gap.value
+        for one in _seeds(ours, scorer)
+        for gap, shared in [
+            difference_at_equal_density((densities(one), values_of(one, scorer)), other, once)
+        ]
+        if _enough(one, scorer) and shared >= LEAST_COVERAGE
     ]
     return {
         **named("sae_less_this", found),
-        **_over_seeds("sae_less_this_seed", [gap for gap in gaps if gap is not None], bootstrap),
+        **_over_seeds(
+            "sae_less_this_seed", found.value, [gap for gap in gaps if gap is not None], bootstrap
+        ),
         "coverage": covered,
     }
 
@@ -228,7 +237,7 @@ def headline(
         elif not judged and row["explainer"] in ("", "rules"):
             if row["subject"] == SAE:
                 found[scorer] = own
-            elif row["coverage"] >= LEAST_COVERAGE:
+            elif (row.get("coverage") or 0) >= LEAST_COVERAGE:
                 name = row["subject"].replace(" ", "_").replace("-", "")
                 found[f"{scorer}_over_{name}"] = tuple(
                     row[f"sae_less_this{end}"] for end in ("", "_low", "_high")
@@ -245,23 +254,30 @@ def parts(rows: Sequence[Row]) -> Iterator[tuple[str, str, list[Row]]]:
             yield "" if scorer in UNEXPLAINED else explainer, scorer, own
 
 
-def _seeds(rows: Sequence[Row]) -> list[list[Row]]:
-    """The rows of each seed."""
+def _seeds(rows: Sequence[Row], scorer: str) -> list[list[Row]]:
+    """The rows of each seed that has a number."""
     found: dict[int, list[Row]] = {}
     for row in rows:
         found.setdefault(row.seed, []).append(row)
-    return list(found.values())
+    return [own for own in found.values() if np.isfinite(values_of(own, scorer)).any()]
+
+
+def _enough(rows: Sequence[Row], scorer: str) -> bool:
+    return int(np.isfinite(values_of(rows, scorer)).sum()) >= LEAST_LATENTS
 
 
 def _means(groups: Sequence[Sequence[Row]], scorer: str) -> list[float]:
-    values = [values_of(rows, scorer) for rows in groups]
-    there = [one[np.isfinite(one)] for one in values]
-    return [float(one.mean()) for one in there if len(one) >= LEAST_IN_BIN]
+    return [float(np.nanmean(values_of(rows, scorer))) for rows in groups if _enough(rows, scorer)]
 
 
-def _over_seeds(name: str, means: Sequence[float], bootstrap: Bootstrap) -> dict[str, float | None]:
+def _over_seeds(
+    name: str, value: float | None, means: Sequence[float], bootstrap: Bootstrap
+) -> dict[str, float | None]:
+    """The value with the half width that the seeds' means have; it need not be their mean."""
     low, high = seed_interval(means, (), bootstrap.level) or (None, None)
-    return {f"{name}_low": low, f"{name}_high": high}
+    if value is None or low is None or high is None:
+        return {f"{name}_low": None, f"{name}_high": None}
+    return {f"{name}_low": value - (high - low) / 2, f"{name}_high": value + (high - low) / 2}
 
 
 def _explainer(scorer: str) -> str:

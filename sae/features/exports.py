@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from sae.errors import ConfigError
-from sae.features.neuronpedia_bulk import write_bulk
+from sae.features.neuronpedia_bulk import safe_name, write_bulk
 from sae.features.parts import (
     Explanations,
     batches,
@@ -200,7 +200,7 @@ def _delphi(records: Records, folder: Path, explanations: Explanations) -> None:
     })  # fmt: skip
     for index, known in explanations.items():
         for one in known:
-            place = folder / f"explanations-{one.method}"
+            place = folder / f"explanations-{safe_name(one.method)}"
             place.mkdir(exist_ok=True)
             with replacing(place / f"{hook}_latent{index}.txt") as temporary:
                 temporary.write_text(json.dumps(without_nul(one.text)), encoding="utf-8")

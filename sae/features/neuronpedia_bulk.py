@@ -46,7 +46,7 @@ def write_bulk(records: Records, folder: Path, explanations: Explanations) -> No
         folder: Folder to write `<model>/` to.
         explanations: Explanations of the latents, by index.
     """
-    model, point = _safe(records.facts["lm"]), point_of(records)
+    model, point = safe_name(records.facts["lm"]), point_of(records)
     source = f"{point.layer}-{point.site}"
     place = folder / model / source
     single = {
@@ -113,6 +113,6 @@ def _write(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         temporary.write_bytes(gzip.compress(raw, _LEVEL, mtime=0) if compressed else raw)
 
 
-def _safe(name: str) -> str:
+def safe_name(name: str) -> str:
     """A name as that of a folder: it leads nowhere else."""
     return re.sub(r"[^\w.=+-]+", "_", name).lstrip(".") or "_"

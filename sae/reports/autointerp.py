@@ -7,6 +7,7 @@ from typing import Any
 from sae.evals.base import EvalResult
 from sae.explanations.asking import asks
 from sae.explanations.explain import GIVEN
+from sae.explanations.explainers import EXPLAINERS
 from sae.explanations.files import write_explanations
 from sae.explanations.latents import index_of
 from sae.explanations.study import SCORERS, UNEXPLAINED
@@ -69,7 +70,9 @@ def write_autointerp(result: EvalResult, folder: Path) -> None:
         Section("By density", tables=[_by_density(result)]),
         Section(
             "Scores and moments of the activation",
-            tables=[correlation_table(result.tables["correlations"].rows(), qualified)],
+            tables=[correlation_table(
+                [r for r in result.tables["correlations"].rows() if qualified[r["scorer"]]]
+            )],
         ),
         Section("All means", tables=[_means(rows)]),
         Section("Latents of the SAE", tables=[_latents(latents, folder)]),
@@ -126,7 +129,7 @@ def explanations_of(result: EvalResult, folder: Path, d_sae: int) -> Explanation
     found: dict[int, list[Explained]] = {}
     for row in _own(rows):
         if row["explanation"]:
-            asked = row["explainer"] != GIVEN and asks(row["explainer"])
+            asked = row["explainer"] in EXPLAINERS and asks(row["explainer"])
             model = chat if asked and chat else _NO_LM
             one = Explained(row["explanation"], row["explainer"], model)
             found.setdefault(index_of(row["latent"], d_sae), []).append(one)
@@ -318,28 +321,23 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> Table:
     return Table("Means over latents", columns, shown, note, words=3)
 
 
-def correlation_table(
-    rows: Sequence[Mapping[str, Any]], qualified: Mapping[str, Any], where: str = ""
-) -> Table:
+def correlation_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> Table:
     """Pearson's r of scores and moments over the SAE's latents, as Table 2 of the paper.
 
     Args:
-        rows: Of the table `correlations`.
-        qualified: Kinds of classes by scorer; others are left out.
-        where: Heading of a first column with the point of each row; "" for none.
+        rows: Rows of the table `correlations` whose scorers qualified.
+        columns: Further columns of these rows, which come first.
     """
     shown = [
-        [*([Cell(row["point"])] if where else []), Cell(WORDS[row["scorer"]]),
+        [*(Cell(row[name]) for name in columns), Cell(WORDS[row["scorer"]]),
          Cell(row["explainer"] or "none"), Cell(row["of"]), number("", row["value"]),
          Cell(interval("", row["low"], row["high"])), Cell(str(row["latents"]), row["latents"])]
         for row in rows
         if row["subject"] == SAE and row["explainer"] in ("", HEADLINE)
-        and qualified[row["scorer"]]
     ]  # fmt: skip
-    columns = [*([where] if where else []), "scorer", "explainer", "moment", "correlation",
-               "interval", "latents"]  # fmt: skip
+    heads = [*columns, "scorer", "explainer", "moment", "correlation", "interval", "latents"]
     note = "over the SAE's latents; skew E[c³] / var^1.5, kurtosis E[c⁴] / var², training text"
-    return Table("Correlation", columns, shown, note, words=3 + bool(where))
+    return Table("Correlation", heads, shown, note, words=3 + len(columns))
 
 
 def _latents(rows: Sequence[Mapping[str, Any]], folder: Path) -> Table:

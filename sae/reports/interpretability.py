@@ -1,12 +1,14 @@
 """`index.html` of the evaluation `interpretability`: scores by layer and by size of dictionary."""
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sae.evals.base import EvalResult
-from sae.explanations.study import SCORERS
+from sae.explanations.judges import JUDGES
+from sae.explanations.study import NARROW, SCORERS
 from sae.explanations.summary import LEAST_COVERAGE, SAE, TOKENS
 from sae.reports.autointerp import HEADLINE, WORDS, correlation_table
 from sae.reports.files import write_bytes
@@ -30,10 +32,10 @@ def write_interpretability(result: EvalResult, folder: Path) -> None:
         row for row in result.tables["subjects"].rows()
         if qualified[row["point"], row["dictionary"]].get(row["scorer"])
     ]  # fmt: skip
-    everywhere = {
-        scorer: [group["point"] for group in groups if group["qualified"].get(scorer)]
-        for scorer in groups[0]["qualified"]
-    }
+    correlated = [
+        row for row in result.tables["correlations"].rows()
+        if qualified[row["point"], row["dictionary"]].get(row["scorer"])
+    ]  # fmt: skip
     sections = [
         *(Section(f"By layer · {site}", plots=list(_by_layer(site, rows)))
           for site in dict.fromkeys(group["site"] for group in groups)),
@@ -44,11 +46,10 @@ def write_interpretability(result: EvalResult, folder: Path) -> None:
         Section("All comparisons", tables=[_compared(rows), _means(rows)]),
         Section(
             "Scores and moments of the activation",
-            tables=[correlation_table(
-                result.tables["correlations"].rows(), everywhere, where="point"
-            )],
+            tables=[correlation_table(correlated, ("point", "dictionary"))],
         ),
         Section("Dictionaries", tables=[_groups(groups)]),
+        Section("Dictionaries that failed", texts=result.details["failed"]),
         Section("Controls that were not given", texts=_missing(groups)),
     ]  # fmt: skip
     tokens = result.tokens
@@ -78,14 +79,13 @@ def _by_layer(site: str, rows: Rows) -> Iterator[Plot]:
     own = [row for row in rows if row["site"] == site]
     if len({row["layer"] for row in own}) < 2:
         return
-    named = len({row["dictionary"] for row in own}) > 1
     for scorer in SCORERS:
         part = [row for row in own if row["scorer"] == scorer]
         layers = sorted({row["layer"] for row in part})
         if len(layers) > 1:
             axis = {"title": {"text": "layer"}, "tickvals": layers, "showgrid": False}
             step = 0.02 * (layers[-1] - layers[0])
-            yield _plot(scorer, part, "layer", named, axis, step)
+            yield _plot(scorer, part, "layer", lambda row: row["dictionary"], axis, step)
 
 
 def _by_size(point: str, rows: Rows) -> Iterator[Plot]:
@@ -98,15 +98,23 @@ def _by_size(point: str, rows: Rows) -> Iterator[Plot]:
             "ticktext": [f"{size:g}" for size in sizes], "showgrid": False}  # fmt: skip
     for scorer in SCORERS:
         if part := [row for row in own if row["scorer"] == scorer]:
-            yield _plot(scorer, part, "dict_ratio", False, axis, 0)
+            yield _plot(scorer, part, "dict_ratio", _but_size, axis, 0.0)
+
+
+def _but_size(row: Mapping[str, Any]) -> str:
+    """The dictionary's name without its size."""
+    return re.sub(r" d_sae=\d+", "", row["dictionary"])
 
 
 def _plot(
-    scorer: str, rows: Rows, across: str, named: bool, axis: Mapping[str, Any], step: float
-) -> Plot:
+    scorer: str, rows: Rows, across: str, kind: Callable[[Mapping[str, Any]], str],
+    axis: Mapping[str, Any], step: float,
+) -> Plot:  # fmt: skip
+    """A curve for each dictionary of each kind."""
     curves: dict[str, list[Mapping[str, Any]]] = {}
+    named = len({kind(row) for row in rows}) > 1
     for name, row in _shown(rows):
-        label = f"{name} · {row['dictionary']}" if named else name
+        label = f"{name} · {kind(row)}" if named else name
         curves.setdefault(label, []).append(row)
     traces = []
     for i, (label, part) in enumerate(curves.items()):
@@ -189,7 +197,7 @@ def _means(rows: Rows) -> Table:
          Cell(str(row["seeds"]), row["seeds"]), Cell(str(row["latents"]), row["latents"])]
         for row in rows if row["scorer"] in WORDS
     ]  # fmt: skip
-    columns = ["point", "SAE", "dictionary", "explainer", "scorer", "mean", "interval",
+    columns = ["point", "dictionary", "explained", "explainer", "scorer", "mean", "interval",
                "interval over seeds", "wrong explanation", "seeds", "latents"]  # fmt: skip
     return Table("Means over latents", columns, shown, words=5)
 
@@ -199,7 +207,9 @@ def _left_out(groups: Sequence[Mapping[str, Any]]) -> Table:
         [Cell(group["point"]), Cell(group["dictionary"]), Cell(WORDS[scorer])]
         for group in groups
         for scorer, kinds in group["qualified"].items()
-        if not kinds and (scorer not in SCORERS[5:] or group.get("narrow"))
+        if not kinds
+        and (scorer not in NARROW or group.get("narrow"))
+        and (scorer not in JUDGES or "chat" in group)
     ]
     note = "they do not tell true explanations of known classes from wrong ones, or were not asked"
     return Table("Left out of everything above", ["point", "dictionary", "scorer"], shown, note,
@@ -219,7 +229,7 @@ def _groups(groups: Sequence[Mapping[str, Any]]) -> Table:
 
 def _missing(groups: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {
-        f"{group['point']}: {name}": command
+        f"{group['point']} · {group['dictionary']}: {name}": command
         for group in groups
         for name, command in group["missing"].items()
     }

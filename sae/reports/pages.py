@@ -31,9 +31,10 @@ def _write_latents(result: EvalResult, folder: Path) -> None:
     found = Records(result.details["records"], result.details["weights"])
     title, shown = _heading(found)
     shutil.rmtree(folder / "export", ignore_errors=True)
-    explanations = explanations_of(result, folder.parent, found.d_sae)
-    for word in result.details["export"]:
-        export(found, word, folder / "export" / word, explanations)
+    if words := result.details["export"]:
+        explanations = explanations_of(result, folder.parent, found.d_sae)
+        for word in words:
+            export(found, word, folder / "export" / word, explanations)
     file = result.details["own_text"]
     own = None if file is None else packed_text(reading_in(Path(file)), found)
     write_dashboard(

@@ -393,7 +393,8 @@ def test_correlations_are_those_of_scipy():
     assert found.value == pytest.approx(expected.statistic)
     low, high = expected.confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.08)
-    assert correlation(x, np.ones(80), BOOTSTRAP).value is None
+    for constant in (0.1, 0.3, 1.0):  # the mean of 0.1s is not 0.1
+        assert correlation(x[:13], np.full(13, constant), BOOTSTRAP).value is None
 
 
 def test_scores_are_correlated_with_each_moment_of_the_same_latents(monkeypatch):
@@ -437,3 +438,34 @@ def test_seeds_are_pooled_and_have_an_interval_of_their_own():
     ends = (control["sae_less_this_seed_low"], control["sae_less_this_seed_high"])
     assert ends == pytest.approx((gap - half, gap + half))
     assert control["sae_less_this_high"] - gap < half  # the latents alone do not see the seeds
+
+
+def scored(seed, count, value, explainer="rules", latents=None):
+    names = latents or [str(i) for i in range(count)]
+    return [Row(name, explainer, "explained", "", 0.01, 30, {"rules": value}, {}, seed=seed)
+            for name in names]  # fmt: skip
+
+
+def test_an_interval_over_seeds_holds_the_value_and_needs_whole_seeds():
+    rows = [*scored(0, 100, 0.5), *scored(1, 12, 0.2), *scored(2, 12, 0.3), *scored(3, 3, 0.0)]
+    empty = [row._replace(values={}) for row in scored(4, 20, 0.0)]
+    (found,) = by_subject({"SAE": rows + empty}, BOOTSTRAP)
+    assert found["seeds"] == 4  # the fifth has no number
+    assert found["seed_low"] < found["value"] < found["seed_high"]
+    half = stats.t.ppf(0.975, 2) * np.std([0.5, 0.2, 0.3], ddof=1) / 3**0.5  # three whole ones
+    assert found["seed_high"] - found["value"] == pytest.approx(half)
+
+
+def test_explanations_of_the_first_seed_are_held_against_the_tokens_of_that_seed():
+    """A user's explanations are of one SAE; the control is there for all seeds."""
+    rows = [
+        *scored(0, 12, 0.7, "given"), *scored(0, 12, 0.4, "tokens"), *scored(1, 12, 0.1, "tokens"),
+    ]  # fmt: skip
+    found = {row["explainer"]: row for row in by_subject({"SAE": rows}, BOOTSTRAP)}
+    assert found["given"]["over_tokens"] == pytest.approx(0.3)
+
+
+def test_a_control_with_scores_beside_an_sae_without_is_no_headline():
+    few = scored(0, 3, 0.5)
+    rows = list(by_subject({"SAE": few, "ica": scored(0, 20, 0.2)}, BOOTSTRAP))
+    assert headline(rows, dict.fromkeys((*SCORERS, *JUDGES), ["token classes"])) == {}

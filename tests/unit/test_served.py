@@ -22,6 +22,7 @@ from sae.explanations.served import (
     TIMES,
     ServedSimulation,
     ServedSurprisal,
+    offsets,
     read_of,
     require_log_probs,
 )
@@ -51,7 +52,7 @@ def echoed(body):
     for line in lines:
         word = line.split("\t")[0].strip()
         active = bool(word) and word in said.split('"')
-        numbers = {"10": -0.1, " 3": -2.5} if active else {"0": -0.1, "7": -2.5}
+        numbers = {"9": -0.1, " 3": -2.5} if active else {"0": -0.1, "7": -2.5}
         top += [{**numbers, "x": -3.0} for _ in line]
     content = {
         "tokens": list(text), "text_offset": list(range(len(text))),
@@ -128,7 +129,7 @@ def test_simulation_by_a_server_finds_planted_words(server, bench):
     found = simulation.simulated('the word "zebra"', places)
     words = np.array([bench.text.vocabulary[i].decode().strip() for i in bench.text.tokens])
     p = np.exp([-0.1, -2.5])
-    high, low = (10 * p[0] + 3 * p[1]) / p.sum(), 7 * p[1] / p.sum()
+    high, low = (9 * p[0] + 3 * p[1]) / p.sum(), 7 * p[1] / p.sum()
     np.testing.assert_allclose(found, np.where(words[places] == "zebra", high, low))
 
 
@@ -141,7 +142,7 @@ def test_planted_latents_score_high_and_wrong_explanations_at_chance(server, ben
     found = narrow.read(subject, words, bench, rows, every=True)
     assert min(row.values["simulation"] for row in found) > 0.95
     assert abs(np.mean([row.values["simulation_deranged"] for row in found])) < 0.1
-    assert narrow.facts()["scale"] == 10
+    assert narrow.facts()["scale"] == 9
     assert narrow.facts()["server"]["model"] == "letters"
 
 
@@ -163,28 +164,49 @@ GOOD = json.loads(echoed({"prompt": "abc def"}))["choices"][0]["logprobs"]
         None,
         {},
         [],
-        {"text_offset": None},
-        {"token_logprobs": [None, None, None, None, None, None, None]},
+        {"tokens": None},
+        {"tokens": list("abc")},
+        {"tokens": list("fed cba")},
+        {"token_logprobs": [None] * 7},
         {"token_logprobs": [None, "x", 1, 2, 3, 4, 5]},
         {"token_logprobs": [None, -1.0]},
-        {"text_offset": []},
+        {"token_logprobs": [None, -(10**400), *[-1.0] * 5]},
+        {"token_logprobs": [None, float("nan"), *[-1.0] * 5]},
+        {"top_logprobs": [None, *[{"a": "abc"}] * 6]},
+        {"top_logprobs": [None, *[{"a": None}] * 6]},
+        {"top_logprobs": [None, *[{"a": float("nan")}] * 6]},
+        {"top_logprobs": [None, *[["a"]] * 6]},
+        {"top_logprobs": None},
+        {"top_logprobs": [None] * 7},
     ],
 )
 def test_replies_without_log_probabilities_of_the_prompt_are_known(changed):
     content = GOOD | changed if isinstance(changed, dict) and changed else changed
     with pytest.raises(Failure, match="no log-probabilities of the prompt"):
-        read_of(Reply(json.dumps(content), 1, 1), "abc def")
+        read_of(Reply(json.dumps(content), 1, 1), "abc def", top=True)
 
 
-def test_tokens_that_were_written_behind_the_text_are_left_out():
-    longer = {
-        "text_offset": [7, *range(8, 14), 14], "token_logprobs": [None, *[-1.0] * 6, -9.0],
-        "top_logprobs": [None, *[{"a": -1.0}] * 7],
-    }  # fmt: skip
-    found = read_of(Reply(json.dumps(longer), 1, 1), "abc def")
+@pytest.mark.parametrize(
+    ("tokens", "text", "expected"),
+    [
+        (["The", " sun", " rose"], "The sun rose", [0, 3, 7]),
+        (["<s>", "The", " sun"], "The sun", [-1, 0, 3]),
+        (["The", "sun", "rose"], "The sun rose", [0, 3, 7]),  # blanks were stripped
+        (["a", "\ufffd", "\ufffd", "b"], "aéb", [0, 1, 1, 2]),  # halves of a character
+        (["a", " \ufffd", "\ufffd", "\ufffd", " b"], "a 😀 b", [0, 1, 2, 2, 3]),
+        (["x", "y", " and more"], "xy", [0, 1]),  # what the server wrote
+    ],
+)
+def test_places_of_tokens_are_found_by_their_texts(tokens, text, expected):
+    assert offsets(tokens, text) == expected
+
+
+def test_places_do_not_depend_on_how_the_server_counts_them():
+    odd = GOOD | {"text_offset": [3 * i + 17 for i in range(7)]}
+    longer = {name: [*values, values[-1]] for name, values in odd.items()}
+    found = read_of(Reply(json.dumps(longer | {"tokens": [*"abc def", " x"]}), 1, 1), "abc def")
     assert found.offset.tolist() == list(range(7))
-    assert found.log_prob[1:].tolist() == [-1.0] * 6
-    assert len(found.top) == 7
+    assert len(found.top) == len(found.log_prob) == 7
 
 
 @pytest.mark.parametrize(
@@ -203,6 +225,19 @@ def test_one_request_finds_out_that_a_server_gives_none(server, answer):
     assert len(server.seen) == 1
 
 
+def test_a_server_that_was_mended_is_asked_again(server):
+    server.script = [(200, b'{"choices": [{"text": "x", "logprobs": null}]}')]
+    with pytest.raises(ConfigError, match="no log-probabilities"):
+        require_log_probs(desk(server))
+    require_log_probs(desk(server))
+    assert len(server.seen) == 2
+
+
+def test_a_budget_that_is_too_small_is_named(server):
+    with pytest.raises(ConfigError, match=r"chat\.budget is too small"):
+        require_log_probs(desk(server, budget=1))
+
+
 def test_one_request_finds_out_that_a_server_gives_them(server):
     require_log_probs(desk(server))
     ((path, _, body),) = server.seen
@@ -217,9 +252,18 @@ def test_a_passing_mishap_loses_nothing(server, bench):
     assert max(server.paid.values()) == 1
 
 
-def test_no_server_no_log_probabilities():
+def test_settings_without_an_effect_are_refused():
+    chat = AutointerpEval(chat={"log_probs": True}).chat
     with pytest.raises(ConfigError, match="log_probs=true has no effect without a server"):
-        AutointerpEval(chat={"log_probs": True}).chat.check([])
+        chat.check([], ["surprisal"])
+    served = {"base_url": "http://127.0.0.1:1/v1", "model": "m", "key_env": None}
+    chat = AutointerpEval(chat={"log_probs": True, **served}).chat
+    with pytest.raises(ConfigError, match=r"no effect without eval.autointerp.scorers"):
+        chat.check([], ["counterfactual"])
+    chat.check([], ["surprisal"])
+    chat = AutointerpEval(chat={"saebench": 5, "dictionaries": ["ica"], **served}).chat
+    with pytest.raises(ConfigError, match="saebench asks about the SAE"):
+        chat.check([])
 
 
 def test_half_a_character_is_replaced_and_keeps_its_place():
