@@ -67,7 +67,7 @@ class Desk:
         """Say how much will be asked, before anything is sent.
 
         Args:
-            requests: How many, replies in the ledger among them.
+            requests: Number of requests, replies in the ledger among them.
             prompt_tokens: Tokens that will be read, estimated.
             reply_tokens: Most tokens that will be written.
         """

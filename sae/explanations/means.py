@@ -76,7 +76,7 @@ def correlation(
     Args:
         first: A number of each latent.
         second: Another number of each.
-        bootstrap: How the interval is made: latents are drawn again.
+        bootstrap: Settings of the interval: latents are drawn again.
     """
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return Interval(None, None, None)

@@ -53,7 +53,7 @@ class Sheet(NamedTuple):
 
     Args:
         texts: The windows.
-        truth: Whether each counts as one in which the latent fires.
+        truth: True for those that count as ones in which the latent fires.
         random_that_fire: Random windows in which it fires all the same.
     """
 
@@ -131,9 +131,9 @@ def windows(
 
     Args:
         fired: The latent's firings.
-        text: Where.
+        text: The text.
         allowed: Places that may be a middle.
-        counts: How many of each kind.
+        counts: Number of windows of each kind.
         random: Draws.
 
     Returns:

@@ -152,7 +152,7 @@ class ServedSurprisal(Surprisals):
 
     Args:
         desk: Asks it.
-        bench: Where excerpts come from.
+        bench: Source of the excerpts.
     """
 
     def __init__(self, desk: Desk, bench: Bench):

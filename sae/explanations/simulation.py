@@ -169,7 +169,7 @@ class Simulation(Simulations):
     """`Simulations` by an LM of this process, which reads token ids.
 
     Args:
-        log_probs: Of the judge.
+        log_probs: The judge's log-probabilities.
         bench: The test text.
     """
 

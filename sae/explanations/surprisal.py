@@ -113,8 +113,8 @@ class Surprisal(Surprisals):
     """`Surprisals` by an LM of this process, which reads token ids.
 
     Args:
-        log_probs: Of the judge.
-        bench: Where excerpts come from.
+        log_probs: The judge's log-probabilities.
+        bench: Source of the excerpts.
     """
 
     def __init__(self, log_probs: LogProbs, bench: Bench):

@@ -53,7 +53,7 @@ def export(
         records: The records.
         word: A key of `EXPORTS`.
         folder: Made if it is missing.
-        explanations: What is known of the latents, by index.
+        explanations: Explanations of the latents, by index.
 
     Raises:
         ConfigError: If the SAE writes several points.

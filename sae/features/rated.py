@@ -39,8 +39,8 @@ class Rating(NamedTuple):
     """Ratings of one text from 0 to 2; NaN where there is none.
 
     Args:
-        concept: How clearly the concept is in the text.
-        fluency: How fluent the text is.
+        concept: Rating of how clearly the concept is in the text.
+        fluency: Rating of how fluent the text is.
     """
 
     concept: float

@@ -127,7 +127,7 @@ def shared_arms(direction: torch.Tensor, seed: int) -> list[Arm]:
 
     Args:
         direction: DiffMean.
-        seed: Of the noise.
+        seed: Seed of the noise.
     """
     return [Arm(NOISE, seed=seed), Arm(DIFF_MEAN, direction)]
 

@@ -16,7 +16,7 @@ class Resamples:
 
     Args:
         shape: Numbers of features, draws and prompts.
-        bootstrap: How many resamples there are, and their seed.
+        bootstrap: Number of resamples, and their seed.
     """
 
     def __init__(self, shape: tuple[int, ...], bootstrap: Bootstrap) -> None:

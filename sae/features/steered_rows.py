@@ -168,7 +168,7 @@ def rating_rows(studied: Studied, texts: Sequence[Row], bootstrap: Bootstrap) ->
     Args:
         studied: The studies.
         texts: As `text_rows` gives them, with their ratings.
-        bootstrap: How features, prompts and texts are drawn.
+        bootstrap: Settings of the draws of features, prompts and texts.
     """
     shape = _values(studied, FEATURE, "score").shape
     drawn = Resamples(shape, bootstrap)

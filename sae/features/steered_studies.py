@@ -41,7 +41,7 @@ class Studied(NamedTuple):
 
     Args:
         features: By latent, as `study_feature` gives them.
-        shared: Of the arms that all features share, as `study_shared` gives it.
+        shared: Study of the arms that all features share, as `study_shared` gives it.
         shared_at: Records of the shared arms with a push, by arm and number of the target.
         neutral: Costs of the pushes that are reported.
     """
@@ -87,7 +87,7 @@ def study_all(
         targets: KLs in nats.
         start: A size that searches start from.
         words: The concept, as it stands in the prompt.
-        seed: Of the draws and of the controls.
+        seed: Seed of the draws and of the controls.
         neutral: Neutral text.
         decided: Plain values that decide the texts as well.
     """

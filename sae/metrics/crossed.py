@@ -38,8 +38,8 @@ def nested_draws(
     The first draw holds everything once; the weights of every draw sum to groups times members.
 
     Args:
-        groups: How many there are.
-        members: How many each of them has.
+        groups: Number of groups.
+        members: Number of members of each group.
         num_resamples: Draws behind the first.
         seed: Decides them.
 

@@ -120,8 +120,8 @@ def explanations_of(result: EvalResult, folder: Path, d_sae: int) -> Explanation
     """All explanations of the SAE's latents, of the newest result `autointerp`, for exports.
 
     Args:
-        result: Of another evaluation of the SAE.
-        folder: Where results are.
+        result: Result of another evaluation of the SAE.
+        folder: Folder of the results.
         d_sae: Number of latents.
     """
     content, rows = newest_latents("autointerp", result, folder)

@@ -23,8 +23,8 @@ def write_interpretability(result: EvalResult, folder: Path) -> None:
     """Write the page.
 
     Args:
-        result: Of the evaluation `interpretability`.
-        folder: Where `index.html` goes.
+        result: Result of the evaluation `interpretability`.
+        folder: Folder to write `index.html` to.
     """
     groups = result.details["groups"]
     qualified = {(group["point"], group["dictionary"]): group["qualified"] for group in groups}
@@ -144,7 +144,7 @@ def outcome(row: Mapping[str, Any]) -> str:
     """`ahead`, `level` or `behind`, by the interval of the SAE less a control; "" if unknown.
 
     Args:
-        row: Of the table `subjects`, of another dictionary than the SAE.
+        row: Row of the table `subjects`, of another dictionary than the SAE.
     """
     low, high = row["sae_less_this_low"], row["sae_less_this_high"]
     if low is None or high is None or row["coverage"] < LEAST_COVERAGE:
