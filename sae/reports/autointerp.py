@@ -218,6 +218,11 @@ def _narrow(facts: Mapping[str, Any] | None) -> list[Section]:
         f"the LM under study read {facts['tokens']:,} tokens of a budget of {facts['budget']:,}: "
         "all explanations of the SAE, those of the first explainer of the others"
     )
+    if (server := facts.get("server")) is not None:
+        note += (
+            f". For surprisal and simulation {server['model']} at {server['base_url']} read in its "
+            "place; its tokens are counted with the chat LM's"
+        )
     if "scale" in facts:
         note += (
             f". Simulated activations go from 0 to {facts['scale']}; "
