@@ -16,6 +16,15 @@ from sae.reports.page import Cell, Plot, Section, Table, interval, number, plain
 
 _CONTROL = "SAE, one token (control)"
 _WRONG = "SAE, another latent's rule"
+_DRAWN = {
+    SAE: "#2563eb", _CONTROL: "#7c3aed", _WRONG: "#64748b", "neurons top-k": "#e69f00",
+    "pca top-k": "#009e73", "ica top-k": "#cc79a7", "random top-k": "#56b4e9",
+    "frozen decoder": "#d55e00", "random LM": "#8a8a8a", "token lookup": "#a58b00",
+}  # fmt: skip
+"""Curves and their colours, the same in every picture. Bases as they are fire on half of the rows,
+and stand in the tables alone."""
+_DASHES = ("solid", "dash", "longdash", "dashdot")
+_SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star")
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -65,6 +74,8 @@ def write_interpretability(result: EvalResult, folder: Path) -> None:
 def _shown(rows: Rows) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Rows of pictures with the names of their curves: explained by rules, and two controls."""
     for row in rows:
+        if row["subject"] not in _DRAWN:
+            continue
         ours = row["subject"] == SAE
         if row["explainer"] in ("", HEADLINE):
             yield row["subject"], row
@@ -111,25 +122,29 @@ def _plot(
     axis: Mapping[str, Any], step: float,
 ) -> Plot:  # fmt: skip
     """A curve for each dictionary of each kind."""
-    curves: dict[str, list[Mapping[str, Any]]] = {}
-    named = len({kind(row) for row in rows}) > 1
+    curves: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    kinds = list(dict.fromkeys(kind(row) for row in rows))
     for name, row in _shown(rows):
-        label = f"{name} · {kind(row)}" if named else name
-        curves.setdefault(label, []).append(row)
+        curves.setdefault((name, kind(row)), []).append(row)
+    order = sorted(curves, key=lambda curve: [*_DRAWN].index(curve[0]))
     traces = []
-    for i, (label, part) in enumerate(curves.items()):
-        ordered = sorted(part, key=lambda row: row[across])
+    for i, (name, of) in enumerate(order):
+        part = sorted(curves[name, of], key=lambda row: row[across])
         apart = step * (i - len(curves) / 2) / 2  # error bars stand side by side
+        dotted = name in (_CONTROL, _WRONG)
         traces.append({
-            "type": "scatter", "mode": "lines+markers", "name": plain(label),
-            "x": [row[across] + apart for row in ordered],
-            "y": [row["value"] for row in ordered],
-            "line": {"width": 3 if label.startswith(SAE + " ·") or label == SAE else 1.2,
-                     "dash": "dot" if label.startswith((_CONTROL, _WRONG)) else "solid"},
+            "type": "scatter", "mode": "lines+markers",
+            "name": plain(f"{name} · {of}" if len(kinds) > 1 else name),
+            "x": [row[across] + apart for row in part], "y": [row["value"] for row in part],
+            "line": {"width": 3 if name == SAE else 1.2, "color": _DRAWN[name],
+                     "dash": "dot" if dotted else _DASHES[kinds.index(of) % len(_DASHES)]},
+            "marker": {"symbol": _SYMBOLS[[*_DRAWN].index(name) % len(_SYMBOLS)],
+                       "color": _DRAWN[name]},
             "error_y": {
                 "type": "data", "symmetric": False, "thickness": 1, "width": 3,
-                "array": [_off(row["high"], row["value"]) for row in ordered],
-                "arrayminus": [_off(row["value"], row["low"]) for row in ordered],
+                "color": _DRAWN[name],
+                "array": [_off(row["high"], row["value"]) for row in part],
+                "arrayminus": [_off(row["value"], row["low"]) for row in part],
             },
         })  # fmt: skip
     note = "means over latents, at each dictionary's own densities"
