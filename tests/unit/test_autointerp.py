@@ -296,9 +296,10 @@ def test_many_runs_are_grouped_by_place_and_seed_and_drawn(encoder, run, one, tm
     folder = evaluate_all("interpretability", runs, settings, folder=tmp_path / "page")
     content = json.loads((folder / "interpretability.json").read_text())
     first, other = content["details"]["groups"]
-    assert (first["runs"], first["controls"]) == (["larger one"], ["frozen"])  # k=3 before k=4
+    assert (first["runs"], first["controls"]) == (["larger one"], [])  # k=3 before k=4
     assert (other["runs"], other["controls"]) == (["run", "second"], ["frozen"])
-    assert list(first["missing"]) == [RANDOM_LM]
+    assert list(first["missing"]) == [FROZEN, RANDOM_LM]  # the frozen one has another k
+    assert list(other["missing"]) == [RANDOM_LM]
     rows = read_table(folder / "interpretability.subjects.parquet")
     pooled = [
         row

@@ -43,7 +43,7 @@ def test_logits_are_those_of_whole_passes_also_under_an_edit(lm, tokens):
     torch.testing.assert_close(edited, whole, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("point", [POINT, Point("attn_out", 1), Point("mlp", 1)], ids=str)
+@pytest.mark.parametrize("point", [POINT, Point("attn_out", 1), Point("mlp_in", 1)], ids=str)
 def test_activations_are_those_of_whole_passes_and_no_block_above_runs(lm, tokens, point):
     whole = lm.capture(tokens, [point])[point][:, 7:]
     above = []
