@@ -5,43 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from sae.evals.base import EvalResult
-from sae.explanations.asking import asks
-from sae.explanations.explain import GIVEN
-from sae.explanations.explainers import EXPLAINERS
 from sae.explanations.files import write_explanations
-from sae.explanations.latents import index_of
 from sae.explanations.study import SCORERS, UNEXPLAINED
 from sae.explanations.summary import LEAST_COVERAGE, SAE, TOKENS
-from sae.features.parts import Explained, Explanations
-from sae.reports.falsified import FALSIFIED_WORDS, falsified
+from sae.reports.explained import own_latents
+from sae.reports.falsified import falsified
 from sae.reports.files import write_bytes
-from sae.reports.judged import JUDGE_WORDS, judged
+from sae.reports.judged import judged
 from sae.reports.page import Cell, Plot, Section, Table, interval, number, plain, render
-from sae.reports.pushed import PUSHED_WORDS, pushed
-from sae.reports.results import newest_latents
+from sae.reports.pushed import pushed
+from sae.reports.scores import HEADLINE, WORDS, correlation_table, error_bar
 
-WORDS = {
-    "rules": "F1 of the rule",
-    "embedding": "AUROC, ±16 tokens",
-    "embedding_near": "AUROC, ±3 tokens",
-    "intruder": "Intruder found, ±16 tokens",
-    "intruder_near": "Intruder found, ±3 tokens",
-    "example": "Examples alike, ±16 tokens",
-    "example_near": "Examples alike, ±3 tokens",
-    **JUDGE_WORDS,
-    "surprisal": "AUROC of surprisal",
-    "simulation": "Simulation, top and random",
-    "simulation_top": "Simulation, top",
-    "simulation_random": "Simulation, random",
-    **FALSIFIED_WORDS,
-    **PUSHED_WORDS,
-}
 _AGAINST = {**dict.fromkeys(UNEXPLAINED, "chance"), "necessity": "another token near"}
 """Controls of scores that have no score of another latent's rule."""
-_NO_LM = "none"
-"""Name of the LM of explanations that no LM wrote."""
-HEADLINE = "rules"
-"""Explainer of the picture and the tiles."""
 
 
 def write_autointerp(result: EvalResult, folder: Path) -> None:
@@ -53,7 +29,7 @@ def write_autointerp(result: EvalResult, folder: Path) -> None:
     """
     details = result.details
     rows = result.tables["subjects"].rows()
-    latents = _own(result.tables["latents"].rows())
+    latents = own_latents(result.tables["latents"].rows())
     qualified = details["qualified"]
     sections = [
         Section(
@@ -98,49 +74,6 @@ def write_autointerp(result: EvalResult, folder: Path) -> None:
         write_explanations(folder / f"explanations-{explainer}.csv", own)
 
 
-def explanation_columns(result: EvalResult, folder: Path) -> dict[str, dict[str, float | str]]:
-    """A column for the table of a dashboard, from the newest result `autointerp` of the same SAE.
-
-    Args:
-        result: Result of another evaluation of the SAE.
-        folder: Folder that holds results.
-
-    Returns:
-        Explanations by heading and latent; empty without such a result.
-    """
-    _, rows = newest_latents("autointerp", result, folder)
-    own = [row for row in _own(rows) if row["explanation"]]
-    explainers = [row["explainer"] for row in own]
-    best = GIVEN if GIVEN in explainers else next(iter(explainers), "")  # the user's own, if any
-    found = {row["latent"]: row["explanation"] for row in own if row["explainer"] == best}
-    return {"explanation": found} if found else {}
-
-
-def explanations_of(result: EvalResult, folder: Path, d_sae: int) -> Explanations:
-    """All explanations of the SAE's latents, of the newest result `autointerp`, for exports.
-
-    Args:
-        result: Result of another evaluation of the SAE.
-        folder: Folder of the results.
-        d_sae: Number of latents.
-    """
-    content, rows = newest_latents("autointerp", result, folder)
-    chat = ((content.get("details") or {}).get("chat") or {}).get("model", "")
-    found: dict[int, list[Explained]] = {}
-    for row in _own(rows):
-        if row["explanation"]:
-            asked = row["explainer"] in EXPLAINERS and asks(row["explainer"])
-            model = chat if asked and chat else _NO_LM
-            one = Explained(row["explanation"], row["explainer"], model)
-            found.setdefault(index_of(row["latent"], d_sae), []).append(one)
-    return found
-
-
-def _own(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The latents of the SAE itself, without those of its other seeds."""
-    return [row for row in rows if row["subject"] == SAE and not row.get("seed")]
-
-
 def _dots(scorer: str, rows: Sequence[Mapping[str, Any]]) -> Plot:
     """Means of all dictionaries with their intervals, as in Figure 2 of the paper."""
     own = [row for row in rows if row["scorer"] == scorer and row["explainer"] in ("", HEADLINE)]
@@ -158,8 +91,8 @@ def _dots(scorer: str, rows: Sequence[Mapping[str, Any]]) -> Plot:
                 "marker": {"size": 9, "symbol": symbol},
                 "error_x": {
                     "type": "data", "symmetric": False, "thickness": 1.5, "width": 4,
-                    "array": [_off(row["high"], row["value"]) for row in part],
-                    "arrayminus": [_off(row["value"], row["low"]) for row in part],
+                    "array": [error_bar(row["high"], row["value"]) for row in part],
+                    "arrayminus": [error_bar(row["value"], row["low"]) for row in part],
                 },
             })  # fmt: skip
     wrong = [row for row in own if row["deranged"] is not None]
@@ -183,10 +116,6 @@ def _dots(scorer: str, rows: Sequence[Mapping[str, Any]]) -> Plot:
     }
     return Plot(WORDS[scorer], "means over latents, at each dictionary's own densities", traces,
                 layout, wide=True)  # fmt: skip
-
-
-def _off(high: float | None, low: float | None) -> float:
-    return 0.0 if high is None or low is None else max(0.0, high - low)
 
 
 def _qualification(result: EvalResult) -> Table:
@@ -324,25 +253,6 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> Table:
         "token near); hard: co-firing latents fire"
     )
     return Table("Means over latents", columns, shown, note, words=3)
-
-
-def correlation_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> Table:
-    """Pearson's r of scores and moments over the SAE's latents, as Table 2 of the paper.
-
-    Args:
-        rows: Rows of the table `correlations` whose scorers qualified.
-        columns: Further columns of these rows, which come first.
-    """
-    shown = [
-        [*(Cell(row[name]) for name in columns), Cell(WORDS[row["scorer"]]),
-         Cell(row["explainer"] or "none"), Cell(row["of"]), number("", row["value"]),
-         Cell(interval("", row["low"], row["high"])), Cell(str(row["latents"]), row["latents"])]
-        for row in rows
-        if row["subject"] == SAE and row["explainer"] in ("", HEADLINE)
-    ]  # fmt: skip
-    heads = [*columns, "scorer", "explainer", "moment", "correlation", "interval", "latents"]
-    note = "over the SAE's latents; skew E[c³] / var^1.5, kurtosis E[c⁴] / var², training text"
-    return Table("Correlation", heads, shown, note, words=3 + len(columns))
 
 
 def _latents(rows: Sequence[Mapping[str, Any]], folder: Path) -> Table:

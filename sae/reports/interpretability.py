@@ -10,9 +10,9 @@ from sae.evals.base import EvalResult
 from sae.explanations.judges import JUDGES
 from sae.explanations.study import NARROW, SCORERS
 from sae.explanations.summary import LEAST_COVERAGE, SAE, TOKENS
-from sae.reports.autointerp import HEADLINE, WORDS, correlation_table
 from sae.reports.files import write_bytes
 from sae.reports.page import Cell, Plot, Section, Table, interval, number, plain, render
+from sae.reports.scores import HEADLINE, WORDS, correlation_table, error_bar
 
 _CONTROL = "SAE, one token (control)"
 _WRONG = "SAE, another latent's rule"
@@ -143,16 +143,12 @@ def _plot(
             "error_y": {
                 "type": "data", "symmetric": False, "thickness": 1, "width": 3,
                 "color": _DRAWN[name],
-                "array": [_off(row["high"], row["value"]) for row in part],
-                "arrayminus": [_off(row["value"], row["low"]) for row in part],
+                "array": [error_bar(row["high"], row["value"]) for row in part],
+                "arrayminus": [error_bar(row["value"], row["low"]) for row in part],
             },
         })  # fmt: skip
     note = "means over latents, at each dictionary's own densities"
     return Plot(WORDS[scorer], note, traces, {"xaxis": axis, "showlegend": True}, wide=True)
-
-
-def _off(high: float | None, low: float | None) -> float:
-    return 0.0 if high is None or low is None else max(0.0, high - low)
 
 
 def outcome(row: Mapping[str, Any]) -> str:

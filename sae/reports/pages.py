@@ -12,12 +12,13 @@ from sae.features.ablated import known
 from sae.features.exports import export
 from sae.features.own_text import reading_in
 from sae.reports import page as report
-from sae.reports.autointerp import explanation_columns, explanations_of, write_autointerp
+from sae.reports.autointerp import write_autointerp
 from sae.reports.case_study import write_case_study
 from sae.reports.circuit import write_circuit
 from sae.reports.compare import write_comparison
 from sae.reports.dashboard import Server, actions, packed_text, render, write_dashboard
 from sae.reports.erasure import write_erasure
+from sae.reports.explained import explanation_columns, explanations_of
 from sae.reports.files import write_bytes
 from sae.reports.frontier import write_frontier
 from sae.reports.interpretability import write_interpretability

@@ -23,7 +23,7 @@ from sae.explanations import pushed, rule_texts, truth
 from sae.explanations.files import read_explanations, write_explanations
 from sae.explanations.truth import TOPICS
 from sae.features.sets import feature_set
-from sae.reports.autointerp import explanation_columns, explanations_of
+from sae.reports.explained import explanation_columns, explanations_of
 from sae.tables import read_table
 from sae.tasks.labelled import LabelledTexts
 
