@@ -209,7 +209,7 @@ def next_in_circle(names: Sequence[str]) -> list[int]:
 
     Example:
         >>> next_in_circle(["a", "b", "c"])
-        [1, 2, 0]
+        [2, 0, 1]
     """
     order = sorted(range(len(names)), key=lambda i: sha256(names[i].encode()).digest())
     found = [0] * len(names)

@@ -124,11 +124,11 @@ def test_continuing_on_changed_files_is_an_error(of_files, lm, text, side):
     change_lm(lm) if side == "lm" else change_text(text)
     results = (of_files / "results.json").read_bytes()
     (of_files / "results.json").unlink()  # killed between the last step and the results
-    with pytest.raises(StoreError, match="cannot continue.*changed since"):
+    with pytest.raises(StoreError, match="cannot continue.*has changed"):
         train(of_files, "debug=tiny", "lm=folder", f"lm.path={lm}", "corpus=text",
               f"corpus.path={text}")  # fmt: skip
     (of_files / "results.json").write_bytes(results)
-    with pytest.raises(StoreError, match="cannot continue.*changed since"):
+    with pytest.raises(StoreError, match="cannot continue.*has changed"):
         train(of_files, "debug=tiny", "lm=folder", f"lm.path={lm}", "corpus=text",
               f"corpus.path={text}", more=["epochs=2"])  # fmt: skip
 
@@ -181,7 +181,7 @@ def test_a_folder_of_activations_that_changed(tmp_path, kind, caplog):
     evaluate(tmp_path / "run")
     assert f"the activations in {tmp_path / 'x'} changed" in caplog.text
     assert [name[:13] for name in names(tmp_path / "run")] == ["core", "core-changed-"]
-    with pytest.raises(StoreError, match="cannot continue.*changed since"):
+    with pytest.raises(StoreError, match="cannot continue.*has changed"):
         run("epochs=2")
 
 

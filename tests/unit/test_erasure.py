@@ -115,7 +115,7 @@ def test_a_task_that_the_lm_fails_is_refused(one):
 
 
 def test_more_latents_than_there_are_is_an_error(one):
-    with pytest.raises(ConfigError, match="ks has 49, and the SAE 48 latents"):
+    with pytest.raises(ConfigError, match="ks has 49; numbers must be at most 48"):
         ErasureEval(ks=(1, 49)).run(one)
 
 

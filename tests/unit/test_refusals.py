@@ -286,7 +286,16 @@ def test_whole_numbers_of_every_evaluation_may_be_0_where_that_means_something()
                 assert re.search(rf"{name}=0\b.*(at least|below 1)", message)  # noqa: PT017
             else:
                 taken.append(f"{word}.{name}")
-    seeded = ["absorption", "circuit", "erasure", "scr", "sparse_probing", "steer", "tpp"]
+    seeded = [
+        "absorption",
+        "circuit",
+        "erasure",
+        "fade",
+        "scr",
+        "sparse_probing",
+        "steer",
+        "tpp",
+    ]
     others = ["circuit.random", "dashboard.ablate", "dashboard.port", "ioi.exact"]
     assert sorted(taken) == sorted([*(f"{word}.seed" for word in seeded), *others])
 

@@ -14,7 +14,9 @@ from sae.errors import ConfigError
 from sae.evals import Bootstrap, CoreEval, DownstreamEval, Estimate, EvalResult
 from sae.evals.absorption import Letter
 from sae.evals.scr import SCREval
+from sae.explanations.saebench import STUDIED
 from sae.reports.saebench import NAMES, saebench_content
+from sae.tables import Table
 
 pytestmark = pytest.mark.slow
 
@@ -52,6 +54,10 @@ def results(tmp_path, tiny_lm):
             "metrics": {name: {"value": value} for name, value in probing.items()}}}}),
         "tpp": result("tpp", tpp, {"dataset": "mine"}),
         "absorption": absorption(),
+        "autointerp": replace(result("autointerp", {}, {}), tables={"saebench": Table.of(
+            STUDIED, [{"latent": "1", "score": 0.75}, {"latent": "2", "score": 1.0},
+                      {"latent": "3", "state": "unparsed"}]
+        )}),
         "scr": SCREval(pairs=("professor/nurse",), thresholds=(2, 5), bootstrap=FEW).run(
             context_of(sae, tiny_lm("gpt2"))
         ),
@@ -78,6 +84,16 @@ def test_files_are_valid(results):
     broken["eval_result_metrics"] = {"tpp_metrics": {"tpp_threshold_2_total_metric": "high"}}
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(broken, json.loads((SCHEMAS / "tpp.json").read_text()))
+
+
+def test_the_score_of_explanations_is_over_latents_that_have_one(results):
+    written = saebench_content("autointerp", results, coarse_sae(), "mine")
+    found = written["eval_result_metrics"]["autointerp"]
+    assert found["autointerp_score"] == 0.875
+    assert found["autointerp_std_dev"] == pytest.approx(0.125 * 2**0.5)
+    results["autointerp"] = result("autointerp", {}, {})
+    written = saebench_content("autointerp", results, coarse_sae(), "mine")
+    assert len(written["eval_result_unstructured"]["not_measured"]) == 2
 
 
 def test_values_are_ours_under_their_names(results, tmp_path):

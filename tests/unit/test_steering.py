@@ -231,5 +231,5 @@ def test_modules_whose_outputs_are_sites(tiny_lm):
 
 def test_an_intervention_at_another_point_is_refused(placed, monkeypatch):  # noqa: F811
     monkeypatch.setattr(type(placed), "point", None)
-    with pytest.raises(ConfigError, match="transcoders"):
+    with pytest.raises(ConfigError, match="Transcoders"):
         intervention(placed, lambda x: x)
