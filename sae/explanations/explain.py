@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+import sae.explanations.tested  # noqa: F401  # registers its explainer
 from sae.artifacts.placed import PlacedSAE
 from sae.chat.desk import Desk
 from sae.explanations.explainers import EXPLAINERS, Explanation, TrainingText, Unexplained

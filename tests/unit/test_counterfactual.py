@@ -140,7 +140,7 @@ def test_rules_that_cannot_be_tested_are_not(rules):
 
 
 def test_changes_are_what_they_say_they_are(rules):
-    """What is read: one token differs; it makes the rule false or true at the place asked for."""
+    """Changed contexts differ in one token, which makes the rule false or true at its place."""
     seen = []
 
     class Spy(Caused):

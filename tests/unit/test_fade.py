@@ -3,18 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from _features import CTX, POINT
+from _features import source
 from _labelled import planted
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from sae.activations.labelled import TextActivations
-from sae.activations.sources import LMActivations
 from sae.artifacts.placed import PlacedSAE
 from sae.errors import ConfigError, SourceError
 from sae.evals import fade
 from sae.evals.fade import NUMBERS, SHUFFLED, FadeEval, auroc, strongest
 from sae.tasks.labelled import LabelledTexts
 
+__all__ = ["source"]  # a fixture
 D_IN = 32
 
 
@@ -24,16 +24,6 @@ def test_auroc_is_that_of_scikit_learn_with_ties():
     found = auroc(torch.from_numpy(values).float(), torch.from_numpy(positive))
     expected = [roc_auc_score(positive, values[:, j]) for j in range(4)]
     np.testing.assert_allclose(found.numpy(), expected)
-
-
-@pytest.fixture
-def source(tiny_source, random_corpus):
-    found = LMActivations(
-        tiny_source("gpt2"), random_corpus(), POINT, tokens=2048, val_tokens=256,
-        test_tokens=2048, ctx=CTX, dtype="float32",
-    )  # fmt: skip
-    found.prepare()
-    return found
 
 
 def sets(count=4, texts=120):

@@ -52,7 +52,7 @@ def test_resamples_are_those_of_a_slow_loop():
 
 
 def test_intervals_hold_the_mean_of_other_texts():
-    """Of studies of 8 prompts with 4 draws each, most 95 % intervals hold the truth."""
+    """Most 95 % intervals hold the truth, in studies of 8 prompts with 4 draws each."""
     random, hits = np.random.default_rng(1), 0
     for seed in range(200):
         values = random.normal(size=(1, 1, 8)) + random.normal(size=(1, 4, 8))
