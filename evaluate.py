@@ -20,49 +20,38 @@ from omegaconf import DictConfig
 
 from conf.commandline import run_program
 from conf.compose import names_of, parse
-from conf.effects import OF_EVALUATION, PLACES, check_evaluation, refuse
+from conf.effects import PLACES, check_evaluation, refuse
 from conf.options import content, known_wheels
 from conf.schema import check
 from sae.errors import SAEError
 from sae.failures import fail
 
 if TYPE_CHECKING:  # importing these takes seconds, which --help and errors need not wait for
-    from sae.evals import EvalResult
+    from sae.evaluation import Evals, Results
 
 
-def _defaults() -> dict[str, Any]:
-    """Wheels that may be fetched, and the text of an SAE from another library."""
-    return {"known": known_wheels(), "text": content("corpus", "news")}
+def _placing(options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options`, and, for an SAE of somebody else, its place, its text, and wheels to fetch."""
+    at = {name: options.get(name) for name in PLACES}
+    others = {name: value for name, value in options.items() if name not in PLACES}
+    return {"known": known_wheels(), "text": content("corpus", "news"), "at": at, **others}
 
 
-def evaluate(
-    run: str | Path, evals: Mapping[str, Mapping[str, Any]], **options: Any
-) -> dict[str, "EvalResult"]:
+def evaluate(run: str | Path, evals: "Evals", **options: Any) -> "Results":
     """Measure one saved SAE and write `<run>/evals/<eval>.json` (names: docs/reference/formats.md).
 
     Options: `format lm corpus layer site target ctx tokens device saebench out`.
     """
     from sae import evaluation
 
-    at = {name: options.pop(name, None) for name in PLACES}
-    return evaluation.evaluate(run, evals, at=at, **_defaults(), **options)
+    return evaluation.evaluate(run, evals, **_placing(options))
 
 
-def evaluate_together(
-    runs: Sequence[str | Path], evals: Mapping[str, Mapping[str, Any]], **options: Any
-) -> dict[str, "EvalResult"]:
+def evaluate_together(runs: Sequence[str | Path], evals: "Evals", **options: Any) -> "Results":
     """Measure SAEs spliced in at once. Options: `lm corpus tokens device out`."""
     from sae import evaluation
 
-    return evaluation.evaluate(runs, evals, together=True, **_defaults(), **options)
-
-
-def serve(run: str | Path, result: "EvalResult", **options: Any) -> None:
-    """Serve a finished dashboard until Ctrl-C. Options: those of `evaluate`, as it had them."""
-    from sae import evaluation
-
-    at = {name: options.pop(name, None) for name in PLACES}
-    evaluation.serve(run, result, at=at, **_defaults(), **options)
+    return evaluation.evaluate(runs, evals, together=True, **_placing(options))
 
 
 def compare(
@@ -71,7 +60,7 @@ def compare(
     """Compare saved SAEs (docs/guides/compare.md). Options: `format folder device`."""
     from sae import evaluation
 
-    return evaluation.evaluate_all("compare", runs, settings, **_defaults(), **options)
+    return evaluation.evaluate_all("compare", runs, settings, **_placing(options))
 
 
 def frontier(runs: Sequence[str | Path], folder: str | Path | None = None) -> Path:
@@ -108,18 +97,18 @@ def main(composed: DictConfig) -> None:
         for name, kind in several.items() if evals else ():
             refuse(names, kind.unused, f"with eval=[{name}], which reads the runs as they are.")
             jobs = [job for one in named for job in runs_in(one, unfinished=kind.unfinished)]
-            options = {"folder": config["out"], "format": config["format"], **_defaults()}
-            evaluation.evaluate_all(name, jobs, evals.pop(name), device=config["device"], **options)
+            options = {name: config[name] for name in ("format", "device")}
+            options |= {"folder": config["out"]}
+            evaluation.evaluate_all(name, jobs, evals.pop(name), **_placing(options))
+        options = {name: config[name] for name in ("lm", "corpus", "tokens", "device", "out")}
         if config["together"]:
-            options = {name: config[name] for name in ("lm", "corpus", "tokens", "device", "out")}
             print_results(evaluate_together(runs, evals, **options), " + ".join(map(str, runs)))
             return
-        options = {name: config[name] for name in (*OF_EVALUATION, "format", "out")}
+        options |= {name: config[name] for name in (*PLACES, "format")}
         for run in runs if evals else ():
-            print_results(results := evaluate(run, evals, **options), run)
-            if "dashboard" in results and results["dashboard"].settings["serve"]:
-                options = {name: options[name] for name in options if name != "saebench"}
-                serve(run, results["dashboard"], **options)
+            results = evaluate(run, evals, saebench=config["saebench"], **options)
+            print_results(results, run)
+            evaluation.serve(run, results, **_placing(options))
     except (SAEError, OSError) as error:
         fail(error)
 

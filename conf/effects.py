@@ -18,8 +18,7 @@ JOINING = ("crosscoder",)
 """Architectures that read all listed layers at once."""
 PLACES = ("layer", "site", "target", "ctx")
 """Place at which an SAE from another library is measured."""
-OF_EVALUATION = ("lm", "corpus", *PLACES, "tokens", "device", "saebench")
-"""Settings of the evaluation itself, handed on to `evaluate`."""
+_OF_EVALUATION = ("lm", "corpus", *PLACES, "tokens", "device", "saebench")
 
 
 def refuse(
@@ -162,5 +161,5 @@ def check_evaluation(
         refuse(given, ("export", "format", *PLACES, "saebench"), "with together=true.")
     if only_export:
         also = "on an export alone. To evaluate as well: 'eval=[core]'."
-        refuse(given, OF_EVALUATION, also)
+        refuse(given, _OF_EVALUATION, also)
     return only_export

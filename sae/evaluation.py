@@ -27,6 +27,8 @@ from sae.settings import without_nulls
 log = logging.getLogger(__name__)
 Evals = Mapping[str, Mapping[str, Any]]
 """Settings of evaluations by name; None is a setting that is not given."""
+Results = dict[str, EvalResult]
+"""Results by the name of the evaluation."""
 
 
 def kinds_of_several(names: Iterable[str]) -> dict[str, type[Evaluation]]:
@@ -98,7 +100,7 @@ def evaluate(
     saebench: bool = False,
     out: str | Path | None = None,
     **placing: Any,
-) -> dict[str, EvalResult]:
+) -> Results:
     """Measure one saved SAE, or several at once, and write `<first run>/evals/<eval>.json`.
 
     Args:
@@ -145,19 +147,25 @@ def evaluate(
 
 
 def serve(
-    run: str | Path, result: EvalResult, out: str | Path | None = None, **placing: Any
+    run: str | Path,
+    results: Results,
+    *,
+    out: str | Path | None = None,
+    **placing: Any,
 ) -> None:
-    """Serve the dashboard of a result of `evaluate` at 127.0.0.1, until Ctrl-C.
+    """Serve the pages of results whose settings say `serve`, at 127.0.0.1, until Ctrl-C.
 
     Args:
         run: See `place`.
-        result: Result of the evaluation `dashboard`.
+        results: Results of `evaluate`. Nothing happens where none is to be served.
         out: As it was given to `evaluate`.
         placing: Arguments of `place`, as they were given to `evaluate`.
     """
-    one = place(run, **placing)
-    folder = results_folder(str(run), None if out is None else str(out))
-    run_server(served(result, result_file(folder, result, one).with_suffix(""), one))
+    for result in results.values():
+        if result.settings.get("serve"):
+            one = place(run, **placing)
+            folder = results_folder(str(run), None if out is None else str(out))
+            run_server(served(result, result_file(folder, result, one).with_suffix(""), one))
 
 
 def evaluate_all(

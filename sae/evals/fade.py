@@ -1,5 +1,6 @@
 """`fade`: how clearly single latents stand for labelled concepts."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -17,34 +18,43 @@ from sae.errors import ConfigError, SourceError
 from sae.evals.base import Estimate, Measured, Resampled, register
 from sae.evals.sparse_probing import TEN_SETS
 from sae.explanations.means import mean
+from sae.features.faithfulness import FACTORS, PushedTexts
+from sae.features.written import Pen
 from sae.language.pieces import pieces, token_bytes
 from sae.probing.codes import random_sae
+from sae.probing.judge import Judge
 from sae.progress import progress
 from sae.settings import setting
 from sae.tables import Table, Type
+from sae.tasks.concept import OPENINGS, snippets
 from sae.tasks.labelled import LabelledTexts, probe_sets, read_csv
 from sae.types import Split
 
-NUMBERS = ("clarity", "responsiveness", "purity")
+NUMBERS = ("clarity", "responsiveness", "purity", "faithfulness")
 SHUFFLED = "shuffled labels"
+TEMPERATURE, BATCH_TEXTS = 0.7, 32
+log = logging.getLogger(__name__)
 _ROWS: dict[str, tuple[Type, str]] = {
     "set": ("string", ""), "concept": ("string", ""), "dictionary": ("string", ""),
     "latent": ("string", ""), **{name: ("float64", "") for name in NUMBERS},
     "base_rate": ("float64", "share"), "test_texts": ("int64", ""),
+    "published_faithfulness": ("float64", ""), "factor": ("float64", "largest activation"),
+    "judge_auc": ("float64", ""),
 }  # fmt: skip
 
 
 @register
 class FadeEval(Resampled):
-    """Three of the four numbers of FADE (arXiv 2502.16994), without an LM: labels stand for it.
+    """The four numbers of FADE (arXiv 2502.16994), with labels in the place of an LM that rates.
 
     A concept is class 1 of a labelled set. On half of the texts the latent is chosen whose largest
     activation in a text tells class 1 from class 0 best (AUROC); on the other half:
     `responsiveness` = 2 AUROC - 1 of class 1 against class 0, `purity` = average precision of the
-    same, `clarity` = 2 AUROC - 1 of class 1 against passages of the test text. Beside the SAE
-    stand single dimensions of the activation (+ and -), random directions of which as many fire,
-    and the SAE's latent chosen by shuffled labels. FADE's `faithfulness` needs written text:
-    `eval=steer` (docs/guides/probing.md).
+    same, `clarity` = 2 AUROC - 1 of class 1 against passages of the test text. `faithfulness`: the
+    latent is pushed while the LM writes, and a judge of words, fitted to the first half of the
+    texts, says which written texts have the concept. Beside the SAE stand single dimensions of the
+    activation (+ and -), random directions of which as many fire, and the SAE's latent chosen by
+    shuffled labels (docs/guides/probing.md).
     """
 
     name: ClassVar[str] = "fade"
@@ -59,7 +69,13 @@ class FadeEval(Resampled):
     max_texts: int = setting(200, ge=20, help="texts of each class, the first ones")
     max_tokens: int = setting(128, ge=2, help="longer texts lose their end")
     passage: int = setting(32, ge=2, help="tokens of a passage of the test text")
-    seed: int = setting(42, ge=0, help="seed of the halves, the passages, the random directions")
+    factors: tuple[float, ...] = setting(
+        FACTORS, help="pushes of faithfulness, in units of the latent's largest activation; [] "
+        "writes nothing",
+    )  # fmt: skip
+    draws: int = setting(2, ge=1, help="texts that are written after each of 16 openings")
+    new_tokens: int = setting(32, ge=1, help="tokens of a written text")
+    seed: int = setting(42, ge=0, help="seed of the halves, the passages, directions and texts")
 
     def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:
         """Choose and measure a latent of each dictionary for each set."""
@@ -70,15 +86,14 @@ class FadeEval(Resampled):
         if bad := [s.name for s in sets if len(s.classes) != 2]:
             raise SourceError(f"{', '.join(bad)}: fade takes sets of two classes.")
         passages = LabelledTexts("passages", self._passages(one, on), np.zeros(0, int), ())
-        rows = []
+        rows, writer = [], self._pushed_texts(one)
         with progress("fade", len(sets), "sets") as advance:
             for labelled in sets:
-                rows += self._rows(one, labelled.first_of_each(self.max_texts), passages)
+                rows += self._rows(one, labelled.first_of_each(self.max_texts), passages, writer)
                 advance(1)
         return Measured(
             metrics=self._metrics(rows),
             tokens={"sets": len(rows) // 4, "passages": len(passages.texts)},
-            details={"missing": "faithfulness, which eval=steer measures on written text"},
             tables={"sets": Table.of(_ROWS, rows)},
         )
 
@@ -97,8 +112,9 @@ class FadeEval(Resampled):
         return found[: self.max_texts]
 
     def _rows(
-        self, one: PlacedSAE, labelled: LabelledTexts, passages: LabelledTexts
-    ) -> list[dict[str, Any]]:
+        self, one: PlacedSAE, labelled: LabelledTexts, passages: LabelledTexts,
+        writer: PushedTexts | None,
+    ) -> list[dict[str, Any]]:  # fmt: skip
         texts, natural = (self._read(one, of) for of in (labelled, passages))
         positive = torch.from_numpy(labelled.labels == 1)
         order = torch.randperm(len(positive), generator=torch.Generator().manual_seed(self.seed))
@@ -112,13 +128,22 @@ class FadeEval(Resampled):
         l0 = float((one.sae.encode(texts.x[:2048].float().to(one.sae.device)) != 0).sum(-1)
                    .float().mean())  # fmt: skip
         rival = random_sae(one.sae, l0, texts.x.float().mean(0), self.seed)
+        axes = torch.eye(one.sae.d_in)
         groups = {
-            "SAE": (f, beside, positive[train]), SHUFFLED: (f, beside, shuffled),
-            "neurons": (*(_both_signs(of, one) for of in (texts, natural)), positive[train]),
-            "random": (*(strongest(rival, of, one) for of in (texts, natural)), positive[train]),
+            "SAE": (f, beside, positive[train], one.sae.W_dec),
+            SHUFFLED: (f, beside, shuffled, one.sae.W_dec),
+            "neurons": (
+                *(_both_signs(of, one) for of in (texts, natural)), positive[train],
+                torch.cat([axes, -axes]),
+            ),
+            "random": (
+                *(strongest(rival, of, one) for of in (texts, natural)), positive[train],
+                rival.W_dec,
+            ),
         }  # fmt: skip
+        judge = None if writer is None else self._judge(one, labelled, train, test)
         found = []
-        for name, (values, others, labels) in groups.items():
+        for name, (values, others, labels, directions) in groups.items():
             latent = int(auroc(values[train], labels).argmax())
             own, truth = values[test, latent], positive[test]
             against = torch.cat([own[truth], others[:, latent]])
@@ -127,6 +152,10 @@ class FadeEval(Resampled):
                 2 * float(auroc(v[:, None], y)[0]) - 1
                 for v, y in ((against, is_concept), (own, truth))
             )
+            faithful = None
+            if writer is not None and judge is not None:
+                largest = float(values[train, latent].max())
+                faithful = writer.faithfulness(judge, directions[latent], largest)
             shown = latent - one.sae.d_in if name == "neurons" and latent >= one.sae.d_in else None
             found.append({
                 "set": labelled.name, "concept": labelled.classes[1], "dictionary": name,
@@ -134,8 +163,35 @@ class FadeEval(Resampled):
                 "clarity": clarity, "responsiveness": responsiveness,
                 "purity": float(average_precision_score(truth.numpy(), own.numpy())),
                 "base_rate": float(truth.float().mean()), "test_texts": len(test),
+                "faithfulness": faithful and faithful.value,
+                "published_faithfulness": faithful and faithful.published,
+                "factor": faithful and faithful.factor,
+                "judge_auc": judge and judge.auc,
             })  # fmt: skip
         return found
+
+    def _pushed_texts(self, one: PlacedSAE) -> PushedTexts | None:
+        """Writes after neutral openings; None if no factor is given."""
+        if not self.factors:
+            return None
+        return PushedTexts(Pen(
+            one, OPENINGS, draws=self.draws, new_tokens=self.new_tokens, temperature=TEMPERATURE,
+            seed=self.seed, batch_texts=BATCH_TEXTS,
+        ), self.factors)  # fmt: skip
+
+    def _judge(
+        self, one: PlacedSAE, labelled: LabelledTexts, train: Tensor, test: Tensor
+    ) -> Judge | None:
+        """A judge of pieces as long as the written texts; None if it knows too little."""
+        halves = [
+            snippets(one.lm.tokenizer, labelled, half.tolist(), self.new_tokens)
+            for half in (train, test)
+        ]
+        try:
+            return Judge.fit(*halves)
+        except ConfigError as error:
+            log.warning("%s has no faithfulness: %s", labelled.name, error)
+            return None
 
     def _read(self, one: PlacedSAE, of: LabelledTexts) -> TextActivations:
         assert one.point is not None
@@ -147,7 +203,7 @@ class FadeEval(Resampled):
         """Means over sets, and how far the SAE is ahead, paired by set; intervals over sets."""
         values = {
             (dictionary, number): np.array(
-                [row[number] for row in rows if row["dictionary"] == dictionary]
+                [row[number] for row in rows if row["dictionary"] == dictionary], float
             )
             for dictionary in dict.fromkeys(row["dictionary"] for row in rows)
             for number in NUMBERS

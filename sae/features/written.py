@@ -131,7 +131,7 @@ class Pen:
         if longest + self.new_tokens > lm.max_ctx:
             behind = f" behind the text {before[:60]!r}" if before else ""
             raise ConfigError(
-                f"The longest prompt has {longest} tokens{behind} and eval.steer.new_tokens="
+                f"The longest prompt has {longest} tokens{behind} and new_tokens="
                 f"{self.new_tokens} are written after it; {lm.name} allows {lm.max_ctx} together. "
                 "Give shorter prompts or words, or write less."
             )

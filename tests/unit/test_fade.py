@@ -12,6 +12,8 @@ from sae.artifacts.placed import PlacedSAE
 from sae.errors import ConfigError, SourceError
 from sae.evals import fade
 from sae.evals.fade import NUMBERS, SHUFFLED, FadeEval, auroc, strongest
+from sae.features.faithfulness import FACTORS, PushedTexts, faithfulness
+from sae.features.written import Pen, Written
 from sae.tasks.labelled import LabelledTexts
 
 __all__ = ["source"]  # a fixture
@@ -61,7 +63,7 @@ def test_planted_concepts_are_clear_responsive_and_pure(monkeypatch, source):
         own = {row["dictionary"]: row for row in rows if row["set"] == f"set{n}"}
         assert own["SAE"]["latent"] == str(n)
         assert own["neurons"]["latent"] == str(n)  # the axis itself
-        for name in NUMBERS:
+        for name in NUMBERS[:3]:
             assert own["SAE"][name] == pytest.approx(1, abs=0.02)
     assert result.metrics["clarity"].value == pytest.approx(1, abs=0.02)
     assert result.metrics["responsiveness_over_random"].low > 0
@@ -113,3 +115,95 @@ def test_sets_of_three_classes_and_other_sources_are_refused(monkeypatch, source
         FadeEval().run(PlacedSAE(sae, source))
     with pytest.raises(ConfigError, match="needs the tokens"):
         FadeEval().measure([PlacedSAE(sae, lambda sae: None)], "test")
+
+
+def test_faithfulness_is_fades_formula_in_a_slow_loop():
+    random = np.random.default_rng(0)
+    rated, clean = random.random((6, 2, 16)) < 0.4, random.random((2, 16)) < 0.3
+    rates = [np.mean([rated[m, d, o] for d in range(2) for o in range(0, 16, 2)]) for m in range(6)]
+    m = rates.index(max(rates))
+    own = np.mean([rated[m, d, o] for d in range(2) for o in range(1, 16, 2)])
+    base = np.mean([clean[d, o] for d in range(2) for o in range(1, 16, 2)])
+    found = faithfulness(rated, clean, FACTORS)
+    assert found.factor == FACTORS[m]
+    assert found.value == pytest.approx((own - base) / (1 - base))
+    most = max(rated[m].mean() for m in range(6))
+    assert found.published == pytest.approx(max(0, (most - clean.mean()) / (1 - clean.mean())))
+
+
+def test_pushes_without_an_effect_gain_nothing_where_the_published_maximum_does_not():
+    random = np.random.default_rng(1)
+    found = [
+        faithfulness(random.random((6, 2, 16)) < 0.3, random.random((2, 16)) < 0.3, FACTORS)
+        for _ in range(2000)
+    ]
+    assert -0.1 < np.mean([one.value for one in found]) < 0.01
+    assert np.mean([one.published for one in found]) > 0.1
+
+
+def test_an_lm_that_always_writes_the_concept_has_no_faithfulness():
+    found = faithfulness(np.ones((2, 1, 4), bool), np.ones((1, 4), bool), (1.0, 2.0))
+    assert np.isnan(found.value)
+    assert np.isnan(found.published)
+
+
+class Scribe(Pen):
+    """A pen whose texts are about a sport while one axis is pushed by more than 5."""
+
+    def __init__(self, one, prompts, *, draws, **settings):
+        self.shape = draws, len(prompts)
+        self.sizes = []
+
+    def write(self, arm, sizes, before=""):
+        self.sizes = sizes
+        draws, prompts = self.shape
+        about = [arm is not None and bool(arm.direction[2] * size > 5) for size in sizes]
+        texts = [
+            [["rugby match won" if one else "bread with butter"] * prompts] * draws for one in about
+        ]
+        return Written(texts, [], np.zeros(0), np.zeros(0))
+
+
+def about_sport(names):
+    words = ["bread with butter", "rugby match won"]
+    labels = np.arange(120) % 2
+    texts = [f"2 {words[label]} {i}" for i, label in enumerate(labels)]
+    return [LabelledTexts("sport", texts, labels, ("no", "yes"))]
+
+
+def test_a_latent_that_makes_the_lm_write_the_concept_is_faithful(monkeypatch, source):
+    monkeypatch.setattr(fade, "Pen", Scribe)
+    monkeypatch.setattr(fade, "probe_sets", about_sport)
+    monkeypatch.setattr(fade, "text_activations", read(4.0))
+    sae = planted(torch.eye(D_IN)[:4], torch.full((4,), 1.0))
+    result = FadeEval(resamples=50, max_texts=60).run(PlacedSAE(sae, source))
+    found = {row["dictionary"]: row for row in result.tables["sets"].rows()}
+    assert found["SAE"]["latent"] == "2"
+    assert found["SAE"]["faithfulness"] == 1
+    assert found["SAE"]["published_faithfulness"] == 1
+    assert found["SAE"]["judge_auc"] == 1
+    assert found["neurons"]["faithfulness"] == 1  # the same axis
+    assert found["random"]["faithfulness"] < 1 or found["random"]["factor"] >= 10
+    assert result.metrics["faithfulness"].value == 1
+
+
+def test_a_push_is_a_multiple_of_the_largest_activation():
+    pen = Scribe(None, ["a", "b", "c", "d"], draws=1)
+    writer = PushedTexts(pen, (-10.0, 1.0))
+
+    def judge(texts):
+        return np.array([float("rugby" in text) for text in texts])
+
+    found = writer.faithfulness(judge, 3 * torch.eye(8)[2], 4.0)
+    assert pen.sizes == [-120.0, 12.0]
+    assert found.value == 1
+    assert found.factor == 1
+
+
+def test_nothing_is_written_without_factors_or_without_a_judge(monkeypatch, source, caplog):
+    silent = run(monkeypatch, source, 4.0, factors=[])
+    assert "faithfulness" not in silent.metrics or silent.metrics["faithfulness"].value is None
+    assert "has no faithfulness" not in caplog.text
+    loud = run(monkeypatch, source, 4.0)  # the texts of these sets are numbers alone
+    assert "set0 has no faithfulness" in caplog.text
+    assert loud.tables["sets"].rows()[0]["faithfulness"] is None

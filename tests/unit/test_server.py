@@ -19,7 +19,9 @@ from test_dashboard import unpack
 
 from conf.commandline import check_command_line
 from conf.effects import check_evaluation
+from sae import evaluation
 from sae.errors import ConfigError
+from sae.evals.base import EvalResult
 from sae.evals.dashboard import DashboardEval
 from sae.reports.dashboard.server import MAX_BODY, Server
 from sae.reports.pages import served, write_pages
@@ -302,6 +304,22 @@ def test_it_is_not_for_several_runs():
     config = {"eval": {"dashboard": {"serve": True}}, "export": None, "out": None}
     with pytest.raises(ConfigError, match="run= names 2"):
         check_evaluation(config, ["a", "b"], [], [])
+
+
+def test_only_the_results_that_ask_for_it_are_served(monkeypatch, tmp_path):
+    started = []
+    monkeypatch.setattr(evaluation, "place", lambda run, **_: run)
+    monkeypatch.setattr(evaluation, "result_file", lambda folder, result, one: folder / "d.json")
+    monkeypatch.setattr(evaluation, "served", lambda *given: given)
+    monkeypatch.setattr(evaluation, "run_server", started.append)
+    asked, other, silent = (
+        EvalResult("dashboard", {}, {}, settings=settings)
+        for settings in ({"serve": True}, {"serve": False}, {})
+    )
+    evaluation.serve("run", {"core": silent, "dashboard": other})
+    assert started == []
+    evaluation.serve("run", {"core": silent, "dashboard": asked}, out=str(tmp_path))
+    assert started == [(asked, tmp_path / "evals" / "d", "run")]
 
 
 PROGRAM = """
