@@ -80,12 +80,12 @@ def export(run: str | Path, word: str, out: str | Path, format: str | None = Non
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(composed: DictConfig) -> None:
     """Evaluate every SAE that `run` names."""
-    from sae import evaluation
-    from sae.artifacts.runs import runs_in
-    from sae.reports import print_results
-
     try:
-        config = check(composed)
+        config = check(composed)  # before what takes seconds to import
+        from sae import evaluation
+        from sae.artifacts.runs import runs_in
+        from sae.reports import print_results
+
         names = names_of(parse(list(HydraConfig.get().overrides.task)))
         several = evaluation.kinds_of_several(config["eval"])
         named = config["run"] if isinstance(config["run"], list) else [config["run"]]

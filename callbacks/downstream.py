@@ -12,7 +12,7 @@ from callbacks.outputs import log_values
 from sae.activations.counted import Counted
 from sae.activations.store import ActivationStore
 from sae.errors import ConfigError
-from sae.evals.downstream import contexts_in, measure
+from sae.evals.predictions import contexts_in, measure
 from sae.interventions import Replacement, Spliced
 from sae.language import LanguageModel
 from sae.types import Ends, Point

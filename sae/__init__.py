@@ -18,8 +18,9 @@ Names are imported when they are first used, so that `import sae` costs nothing.
     SAEError                    base of all errors that a user can cause
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from sae.lazy import lazily
 
 if TYPE_CHECKING:
     from sae.artifacts import load, push_to_hub, save, save_sae, to_saebench
@@ -71,10 +72,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'sae' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__ = lazily(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,8 @@
 """Parts by name: one table for each kind of part."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any, TypeVar
 
 from sae.errors import ConfigError, unknown
@@ -15,6 +17,8 @@ class Registry(Mapping[str, T]):
     Args:
         key: Key of the configuration that names a part, for error messages.
         attribute: Attribute of a registered class that holds its name.
+        package: Package whose modules register parts. The module that has the name of a part is
+            imported when the part is looked up, all modules when the parts are listed.
 
     Example:
         >>> COLOURS: Registry[type] = Registry("paint.colour", "name")
@@ -24,8 +28,8 @@ class Registry(Mapping[str, T]):
         (True, 'red', False)
     """
 
-    def __init__(self, key: str, attribute: str) -> None:
-        self.key, self._attribute = key, attribute
+    def __init__(self, key: str, attribute: str, package: str | None = None) -> None:
+        self.key, self._attribute, self._package = key, attribute, package
         self._parts: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[C], C]:
@@ -56,7 +60,7 @@ class Registry(Mapping[str, T]):
         Raises:
             ConfigError: If there is none, with the names that there are.
         """
-        if isinstance(name, str) and name in self._parts:
+        if isinstance(name, str) and name in self:
             return self._parts[name]
         raise ConfigError(unknown(str(name), sorted(self), f"{self.key}=", "Choose one of"))
 
@@ -74,15 +78,26 @@ class Registry(Mapping[str, T]):
 
     def __getitem__(self, name: Any) -> T:
         """The class of this name; KeyError if there is none."""
+        if name not in self._parts:
+            self._import({name})
         return self._parts[name]
 
     def __iter__(self) -> Iterator[str]:
-        """The names, in the order in which they were registered."""
-        return iter(self._parts)
+        """The names, as they were registered; those of a package by the alphabet."""
+        self._import()
+        return iter(sorted(self._parts) if self._package else self._parts)
 
     def __len__(self) -> int:
         """Number of parts."""
+        self._import()
         return len(self._parts)
+
+    def _import(self, names: Collection[object] | None = None) -> None:
+        """Import the modules of the package that have these names; None: all of them."""
+        if self._package is not None:
+            for module in iter_modules(import_module(self._package).__path__):
+                if names is None or module.name in names:
+                    import_module(f"{self._package}.{module.name}")
 
 
 def _where(part: type) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.quality.contender import Fitted
 from benchmarks.quality.data import SYNTHETIC, Data, lm_source
 from sae.activations.sources import LMActivations
-from sae.evals.downstream import measure as measure_predictions
+from sae.evals.predictions import measure as measure_predictions
 from sae.interventions import Spliced
 from sae.metrics import Reconstruction
 from sae.types import Split

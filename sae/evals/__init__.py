@@ -1,16 +1,13 @@
 """Evaluations: one file each, found by name, each with a typed result.
 
-Every module of this folder is imported here, so a new evaluation is one new file.
+`EVALS` imports the module of this folder that has the name of the evaluation, so a new evaluation
+is one new file, and a mistake in the settings of one does not wait for the others.
 """
 
-import importlib
-import pkgutil
+from typing import TYPE_CHECKING
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
-
-from sae.artifacts.placed import PlacedSAE  # noqa: E402
-from sae.evals.base import (  # noqa: E402
+from sae.artifacts.placed import PlacedSAE
+from sae.evals.base import (
     EVALS,
     Estimate,
     EvalResult,
@@ -18,10 +15,13 @@ from sae.evals.base import (  # noqa: E402
     Measured,
     register,
 )
-from sae.evals.core import CoreEval  # noqa: E402
-from sae.evals.downstream import DownstreamEval  # noqa: E402
-from sae.metrics.bootstrap import Bootstrap  # noqa: E402
-from sae.tables import Table  # noqa: E402
+from sae.lazy import lazily
+from sae.metrics.bootstrap import Bootstrap
+from sae.tables import Table
+
+if TYPE_CHECKING:
+    from sae.evals.core import CoreEval
+    from sae.evals.downstream import DownstreamEval
 
 __all__ = [
     "EVALS",
@@ -36,3 +36,7 @@ __all__ = [
     "Table",
     "register",
 ]
+
+__getattr__ = lazily(
+    __name__, {"CoreEval": "sae.evals.core", "DownstreamEval": "sae.evals.downstream"}
+)

@@ -225,7 +225,7 @@ class Resampled(Evaluation):
         return found
 
 
-EVALS: Registry[type[Evaluation]] = Registry("eval", "name")
+EVALS: Registry[type[Evaluation]] = Registry("eval", "name", package="sae.evals")
 """Evaluations by the name that `eval=` takes."""
 
 E = TypeVar("E")

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from sae.activations.datamodule import ActivationDataModule
 from sae.activations.sources import LMActivations
 from sae.artifacts import load
 from sae.artifacts.placed import PlacedSAE, source_of
@@ -20,7 +19,6 @@ from sae.dictionaries.baselines import BASELINES
 from sae.dictionaries.sae import SAE
 from sae.errors import ConfigError
 from sae.reading import read_yaml
-from sae.training.baselines import fit_baseline
 from sae.training.command import command, config_of
 
 log = logging.getLogger(__name__)
@@ -71,6 +69,9 @@ def fitted_controls(one: PlacedSAE, l0: float) -> list[Control]:
         log.warning("No controls are fitted: this SAE has no training text here.")
         return []
     source.prepare(splits=["train"])
+    from sae.activations.datamodule import ActivationDataModule  # Lightning takes seconds
+    from sae.training.baselines import fit_baseline
+
     data, found = ActivationDataModule(source), []
     for name, settings in FITTED.items():
         more: dict[str, Any] = {}

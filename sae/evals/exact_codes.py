@@ -15,7 +15,6 @@ from sae.evals.base import Measured, Resampled, estimates, register
 from sae.evals.recovery import SIGNED, partners
 from sae.functional import firing
 from sae.inference import codes_at_l0, duality_gap, fista
-from sae.metrics import Reconstruction
 from sae.settings import setting
 from sae.types import Split
 
@@ -55,6 +54,8 @@ class ExactCodesEval(Resampled):
         refit = fista(
             centred, sae.W_dec, 0.0, allowed=exact != 0, start=exact, max_steps=self.max_steps
         )
+        from sae.metrics import Reconstruction  # torchmetrics takes seconds
+
         metrics = {}
         codes = {"encoder": own, "exact": exact, "refit": refit}
         for word, f in codes.items():

@@ -13,7 +13,6 @@ from sae.artifacts.placed import PlacedSAE
 from sae.dictionaries.sae import SAE, SIGNED
 from sae.errors import ConfigError
 from sae.evals.base import Measured, Resampled, estimates, register
-from sae.evals.core import measure
 from sae.metrics.bootstrap import Interval, bootstrap_intervals
 from sae.metrics.similarity import match
 from sae.settings import setting
@@ -42,6 +41,8 @@ class RecoveryEval(Resampled):
         """Measure the dictionary against the truth, and the whole split."""
         (one,) = subjects
         sae, (world, rows) = one.sae, truth_of(one, on)
+        from sae.evals.streamed import measure  # torchmetrics takes seconds
+
         seen = measure(sae, one.rows(on), self.batch_rows)
         reconstruction, firing = seen.reconstruction, seen.firing
         frequencies = firing.frequencies

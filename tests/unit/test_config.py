@@ -321,6 +321,23 @@ def test_help_and_cfg_answer_without_loading_torch(program, flag):
     assert "python" in result.stdout or "eval:" in result.stdout
 
 
+@pytest.mark.parametrize("word", ["core", "downstream", "purity", "steer"])
+def test_a_mistake_in_an_evaluation_waits_for_its_module_alone(word):
+    code = (
+        "import sys, runpy\n"
+        f"sys.argv = ['evaluate.py', 'run=x', 'eval=[{word}]', 'eval.{word}.bogus=1']\n"
+        "try: runpy.run_path('evaluate.py', run_name='__main__')\n"
+        "except SystemExit as e: assert e.code == 1, e.code\n"
+        "slow = {'torchmetrics', 'lightning', 'transformers', 'sklearn'} & {*sys.modules}\n"
+        "assert not slow, slow"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    assert f"eval.{word}.bogus is not known" in result.stderr
+
+
 def test_errors_come_as_one_line_without_traceback():
     result = subprocess.run(
         [sys.executable, "train.py", "layr=4"], cwd=ROOT, capture_output=True, text=True, timeout=60

@@ -19,7 +19,7 @@ from _evals import (
     values,
 )
 
-from sae.evals import DownstreamEval, Estimate, downstream
+from sae.evals import DownstreamEval, Estimate, predictions
 from sae.interventions import Spliced
 from sae.provenance import content_key
 from sae.types import Ends
@@ -120,14 +120,14 @@ def test_kept_sums_are_those_of_the_same_mean_and_device_type(tmp_path, monkeypa
     lm, identities = TinyLM(), []
     store = Store(lm, tmp_path, keep_first=False)
     monkeypatch.setattr(
-        downstream, "content_key", lambda found: identities.append(found) or content_key(found)
+        predictions, "content_key", lambda found: identities.append(found) or content_key(found)
     )
 
     def passes(mean: float) -> int:
         lm.calls = 0
         spliced = Spliced(Ends.at(POINT), coarse_sae(), torch.full((D_IN,), mean))
         size: Any = {"num_tokens": CONTEXTS * CTX, "batch_contexts": CONTEXTS, "quiet": True}
-        downstream.measure(lm, store, [spliced], **size)
+        predictions.measure(lm, store, [spliced], **size)
         return lm.calls
 
     with caplog.at_level("INFO"):
