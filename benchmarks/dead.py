@@ -30,6 +30,7 @@ from sae.activations.superposition import SuperpositionRows
 from sae.dictionaries.untied import Untied
 from sae.kernels import unit_rows
 from sae.provenance import cache_dir, content_key, write_json
+from sae.reports.style import TONES, axes_of
 from sae.training.from_config import build_module
 from sae.training.module import SAEModule
 
@@ -297,8 +298,8 @@ def _table(title: str, done: dict[str, dict[str, Any]]) -> Table:
 def _plot(raw: dict[str, dict[str, dict[str, Any]]]) -> Figure:
     """Losses on the left, dead latents and FVU on the right; a row for each comparison."""
     figure = Figure(figsize=(11, 3.2 * len(raw)), layout="constrained")
-    grid = figure.subplots(len(raw), 2, squeeze=False)
-    colors = {name: f"C{i}" for i, name in enumerate(WAYS)}
+    grid = axes_of(figure, len(raw), 2)
+    colors = dict(zip(WAYS, TONES, strict=False))
     for (losses, shares), (title, done) in zip(grid, raw.items(), strict=True):
         for name, record in done.items():
             losses.plot(record["losses"], color=colors[name], label=name, linewidth=0.9)
@@ -308,8 +309,6 @@ def _plot(raw: dict[str, dict[str, dict[str, Any]]]) -> Figure:
             title=title, xlabel="dead at the end, %", ylabel="FVU on test vectors", yscale="log"
         )
         shares.set_xlim(-3, 103)
-        for axes in (losses, shares):
-            axes.spines[["top", "right"]].set_visible(False)
     lines = [Line2D([], [], color=color, label=name) for name, color in colors.items()]
     figure.legend(handles=lines, fontsize=7, loc="outside right upper")
     return figure

@@ -35,6 +35,7 @@ from sae.activations.sources import LoadedOnce
 from sae.activations.store import ActivationStore
 from sae.language.corpus import Corpus
 from sae.language.lm import LanguageModel
+from sae.reports.style import GREY, TONES, axes_of
 from sae.training.from_config import resolve_device
 from sae.types import SITES, Point
 
@@ -249,15 +250,14 @@ def _plot(seconds: Mapping[str, list[float]], tokens: int) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3), layout="constrained")
-    axes = figure.add_subplot()
+    axes = axes_of(figure)[0, 0]
     axes.barh(
         list(seconds),
         [spread([tokens / s for s in taken]).median for taken in seconds.values()],
-        color=["#999999" if "limit" in name else "#0b7a75" for name in seconds],
+        color=[GREY if "limit" in name else TONES[0] for name in seconds],
     )
     axes.invert_yaxis()
     axes.set_xlabel("tokens/s")
-    axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 

@@ -38,6 +38,7 @@ from sae.activations.datamodule import ActivationDataModule
 from sae.activations.folder import TensorActivations
 from sae.activations.sources import ActivationSource, LMActivations
 from sae.activations.store import ActivationStore
+from sae.reports.style import GREY, axes_of
 from sae.training.from_config import build_module, resolve_device
 
 ACTIONS_SHOWN = 12
@@ -281,10 +282,10 @@ def _plot(laps: dict[str, list[float]]) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.5), layout="constrained")
-    axes = figure.add_subplot()
+    axes = axes_of(figure)[0, 0]
     pairs = zip(laps["Trainer.fit"], laps["bare loop"], strict=True)
-    axes.plot([fit / bare for fit, bare in pairs], "o-", color="#0b7a75")
-    axes.axhline(1.1, color="#999999", linestyle=":", label="10 % slower")
+    axes.plot([fit / bare for fit, bare in pairs], "o-")
+    axes.axhline(1.1, color=GREY, linestyle=":", label="10 % slower")
     axes.set_ylim(bottom=0.9)
     axes.set_xlabel("turn")
     axes.set_ylabel("Trainer.fit ÷ bare loop, seconds")

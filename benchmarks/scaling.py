@@ -38,6 +38,7 @@ from sae.activations.datamodule import ActivationDataModule
 from sae.dictionaries import build_dictionary
 from sae.dictionaries.products import SPARSE_BELOW
 from sae.lockstep import lockstep
+from sae.reports.style import GREY, axes_of
 
 Curves = dict[str, list[tuple[float, Spread]]]
 
@@ -266,8 +267,8 @@ def _plot(curves: dict[str, Curves]) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5 * len(curves), 4), layout="constrained")
-    for i, (title, lines) in enumerate(curves.items()):
-        axes = figure.add_subplot(1, len(curves), i + 1)
+    row = axes_of(figure, columns=len(curves))[0]
+    for i, (axes, (title, lines)) in enumerate(zip(row, curves.items(), strict=True)):
         crossing = i == len(curves) - 1
         for name, points in lines.items():
             values = [value.median for _, value in points]
@@ -277,8 +278,8 @@ def _plot(curves: dict[str, Curves]) -> Any:
         axes.set_title(title, fontsize=9)
         axes.set_ylabel("dense time ÷ sparse time" if crossing else "vectors/s")
         if crossing:
-            axes.axhline(1, color="#999999", linewidth=1)
-            axes.axvline(SPARSE_BELOW, color="#999999", linestyle=":", label="SPARSE_BELOW")
+            axes.axhline(1, color=GREY, linewidth=1)
+            axes.axvline(SPARSE_BELOW, color=GREY, linestyle=":", label="SPARSE_BELOW")
             axes.set_xlabel("share of latents that fire")
         axes.legend(frameon=False, fontsize=8)
     return figure

@@ -6,7 +6,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.common import Spread
-from benchmarks.style import COLOURS, WIDTH, plain_axes
+from benchmarks.style import COLOURS, WIDTH
+from sae.reports.style import axes_of
 
 Bars = Mapping[str, Sequence[tuple[str, str, Spread]]]
 """(contender, library, vectors a second) by heading, which begins with the architecture."""
@@ -24,9 +25,8 @@ def plot(bars: Bars, machine: str) -> Figure:
     counts = [max(1, len(entries)) for entries in shown.values()]
     figure = Figure(figsize=(WIDTH, 0.9 + 0.33 * sum(counts) + 0.35 * len(counts)),
                     layout="constrained")  # fmt: skip
-    panels = figure.subplots(
-        len(shown), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": counts}
-    )[:, 0]
+    heights = {"height_ratios": counts}
+    panels = axes_of(figure, len(shown), sharex=True, gridspec_kw=heights)[:, 0]
     for axes, (title, entries) in zip(panels, shown.items(), strict=True):
         for library, rate in entries:
             low, high = rate.median - rate.low, rate.high - rate.median
@@ -36,7 +36,6 @@ def plot(bars: Bars, machine: str) -> Figure:
                           textcoords="offset points", va="center", fontsize=8)  # fmt: skip
         axes.invert_yaxis()
         axes.set_title(title, fontsize=10, loc="left")
-        plain_axes(axes)
     panels[-1].set_xlabel("thousand vectors a second (higher is better)", fontsize=9)
     figure.suptitle(f"One training step, float32, {machine}", fontsize=10)
     return figure

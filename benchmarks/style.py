@@ -1,12 +1,9 @@
-"""One look for all pictures of benchmarks: legible 800 pixels wide, and to colour-blind readers."""
+"""Colours and markers of the libraries that benchmarks compare; width of pictures."""
 
-from typing import Any
+from sae.reports.style import GREY, TONES
 
-COLOURS = {
-    "ours": "#0072b2", "sae-lens": "#e69f00", "dictionary_learning": "#009e73",
-    "sparsify": "#cc79a7", "authors": "#777777", "by hand": "#777777", "limit": "#bbbbbb",
-}  # fmt: skip
-"""Okabe and Ito's palette, which readers of all kinds of colour vision tell apart."""
+COLOURS = dict(zip(("ours", "sae-lens", "dictionary_learning", "sparsify"), TONES, strict=False))
+COLOURS |= dict.fromkeys(("authors", "by hand", "limit"), GREY)
 MARKERS = {
     "ours": "o",
     "sae-lens": "s",
@@ -14,11 +11,5 @@ MARKERS = {
     "sparsify": "D",
     "authors": "x",
 }
-WIDTH, DPI = 8.0, 100
-"""Inches and dots an inch: 800 pixels."""
-
-
-def plain_axes(axes: Any) -> None:
-    """Leave out the frame on the right and on top."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)
+WIDTH = 8.0
+"""Inches."""

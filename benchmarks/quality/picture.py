@@ -8,7 +8,8 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from benchmarks.style import COLOURS, MARKERS, WIDTH, plain_axes
+from benchmarks.style import COLOURS, MARKERS, WIDTH
+from sae.reports.style import axes_of
 
 POINTS = 9
 """L0s at which frontiers are compared, from half of the asked one to twice."""
@@ -17,7 +18,7 @@ POINTS = 9
 def plot(frontiers: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """The best kind of SAE of each library at each L0; bands reach to its median kind."""
     figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
-    panels = figure.subplots(1, len(frontiers), squeeze=False)[0]
+    panels = axes_of(figure, columns=len(frontiers))[0]
     for axes, (data, rows) in zip(panels, frontiers.items(), strict=True):
         _panel(axes, data, [row for row in rows if row["at_l0"]])
     panels[0].set_ylabel("FVU (lower is better)", fontsize=9)
@@ -52,7 +53,6 @@ def _panel(axes: Any, data: str, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
     for axis in (axes.xaxis, axes.yaxis):  # 32, not 3.2 x 10^1
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    plain_axes(axes)
 
 
 def frontier(

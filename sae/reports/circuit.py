@@ -13,8 +13,9 @@ from sae.language.pieces import visible
 from sae.reports.files import write_bytes
 from sae.reports.graphml import graphml
 from sae.reports.page import Cell, Plot, Section, Table, interval, number, plain, render
+from sae.reports.style import GREY, TONES
 
-_COLOURS = {True: "#2563eb", False: "#d97706"}
+_COLOURS = {True: TONES[0], False: TONES[1]}
 """Colours of links that drive, and that inhibit."""
 
 
@@ -112,7 +113,7 @@ def _tree(details: Mapping[str, Any]) -> Plot:
         "text": [plain(_label(node, details)) for node in nodes],
         "textposition": [sides.get(places[n["node_id"]][0], "top center") for n in nodes],
         "hovertext": [_hover(node, details) for node in nodes], "hoverinfo": "text",
-        "marker": {"size": 10, "color": "#667085"},
+        "marker": {"size": 10, "color": GREY},
     })  # fmt: skip
     layout = {
         "xaxis": {"tickvals": list(range(len(columns))), "ticktext": columns, "showgrid": False,

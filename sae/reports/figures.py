@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from sae.reports.page import Plot, plain
+from sae.reports.style import GREY
 
 Curve = tuple[Sequence[float], Sequence[float]]
 Scale = Literal["plain", "log", "from zero"]
@@ -110,14 +111,12 @@ def _thinned(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[
 def finish(axes: Axes, x_label: str, y_label: str, values: Sequence[float]) -> None:
     """Label axes, and tick the lower one by the logarithms of its values; say if there are none."""
     axes.set(xlabel=x_label, ylabel=y_label)
-    axes.grid(True, color="#e3e6ec", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True)
     if values:
         axes.set_xscale("log")
         plain_log_ticks(axes.xaxis, values)
     else:
-        axes.text(0.5, 0.5, "no run has this", ha="center", va="center", color="#777777",
+        axes.text(0.5, 0.5, "no run has this", ha="center", va="center", color=GREY,
                   transform=axes.transAxes)  # fmt: skip
         axes.set(xticks=[], yticks=[])
 

@@ -13,6 +13,7 @@ from sae.reports.frontier_plots import (
     live_by_size,
 )
 from sae.reports.page import Cell, Plot, Section, Table, interval, number, plain, render
+from sae.reports.style import GREY
 
 Lines = Mapping[str, Sequence[Row]]
 
@@ -192,7 +193,7 @@ def _fidelity(lines: Lines, measure: str, label: str, note: str) -> Plot:
         traces.append(trace)
         if not one_each:
             means.append({"type": "scatter", "mode": "lines", "x": x, "y": y, "hoverinfo": "skip",
-                          "showlegend": False, "line": {"color": "#999999"}})  # fmt: skip
+                          "showlegend": False, "line": {"color": GREY}})  # fmt: skip
     traces += means  # behind them in the order of colours
     layout = {
         "xaxis": log_axis([x for t in traces for x in t["x"]]) | {"title": {"text": L0_LABEL}},
@@ -230,7 +231,7 @@ def _live(groups: Lines, by: str, label: str) -> Plot:
     if by == "d_sae":
         sizes = sorted({row["d_sae"] for members in groups.values() for row in members})
         traces.append({"type": "scatter", "mode": "lines", "name": "all latents", "x": sizes,
-                       "y": sizes, "line": {"dash": "dash", "color": "#999999"}})  # fmt: skip
+                       "y": sizes, "line": {"dash": "dash", "color": GREY}})  # fmt: skip
     layout = {
         "xaxis": log_axis([x for t in traces for x in t["x"]]) | {"title": {"text": label}},
         "yaxis": {"title": {"text": LIVE_LABEL}},

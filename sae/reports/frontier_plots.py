@@ -1,12 +1,14 @@
 """Pictures of a frontier: fidelity over sparsity, live latents over size and penalty."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sae.metrics.lines import Row, drawn_line, error_of
 from sae.reports.figures import finish, plain_log_ticks, png
+from sae.reports.style import GREY, MARKERS, TONES, axes_of
 
 FIDELITY = {
     "fvu": "FVU (lower is better)",
@@ -16,6 +18,7 @@ L0_LABEL = "L0, latents that fire per token"
 LIVE_LABEL = "latents that fire on the test split"
 
 _MOST_NAMES = 12
+_LOOKS = tuple(zip(TONES, MARKERS, strict=True))
 
 Lines = Mapping[str, Sequence[Row]]
 
@@ -37,18 +40,17 @@ def fidelity_picture(lines: Lines) -> bytes:
     for axes, (name, label) in zip(panels, FIDELITY.items(), strict=True):
         dominated = "dominated" if name == "fvu" else "dominated_ce"
         drawn = []
-        for i, (line, members) in enumerate(lines.items()):
+        for (line, members), (tone, marker) in zip(lines.items(), cycle(_LOOKS)):
             points = [row for row in members if row[name] is not None and row["l0"] > 0]
             for row in points:
                 errors = [
                     [[low], [high]] for low, high in (error_of(row, "l0"), error_of(row, name))
                 ]
-                axes.errorbar(row["l0"], row[name], xerr=errors[0], yerr=errors[1], fmt="o",
-                              color=f"C{i % 10}", markersize=5, elinewidth=1,
+                axes.errorbar(row["l0"], row[name], xerr=errors[0], yerr=errors[1], fmt=marker,
+                              color=tone, markersize=5, elinewidth=1,
                               markerfacecolor="white" if row[dominated] else None)  # fmt: skip
-            axes.plot(
-                *drawn_line(points, name), color=f"C{i % 10}", linewidth=1.3, zorder=1, label=line
-            )
+            axes.plot(*drawn_line(points, name), color=tone, linewidth=1.3, zorder=1)
+            axes.plot([], [], marker, linestyle="-", color=tone, label=line)
             drawn += points
         finish(axes, L0_LABEL, label, [row["l0"] for row in drawn])
     _legend(figure, panels[0])
@@ -61,15 +63,15 @@ def live_picture(rows: Sequence[Row]) -> bytes:
     figure, (left, right) = _figure()
     known = [row for row in rows if row["live"] is not None]
     sizes = sorted({row["d_sae"] for row in known})
-    left.plot(sizes, sizes, "--", color="#999999", linewidth=1, label="all latents")
+    left.plot(sizes, sizes, "--", color=GREY, linewidth=1, label="all latents")
     panels = (
         (left, live_by_size(known), "d_sae", "latents of the dictionary"),
         (right, live_by_l1(known), "l1", "l1"),
     )
     for axes, groups, key, label in panels:
-        for name, members in groups.items():
+        for (name, members), (tone, marker) in zip(groups.items(), cycle(_LOOKS)):
             x, y = [row[key] for row in members], [row["live"] for row in members]
-            axes.plot(x, y, "o-", markersize=5, linewidth=1.3, label=name)
+            axes.plot(x, y, marker=marker, color=tone, markersize=5, linewidth=1.3, label=name)
         values = [float(row[key]) for members in groups.values() for row in members]
         finish(axes, label, LIVE_LABEL, values)
         if values and min(row["live"] for row in known) > 0:
@@ -96,7 +98,7 @@ def _sorted_groups(
 
 def _figure() -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(11, 4.8), dpi=150, layout="constrained")
-    return figure, list(figure.subplots(1, 2))
+    return figure, list(axes_of(figure, columns=2)[0])
 
 
 def _legend(figure: Figure, axes: Axes) -> None:

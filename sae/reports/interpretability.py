@@ -13,13 +13,17 @@ from sae.explanations.summary import LEAST_COVERAGE, SAE, TOKENS
 from sae.reports.files import write_bytes
 from sae.reports.page import Cell, Plot, Section, Table, interval, number, plain, render
 from sae.reports.scores import HEADLINE, WORDS, correlation_table, error_bar
+from sae.reports.style import TONES
 
 _CONTROL = "SAE, one token (control)"
 _WRONG = "SAE, another latent's rule"
 _DRAWN = {
-    SAE: "#2563eb", _CONTROL: "#7c3aed", _WRONG: "#64748b", "neurons top-k": "#e69f00",
-    "pca top-k": "#009e73", "ica top-k": "#cc79a7", "random top-k": "#56b4e9",
-    "frozen decoder": "#d55e00", "random LM": "#8a8a8a", "token lookup": "#a58b00",
+    name: tone
+    for name, tone in zip(
+        (SAE, "neurons top-k", "pca top-k", "ica top-k", _CONTROL, "frozen decoder",
+         "random top-k", "token lookup", "random LM", _WRONG),
+        TONES, strict=True,
+    )
 }  # fmt: skip
 """Curves and their colours, the same in every picture. Bases as they are fire on half of the rows,
 and stand in the tables alone."""

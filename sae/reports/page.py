@@ -13,6 +13,7 @@ from markupsafe import escape
 from plotly.offline import get_plotlyjs
 
 from sae.language.pieces import visible
+from sae.reports.style import TONES
 
 _PERCENT = {"silent", "dense", "dead", "left_out", "predictions_left_out"}
 
@@ -104,7 +105,7 @@ def render(
     plots = [plot for part in shown for plot in part.plots]
     page = _template().render(
         title=title, subtitle=subtitle, tiles=tiles, sections=shown,
-        plotly=_packed_plotly() if plots else "",
+        plotly=_packed_plotly() if plots else "", tones=TONES,
     )  # fmt: skip
     return page.encode()
 

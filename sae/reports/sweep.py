@@ -1,6 +1,7 @@
 """All jobs of a sweep as tables, a picture and a page."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sae.reports.figures import finish, png
 from sae.reports.files import read_yaml, table_bytes, write_bytes
 from sae.reports.frontier_page import sections, sweep_page
 from sae.reports.frontier_plots import FIDELITY, L0_LABEL
+from sae.reports.style import MARKERS, axes_of
 
 _METRICS = (
     ("core", "fvu"), ("core", "l0"), ("core", "fvu_median"), ("core", "fvu_under_4_medians"),
@@ -191,7 +193,7 @@ def _varied(jobs: Sequence[Mapping[str, str]]) -> list[str]:
 
 def _plot(rows: Sequence[Row], swept: Sequence[str]) -> bytes:
     figure = Figure(figsize=(11, 4.6), dpi=150, layout="constrained")
-    left, right = figure.subplots(1, 2)
+    left, right = axes_of(figure, columns=2)[0]
     handles = _panel(left, rows, swept, "fvu", FIDELITY["fvu"], shift=(5, 5))
     front = [row for row in pareto_front(rows) if row["l0"] > 0]
     if len(front) < sum(row["status"] == "finished" for row in rows):
@@ -231,10 +233,10 @@ def _panel(
         if group or not by:  # a job that has not started yet belongs to no group
             groups.setdefault(group, []).extend([row] if row in points else [])
     handles = []
-    for group, members in groups.items():
+    for (group, members), marker in zip(groups.items(), cycle(MARKERS)):
         members.sort(key=lambda row: row["l0"])
         x, y = [row["l0"] for row in members], [row[name] for row in members]
-        handles += axes.plot(x, y, marker="o", markersize=5, linewidth=1.5, label=group or None)
+        handles += axes.plot(x, y, marker=marker, markersize=5, linewidth=1.5, label=group or None)
         for row in members:
             text = ", ".join(f"{key}={row[key]}" for key in knobs if row[key] is not None)
             axes.annotate(text or str(row["job"]), (row["l0"], row[name]), fontsize=7.5,

@@ -1,11 +1,15 @@
 """Pictures of benchmarks show what their tables say."""
 
+import re
+from importlib import resources
+
 import numpy as np
 import pytest
 
 from benchmarks import speed_picture
 from benchmarks.common import Spread
 from benchmarks.quality import picture
+from sae.reports.style import TONES
 
 
 def contender(name, l0, fvu, further):
@@ -53,3 +57,9 @@ def test_bars_are_one_a_library_and_kind():
         "ours", "sae-lens", "dictionary_learning"
     ]  # fmt: skip
     assert [bar.get_width() for bar in axes.patches] == [4.0] * 3
+
+
+def test_dashboards_have_the_colours_of_all_plots():
+    css = (resources.files("sae.reports.dashboard") / "assets/dashboard.css").read_text()
+    light = dict(reversed(re.findall(r"--tone-(\d): (#[0-9a-f]{6});", css)))
+    assert [light[str(i)] for i in range(9)] == list(TONES[:9])
