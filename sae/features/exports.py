@@ -4,7 +4,7 @@
 `neuronpedia`: `upload-<n>.json`, bodies of Neuronpedia's `POST /api/feature/upload-batch`.
 `neuronpedia_bulk`: the folder that an instance of Neuronpedia imports (`neuronpedia_bulk`).
 `circuit_tracer`: `<latent>.json`, the feature files that viewers of attribution graphs read.
-`delphi`: `<hook>/<first>_<last>.safetensors` and `config.json`, which delphi explains from, and
+`delphi`: `latents/<hook>/<first>_<last>.safetensors` and `config.json`, which delphi explains from, and
 `explanations-<method>/<hook>_latent<n>.txt`, which it scores.
 
 Explanations go into the formats that have a place for them: all but `circuit_tracer` and
@@ -175,7 +175,8 @@ def _delphi(records: Records, folder: Path, explanations: Explanations) -> None:
 
     facts, tokens = records.facts, records.text.tokens
     hook = f"{point_of(records).layer}.{NAMES[point_of(records).site].transformer_lens}"
-    (folder / hook).mkdir(exist_ok=True)
+    latents = folder / "latents" / hook  # delphi takes every folder beside it for a hook
+    latents.mkdir(parents=True, exist_ok=True)
     groups = records.groups()
     for group in groups:
         locations, activations = [], []
@@ -190,10 +191,10 @@ def _delphi(records: Records, folder: Path, explanations: Explanations) -> None:
             "locations": places.astype(kind), "tokens": tokens.astype(np.int64),
             "activations": np.concatenate(activations).astype(np.float16),
         }  # fmt: skip
-        file = folder / hook / f"{group.start}_{group.stop - 1}.safetensors"
+        file = latents / f"{group.start}_{group.stop - 1}.safetensors"
         with replacing(file) as temporary:
             save_file(content, temporary)
-    write_json(folder / hook / "config.json", {
+    write_json(latents / "config.json", {
         "model_name": facts["lm"], "dataset_repo": facts["text"], "dataset_split": facts["split"],
         "dataset_name": "", "dataset_column": "text", "batch_size": 32,
         "cache_ctx_len": facts["ctx"], "n_tokens": facts["tokens"], "n_splits": len(groups),

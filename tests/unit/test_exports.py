@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import jsonschema
 import numpy as np
@@ -162,7 +164,7 @@ def test_circuit_tracer_has_a_file_a_latent(found, tmp_path):
 
 def test_delphi_finds_every_firing(found, tmp_path):
     export(found, "delphi", tmp_path / "out")
-    (hook,) = (tmp_path / "out").iterdir()
+    (hook,) = (tmp_path / "out/latents").iterdir()
     config = json.loads((hook / "config.json").read_text())
     assert config["cache_ctx_len"] == found.text.tokens.shape[1]
     total = 0
@@ -190,6 +192,34 @@ def test_a_long_context_is_cut_around_the_maximum(found, tmp_path, monkeypatch):
         (first, *_) = feature["activations"]
         assert len(first["tokens"]) == len(first["values"]) == 5
         assert max(first["values"]) == pytest.approx(found[feature["index"]].max)
+
+
+@pytest.mark.peers
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_delphi_reads_every_latent(found, tmp_path, monkeypatch):
+    for name, attribute in (
+        ("faiss", ""), ("blobfile", ""), ("sentence_transformers", "SentenceTransformer"),
+    ):  # fmt: skip
+        stub = ModuleType(name)
+        vars(stub)[attribute] = object
+        monkeypatch.setitem(sys.modules, name, stub)  # what it embeds and uploads with
+    from delphi.config import ConstructorConfig, SamplerConfig
+    from delphi.latents.loader import LatentDataset
+
+    known = {found.indices[0]: [Explained("short", "contexts", "an LM")]}
+    export(found, "delphi", tmp_path / "d", known)
+    dataset = LatentDataset(
+        tmp_path / "d/latents", SamplerConfig(), ConstructorConfig(), tokenizer=object()
+    )
+    np.testing.assert_array_equal(dataset.tokens.numpy(), found.text.tokens)
+    read = {data.latent.latent_index: data.activation_data for of in dataset.buffers for data in of}
+    assert sorted(read) == [record.latent for record in found if record.firings]
+    for latent, data in read.items():
+        row, value = found.firings(latent)
+        context, position = found.locate(row)
+        np.testing.assert_array_equal(data.locations[:, 0].numpy(), context)
+        np.testing.assert_array_equal(data.locations[:, 1].numpy(), position)
+        np.testing.assert_allclose(data.activations.numpy(), value, rtol=2e-3)
 
 
 @pytest.mark.peers
