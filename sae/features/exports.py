@@ -4,8 +4,8 @@
 `neuronpedia`: `upload-<n>.json`, bodies of Neuronpedia's `POST /api/feature/upload-batch`.
 `neuronpedia_bulk`: the folder that an instance of Neuronpedia imports (`neuronpedia_bulk`).
 `circuit_tracer`: `<latent>.json`, the feature files that viewers of attribution graphs read.
-`delphi`: `latents/<hook>/<first>_<last>.safetensors` and `config.json`, which delphi explains from, and
-`explanations-<method>/<hook>_latent<n>.txt`, which it scores.
+`delphi`: `latents/<hook>/<first>_<last>.safetensors` and `config.json`, which delphi explains from,
+and `explanations-<method>/<hook>_latent<n>.txt`, which it scores.
 
 Explanations go into the formats that have a place for them: all but `circuit_tracer` and
 `saedashboard`. Fields that records do not hold (correlations with neurons, histograms of all
