@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sae.dtypes import fast_dtype
 from sae.provenance import provenance, write_json
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
@@ -102,7 +103,7 @@ def has_bf16(device: str) -> bool:
     """Whether the hardware multiplies bfloat16."""
     if device.startswith("cuda"):
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported()  # there is no public question
+    return fast_dtype("sae", device) == "bfloat16"  # as trainer.precision=auto asks
 
 
 class DenseProducts:

@@ -128,8 +128,11 @@ class JumpReLU(Untied):
         return terms
 
     def _firing(self, pre: Code, theta: Tensor) -> Pattern | None:
-        """Firing pairs of dense float32 pre-activations, if they are few; for `penalty=tanh`."""
-        dense = isinstance(pre, DenseCode) and pre.values.dtype == self.W_dec.dtype
+        """Firing pairs of dense pre-activations, if they are few; for `penalty=tanh`."""
+        dense = isinstance(pre, DenseCode) and pre.values.dtype in (
+            self.W_dec.dtype,
+            torch.bfloat16,
+        )
         if self.config.penalty != "tanh" or not dense:
             return None
         return sparse_enough(pre.values, self.kernels, theta)
@@ -186,7 +189,9 @@ class _JumpStep(torch.autograd.Function):
 
     What fires makes the reconstruction and the decoder's gradient. Two dense products are left in
     the backward pass, since every pair in reach passes its share on to the encoder: by parts of the
-    batch that stay in the cache. `at_zero`: gradient that the penalty gives an f of 0.
+    batch that stay in the cache. They are in the dtype of `pre`, which under autocast is bfloat16;
+    the values of what fires are computed again then. `at_zero`: gradient that the penalty gives an
+    f of 0.
     """
 
     @staticmethod
@@ -194,7 +199,10 @@ class _JumpStep(torch.autograd.Function):
         ctx: Any, x: Tensor, rows: Tensor, bias: Tensor, theta: Tensor, W_dec: Tensor, pre: Tensor,
         fires: Pattern, bandwidth: float, at_zero: float | Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        values = pre[fires.rows, fires.latents]
+        if pre.dtype == rows.dtype:
+            values = pre[fires.rows, fires.latents]
+        else:
+            values = latent_values(x, rows, bias, fires)
         ctx.save_for_backward(x, rows, theta, W_dec, pre, values)
         ctx.fires, ctx.bandwidth, ctx.at_zero = fires, bandwidth, at_zero
         return values, atoms_sum(values, W_dec, fires)
@@ -205,18 +213,22 @@ class _JumpStep(torch.autograd.Function):
         to_values, error = grads[0] - ctx.at_zero, grads[1].contiguous()
         of_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         of_rows, of_theta, of_bias = (torch.zeros_like(t) for t in (rows, theta, theta))
+        low_x, low_rows, low_error, low_W = (t.to(pre.dtype) for t in (x, rows, error, W_dec))
         buffer = pre.new_empty(min(_ROWS, len(pre)), pre.shape[1])
         for start in range(0, len(pre), _ROWS):
             end = min(start + _ROWS, len(pre))
             part, (firing, pairs) = slice(start, end), fires.part(start, end)
-            of_pre = torch.mm(error[part], W_dec.T, out=buffer[: end - start])
+            of_pre = torch.mm(low_error[part], low_W.T, out=buffer[: end - start])
             sums = jump_gradients_(
                 of_pre, to_values[pairs], ctx.at_zero, pre[part], theta, ctx.bandwidth, firing
             )
             of_theta, of_bias = of_theta + sums[0], of_bias + sums[1]
-            of_rows.addmm_(of_pre.T, x[part])
+            if pre.dtype == rows.dtype:
+                of_rows.addmm_(of_pre.T, x[part])
+            else:
+                of_rows += of_pre.T @ low_x[part]
             if of_x is not None:
-                torch.mm(of_pre, rows, out=of_x[part])
+                of_x[part] = of_pre @ low_rows
         of_atoms = None
         if ctx.needs_input_grad[4]:
             of_atoms = backend_for(pre.device).latents_sum(values, error, fires)

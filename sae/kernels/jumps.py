@@ -35,6 +35,10 @@ def jump_gradients_(
         Sums over the batch: gradients of the thresholds, $-\sum g K \theta / \epsilon$, and of the
         encoder's biases.
     """
+    low = all(one.dtype == torch.bfloat16 and one.is_contiguous() for one in (of_f, pre))
+    if low and (kernels := rows.compiled(theta)):
+        sums = kernels.jump_gradients_bf16(of_f, to_values, at_zero, pre, theta, bandwidth, fires)
+        return torch.from_numpy(sums[0]), torch.from_numpy(sums[1])
     if kernels := rows.compiled(of_f, pre, theta):
         sums = kernels.jump_gradients(
             of_f.numpy(), to_values, at_zero, pre.numpy(), theta.numpy(), bandwidth, fires

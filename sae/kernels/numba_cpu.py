@@ -15,6 +15,7 @@ from torch import Tensor
 from sae.kernels.numba_jit import jit, jit_exactly, set_threads
 from sae.kernels.numba_selections import (
     select_above,
+    select_above_bf16,
     select_batch_topk,
     select_positive,
     select_topk,
@@ -23,6 +24,7 @@ from sae.kernels.pattern import ByLatent, Pattern
 
 __all__ = [
     "jump_gradients",
+    "jump_gradients_bf16",
     "latents_sum",
     "normalize_rows",
     "pair_dots",
@@ -30,6 +32,7 @@ __all__ = [
     "quantize_rows",
     "rows_sum",
     "select_above",
+    "select_above_bf16",
     "select_batch_topk",
     "select_positive",
     "select_topk",
@@ -139,6 +142,21 @@ def jump_gradients(
     _jump_gradients(
         of_f, _array(to_values), number(at_zero), pre, theta, number(bandwidth), *pairs, sums
     )
+    return sums.sum(axis=0)
+
+
+def jump_gradients_bf16(
+    of_f: Tensor, to_values: Tensor, at_zero: float | Tensor, pre: Tensor, theta: Tensor,
+    bandwidth: float, fires: Pattern,
+) -> np.ndarray:  # fmt: skip
+    """`jump_gradients` of bfloat16 matrices; numbers are widened row by row, sums are float32."""
+    bits = [matrix.view(torch.int16).numpy().view(np.uint16) for matrix in (of_f, pre)]
+    sums = np.zeros((-(-len(of_f) // _ROWS_SUMMED), 2, len(theta)), dtype=np.float32)
+    set_threads()
+    _jump_gradients_bf16(
+        bits[0], _array(to_values), np.float32(at_zero), bits[1], theta.numpy(),
+        np.float32(bandwidth), fires.offsets.numpy(), fires.latents.numpy(), sums,
+    )  # fmt: skip
     return sums.sum(axis=0)
 
 
@@ -273,3 +291,30 @@ def _jump_gradients(of_f, to_values, at_zero, pre, theta, bandwidth, offsets, la
                 of_theta[c] -= jump
                 of_bias[c] += of_pre
                 row[c] = of_pre
+
+
+@jit_exactly
+@no_type_check
+def _jump_gradients_bf16(of_f, to_values, at_zero, pre, theta, bandwidth, offsets, latents, sums):
+    half, zero = bandwidth / np.float32(2), np.float32(0)
+    width = of_f.shape[1]
+    for part in prange(sums.shape[0]):
+        of_theta, of_bias = sums[part, 0], sums[part, 1]
+        wide, wide_pre = np.empty(width, np.uint32), np.empty(width, np.uint32)
+        row, at = wide.view(np.float32), wide_pre.view(np.float32)
+        for r in range(part * _ROWS_SUMMED, min((part + 1) * _ROWS_SUMMED, of_f.shape[0])):
+            for c in range(width):
+                wide[c] = np.uint32(of_f[r, c]) << np.uint32(16)
+                wide_pre[c] = np.uint32(pre[r, c]) << np.uint32(16)
+            for pair in range(offsets[r], offsets[r + 1]):
+                row[latents[pair]] += to_values[pair]
+            for c in range(width):
+                g, above = row[c] + at_zero, at[c] - theta[c]
+                jump = g * theta[c] / bandwidth if abs(above) < half else zero
+                of_pre = jump + g if above > zero else jump
+                of_theta[c] -= jump
+                of_bias[c] += of_pre
+                row[c] = of_pre
+            for c in range(width):  # to the nearest, of two as near to the even one
+                even = (wide[c] >> np.uint32(16)) & np.uint32(1)
+                of_f[r, c] = np.uint16((wide[c] + np.uint32(0x7FFF) + even) >> np.uint32(16))

@@ -8,7 +8,7 @@ from typing import no_type_check
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import BFloat16, Float, Int
 from numba import njit, prange
 from torch import Tensor
 
@@ -32,6 +32,27 @@ def select_above(
 ) -> Selected | None:
     """See `sae.kernels.ops`; not in bfloat16, which NumPy does not know."""
     return _select_above(pre.numpy(), thresholds.numpy(), most)
+
+
+def select_above_bf16(
+    pre: BFloat16[Tensor, "batch d_sae"], thresholds: Float[Tensor, " d_sae"], most: int
+) -> Selected | None:
+    """`select_above` of bfloat16, exactly.
+
+    A number is above a threshold if it is above the highest bfloat16 that is not.
+    """
+    lower = thresholds.bfloat16()
+    bounds = _ordered(lower) - (lower > thresholds).numpy()
+    return _select_above(_ordered(pre), bounds.astype(np.int16), most)
+
+
+def _ordered(values: BFloat16[Tensor, "..."]) -> np.ndarray:
+    """Integers in the order of the numbers: of negative ones the bits of the magnitude turn."""
+    bits = _bits(values)
+    set_threads()
+    ordered = np.empty(bits.size, np.int16)
+    _order(bits.reshape(-1), ordered)
+    return ordered.reshape(bits.shape)
 
 
 def select_topk(pre: Float[Tensor, "batch d_sae"], k: int) -> Selected:
@@ -93,6 +114,13 @@ def _fill(
     values = np.empty(offsets[-1], dtype=pre.dtype)
     _fill_above(pre, thresholds, offsets, latents, values)
     return latents, values
+
+
+@jit
+@no_type_check
+def _order(bits, ordered):
+    for i in prange(bits.shape[0]):
+        ordered[i] = bits[i] ^ ((bits[i] >> np.int16(15)) & np.int16(0x7FFF))
 
 
 @jit

@@ -70,9 +70,11 @@ def select_above_up_to(
         >>> select_above_up_to(pre, torch.tensor([0.5, -2.0, 0.0]), 2).latents.tolist()
         [1, 2]
     """
-    pre, thresholds = pre.detach().contiguous(), thresholds.detach().to(pre.dtype).contiguous()
-    if kernels := matrix_rows.compiled(pre, thresholds):
-        selected = kernels.select_above(pre, thresholds, most)
+    pre, thresholds = pre.detach().contiguous(), thresholds.detach().contiguous()
+    if pre.dtype == torch.bfloat16 and (kernels := matrix_rows.compiled(thresholds.float())):
+        selected = kernels.select_above_bf16(pre, thresholds.float(), most)
+    elif kernels := matrix_rows.compiled(pre, thresholds.to(pre.dtype)):
+        selected = kernels.select_above(pre, thresholds.to(pre.dtype), most)
     else:
         selected = backend_for(pre.device).select_positive(pre - thresholds, most)
     if selected is None:

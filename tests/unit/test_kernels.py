@@ -87,6 +87,35 @@ def test_what_exceeds_the_threshold_of_its_latent(dtype):
     assert select_above_up_to(pre, thresholds, int(above.sum()) - 1) is None
 
 
+def test_bfloat16_is_held_against_thresholds_of_float32():
+    pre = torch.randn(40, 19).bfloat16()
+    thresholds = pre[7].float()  # equal is not above
+    thresholds[:6] *= 1 + 1e-4  # between two neighbours, on either side of zero
+    thresholds[6:12] *= 1 - 1e-4
+    pre[8], pre[9, 3], pre[9, 4] = -pre[7], torch.inf, -torch.inf
+    above = pre.double() > thresholds.double()
+    pattern = select_above_up_to(pre, thresholds, pre.numel())
+    assert pattern.rows.tolist() == above.nonzero()[:, 0].tolist()
+    assert pattern.latents.tolist() == above.nonzero()[:, 1].tolist()
+    assert select_above_up_to(pre, thresholds, int(above.sum()) - 1) is None
+
+
+def test_gradients_of_a_jump_in_bfloat16_are_those_of_float64_rounded():
+    pre, of_f = (torch.randn(150, 9).bfloat16() for _ in range(2))
+    theta, bandwidth, at_zero = torch.rand(9) + 0.1, 1.5, 0.3
+    fires = select_above_up_to(pre, theta, pre.numel())
+    to_values = torch.randn(len(fires.latents))
+    expected = of_f.double()
+    sums = jump_gradients_(
+        expected, to_values.double(), at_zero, pre.double(), theta.double(), bandwidth, fires
+    )
+    found = of_f.clone()
+    of_theta, of_bias = jump_gradients_(found, to_values, at_zero, pre, theta, bandwidth, fires)
+    assert torch.equal(found, expected.float().bfloat16())  # of float32, to the nearest
+    torch.testing.assert_close(of_theta.double(), sums[0], rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(of_bias.double(), sums[1], rtol=1e-5, atol=1e-4)
+
+
 def test_gradients_of_a_jump_equal_loops():
     pre, of_f = (torch.randn(150, 9, dtype=torch.float64) for _ in range(2))
     theta, bandwidth, at_zero = torch.rand(9, dtype=torch.float64) + 0.1, 1.5, 0.3
@@ -308,6 +337,30 @@ def test_jumprelu_steps_by_what_fires_where_more_is_within_reach():
     torch.testing.assert_close(auto.terms, dense.terms)
     torch.testing.assert_close(grads[1], grads[0], rtol=1e-9, atol=1e-12)
     assert grads[0]["t"].any()
+
+
+def test_jumprelu_steps_by_what_fires_under_autocast_too():
+    config = {"architecture": "jumprelu", "dict_ratio": 8, "l0_coefficient": 0.3, "threshold": 1.5}
+    x, grads, codes = torch.randn(600, 24), [], []
+    for autocast in (False, True):
+        dictionary = build_dictionary(config, d_in=24)
+        dictionary.encoder_rows.data.mul_(0.7 / dictionary.encoder_rows.norm(dim=1, keepdim=True))
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            output = dictionary.training_output(x, StepState(penalty=0.5))
+        torch.stack(list(output.terms.values())).sum().backward()
+        grads.append({name: p.grad for name, p in dictionary.named_parameters()})
+        codes.append(output.code)
+    exact, rough = codes
+    assert isinstance(rough, SparseCode)
+    assert rough.values.dtype == torch.float32
+    both = (exact.dense() != 0) & (rough.dense() != 0)
+    flipped = ((exact.dense() != 0) ^ (rough.dense() != 0)).sum() / both.sum()
+    assert both.sum() > 100
+    assert flipped < 0.02
+    torch.testing.assert_close(rough.dense()[both], exact.dense()[both])  # not those of bfloat16
+    for name, grad in grads[0].items():
+        apart = (grads[1][name] - grad).norm() / grad.norm()
+        assert apart < 0.02 + flipped.sqrt(), name
 
 
 @pytest.mark.slow
