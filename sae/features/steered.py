@@ -1,5 +1,6 @@
 """A study of steering: all arms at the same KLs, on prompts that choose and that report."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from sae.features.output_effects import Contrast
 from sae.features.prompted import on_text
 from sae.features.steering import Arm, Gauge, sizes_at
 from sae.features.written import Pen, Written, scored
+from sae.interventions import Replacement
 from sae.probing.judge import Judge
 from sae.types import Split
 
@@ -214,8 +216,8 @@ def costs(
         For each push, `predictions` and the sums of `kl` and `ce` in nats, by document.
     """
     sums = on_text(
-        one, neutral.on, [arm.pushed(size) for arm, size in pushes], num_tokens=neutral.num_tokens,
-        batch_contexts=neutral.batch_contexts, advance=advance,
+        one, neutral.on, [_in_turn(arm, size) for arm, size in pushes],
+        num_tokens=neutral.num_tokens, batch_contexts=neutral.batch_contexts, advance=advance,
     )  # fmt: skip
     sums = sums[sums[:, 0, 0] > 0]  # a document's last token alone makes no prediction
     count, ce, kl = sums[..., 0], sums[..., 1], sums[..., 2]
@@ -224,3 +226,13 @@ def costs(
          "ce": (ce[:, i] - ce[:, 0]).tolist()}
         for i in range(1, len(pushes) + 1)
     ]  # fmt: skip
+
+
+def _in_turn(arm: Arm, size: float) -> Replacement:
+    """A push of texts that come batch by batch: each is the first draw of the next prompt."""
+    numbers = itertools.count()
+
+    def replace(x: torch.Tensor) -> torch.Tensor:
+        return arm.pushed(size, [(0, next(numbers)) for _ in x])(x)
+
+    return replace

@@ -32,7 +32,7 @@ from sae.progress import progress
 from sae.provenance import cache_dir, content_key
 
 CEILING = f"{DIFF_MEAN} at its own KL"
-_FORMAT = 4
+_FORMAT = 5
 """Counts up when what is kept in the cache changes its meaning."""
 
 

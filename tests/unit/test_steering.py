@@ -5,13 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from _features import POINT
+from _features import CTX, POINT
 from _steering import OPENINGS, Z_LATENT, about_z, at_home, home, placed, slow_kl, tokens_of  # noqa: F401
 
 import sae
 from sae.activations.counted import Counted, RowRule
 from sae.errors import ConfigError
 from sae.features.output_effects import TOP_TOKENS, contrast, output_effects, strongest
+from sae.features.steered import Neutral, costs
 from sae.features.steering import Arm, Gauge, intervention, sizes_at
 from sae.interventions import added, intervene, set_to
 from sae.language.logit_lens import direct_logits
@@ -214,6 +215,30 @@ def test_the_contrast_of_texts_against_a_slow_loop(placed):  # noqa: F811
     d = placed.sae.d_in
     torch.testing.assert_close(found.direction, expected[:d], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found.latents, expected[d:], atol=1e-5, rtol=1e-4)
+
+
+def test_the_cost_of_a_push_against_a_slow_loop_at_any_batch(placed):  # noqa: F811
+    """Contexts take the directions of prompts in turn, whatever is read at once."""
+    lm, rows, store = placed.lm, placed.sae.W_dec[:3], placed.source.store("test")
+    pushes = [(Arm("random", rows), 4.0), (Arm("noise", seed=1), 4.0)]
+    found = [costs(placed, pushes, Neutral("test", 8 * CTX, n), lambda _: None) for n in (1, 3, 8)]
+    for other in found[1:]:
+        for one, same in zip(found[0], other, strict=True):
+            assert same["predictions"] == one["predictions"]
+            np.testing.assert_allclose(same["kl"], one["kl"], rtol=1e-3, atol=1e-5)
+    total, chosen = 0.0, np.arange(8) * len(store.tokens) // 8
+    for i, (tokens, document) in enumerate(
+        zip(store.tokens[chosen], store.document[chosen], strict=True)
+    ):
+        context = torch.from_numpy(tokens).long()[None]
+        x = lm.capture(context, [POINT])[POINT]
+        edited = placed.counted.mask([x], context)
+        edited[:, 0] = False
+        step = 4.0 * rows[i % 3] * edited[..., None]
+        kl = slow_kl(lm.logits(context), lm.logits(context, {POINT: lambda x, s=step: x + s}))
+        within = torch.from_numpy(document[1:] == document[:-1])
+        total += float(kl[0, :-1][within & edited[0, :-1]].sum())
+    assert sum(found[0][0]["kl"]) == pytest.approx(total, rel=1e-3)
 
 
 def test_modules_whose_outputs_are_sites(tiny_lm):
