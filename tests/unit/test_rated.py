@@ -15,7 +15,10 @@ from sae.evals import EVALS
 from sae.evals.steer import SteerEval
 from sae.evaluation import _as_in_run
 from sae.features.rated import Rating, agreement, rate, rating, request
-from sae.features.steered import ARMS
+from sae.features.steered import ARMS, OF_FEATURE, UNPUSHED
+from sae.features.steered_rows import rating_rows
+from sae.features.steered_studies import Studied
+from sae.metrics.bootstrap import Bootstrap
 from sae.reports.pages import write_pages
 
 TEXTS = ["The match ended.", "ball ball ball", "The match ended."]
@@ -114,6 +117,33 @@ def test_agreement_is_the_rank_correlation_over_rated_texts():
     assert found["fluency"] is None
     assert found["score"] == pytest.approx(-1)
     assert agreement({"none": ratings["none"]}, scores)["concept"] is None
+
+
+def test_ratings_at_another_kl_are_not_compared():
+    """As scores by words are not: what costs less is no control."""
+    at = {"score": [[1.0, 1.0]], "reached": True}
+    missed = at | {"reached": False}
+
+    def compared(report):
+        report = dict.fromkeys(OF_FEATURE, at) | report
+        shared = {"report": dict.fromkeys(UNPUSHED, at), "at": 0}
+        studied = Studied(
+            {3: {"report": report, "at": 0}},
+            shared,
+            {("noise", 0): missed, ("DiffMean", 0): at},
+            {},
+        )
+        texts = [
+            {"arm": arm, "rated_concept": 1.0, "rated_fluency": 1.0, "rated_score": 1.0}
+            for arm in ARMS for _ in range(2)
+        ]  # fmt: skip
+        rows = rating_rows(studied, texts, Bootstrap(num_resamples=5))
+        return {row["arm"] for row in rows if row.get("feature_less_arm") is not None}
+
+    assert compared({"wrong sign": missed}) == {
+        "random direction", "random feature", "DiffMean", "prompt", "unsteered",
+    }  # fmt: skip
+    assert compared({"feature": missed}) == {"prompt", "unsteered"}
 
 
 @pytest.fixture(scope="module")
