@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from _chat import Scripted, serving
 from _evals import values
-from _steering import Z_LATENT, at_home, csv_file, home, placed, text_file  # noqa: F401
+from _steering import SMALL, at_home, csv_file, home, placed, text_file  # noqa: F401
 
 from sae.chat.desk import Desk
 from sae.chat.messages import Failure, Reply
@@ -148,11 +148,7 @@ def test_ratings_at_another_kl_are_not_compared():
 
 @pytest.fixture(scope="module")
 def settings(csv_file, text_file):  # noqa: F811
-    return {
-        "csv": csv_file, "text_file": text_file, "label": "zed", "features": [Z_LATENT],
-        "kl": [2.0], "new_tokens": 8, "num_texts": 20, "num_tokens": 64, "temperature": 0.5,
-        "resamples": 20, "draws": 2,
-    }  # fmt: skip
+    return {"csv": csv_file, "text_file": text_file, **SMALL, "kl": [2.0]}
 
 
 def chat(url, **more):

@@ -1,19 +1,27 @@
 """The evaluation `steer` from its settings to its page, its latents and its steering file."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from _evals import values
 from _features import POINT, make_sae, placed_on
-from _steering import OPENINGS, Z_LATENT, about_z, at_home, csv_file, home, placed, text_file  # noqa: F401
+from _steering import (  # noqa: F401
+    OPENINGS,
+    Z_LATENT,
+    about_z,
+    at_home,
+    csv_file,
+    home,
+    placed,
+    settings,
+    text_file,
+)
 
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ConfigError
 from sae.evals import steer
 from sae.evals.steer import SteerEval
-from sae.features import steered, steered_studies
+from sae.features import steered
 from sae.features.output_effects import Contrast
 from sae.features.prompted import on_text
 from sae.features.sets import feature_set, read_features
@@ -21,20 +29,9 @@ from sae.features.steered import ARMS, OF_FEATURE, UNPUSHED, arms_of
 from sae.features.steered_rows import arm_rows
 from sae.features.steered_studies import CEILING, Studied
 from sae.metrics.bootstrap import Bootstrap
-from sae.provenance import cache_dir
 from sae.reports.pages import write_pages
 from sae.tasks.concept import Concept
 from sae.tasks.task import ids_of
-
-SMALL = {
-    "label": "zed", "features": [Z_LATENT], "kl": [0.3], "new_tokens": 8, "num_texts": 20,
-    "num_tokens": 64, "temperature": 0.5, "resamples": 20, "draws": 2,
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def settings(csv_file, text_file):  # noqa: F811
-    return {"csv": csv_file, "text_file": text_file, **SMALL}
 
 
 @pytest.fixture(scope="module")
@@ -206,38 +203,9 @@ def test_text_from_outside_is_escaped(result, tmp_path):
     assert "<script>alert(1)" not in (tmp_path / "index.html").read_text()
 
 
-@pytest.mark.slow
-def test_a_killed_run_goes_on_and_gives_the_same_bytes(placed, settings, monkeypatch):  # noqa: F811
-    asked = settings | {"features": [Z_LATENT, 3], "seed": 1}
-
-    def content(result):
-        found = result.to_json()
-        found["details"].pop("seconds")
-        tables = {name: table.rows() for name, table in result.tables.items()}
-        return json.dumps([found["metrics"], found["details"], tables])
-
-    study, calls = steered_studies.study_feature, []
-
-    def killed(*given):
-        calls.append(given)
-        if len(calls) == 2:
-            raise KeyboardInterrupt("killed")
-        return study(*given)
-
-    monkeypatch.setattr(steered_studies, "study_feature", killed)
-    with pytest.raises(KeyboardInterrupt, match="killed"):
-        SteerEval(**asked).run(placed)
-    first = content(SteerEval(**asked).run(placed))
-    assert len(calls) == 3  # the first feature was not measured again
-    for file in (cache_dir() / "steering").glob("*.json"):
-        file.unlink()
-    assert content(SteerEval(**asked).run(placed)) == first
-    assert content(SteerEval(**asked).run(placed)) == first
-
-
-def refuse(one, match, **settings):
+def refuse(one, match, **given):
     with pytest.raises(ConfigError, match=match):
-        SteerEval(**settings).run(one)
+        SteerEval(**given).run(one)
 
 
 def test_bad_latents_are_refused(placed, settings, tmp_path):  # noqa: F811
