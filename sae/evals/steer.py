@@ -222,8 +222,9 @@ class SteerEval(Resampled):
         arms = arm_rows(studied, self.bootstrap)
         rated = [] if ratings is None else rating_rows(studied, texts, self.bootstrap)
         features = feature_rows(chosen.every, studied, self.kl, one.lm.tokenizer, self.bootstrap)
-        best = max(studies, key=lambda latent: on_choosing(studies[latent]))
-        at = studies[best]["at"]
+        weights = {latent: on_choosing(study) for latent, study in studies.items()}
+        ranked = sorted(weights, key=weights.__getitem__, reverse=True)
+        best, at = ranked[0], studies[ranked[0]]["at"]
         assert one.point is not None
         return Measured(
             metrics={
@@ -242,8 +243,7 @@ class SteerEval(Resampled):
                 "ceiling_target": self.kl[studied.shared["at"]],
                 "missing": "AxBench's score of how well an instruction is followed",
                 "features": asdict(feature_set(
-                    one, list(studies),
-                    [on_choosing(study) for study in studies.values()],
+                    one, ranked, [weights[latent] for latent in ranked],
                     eval=self.name, task=concept.words, select=self.select,
                     weight="mean score on the choosing prompts",
                 )),

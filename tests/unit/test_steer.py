@@ -168,6 +168,19 @@ def test_the_files_beside_the_page(result, placed, tmp_path):  # noqa: F811
     assert SteerEval(**asked)._given(placed) == [Z_LATENT]
 
 
+def test_the_file_begins_with_the_latent_of_the_best_score(placed, settings, tmp_path):  # noqa: F811
+    """As every file of latents does: a circuit or a case study takes the first one."""
+    asked = {"features": [3, Z_LATENT, 5], "kl": [2.0]}
+    found = SteerEval(**settings | asked).run(placed)
+    rows = {row["latent"]: row for row in found.tables["features"].rows()}
+    made, scores = found.details["features"], {i: row["choosing"] for i, row in rows.items()}
+    assert made["latents"][0] == found.details["steering"]["latent"] == Z_LATENT
+    assert list(made["weights"]) == sorted(scores.values(), reverse=True)
+    assert [scores[latent] for latent in made["latents"]] == list(made["weights"])
+    chosen_by = sorted(rows, key=lambda latent: -rows[latent]["difference"])
+    assert list(made["latents"]) != chosen_by
+
+
 def test_the_steering_file_steers_as_lm_evaluation_harness_reads_it(
     result, placed, tmp_path  # noqa: F811
 ):  # fmt: skip
