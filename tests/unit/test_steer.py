@@ -224,6 +224,7 @@ def refuse(one, match, **given):
 def test_bad_latents_are_refused(placed, settings, tmp_path):  # noqa: F811
     refuse(placed, "not all among the SAE's 48", **settings | {"features": [48]})
     refuse(placed, "not all among the SAE's 48", **settings | {"features": [-1]})
+    refuse(placed, "not all among the SAE's 48", **settings | {"features": [10**30]})
     refuse(placed, "There is no file", **settings | {"features": [], "features_file": "no.json"})
     other = placed_on(placed.source, make_sae(placed.source, seed=5))
     file = tmp_path / "features.json"
