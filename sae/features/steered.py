@@ -124,16 +124,6 @@ def arms_of(
     return [Arm(name, v) for name, v in zip(OF_FEATURE, directions, strict=True)]
 
 
-def shared_arms(direction: torch.Tensor, seed: int) -> list[Arm]:
-    """The arms with a push that need no feature.
-
-    Args:
-        direction: DiffMean.
-        seed: Seed of the noise.
-    """
-    return [Arm(NOISE, seed=seed), Arm(DIFF_MEAN, direction)]
-
-
 def best(records: Sequence[Record]) -> int:
     """Number of the target with the highest mean score."""
     return int(np.argmax([np.mean(record["score"]) for record in records]))
