@@ -125,8 +125,12 @@ def arms_of(
 
 
 def best(records: Sequence[Record]) -> int:
-    """Number of the target with the highest mean score."""
-    return int(np.argmax([np.mean(record["score"]) for record in records]))
+    """Number of the target with the highest mean score, among those that were reached if any was.
+
+    A push that misses a target has another KL than the arms that it would be held against.
+    """
+    reached = [i for i, record in enumerate(records) if record["reached"]]
+    return max(reached or range(len(records)), key=lambda i: np.mean(records[i]["score"]))
 
 
 def study_feature(

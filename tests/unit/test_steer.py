@@ -92,6 +92,13 @@ def test_arms_that_miss_the_kl_are_not_compared(placed, settings, tmp_path):  # 
     assert "not the KL that was asked for" in (tmp_path / "index.html").read_text()
 
 
+def test_a_kl_that_was_not_reached_is_not_chosen():
+    scores = [(0.5, True), (0.7, True), (0.7, True), (0.9, False)]
+    records = [{"score": [[score, score]], "reached": reached} for score, reached in scores]
+    assert steered.best(records) == 1
+    assert steered.best([record | {"reached": False} for record in records]) == 3
+
+
 def test_the_cost_is_a_mean_over_predictions(placed):  # noqa: F811
     """A document of one prediction counts as one prediction, not as a whole document."""
     cost = {"predictions": [9.0, 1.0], "kl": [9.0, 5.0], "ce": [0.0, 0.0]}
