@@ -108,15 +108,20 @@ def arms_of(
         seed: Seed of the random directions and latents.
 
     Raises:
-        ConfigError: If no other latent is live.
+        ConfigError: If its decoder row is zero, or no other latent is live.
     """
     generator = np.random.default_rng((seed, latent))
     row = one.sae.W_dec[latent]
+    if not row.any():
+        raise ConfigError(
+            f"The decoder row of latent {latent} is zero: there is nothing to push along. Name "
+            "other latents (eval.steer.features)."
+        )
     others = found.live[found.live != latent].tolist()
     if not others:
         raise ConfigError(
-            f"Latent {latent} is the only one that fires on the texts, so there is no other that "
-            "eval=steer could hold against it. Give other texts or another SAE."
+            f"No other latent than {latent} fires on the texts, so there is none that eval=steer "
+            "could hold against it. Give other texts or another SAE."
         )
     random = torch.from_numpy(generator.normal(size=(prompts, len(row)))).float()
     other = one.sae.W_dec[torch.from_numpy(generator.choice(others, prompts))]

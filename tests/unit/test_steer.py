@@ -142,10 +142,16 @@ def test_what_cannot_be_written_is_refused_before_anything_is(
     refuse(placed, "behind the text 'The following", **settings | {"words": "z" * 3000})
 
 
-def test_one_live_latent_has_no_control(placed):  # noqa: F811
-    alone = Contrast(torch.ones(16), torch.ones(placed.sae.d_sae), torch.tensor([3]), 1.0)
-    with pytest.raises(ConfigError, match="the only one that fires"):
-        arms_of(placed, 3, alone, 2, 0)
+def test_latents_that_cannot_be_studied_are_refused(placed):  # noqa: F811
+    """Without another live latent there is no control, and a row of zeros gives no direction."""
+    for live in ([3], []):
+        alone = Contrast(torch.ones(16), torch.ones(placed.sae.d_sae), torch.tensor(live), 1.0)
+        with pytest.raises(ConfigError, match="No other latent than 3 fires"):
+            arms_of(placed, 3, alone, 2, 0)
+    empty = make_sae(placed.source)
+    empty.W_dec[4] = 0
+    with pytest.raises(ConfigError, match="decoder row of latent 4 is zero"):
+        arms_of(placed_on(placed.source, empty), 4, alone._replace(live=torch.arange(9)), 2, 0)
 
 
 def test_candidates_are_chosen_by_their_effect(placed, settings):  # noqa: F811
