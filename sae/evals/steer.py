@@ -140,7 +140,7 @@ class SteerEval(Resampled):
             for side in (train, test)
         ))  # fmt: skip
         log.info(
-            "The judge of %s: accuracy %.3f, AUC %.3f on %d held-out snippets.",
+            "The judge of %s: balanced accuracy %.3f, AUC %.3f on %d held-out snippets.",
             concept.words, judge.accuracy, judge.auc, judge.num_test,
         )  # fmt: skip
         chosen = self._choose(one, concept, train, pens[0], given)
@@ -237,7 +237,7 @@ class SteerEval(Resampled):
             },
             details={
                 "concept": concept.words,
-                "judge": {"accuracy": judge.accuracy, "auc": judge.auc,
+                "judge": {"balanced accuracy": judge.accuracy, "auc": judge.auc,
                           "training snippets": judge.num_train,
                           "held-out snippets": judge.num_test},
                 "ceiling_target": self.kl[studied.shared["at"]],

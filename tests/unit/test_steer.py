@@ -173,7 +173,8 @@ def test_candidates_are_chosen_by_their_effect(placed, settings):  # noqa: F811
 def test_the_files_beside_the_page(result, placed, tmp_path):  # noqa: F811
     assert write_pages(result, tmp_path)
     page = (tmp_path / "index.html").read_text()
-    for words in ("Score against KL", "wrong sign", "held-out snippets", f"Latent {Z_LATENT}"):
+    for words in ("Score against KL", "wrong sign", "held-out snippets", f"Latent {Z_LATENT}",
+                  "judge of words: balanced accuracy"):  # fmt: skip
         assert words in page
     found = read_features(tmp_path / "features.json", placed)
     assert found.latents == (Z_LATENT,)
