@@ -164,6 +164,24 @@ def test_a_target_that_no_size_reaches_is_said():
     assert found[1].kl < 0.3
 
 
+def test_targets_are_reached_where_the_kl_falls_and_rises_again():
+    """Up to 1.2 at size 3, down to 0.3 at 6, up again, and without end from 9 on."""
+    bumpy = Known(lambda size: 0.3 + 0.9 * math.sin(math.pi * size / 6) ** 2 if size < 9 else size)
+    for start in (0.5, 8.0, 100.0):
+        for one in sizes_at(bumpy, Arm(""), [0.4, 1.0, 20.0], start=start):
+            assert one.reached
+            assert one.kl == bumpy.function(one.size)
+
+
+@pytest.mark.parametrize("start", [0.01, 8.0])
+def test_a_push_under_which_numbers_overflow_is_too_large(start):
+    gauge = Known(lambda size: math.nan if size > 1 else 2 * size**2)
+    *found, missed = sizes_at(gauge, Arm(""), [0.1, 1.0, 30.0], start=start)
+    assert [one.kl for one in found] == pytest.approx([0.1, 1.0], rel=0.05)
+    assert not missed.reached
+    assert missed.kl == gauge.function(missed.size)
+
+
 def test_sizes_on_an_lm(placed):  # noqa: F811
     gauge = Gauge(placed, list(tokens_of(placed.lm, "abcdef", "badcfe")))
     for arm in (Arm("", placed.sae.W_dec[Z_LATENT]), Arm("", -placed.sae.W_dec[3]), Arm("noise")):
