@@ -76,12 +76,13 @@ def arm_rows(studied: Studied, bootstrap: Bootstrap) -> list[Row]:
             for name in ("kl", "size", "reached"):
                 row[name] = float(np.mean([report[name] for report in reports]))
             costs = [studied.cost(latent, arm) for latent in studied.features]
+            most = 1 if len(costs[0]["predictions"]) < 2 else None  # one document: no interval
             for name in ("kl", "ce"):
                 sums, counts = (
                     crossed_means(np.array([cost[kind] for cost in costs]), bootstrap)
                     for kind in (name, "predictions")
                 )
-                row |= _interval(f"neutral_{name}", sums / counts, bootstrap)
+                row |= _interval(f"neutral_{name}", (sums / counts)[:most], bootstrap)
         rows.append(row)
     return rows
 
@@ -225,5 +226,6 @@ def _compared(studied: Studied, arm: str) -> bool:
 
 def _interval(name: str, drawn: np.ndarray, bootstrap: Bootstrap) -> Row:
     value = float(drawn[0]) if np.isfinite(drawn[0]) else None
-    low, high = interval(drawn, bootstrap.level) or (None, None)
+    ends = interval(drawn, bootstrap.level) if len(drawn) > 1 else None
+    low, high = ends or (None, None)
     return {name: value, f"{name}_low": low, f"{name}_high": high}

@@ -100,17 +100,25 @@ def test_a_kl_that_was_not_reached_is_not_chosen():
 
 
 def test_the_cost_is_a_mean_over_predictions(placed):  # noqa: F811
-    """A document of one prediction counts as one prediction, not as a whole document."""
+    """A document of one prediction counts as one prediction, and one alone has no interval."""
     cost = {"predictions": [9.0, 1.0], "kl": [9.0, 5.0], "ce": [0.0, 0.0]}
     one = {"score": [[1.0]], "concept": [[1.0]], "fluency": [[1.0]], "kl": 0.5, "size": 1.0,
            "reached": True}  # fmt: skip
     study = {"report": {name: one for name in OF_FEATURE}, "at": 0, "choose": [one]}
     shared = {"report": {name: one for name in UNPUSHED}, "at": 0, "choose": [one]}
     shared_at = {(name, 0): one for name in ("noise", "DiffMean")}
-    neutral = {(3, name, 0): cost for name in OF_FEATURE}
-    neutral |= {(None, name, 0): cost for name in ("noise", "DiffMean")}
-    rows = arm_rows(Studied({3: study}, shared, shared_at, neutral), Bootstrap(num_resamples=20))
-    assert rows[0]["neutral_kl"] == pytest.approx(14 / 10)
+
+    def first(cost):
+        neutral = {(3, name, 0): cost for name in OF_FEATURE}
+        neutral |= {(None, name, 0): cost for name in ("noise", "DiffMean")}
+        studied = Studied({3: study}, shared, shared_at, neutral)
+        return arm_rows(studied, Bootstrap(num_resamples=20))[0]
+
+    assert first(cost)["neutral_kl"] == pytest.approx(14 / 10)
+    assert first(cost)["neutral_kl_low"] < 14 / 10 < first(cost)["neutral_kl_high"]
+    alone = first({name: sums[:1] for name, sums in cost.items()})
+    assert alone["neutral_kl"] == 1
+    assert alone["neutral_kl_low"] is alone["neutral_kl_high"] is None
 
 
 def test_neutral_text_is_read_once_without_a_push(placed, settings, monkeypatch):  # noqa: F811
