@@ -155,7 +155,7 @@ def _curves(result: EvalResult, name: str) -> Plot:
             "line": {"width": _WIDE.get(arm, 1.2)},
         }  # fmt: skip
         if arm in UNPUSHED:
-            trace |= {"y": y * len(targets), "mode": "lines", "line": {"dash": "dot"}}
+            trace |= {"y": y * len(targets), "line": {"dash": "dot"}}  # markers show a single KL
         else:
             trace |= {"y": y, "error_y": {
                 "type": "data", "symmetric": False, "thickness": 1, "width": 2,

@@ -178,6 +178,19 @@ def test_candidates_are_chosen_by_their_effect(placed, settings):  # noqa: F811
     assert len(set(by.values())) > 1
 
 
+def test_a_latent_that_never_fires_can_be_pushed(placed, settings):  # noqa: F811
+    found = SteerEval(**settings | {"features": [placed.sae.d_sae - 1]}).run(placed)
+    (row,) = found.tables["features"].rows()
+    assert (row["chosen"], row["difference"]) == (True, 0)
+    assert found.tables["arms"].rows()[0]["reached"] == 1
+
+
+def test_a_concept_without_a_latent_is_refused(placed, settings, monkeypatch):  # noqa: F811
+    less = Contrast(torch.ones(32), -torch.ones(placed.sae.d_sae), torch.arange(9), 1.0)
+    monkeypatch.setattr(steer, "contrast", lambda *_, **__: less)
+    refuse(placed, "No latent is more active on texts about zed", **settings | {"features": []})
+
+
 def test_the_files_beside_the_page(result, placed, tmp_path):  # noqa: F811
     assert write_pages(result, tmp_path)
     page = (tmp_path / "index.html").read_text()
