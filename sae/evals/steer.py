@@ -140,7 +140,7 @@ class SteerEval(Resampled):
             for side in (train, test)
         ))  # fmt: skip
         log.info(
-            "The judge of %s: accuracy %.3f, AUC %.3f on %d held-out snippets.",
+            "The judge of %s: balanced accuracy %.3f, AUC %.3f on %d held-out snippets.",
             concept.words, judge.accuracy, judge.auc, judge.num_test,
         )  # fmt: skip
         chosen = self._choose(one, concept, train, pens[0], given)
@@ -222,8 +222,9 @@ class SteerEval(Resampled):
         arms = arm_rows(studied, self.bootstrap)
         rated = [] if ratings is None else rating_rows(studied, texts, self.bootstrap)
         features = feature_rows(chosen.every, studied, self.kl, one.lm.tokenizer, self.bootstrap)
-        best = max(studies, key=lambda latent: on_choosing(studies[latent]))
-        at = studies[best]["at"]
+        weights = {latent: on_choosing(study) for latent, study in studies.items()}
+        ranked = sorted(weights, key=weights.__getitem__, reverse=True)
+        best, at = ranked[0], studies[ranked[0]]["at"]
         assert one.point is not None
         return Measured(
             metrics={
@@ -236,14 +237,13 @@ class SteerEval(Resampled):
             },
             details={
                 "concept": concept.words,
-                "judge": {"accuracy": judge.accuracy, "auc": judge.auc,
+                "judge": {"balanced accuracy": judge.accuracy, "auc": judge.auc,
                           "training snippets": judge.num_train,
                           "held-out snippets": judge.num_test},
                 "ceiling_target": self.kl[studied.shared["at"]],
                 "missing": "AxBench's score of how well an instruction is followed",
                 "features": asdict(feature_set(
-                    one, list(studies),
-                    [on_choosing(study) for study in studies.values()],
+                    one, ranked, [weights[latent] for latent in ranked],
                     eval=self.name, task=concept.words, select=self.select,
                     weight="mean score on the choosing prompts",
                 )),

@@ -1,5 +1,6 @@
 """Sets of latents as files, so that what one evaluation found another can read."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from sae.provenance import content_key, write_json
 
 FORMAT = "lightning-sae.features"
 FORMAT_VERSION = 1
+_MOST = sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,10 @@ def read_features(path: str | Path, one: PlacedSAE | None = None) -> FeatureSet:
         not (isinstance(latents, list) and isinstance(weights, list))
         or len(weights) != len(latents)
         or not all(type(i) is int and i >= 0 for i in latents)
-        or not all(type(weight) in (int, float) for weight in weights)
+        or not all(type(weight) in (int, float) and abs(weight) <= _MOST for weight in weights)
     ):
         raise ArtifactError(
-            f"{path}: latents must be whole numbers of at least 0, each with a weight."
+            f"{path}: latents must be whole numbers of at least 0, each with a finite weight."
         )
     if not isinstance(made_by, dict):
         raise ArtifactError(f"{path}: made_by must be an object, and is {made_by!r}.")

@@ -1,5 +1,6 @@
 """A study of steering: all arms at the same KLs, on prompts that choose and that report."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from sae.features.output_effects import Contrast
 from sae.features.prompted import on_text
 from sae.features.steering import Arm, Gauge, sizes_at
 from sae.features.written import Pen, Written, scored
+from sae.interventions import Replacement
 from sae.probing.judge import Judge
 from sae.types import Split
 
@@ -106,15 +108,20 @@ def arms_of(
         seed: Seed of the random directions and latents.
 
     Raises:
-        ConfigError: If no other latent is live.
+        ConfigError: If its decoder row is zero, or no other latent is live.
     """
     generator = np.random.default_rng((seed, latent))
     row = one.sae.W_dec[latent]
+    if not row.any():
+        raise ConfigError(
+            f"The decoder row of latent {latent} is zero: there is nothing to push along. Name "
+            "other latents (eval.steer.features)."
+        )
     others = found.live[found.live != latent].tolist()
     if not others:
         raise ConfigError(
-            f"Latent {latent} is the only one that fires on the texts, so there is no other that "
-            "eval=steer could hold against it. Give other texts or another SAE."
+            f"No other latent than {latent} fires on the texts, so there is none that eval=steer "
+            "could hold against it. Give other texts or another SAE."
         )
     random = torch.from_numpy(generator.normal(size=(prompts, len(row)))).float()
     other = one.sae.W_dec[torch.from_numpy(generator.choice(others, prompts))]
@@ -122,19 +129,13 @@ def arms_of(
     return [Arm(name, v) for name, v in zip(OF_FEATURE, directions, strict=True)]
 
 
-def shared_arms(direction: torch.Tensor, seed: int) -> list[Arm]:
-    """The arms with a push that need no feature.
-
-    Args:
-        direction: DiffMean.
-        seed: Seed of the noise.
-    """
-    return [Arm(NOISE, seed=seed), Arm(DIFF_MEAN, direction)]
-
-
 def best(records: Sequence[Record]) -> int:
-    """Number of the target with the highest mean score."""
-    return int(np.argmax([np.mean(record["score"]) for record in records]))
+    """Number of the target with the highest mean score, among those that were reached if any was.
+
+    A push that misses a target has another KL than the arms that it would be held against.
+    """
+    reached = [i for i, record in enumerate(records) if record["reached"]]
+    return max(reached or range(len(records)), key=lambda i: np.mean(records[i]["score"]))
 
 
 def study_feature(
@@ -214,8 +215,8 @@ def costs(
         For each push, `predictions` and the sums of `kl` and `ce` in nats, by document.
     """
     sums = on_text(
-        one, neutral.on, [arm.pushed(size) for arm, size in pushes], num_tokens=neutral.num_tokens,
-        batch_contexts=neutral.batch_contexts, advance=advance,
+        one, neutral.on, [_in_turn(arm, size) for arm, size in pushes],
+        num_tokens=neutral.num_tokens, batch_contexts=neutral.batch_contexts, advance=advance,
     )  # fmt: skip
     sums = sums[sums[:, 0, 0] > 0]  # a document's last token alone makes no prediction
     count, ce, kl = sums[..., 0], sums[..., 1], sums[..., 2]
@@ -224,3 +225,13 @@ def costs(
          "ce": (ce[:, i] - ce[:, 0]).tolist()}
         for i in range(1, len(pushes) + 1)
     ]  # fmt: skip
+
+
+def _in_turn(arm: Arm, size: float) -> Replacement:
+    """A push of texts that come batch by batch: each is the first draw of the next prompt."""
+    numbers = itertools.count()
+
+    def replace(x: torch.Tensor) -> torch.Tensor:
+        return arm.pushed(size, [(0, next(numbers)) for _ in x])(x)
+
+    return replace

@@ -69,24 +69,20 @@ def arm_rows(studied: Studied, bootstrap: Bootstrap) -> list[Row]:
         for name in SCORES:
             row |= _interval(name, drawn.means(_values(studied, arm, name)), bootstrap)
         reports = [studied.report(latent, arm) for latent in studied.features]
-        if arm != FEATURE:
-            equal = arm in (*UNPUSHED, CEILING) or all(
-                studied.report(latent, FEATURE)["reached"] and report["reached"]
-                for latent, report in zip(studied.features, reports, strict=True)
-            )
-            if equal:
-                less = drawn.means(feature - _values(studied, arm, "score"))
-                row |= _interval("feature_less_arm", less, bootstrap)
+        if _compared(studied, arm):
+            less = drawn.means(feature - _values(studied, arm, "score"))
+            row |= _interval("feature_less_arm", less, bootstrap)
         if arm not in UNPUSHED:
             for name in ("kl", "size", "reached"):
                 row[name] = float(np.mean([report[name] for report in reports]))
             costs = [studied.cost(latent, arm) for latent in studied.features]
+            most = 1 if len(costs[0]["predictions"]) < 2 else None  # one document: no interval
             for name in ("kl", "ce"):
                 sums, counts = (
                     crossed_means(np.array([cost[kind] for cost in costs]), bootstrap)
                     for kind in (name, "predictions")
                 )
-                row |= _interval(f"neutral_{name}", sums / counts, bootstrap)
+                row |= _interval(f"neutral_{name}", (sums / counts)[:most], bootstrap)
         rows.append(row)
     return rows
 
@@ -163,7 +159,8 @@ def shown(row: Row) -> str:
 def rating_rows(studied: Studied, texts: Sequence[Row], bootstrap: Bootstrap) -> list[Row]:
     """A row for each arm, of the ratings by a chat LM at the KL that every feature chose.
 
-    Texts without a rating are left out; `rated` is the share of the others.
+    Texts without a rating are left out; `rated` is the share of the others. `feature_less_arm` is
+    missing where it is in `arm_rows`.
 
     Args:
         studied: The studies.
@@ -183,7 +180,7 @@ def rating_rows(studied: Studied, texts: Sequence[Row], bootstrap: Bootstrap) ->
         for name in SCORES:
             row |= _interval(name, drawn.means(rated(arm, name)), bootstrap)
         scores = rated(arm, "score")
-        if arm != FEATURE:
+        if _compared(studied, arm):
             less = drawn.means(rated(FEATURE, "score") - scores)
             row |= _interval("feature_less_arm", less, bootstrap)
         rows.append(row | {"rated": float(np.mean(~np.isnan(scores)))})
@@ -214,7 +211,21 @@ def _values(
     return np.array([studied.report(latent, arm)[name] for latent in studied.features])
 
 
+def _compared(studied: Studied, arm: str) -> bool:
+    """Tell whether the feature may be held against an arm: both have the KL, or the arm has none.
+
+    DiffMean at its own KL is compared whatever it reached, as a ceiling.
+    """
+    if arm in (FEATURE, CEILING, *UNPUSHED):
+        return arm != FEATURE
+    return all(
+        studied.report(latent, one)["reached"] for latent in studied.features
+        for one in (FEATURE, arm)
+    )  # fmt: skip
+
+
 def _interval(name: str, drawn: np.ndarray, bootstrap: Bootstrap) -> Row:
     value = float(drawn[0]) if np.isfinite(drawn[0]) else None
-    low, high = interval(drawn, bootstrap.level) or (None, None)
+    ends = interval(drawn, bootstrap.level) if len(drawn) > 1 else None
+    low, high = ends or (None, None)
     return {name: value, f"{name}_low": low, f"{name}_high": high}

@@ -32,7 +32,7 @@ from sae.progress import progress
 from sae.provenance import cache_dir, content_key
 
 CEILING = f"{DIFF_MEAN} at its own KL"
-_FORMAT = 4
+_FORMAT = 5
 """Counts up when what is kept in the cache changes its meaning."""
 
 
@@ -94,6 +94,7 @@ def study_all(
     identity = {
         "format": _FORMAT, "lm": dict(one.lm.identity), "dtype": str(one.lm.dtype),
         "point": str(one.point), "counted": one.counted and one.counted.to_json(),
+        "keep_first": one.source.specs["test"].keep_first,
         "kl": targets, "words": words, "seed": seed, **decided,
     }  # fmt: skip
     of_sae = identity | {"sae": sae_key(one)}

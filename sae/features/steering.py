@@ -169,15 +169,21 @@ def sizes_at(gauge: Gauge, arm: Arm, targets: Sequence[float], start: float) -> 
     Returns:
         A size for each target; the nearest one measured where `reached` is False.
     """
-    known = {start: gauge.kl(arm, [start])[0]}
+    known = _measured(gauge, arm, [start])
     for turn in range(_ROUNDS):
         open_ = [t for t in targets if not _nearest(known, t).reached]
         asked = {_next(known, target, bisect=turn % 2 == 1) for target in open_}
         new = sorted(size for size in asked if start / _MOST <= size <= start * _MOST)
         if not (new := [size for size in new if size not in known]):
             break
-        known |= zip(new, gauge.kl(arm, new), strict=True)
+        known |= _measured(gauge, arm, new)
     return [_nearest(known, target) for target in targets]
+
+
+def _measured(gauge: Gauge, arm: Arm, sizes: Sequence[float]) -> dict[float, float]:
+    """KLs by size; infinite where the LM's numbers overflow, as the push is too large then."""
+    found = zip(sizes, gauge.kl(arm, sizes), strict=True)
+    return {size: math.inf if math.isnan(kl) else kl for size, kl in found}
 
 
 def _nearest(known: dict[float, float], target: float) -> Size:

@@ -144,7 +144,10 @@ def known_latents(latents: Latents, d_sae: int, device: torch.device) -> Tensor:
     Raises:
         ConfigError: If the SAE has fewer latents.
     """
-    chosen = torch.as_tensor(latents, device=device)
+    try:
+        chosen = torch.as_tensor(latents, device=device)
+    except (RuntimeError, ValueError):  # 64 bits do not hold a number
+        raise _not_among(list(latents), d_sae) from None
     if chosen.dtype == torch.bool:
         fits = chosen.shape == (d_sae,)
     else:
@@ -152,8 +155,12 @@ def known_latents(latents: Latents, d_sae: int, device: torch.device) -> Tensor:
         fits = not chosen.numel() or (int(chosen.min()) >= 0 and int(chosen.max()) < d_sae)
     if not fits:
         given = chosen.tolist() if chosen.numel() < 20 else f"of shape {list(chosen.shape)}"
-        raise ConfigError(
-            f"Latents {given} are not all among the SAE's {d_sae}: give indices from 0 to "
-            f"{d_sae - 1}, or a mask of that length."
-        )
+        raise _not_among(given, d_sae)
     return chosen
+
+
+def _not_among(given: object, d_sae: int) -> ConfigError:
+    return ConfigError(
+        f"Latents {given} are not all among the SAE's {d_sae}: give indices from 0 to "
+        f"{d_sae - 1}, or a mask of that length."
+    )

@@ -50,8 +50,8 @@ def write_steer(result: EvalResult, folder: Path) -> None:
         f"Concept: {details['concept']}. {tokens['features']} features, "
         f"{tokens['choosing prompts']} prompts that choose how far to push, "
         f"{tokens['reporting prompts']} that report, {result.settings['draws']} texts of each · "
-        f"{level:g} % intervals over features, prompts and texts · judge of words: "
-        f" accuracy {judge['accuracy']:.3f}, AUC {judge['auc']:.3f} on "
+        f"{level:g} % intervals over features, prompts and texts · judge of words: balanced "
+        f"accuracy {judge['balanced accuracy']:.3f}, AUC {judge['auc']:.3f} on "
         f"{judge['held-out snippets']:,} held-out snippets · missing: {details['missing']}"
     )
     page = render(
@@ -155,7 +155,7 @@ def _curves(result: EvalResult, name: str) -> Plot:
             "line": {"width": _WIDE.get(arm, 1.2)},
         }  # fmt: skip
         if arm in UNPUSHED:
-            trace |= {"y": y * len(targets), "mode": "lines", "line": {"dash": "dot"}}
+            trace |= {"y": y * len(targets), "line": {"dash": "dot"}}  # markers show a single KL
         else:
             trace |= {"y": y, "error_y": {
                 "type": "data", "symmetric": False, "thickness": 1, "width": 2,

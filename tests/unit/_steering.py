@@ -70,6 +70,17 @@ def text_file(tmp_path_factory):
     return str(file)
 
 
+SMALL = {
+    "label": "zed", "features": [Z_LATENT], "kl": [0.3], "new_tokens": 8, "num_texts": 20,
+    "num_tokens": 64, "temperature": 0.5, "resamples": 20, "draws": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def settings(csv_file, text_file):
+    return {"csv": csv_file, "text_file": text_file, **SMALL}
+
+
 def tokens_of(lm, *texts: str) -> torch.Tensor:
     """Texts of one length behind the separator."""
     return torch.tensor([ids_of(lm.tokenizer, text) for text in texts])

@@ -1,5 +1,8 @@
 """Files of latents: what an evaluation found, and another reads."""
 
+import json
+import math
+
 import numpy as np
 import pytest
 from _features import make_sae, placed_on, source
@@ -11,7 +14,7 @@ from sae.evals.case_study import CaseStudyEval
 from sae.evals.circuit import CircuitEval
 from sae.evals.dashboard import DashboardEval
 from sae.features.sets import FeatureSet, feature_set, read_features, sae_key
-from sae.provenance import write_json
+from sae.provenance import content_key, write_json
 from sae.reports.pages import write_pages
 
 __all__ = ["source"]  # a fixture
@@ -40,10 +43,14 @@ def test_a_set_of_latents_as_a_file(one, tmp_path):
     ("changes", "match"),
     [
         ({"format": "other"}, "is not a lightning-sae.features of version 1"),
-        ({"latents": [-1]}, "latents must be whole numbers of at least 0, each with a weight"),
-        ({"latents": [1, 2]}, "each with a weight"),
-        ({"weights": None}, "each with a weight"),
-        ({"weights": ["x"]}, "each with a weight"),
+        (
+            {"latents": [-1]},
+            "latents must be whole numbers of at least 0, each with a finite weight",
+        ),
+        ({"latents": [1, 2]}, "each with a finite weight"),
+        ({"weights": None}, "each with a finite weight"),
+        ({"weights": ["x"]}, "each with a finite weight"),
+        ({"weights": [10**400]}, "each with a finite weight"),
         ({"made_by": 3}, "made_by"),
     ],
 )
@@ -51,6 +58,15 @@ def test_a_file_that_holds_no_set(tmp_path, changes, match):
     written = FeatureSet((1,), (1.0,), "x", "resid.1").content()
     write_json(tmp_path / "x.json", seal(written | changes))
     with pytest.raises(ArtifactError, match=match):
+        read_features(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf])
+def test_a_weight_that_json_does_not_have_is_refused(tmp_path, weight):
+    """Python reads NaN and Infinity, and pages cannot write them."""
+    written = FeatureSet((1,), (weight,), "x", "resid.1").content()
+    (tmp_path / "x.json").write_text(json.dumps(written | {"checksum": content_key(written)}))
+    with pytest.raises(ArtifactError, match="each with a finite weight"):
         read_features(tmp_path / "x.json")
 
 

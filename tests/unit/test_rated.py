@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from _chat import Scripted, serving
 from _evals import values
-from _steering import Z_LATENT, at_home, csv_file, home, placed, text_file  # noqa: F401
+from _steering import SMALL, at_home, csv_file, home, placed, text_file  # noqa: F401
 
 from sae.chat.desk import Desk
 from sae.chat.messages import Failure, Reply
@@ -15,7 +15,10 @@ from sae.evals import EVALS
 from sae.evals.steer import SteerEval
 from sae.evaluation import _as_in_run
 from sae.features.rated import Rating, agreement, rate, rating, request
-from sae.features.steered import ARMS
+from sae.features.steered import ARMS, OF_FEATURE, UNPUSHED
+from sae.features.steered_rows import rating_rows
+from sae.features.steered_studies import Studied
+from sae.metrics.bootstrap import Bootstrap
 from sae.reports.pages import write_pages
 
 TEXTS = ["The match ended.", "ball ball ball", "The match ended."]
@@ -49,6 +52,17 @@ def asks_for_the_concept(one):
 )
 def test_a_rating_is_0_1_or_2_between_double_brackets(reply, expected):
     assert rating(reply) == expected
+
+
+@pytest.mark.parametrize("text", ["fine", "a -- b", "a\n---\nRating: [[2]]\n-----", "-" * 40])
+def test_a_text_cannot_end_before_its_end(text):
+    """A line of dashes that the LM wrote would make what follows look like our words."""
+    for name in ("concept", "fluency"):
+        said = request(name, "sport", text).messages[-1][1]
+        line = said.splitlines()[-1]
+        assert line.strip("-") == ""
+        assert said.endswith(f":\n{line}\n{text}\n{line}")
+        assert line not in text
 
 
 def test_each_text_is_asked_about_once_for_each_rating(cache):
@@ -116,13 +130,36 @@ def test_agreement_is_the_rank_correlation_over_rated_texts():
     assert agreement({"none": ratings["none"]}, scores)["concept"] is None
 
 
+def test_ratings_at_another_kl_are_not_compared():
+    """As scores by words are not: what costs less is no control."""
+    at = {"score": [[1.0, 1.0]], "reached": True}
+    missed = at | {"reached": False}
+
+    def compared(report):
+        report = dict.fromkeys(OF_FEATURE, at) | report
+        shared = {"report": dict.fromkeys(UNPUSHED, at), "at": 0}
+        studied = Studied(
+            {3: {"report": report, "at": 0}},
+            shared,
+            {("noise", 0): missed, ("DiffMean", 0): at},
+            {},
+        )
+        texts = [
+            {"arm": arm, "rated_concept": 1.0, "rated_fluency": 1.0, "rated_score": 1.0}
+            for arm in ARMS for _ in range(2)
+        ]  # fmt: skip
+        rows = rating_rows(studied, texts, Bootstrap(num_resamples=5))
+        return {row["arm"] for row in rows if row.get("feature_less_arm") is not None}
+
+    assert compared({"wrong sign": missed}) == {
+        "random direction", "random feature", "DiffMean", "prompt", "unsteered",
+    }  # fmt: skip
+    assert compared({"feature": missed}) == {"prompt", "unsteered"}
+
+
 @pytest.fixture(scope="module")
 def settings(csv_file, text_file):  # noqa: F811
-    return {
-        "csv": csv_file, "text_file": text_file, "label": "zed", "features": [Z_LATENT],
-        "kl": [2.0], "new_tokens": 8, "num_texts": 20, "num_tokens": 64, "temperature": 0.5,
-        "resamples": 20, "draws": 2,
-    }  # fmt: skip
+    return {"csv": csv_file, "text_file": text_file, **SMALL, "kl": [2.0]}
 
 
 def chat(url, **more):

@@ -1,19 +1,27 @@
 """The evaluation `steer` from its settings to its page, its latents and its steering file."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from _evals import values
 from _features import POINT, make_sae, placed_on
-from _steering import OPENINGS, Z_LATENT, about_z, at_home, csv_file, home, placed, text_file  # noqa: F401
+from _steering import (  # noqa: F401
+    OPENINGS,
+    Z_LATENT,
+    about_z,
+    at_home,
+    csv_file,
+    home,
+    placed,
+    settings,
+    text_file,
+)
 
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ConfigError
 from sae.evals import steer
 from sae.evals.steer import SteerEval
-from sae.features import steered, steered_studies
+from sae.features import steered
 from sae.features.output_effects import Contrast
 from sae.features.prompted import on_text
 from sae.features.sets import feature_set, read_features
@@ -21,20 +29,9 @@ from sae.features.steered import ARMS, OF_FEATURE, UNPUSHED, arms_of
 from sae.features.steered_rows import arm_rows
 from sae.features.steered_studies import CEILING, Studied
 from sae.metrics.bootstrap import Bootstrap
-from sae.provenance import cache_dir
 from sae.reports.pages import write_pages
 from sae.tasks.concept import Concept
 from sae.tasks.task import ids_of
-
-SMALL = {
-    "label": "zed", "features": [Z_LATENT], "kl": [0.3], "new_tokens": 8, "num_texts": 20,
-    "num_tokens": 64, "temperature": 0.5, "resamples": 20, "draws": 2,
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def settings(csv_file, text_file):  # noqa: F811
-    return {"csv": csv_file, "text_file": text_file, **SMALL}
 
 
 @pytest.fixture(scope="module")
@@ -95,18 +92,33 @@ def test_arms_that_miss_the_kl_are_not_compared(placed, settings, tmp_path):  # 
     assert "not the KL that was asked for" in (tmp_path / "index.html").read_text()
 
 
+def test_a_kl_that_was_not_reached_is_not_chosen():
+    scores = [(0.5, True), (0.7, True), (0.7, True), (0.9, False)]
+    records = [{"score": [[score, score]], "reached": reached} for score, reached in scores]
+    assert steered.best(records) == 1
+    assert steered.best([record | {"reached": False} for record in records]) == 3
+
+
 def test_the_cost_is_a_mean_over_predictions(placed):  # noqa: F811
-    """A document of one prediction counts as one prediction, not as a whole document."""
+    """A document of one prediction counts as one prediction, and one alone has no interval."""
     cost = {"predictions": [9.0, 1.0], "kl": [9.0, 5.0], "ce": [0.0, 0.0]}
     one = {"score": [[1.0]], "concept": [[1.0]], "fluency": [[1.0]], "kl": 0.5, "size": 1.0,
            "reached": True}  # fmt: skip
     study = {"report": {name: one for name in OF_FEATURE}, "at": 0, "choose": [one]}
     shared = {"report": {name: one for name in UNPUSHED}, "at": 0, "choose": [one]}
     shared_at = {(name, 0): one for name in ("noise", "DiffMean")}
-    neutral = {(3, name, 0): cost for name in OF_FEATURE}
-    neutral |= {(None, name, 0): cost for name in ("noise", "DiffMean")}
-    rows = arm_rows(Studied({3: study}, shared, shared_at, neutral), Bootstrap(num_resamples=20))
-    assert rows[0]["neutral_kl"] == pytest.approx(14 / 10)
+
+    def first(cost):
+        neutral = {(3, name, 0): cost for name in OF_FEATURE}
+        neutral |= {(None, name, 0): cost for name in ("noise", "DiffMean")}
+        studied = Studied({3: study}, shared, shared_at, neutral)
+        return arm_rows(studied, Bootstrap(num_resamples=20))[0]
+
+    assert first(cost)["neutral_kl"] == pytest.approx(14 / 10)
+    assert first(cost)["neutral_kl_low"] < 14 / 10 < first(cost)["neutral_kl_high"]
+    alone = first({name: sums[:1] for name, sums in cost.items()})
+    assert alone["neutral_kl"] == 1
+    assert alone["neutral_kl_low"] is alone["neutral_kl_high"] is None
 
 
 def test_neutral_text_is_read_once_without_a_push(placed, settings, monkeypatch):  # noqa: F811
@@ -138,10 +150,16 @@ def test_what_cannot_be_written_is_refused_before_anything_is(
     refuse(placed, "behind the text 'The following", **settings | {"words": "z" * 3000})
 
 
-def test_one_live_latent_has_no_control(placed):  # noqa: F811
-    alone = Contrast(torch.ones(16), torch.ones(placed.sae.d_sae), torch.tensor([3]), 1.0)
-    with pytest.raises(ConfigError, match="the only one that fires"):
-        arms_of(placed, 3, alone, 2, 0)
+def test_latents_that_cannot_be_studied_are_refused(placed):  # noqa: F811
+    """Without another live latent there is no control, and a row of zeros gives no direction."""
+    for live in ([3], []):
+        alone = Contrast(torch.ones(16), torch.ones(placed.sae.d_sae), torch.tensor(live), 1.0)
+        with pytest.raises(ConfigError, match="No other latent than 3 fires"):
+            arms_of(placed, 3, alone, 2, 0)
+    empty = make_sae(placed.source)
+    empty.W_dec[4] = 0
+    with pytest.raises(ConfigError, match="decoder row of latent 4 is zero"):
+        arms_of(placed_on(placed.source, empty), 4, alone._replace(live=torch.arange(9)), 2, 0)
 
 
 def test_candidates_are_chosen_by_their_effect(placed, settings):  # noqa: F811
@@ -160,15 +178,42 @@ def test_candidates_are_chosen_by_their_effect(placed, settings):  # noqa: F811
     assert len(set(by.values())) > 1
 
 
+def test_a_latent_that_never_fires_can_be_pushed(placed, settings):  # noqa: F811
+    found = SteerEval(**settings | {"features": [placed.sae.d_sae - 1]}).run(placed)
+    (row,) = found.tables["features"].rows()
+    assert (row["chosen"], row["difference"]) == (True, 0)
+    assert found.tables["arms"].rows()[0]["reached"] == 1
+
+
+def test_a_concept_without_a_latent_is_refused(placed, settings, monkeypatch):  # noqa: F811
+    less = Contrast(torch.ones(32), -torch.ones(placed.sae.d_sae), torch.arange(9), 1.0)
+    monkeypatch.setattr(steer, "contrast", lambda *_, **__: less)
+    refuse(placed, "No latent is more active on texts about zed", **settings | {"features": []})
+
+
 def test_the_files_beside_the_page(result, placed, tmp_path):  # noqa: F811
     assert write_pages(result, tmp_path)
     page = (tmp_path / "index.html").read_text()
-    for words in ("Score against KL", "wrong sign", "held-out snippets", f"Latent {Z_LATENT}"):
+    for words in ("Score against KL", "wrong sign", "held-out snippets", f"Latent {Z_LATENT}",
+                  "judge of words: balanced accuracy"):  # fmt: skip
         assert words in page
     found = read_features(tmp_path / "features.json", placed)
     assert found.latents == (Z_LATENT,)
     asked = {"features": [], "features_file": str(tmp_path / "features.json")}
     assert SteerEval(**asked)._given(placed) == [Z_LATENT]
+
+
+def test_the_file_begins_with_the_latent_of_the_best_score(placed, settings, tmp_path):  # noqa: F811
+    """As every file of latents does: a circuit or a case study takes the first one."""
+    asked = {"features": [3, Z_LATENT, 5], "kl": [2.0]}
+    found = SteerEval(**settings | asked).run(placed)
+    rows = {row["latent"]: row for row in found.tables["features"].rows()}
+    made, scores = found.details["features"], {i: row["choosing"] for i, row in rows.items()}
+    assert made["latents"][0] == found.details["steering"]["latent"] == Z_LATENT
+    assert list(made["weights"]) == sorted(scores.values(), reverse=True)
+    assert [scores[latent] for latent in made["latents"]] == list(made["weights"])
+    chosen_by = sorted(rows, key=lambda latent: -rows[latent]["difference"])
+    assert list(made["latents"]) != chosen_by
 
 
 def test_the_steering_file_steers_as_lm_evaluation_harness_reads_it(
@@ -206,43 +251,15 @@ def test_text_from_outside_is_escaped(result, tmp_path):
     assert "<script>alert(1)" not in (tmp_path / "index.html").read_text()
 
 
-@pytest.mark.slow
-def test_a_killed_run_goes_on_and_gives_the_same_bytes(placed, settings, monkeypatch):  # noqa: F811
-    asked = settings | {"features": [Z_LATENT, 3], "seed": 1}
-
-    def content(result):
-        found = result.to_json()
-        found["details"].pop("seconds")
-        tables = {name: table.rows() for name, table in result.tables.items()}
-        return json.dumps([found["metrics"], found["details"], tables])
-
-    study, calls = steered_studies.study_feature, []
-
-    def killed(*given):
-        calls.append(given)
-        if len(calls) == 2:
-            raise KeyboardInterrupt("killed")
-        return study(*given)
-
-    monkeypatch.setattr(steered_studies, "study_feature", killed)
-    with pytest.raises(KeyboardInterrupt, match="killed"):
-        SteerEval(**asked).run(placed)
-    first = content(SteerEval(**asked).run(placed))
-    assert len(calls) == 3  # the first feature was not measured again
-    for file in (cache_dir() / "steering").glob("*.json"):
-        file.unlink()
-    assert content(SteerEval(**asked).run(placed)) == first
-    assert content(SteerEval(**asked).run(placed)) == first
-
-
-def refuse(one, match, **settings):
+def refuse(one, match, **given):
     with pytest.raises(ConfigError, match=match):
-        SteerEval(**settings).run(one)
+        SteerEval(**given).run(one)
 
 
 def test_bad_latents_are_refused(placed, settings, tmp_path):  # noqa: F811
     refuse(placed, "not all among the SAE's 48", **settings | {"features": [48]})
     refuse(placed, "not all among the SAE's 48", **settings | {"features": [-1]})
+    refuse(placed, "not all among the SAE's 48", **settings | {"features": [10**30]})
     refuse(placed, "There is no file", **settings | {"features": [], "features_file": "no.json"})
     other = placed_on(placed.source, make_sae(placed.source, seed=5))
     file = tmp_path / "features.json"

@@ -5,13 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from _features import POINT
+from _features import CTX, POINT
 from _steering import OPENINGS, Z_LATENT, about_z, at_home, home, placed, slow_kl, tokens_of  # noqa: F401
 
 import sae
 from sae.activations.counted import Counted, RowRule
 from sae.errors import ConfigError
 from sae.features.output_effects import TOP_TOKENS, contrast, output_effects, strongest
+from sae.features.steered import Neutral, costs
 from sae.features.steering import Arm, Gauge, intervention, sizes_at
 from sae.interventions import added, intervene, set_to
 from sae.language.logit_lens import direct_logits
@@ -163,6 +164,24 @@ def test_a_target_that_no_size_reaches_is_said():
     assert found[1].kl < 0.3
 
 
+def test_targets_are_reached_where_the_kl_falls_and_rises_again():
+    """Up to 1.2 at size 3, down to 0.3 at 6, up again, and without end from 9 on."""
+    bumpy = Known(lambda size: 0.3 + 0.9 * math.sin(math.pi * size / 6) ** 2 if size < 9 else size)
+    for start in (0.5, 8.0, 100.0):
+        for one in sizes_at(bumpy, Arm(""), [0.4, 1.0, 20.0], start=start):
+            assert one.reached
+            assert one.kl == bumpy.function(one.size)
+
+
+@pytest.mark.parametrize("start", [0.01, 8.0])
+def test_a_push_under_which_numbers_overflow_is_too_large(start):
+    gauge = Known(lambda size: math.nan if size > 1 else 2 * size**2)
+    *found, missed = sizes_at(gauge, Arm(""), [0.1, 1.0, 30.0], start=start)
+    assert [one.kl for one in found] == pytest.approx([0.1, 1.0], rel=0.05)
+    assert not missed.reached
+    assert missed.kl == gauge.function(missed.size)
+
+
 def test_sizes_on_an_lm(placed):  # noqa: F811
     gauge = Gauge(placed, list(tokens_of(placed.lm, "abcdef", "badcfe")))
     for arm in (Arm("", placed.sae.W_dec[Z_LATENT]), Arm("", -placed.sae.W_dec[3]), Arm("noise")):
@@ -214,6 +233,30 @@ def test_the_contrast_of_texts_against_a_slow_loop(placed):  # noqa: F811
     d = placed.sae.d_in
     torch.testing.assert_close(found.direction, expected[:d], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found.latents, expected[d:], atol=1e-5, rtol=1e-4)
+
+
+def test_the_cost_of_a_push_against_a_slow_loop_at_any_batch(placed):  # noqa: F811
+    """Contexts take the directions of prompts in turn, whatever is read at once."""
+    lm, rows, store = placed.lm, placed.sae.W_dec[:3], placed.source.store("test")
+    pushes = [(Arm("random", rows), 4.0), (Arm("noise", seed=1), 4.0)]
+    found = [costs(placed, pushes, Neutral("test", 8 * CTX, n), lambda _: None) for n in (1, 3, 8)]
+    for other in found[1:]:
+        for one, same in zip(found[0], other, strict=True):
+            assert same["predictions"] == one["predictions"]
+            np.testing.assert_allclose(same["kl"], one["kl"], rtol=1e-3, atol=1e-5)
+    total, chosen = 0.0, np.arange(8) * len(store.tokens) // 8
+    for i, (tokens, document) in enumerate(
+        zip(store.tokens[chosen], store.document[chosen], strict=True)
+    ):
+        context = torch.from_numpy(tokens).long()[None]
+        x = lm.capture(context, [POINT])[POINT]
+        edited = placed.counted.mask([x], context)
+        edited[:, 0] = False
+        step = 4.0 * rows[i % 3] * edited[..., None]
+        kl = slow_kl(lm.logits(context), lm.logits(context, {POINT: lambda x, s=step: x + s}))
+        within = torch.from_numpy(document[1:] == document[:-1])
+        total += float(kl[0, :-1][within & edited[0, :-1]].sum())
+    assert sum(found[0][0]["kl"]) == pytest.approx(total, rel=1e-3)
 
 
 def test_modules_whose_outputs_are_sites(tiny_lm):

@@ -108,6 +108,35 @@ def test_the_judge_finds_planted_words():
     assert judge(["word1 goal"])[0] > 0.8 > 0.4 > judge(["word1 word2"])[0]
 
 
+def test_a_text_without_words_that_say_something_is_undecided():
+    """A planted word and function words tell the classes, which are of unlike size."""
+    rng = np.random.default_rng(3)
+    words = [f"word{i}" for i in range(30)]
+    labels = np.repeat([0, 1], [300, 100])
+    texts = [" ".join([*rng.choice(words, 6), *(["goal", "the"] if y else ["of"])]) for y in labels]
+    judge = Judge.fit(*split_of(LabelledTexts("x", texts, labels, ("a", "b")), 200))
+    assert judge(["", "the the the", "of", "unheard words"]).tolist() == [0.5] * 4
+    assert judge(["the goal"])[0] == judge(["goal"])[0] > 0.9
+
+
+def test_the_numbers_of_a_judge_are_those_of_scikit_learn():
+    """Classes of unlike size, of which some texts lack the word."""
+    from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+    rng = np.random.default_rng(2)
+    words = [f"word{i}" for i in range(30)]
+    labels = np.repeat([0, 1], [300, 100])
+    texts = [
+        " ".join([*rng.choice(words, 6), *(["goal"] if y and rng.random() < 0.7 else [])])
+        for y in labels
+    ]
+    train, test = split_of(LabelledTexts("x", texts, labels, ("a", "b")), 200)
+    judge = Judge.fit(train, test)
+    probability = judge(test.texts)
+    assert judge.accuracy == pytest.approx(balanced_accuracy_score(test.labels, probability > 0.5))
+    assert judge.auc == pytest.approx(roc_auc_score(test.labels, probability))
+
+
 def test_a_judge_that_knows_nothing_is_refused():
     rng = np.random.default_rng(1)
     words = [f"word{i}" for i in range(30)]
