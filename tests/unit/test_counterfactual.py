@@ -139,6 +139,20 @@ def test_rules_that_cannot_be_tested_are_not(rules):
     assert UNTESTED.falsified is None
 
 
+def test_a_latent_that_leaves_no_place_to_change_has_no_scores(rules):
+    on, reader = Counterfactuals(rules), Caused(lambda row: True)
+    text = rules.text
+    for where in (text.counted, text.counted & (text.tokens != FISH)):
+        place = np.flatnonzero(where)
+        fired = Firings(place, np.ones(len(place), np.float32))
+        found = on.trial(Latent("0", fired, fired, 0.9), 0, token_rule(FISH), reader)
+        assert np.isnan([found.sensitivity, found.random]).all()
+        assert found.falsified is None
+        wrong, tokens = on.sensitivity(Latent("0", fired, fired, 0.9), 0, token_rule(FISH), reader)
+        assert np.isnan(wrong)
+        assert tokens == 0
+
+
 def test_changes_are_what_they_say_they_are(rules):
     """Changed contexts differ in one token, which makes the rule false or true at its place."""
     seen = []
