@@ -143,6 +143,8 @@ def _narrow(facts: Mapping[str, Any] | None) -> list[Section]:
         return []
     columns = ["scorer", "latents of each dictionary, at most"]
     rows = [[Cell(name), Cell(f"{count:,}", count)] for name, count in facts["latents"].items()]
+    if tested := facts.get("tested"):
+        rows.append([Cell("the explainer tested, of the SAE"), number("", tested)])
     note = (
         f"the LM under study read {facts['tokens']:,} tokens of a budget of {facts['budget']:,}: "
         "all explanations of the SAE, those of the first explainer of the others"

@@ -219,7 +219,7 @@ def _left_out(groups: Sequence[Mapping[str, Any]]) -> Table:
         for group in groups
         for scorer, kinds in group["qualified"].items()
         if not kinds
-        and (scorer not in NARROW or group.get("narrow"))
+        and (scorer not in NARROW or (group.get("narrow") or {}).get("latents"))
         and (scorer not in JUDGES or "chat" in group)
     ]
     note = "they do not tell true explanations of known classes from wrong ones, or were not asked"
