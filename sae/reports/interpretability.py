@@ -9,17 +9,20 @@ from typing import Any
 from sae.evals.base import EvalResult
 from sae.explanations.judges import JUDGES
 from sae.explanations.study import NARROW, SCORERS
-from sae.explanations.summary import LEAST_COVERAGE, SAE, TOKENS
+from sae.explanations.summary import LEAST_COVERAGE, SAE, TOKENS, WRONG
 from sae.reports.files import write_bytes
 from sae.reports.page import Cell, Plot, Section, Table, interval, number, plain, render
 from sae.reports.scores import HEADLINE, WORDS, correlation_table, error_bar
 
 _CONTROL = "SAE, one token (control)"
 _WRONG = "SAE, another latent's rule"
+_NEAR = "SAE, another token near"
+"""Control of necessity, which has no score of another latent's rule."""
 _DRAWN = {
     SAE: "#2563eb", _CONTROL: "#7c3aed", _WRONG: "#64748b", "neurons top-k": "#e69f00",
     "pca top-k": "#009e73", "ica top-k": "#cc79a7", "random top-k": "#56b4e9",
     "frozen decoder": "#d55e00", "random LM": "#8a8a8a", "token lookup": "#a58b00",
+    _NEAR: "#64748b",
 }  # fmt: skip
 """Curves and their colours, the same in every picture. Bases as they are fire on half of the rows,
 and stand in the tables alone."""
@@ -80,7 +83,8 @@ def _shown(rows: Rows) -> Iterator[tuple[str, Mapping[str, Any]]]:
         if row["explainer"] in ("", HEADLINE):
             yield row["subject"], row
             if ours and row["deranged"] is not None and row["explainer"]:
-                yield _WRONG, {**row, "value": row["deranged"], "low": None, "high": None}
+                name = _NEAR if row["scorer"] in WRONG else _WRONG
+                yield name, {**row, "value": row["deranged"], "low": None, "high": None}
         elif row["explainer"] == TOKENS and ours:
             yield _CONTROL, row
 
@@ -131,7 +135,7 @@ def _plot(
     for i, (name, of) in enumerate(order):
         part = sorted(curves[name, of], key=lambda row: row[across])
         apart = step * (i - len(curves) / 2) / 2  # error bars stand side by side
-        dotted = name in (_CONTROL, _WRONG)
+        dotted = name in (_CONTROL, _WRONG, _NEAR)
         traces.append({
             "type": "scatter", "mode": "lines+markers",
             "name": plain(f"{name} · {of}" if len(kinds) > 1 else name),
@@ -210,7 +214,8 @@ def _means(rows: Rows) -> Table:
     ]  # fmt: skip
     columns = ["point", "dictionary", "explained", "explainer", "scorer", "mean", "interval",
                "interval over seeds", "wrong explanation", "seeds", "latents"]  # fmt: skip
-    return Table("Means over latents", columns, shown, words=5)
+    note = "wrong explanation: another latent's; of necessity another token near"
+    return Table("Means over latents", columns, shown, note, words=5)
 
 
 def _left_out(groups: Sequence[Mapping[str, Any]]) -> Table:
