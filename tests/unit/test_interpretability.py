@@ -161,7 +161,7 @@ def test_the_control_of_necessity_is_not_called_another_latents_rule(drawn):
     qualified = {"necessity": ["token classes"], "sensitivity": ["token classes"]}
     rows = [row(layer, "SAE", 0.4, scorer=name) for layer in (4, 9) for name in qualified]
     plots = drawn(result_of(rows, qualified))["By layer · resid"].plots
-    names = {plot.name: [trace["name"] for trace in plot.traces] for plot in plots}
+    names = {plot.title: [trace["name"] for trace in plot.traces] for plot in plots}
     assert names == {
         "Necessity of the rule": ["SAE", plain("SAE, another token near")],
         "Sensitivity to the rule": ["SAE", plain("SAE, another latent's rule")],
