@@ -2,7 +2,6 @@
 
 import json
 import random
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -11,7 +10,9 @@ from threading import Event
 from typing import Any
 from urllib.parse import urlsplit
 
+import anyio
 import httpx2
+from anyio.from_thread import start_blocking_portal
 
 from sae.chat.messages import Echo, Failure, Reply, Request
 from sae.errors import ConfigError, SourceError
@@ -38,7 +39,7 @@ class Endpoint:
         model: Name of the model there.
         key: Sent as a bearer token, and written nowhere; None: none is sent.
         concurrency: Requests at once.
-        timeout: Seconds until a reply begins, between its parts, and for its whole body.
+        timeout: Seconds for a try, from the connection to the last byte of the reply.
 
     Raises:
         ConfigError: If the address is not one that may be asked.
@@ -81,9 +82,15 @@ class Endpoint:
         headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
         self._stop.clear()
         here = urlsplit(self.identity["base_url"]).hostname in _THIS_MACHINE
-        with httpx2.Client(
-            headers=headers, timeout=self.timeout, trust_env=not here  # no proxy to oneself
-        ) as self._http:  # fmt: skip
+        http = httpx2.AsyncClient(
+            headers=headers, timeout=None, trust_env=not here,  # no proxy to oneself
+            limits=httpx2.Limits(max_connections=self.concurrency),
+        )  # fmt: skip
+        # an event loop, since only a task can be ended while it waits, whatever it waits for
+        with (
+            start_blocking_portal() as self._portal,
+            self._portal.wrap_async_context_manager(http) as self._http,
+        ):
             yield
 
     def stop(self) -> None:
@@ -91,22 +98,27 @@ class Endpoint:
         self._stop.set()
 
     def _once(self, request: Request | Echo) -> Reply:
-        url = f"{self.identity['base_url']}{request.path}"
-        body = {"model": self.identity["model"], **request.to_json()}
-        deadline = time.monotonic() + self.timeout
         try:
-            with self._http.stream("POST", url, json=body) as response:
-                content = b""
-                for part in response.iter_bytes():
-                    content += part
-                    if len(content) > _LARGEST_BODY_BYTES:
-                        raise Failure("a reply of more than 4 MB", lasting=True)
-                    if time.monotonic() > deadline:
-                        raise Failure(f"no whole reply within {self.timeout:g} s")
-                self._check(response, content)
+            content = self._portal.call(self._content, request)
+        except TimeoutError:
+            raise Failure(f"no whole reply within {self.timeout:g} s") from None
         except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:
             raise Failure(self._clean(f"{type(error).__name__}: {error}")) from None
         return _reply(content, request)
+
+    async def _content(self, request: Request | Echo) -> bytes:
+        """The body of a reply; raises for whatever is not one."""
+        url = f"{self.identity['base_url']}{request.path}"
+        body = {"model": self.identity["model"], **request.to_json()}
+        content = b""
+        with anyio.fail_after(self.timeout):
+            async with self._http.stream("POST", url, json=body) as response:
+                async for part in response.aiter_bytes():
+                    content += part
+                    if len(content) > _LARGEST_BODY_BYTES:
+                        raise Failure("a reply of more than 4 MB", lasting=True)
+        self._check(response, content)
+        return content
 
     def _check(self, response: httpx2.Response, content: bytes) -> None:
         """Raise for whatever is not a reply."""

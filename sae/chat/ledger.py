@@ -57,5 +57,9 @@ class Ledger:
         content = {"request": request.to_json(), "reply": reply._asdict()}
         write_json(self._file(request), seal(content))
 
+    def forget(self, request: Request | Echo) -> None:
+        """Drop a reply that is of no use, so that the request is sent again."""
+        self._file(request).unlink(missing_ok=True)
+
     def _file(self, request: Request | Echo) -> Path:
         return self.folder / f"{content_key(request.to_json())}.json"

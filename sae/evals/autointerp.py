@@ -107,8 +107,9 @@ class AutointerpEval(Resampled):
         "under a push)",
     )  # fmt: skip
     lm_tokens: int = setting(
-        2_000_000, ge=1, help="tokens that these scorers may read; decides how many latents"
-    )
+        2_000_000, ge=1, help="tokens that the LM under study may read for these scorers and for "
+        "the explainer tested; decides how many latents the scorers read",
+    )  # fmt: skip
     pool: int = setting(5000, ge=100, help="test excerpts that all latents share as negatives")
     batch_rows: int = setting(2048, ge=1, help="vectors encoded at once; decides memory")
 
@@ -142,7 +143,8 @@ class AutointerpEval(Resampled):
         embeddings = Embeddings(load_encoder(str(one.sae.device)))
         bench = Bench(test, allowed, embeddings, self.pool)
         studies: dict[str, list[Row]] = {}
-        narrow = self._narrow(one, controls, tests, judges)
+        rounds = asked[summary.SAE] if TESTED in self.explainers else 0
+        narrow = self._narrow(one, controls, tests, judges, rounds)
         bar = progress("explain", len(controls) + 1, "dictionaries")
         with narrow.bar(), bar as advance:
             truth = self._truth(one, texts, training, tests, bench, judges, narrow)
@@ -154,7 +156,7 @@ class AutointerpEval(Resampled):
                 names = [name for name in self._explainers(about) if name != TESTED or own]
                 words = explained(
                     subject, training, names, given if own and not seed else None,
-                    judges and judges.desk,
+                    judges and judges.desk, narrow.log_probs.spent,
                 )  # fmt: skip
                 rows = study(subject, words, bench, tests, judges if about else None)
                 read = words if own else dict(islice(words.items(), 1))
@@ -189,7 +191,7 @@ class AutointerpEval(Resampled):
                 "seeds": counts[summary.SAE],
                 "shown": self._shown(one, own, on),
                 **({} if judges is None else {"chat": judges.to_json()}),
-                "narrow": narrow.facts() if self.scorers else None,
+                "narrow": narrow.facts() if narrow.reads else None,
                 "round": falsified.changed(own),
                 "seconds": {
                     "read and fit": round(fitted - start, 1),
@@ -216,16 +218,24 @@ class AutointerpEval(Resampled):
         )  # fmt: skip
 
     def _narrow(
-        self, one: PlacedSAE, controls: Sequence[Control], tests: RuleText, judges: Judges | None
-    ) -> Narrow:
-        """The scorers by the LM; of the SAE they read all explanations, of others the first."""
-        ours = sum(control.name == summary.SAE for control in controls)
-        others = len(controls) - ours + 1
-        explanations = ours * len(self._explainers()) + (self.explanations is not None) + others
+        self, one: PlacedSAE, controls: Sequence[Control], tests: RuleText, judges: Judges | None,
+        rounds: int,
+    ) -> Narrow:  # fmt: skip
+        """The scorers by the LM; of the SAE they read all explanations, of others the first.
+
+        Bases as they are fire in nearly every excerpt: surprisal is undefined there, and rules are
+        not tested. The lookup of tokens needs no LM to be tested.
+        """
+        others = [control for control in controls if control.name != summary.SAE]
+        ours = (len(controls) - len(others)) * len(self._explainers())
+        ours += self.explanations is not None
+        sparse = ours + sum(not control.dense for control in others)
         desk = judges.desk if judges and self.chat.log_probs else None
         narrow = Narrow(LocalJudge(one.lm), self.scorers, self.lm_tokens, tests, desk)
-        dense = sum(control.dense for control in controls)
-        narrow.plan(CLASSES, explanations, dense)
+        narrow.plan(CLASSES, {
+            "surprisal": sparse + 1, "simulation": ours + len(others) + 1,
+            "counterfactual": sparse, "intervention": ours + sum(map(_is_pushed, others)),
+        }, rounds)  # fmt: skip
         return narrow
 
     def _alive(
@@ -268,8 +278,7 @@ class AutointerpEval(Resampled):
             tested = "counterfactual" in self.scorers or TESTED in self.explainers
             if tested and not control.dense:
                 subject = replace(subject, reader=LMReader(placed, own.lm))
-            trained = not control.facts and control.name != RANDOM_LM
-            if "intervention" in self.scorers and trained:
+            if "intervention" in self.scorers and _is_pushed(control):
                 subject = replace(subject, pushes=of_latents(placed))
             if "output" in self.explainers:
                 raised = raised_tokens(subject.latents, placed, own.lm, texts[0].text)
@@ -337,6 +346,11 @@ class AutointerpEval(Resampled):
             )
             found.append(record.as_plain(3) | {"explanation": row.explanation})
         return found
+
+
+def _is_pushed(control: Control) -> bool:
+    """True for the SAE and for controls that were trained on the same LM."""
+    return not control.facts and control.name != RANDOM_LM
 
 
 def _require_training_text(one: PlacedSAE) -> None:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from sae.explanations.means import mean
 from sae.features.faithfulness import FACTORS, PushedTexts
 from sae.features.written import Pen
 from sae.language.pieces import pieces, token_bytes
+from sae.language.text import special_ids
 from sae.probing.codes import random_sae
 from sae.probing.judge import Judge
 from sae.progress import progress
@@ -50,11 +51,12 @@ class FadeEval(Resampled):
     A concept is class 1 of a labelled set. On half of the texts the latent is chosen whose largest
     activation in a text tells class 1 from class 0 best (AUROC); on the other half:
     `responsiveness` = 2 AUROC - 1 of class 1 against class 0, `purity` = average precision of the
-    same, `clarity` = 2 AUROC - 1 of class 1 against passages of the test text. `faithfulness`: the
-    latent is pushed while the LM writes, and a judge of words, fitted to the first half of the
-    texts, says which written texts have the concept. Beside the SAE stand single dimensions of the
-    activation (+ and -), random directions of which as many fire, and the SAE's latent chosen by
-    shuffled labels (docs/guides/probing.md).
+    same, `clarity` = 2 AUROC - 1 of class 1 against passages of the test text that are as long,
+    since the largest of more activations is larger. `faithfulness`: the latent is pushed while the
+    LM writes, and a judge of words, fitted to the first half of the texts, says which written texts
+    have the concept. Beside the SAE stand single dimensions of the activation (+ and -), random
+    directions of which as many fire, and the SAE's latent chosen by shuffled labels
+    (docs/guides/probing.md).
     """
 
     name: ClassVar[str] = "fade"
@@ -68,7 +70,6 @@ class FadeEval(Resampled):
     )
     max_texts: int = setting(200, ge=20, help="texts of each class, the first ones")
     max_tokens: int = setting(128, ge=2, help="longer texts lose their end")
-    passage: int = setting(32, ge=2, help="tokens of a passage of the test text")
     factors: tuple[float, ...] = setting(
         FACTORS, help="pushes of faithfulness, in units of the latent's largest activation; [] "
         "writes nothing",
@@ -85,7 +86,7 @@ class FadeEval(Resampled):
         sets = [read_csv(self.csv)] if self.csv else probe_sets(self.sets)
         if bad := [s.name for s in sets if len(s.classes) != 2]:
             raise SourceError(f"{', '.join(bad)}: fade takes sets of two classes.")
-        passages = LabelledTexts("passages", self._passages(one, on), np.zeros(0, int), ())
+        passages = self._read(one, "passages", self._passages(one, on))
         rows, writer = [], self._pushed_texts(one)
         with progress("fade", len(sets), "sets") as advance:
             for labelled in sets:
@@ -93,29 +94,31 @@ class FadeEval(Resampled):
                 advance(1)
         return Measured(
             metrics=self._metrics(rows),
-            tokens={"sets": len(rows) // 4, "passages": len(passages.texts)},
+            tokens={"sets": len(rows) // 4, "passages": len(passages.lengths)},
             tables={"sets": Table.of(_ROWS, rows)},
         )
 
     def _passages(self, one: PlacedSAE, on: Split) -> list[str]:
-        """Passages of the test text, as strings."""
-        store = one.source.store(on)
+        """Passages of the test text, as strings without special tokens."""
+        store, room = one.source.store(on), self.max_tokens - 1  # a separator stands before a text
         vocabulary = token_bytes(one.lm.tokenizer)
+        special = special_ids(one.lm.tokenizer, every=True)
         random = np.random.default_rng(self.seed)
         found = []
         for context in random.permutation(len(store.tokens))[: 2 * self.max_texts]:
             ids = store.tokens[context]
-            start = int(random.integers(max(1, len(ids) - self.passage)))
-            text = "".join(pieces(ids[start : start + self.passage].tolist(), vocabulary)).strip()
+            ids = ids[~np.isin(ids, special)]
+            start = int(random.integers(max(1, len(ids) - room + 1)))
+            text = "".join(pieces(ids[start : start + room].tolist(), vocabulary)).strip()
             if text:
                 found.append(text)
         return found[: self.max_texts]
 
     def _rows(
-        self, one: PlacedSAE, labelled: LabelledTexts, passages: LabelledTexts,
+        self, one: PlacedSAE, labelled: LabelledTexts, passages: TextActivations,
         writer: PushedTexts | None,
     ) -> list[dict[str, Any]]:  # fmt: skip
-        texts, natural = (self._read(one, of) for of in (labelled, passages))
+        texts = self._read(one, labelled.name, labelled.texts)
         positive = torch.from_numpy(labelled.labels == 1)
         order = torch.randperm(len(positive), generator=torch.Generator().manual_seed(self.seed))
         train, test = order[: len(order) // 2], order[len(order) // 2 :]
@@ -124,6 +127,7 @@ class FadeEval(Resampled):
         ]
         if len(set(positive[test].tolist())) < 2 or len(set(positive[train].tolist())) < 2:
             raise SourceError(f"{labelled.name} has too few texts of a class in a half.")
+        natural = cut(passages, texts.lengths[test][positive[test]])
         f, beside = (strongest(one.sae, of, one) for of in (texts, natural))
         l0 = float((one.sae.encode(texts.x[:2048].float().to(one.sae.device)) != 0).sum(-1)
                    .float().mean())  # fmt: skip
@@ -193,10 +197,10 @@ class FadeEval(Resampled):
             log.warning("%s has no faithfulness: %s", labelled.name, error)
             return None
 
-    def _read(self, one: PlacedSAE, of: LabelledTexts) -> TextActivations:
+    def _read(self, one: PlacedSAE, name: str, texts: Sequence[str]) -> TextActivations:
         assert one.point is not None
         return text_activations(
-            one.lm, one.point, of.texts, name=of.name, which="all", max_tokens=self.max_tokens
+            one.lm, one.point, texts, name=name, which="all", max_tokens=self.max_tokens
         )
 
     def _metrics(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Estimate]:
@@ -216,6 +220,21 @@ class FadeEval(Resampled):
                 key = f"{number}_over_{dictionary.replace(' ', '_')}"
                 found[key] = Estimate(*mean(values["SAE", number] - own, self.bootstrap))
         return found
+
+
+def cut(texts: TextActivations, lengths: Int[Tensor, " others"]) -> TextActivations:
+    """Beginnings of texts, as long as other texts in turn.
+
+    The rows of a beginning are those of the whole text, since a causal LM sees nothing behind it.
+
+    Args:
+        texts: Rows of the texts; one that is shorter stays as it is.
+        lengths: Rows of the other texts.
+    """
+    turns = torch.arange(len(texts.lengths)) % len(lengths)
+    kept = torch.minimum(texts.lengths, lengths[turns])
+    rows = zip(texts.x.split(texts.lengths.tolist()), kept.tolist(), strict=True)
+    return TextActivations(torch.cat([x[:count] for x, count in rows]), kept)
 
 
 @torch.no_grad()

@@ -74,10 +74,11 @@ class InterpretabilityEval(AutointerpEval):
             try:
                 found.append((group, self._measured(group, on)))
             except SAEError as error:
+                told = str(error).replace(AutointerpEval.where, self.where)
                 if not found and group is groups[-1]:
-                    raise
-                log.warning("left out: %s: %s", name, error)  # what others gave is not lost
-                failed[name] = str(error)
+                    raise type(error)(told) from error
+                log.warning("left out: %s: %s", name, told)  # what others gave is not lost
+                failed[name] = told
         several = len({group.place["dictionary"] for group in groups}) > 1
         return Measured(
             metrics={

@@ -262,8 +262,8 @@ class Counterfactuals:
         """Activations after the changes that could be made, and the tokens that were read."""
         made = {arm: [one for one in of if one is not None] for arm, of in changes.items()}
         every = [one for of in made.values() for one in of]
-        if not every:
-            return {}, 0
+        if not every:  # it fires wherever the rule does not hold, and nowhere else
+            return {arm: np.zeros(0) for arm in made}, 0
         ctx = self.text.ctx
         place = np.array([one.place for one in every], np.int64)
         tokens = self.text.text.tokens[place // ctx].copy()

@@ -1,6 +1,6 @@
 """Explanations of a dictionary's latents: by explainers, and out of a file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -22,6 +22,7 @@ GIVEN = "given"
 def explained(
     subject: Subject, text: TrainingText, explainers: Sequence[str],
     given: Mapping[str, str] | None = None, desk: Desk | None = None,
+    spent: Callable[[int], object] = lambda _: None,
 ) -> dict[str, list[Explanation | Unexplained]]:  # fmt: skip
     """One explanation of each latent by explainer, or the reason why there is none.
 
@@ -31,10 +32,12 @@ def explained(
         explainers: Their names.
         given: Explanations out of a file, by the name of the latent.
         desk: Sends requests to the chat LM that some explainers need.
+        spent: Gets the number of tokens that the LM under study read for some explainers.
     """
     found: dict[str, list[Explanation | Unexplained]] = {}
     for name in explainers:
-        found[name] = EXPLAINERS.find(name)(text, subject.reader).explained(subject.latents, desk)
+        explainer = EXPLAINERS.find(name)(text, subject.reader, spent)
+        found[name] = explainer.explained(subject.latents, desk)
     if given is not None:
         found[GIVEN] = [
             Explanation(given[latent.name]) if latent.name in given else "not given"

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -60,12 +60,16 @@ class Explainer(ABC):
     Args:
         text: The training text.
         reader: Gives activations on changed text, which some explainers need.
+        spent: Gets the number of tokens that an LM read for it.
     """
 
     name: ClassVar[str]
 
-    def __init__(self, text: TrainingText, reader: Reader | None = None):
-        self.text, self.reader = text, reader
+    def __init__(
+        self, text: TrainingText, reader: Reader | None = None,
+        spent: Callable[[int], object] = lambda _: None,
+    ):  # fmt: skip
+        self.text, self.reader, self.spent = text, reader, spent
 
     @abstractmethod
     def explained(

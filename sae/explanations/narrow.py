@@ -21,7 +21,7 @@ from sae.explanations.served import TIMES, ServedSimulation, ServedSurprisal
 from sae.explanations.simulation import Simulation, scale_of
 from sae.explanations.study import Row
 from sae.explanations.surprisal import Surprisal
-from sae.explanations.tested import RuleTest, tokens_of
+from sae.explanations.tested import RuleTest, tokens_of, tokens_of_round
 from sae.progress import progress
 
 log = logging.getLogger(__name__)
@@ -75,49 +75,64 @@ class Narrow:
         self._tokens = TOKENS | ({} if rules is None else {
             "counterfactual": tokens_of(rules.text.ctx)
         })  # fmt: skip
+        self._tokens_of_round = 0 if rules is None else tokens_of_round(rules.text.ctx)
         if desk is not None:
             self._tokens |= {name: TIMES * TOKENS[name] for name in SERVED}
         self.latents: dict[Scorer, int] = {}
         """Latents of each dictionary that each scorer reads the explanations of."""
+        self.tested = 0
+        """Latents whose rules the explainer `tested` tests."""
         self.constant = 0
         """Simulations that were constant; their correlation counts as 0."""
+
+    @property
+    def reads(self) -> bool:
+        """True if the LM is asked for anything."""
+        return bool(self.scorers or self.tested)
 
     @contextmanager
     def bar(self) -> Iterator[None]:
         """Show what the judge reads while the block runs."""
-        if not self.scorers:
+        if not self.reads:
             yield
             return
         with progress("judge LM", self.budget) as self.log_probs.advance:
             yield
 
-    def plan(self, classes: int, explanations: int, dense: int) -> None:
-        """Divide the budget of tokens: known classes first, then equally among the scorers.
+    def plan(self, classes: int, explanations: Mapping[Scorer, int], tested: int = 0) -> None:
+        """Divide the budget of tokens: tests by explainers and known classes first.
+
+        What is left is divided equally among the scorers.
 
         Args:
             classes: Number of classes of known meaning, with one explanation each.
-            explanations: Number of explanations to score if each dictionary has one latent.
-            dense: Number of them whose latents fire in nearly every excerpt; surprisal is undefined
-                there, rules are not tested, and nothing is read.
+            explanations: Number of explanations that each scorer reads if each dictionary has one
+                latent.
+            tested: See the attribute.
 
         Raises:
-            ConfigError: If the budget is too small for one latent of each dictionary.
+            ConfigError: If the budget is too small for two latents of each dictionary.
         """
         if self.desk is not None:  # it stops there
             self.budget = min(self.budget, self.desk.budget)
-        left = self.budget - classes * sum(
-            self._tokens[name] for name in self.scorers if name in TOKENS
-        )
+        self.tested = tested
+        first = classes * sum(self._tokens[name] for name in self.scorers if name in TOKENS)
+        first += tested * self._tokens_of_round
+        each = {name: explanations[name] * self._tokens[name] for name in self.scorers}
         for name in self.scorers:
-            read = explanations - dense * (name in ("surprisal", "counterfactual"))
-            self.latents[name] = left // len(self.scorers) // (read * self._tokens[name])
-        if min(self.latents.values(), default=2) < 2:  # another latent's explanation is needed
-            dearest = max(self._tokens[name] for name in self.scorers)
-            least = self.budget - left + 2 * explanations * dearest * len(self.scorers)
+            self.latents[name] = (self.budget - first) // len(self.scorers) // each[name]
+        # another latent's explanation is needed
+        least = first + 2 * len(self.scorers) * max(each.values(), default=0)
+        if self.budget < first or min(self.latents.values(), default=2) < 2:
+            what = [f"tests of rules of {tested} latents"] if tested else []
+            if self.scorers:
+                what.append(
+                    f"{classes} known classes and 2 latents of each dictionary by "
+                    f"{', '.join(self.scorers)}"
+                )
             raise ConfigError(
-                f"eval.autointerp.lm_tokens={self.budget:,} is too little: {classes} known classes "
-                f"and 2 latents of each dictionary take about {least:,} tokens by "
-                f"{', '.join(self.scorers)}. Give more, or fewer scorers."
+                f"eval.autointerp.lm_tokens={self.budget:,} is too little: {' and '.join(what)} "
+                f"take about {least:,} tokens. Give more, or fewer scorers or latents."
             )
         if self.desk is not None and set(self.scorers) & set(SERVED):
             log.info(
@@ -170,7 +185,7 @@ class Narrow:
         """Tokens and latents that the judge read, plain JSON values."""
         facts: dict[str, Any] = {
             "budget": self.budget, "tokens": self.log_probs.count, "latents": self.latents,
-            "constant simulations": self.constant,
+            "tested": self.tested, "constant simulations": self.constant,
         }  # fmt: skip
         if self.desk is not None:
             facts["server"] = dict(self.desk.client.identity)

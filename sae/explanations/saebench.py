@@ -87,7 +87,9 @@ def saebench(
     asked = []
     for (i, sheet, _), reply in zip(work, replies, strict=True):
         rows[i]["state"] = reply if isinstance(reply, str) else "unparsed"
-        if isinstance(reply, Reply) and (words := " ".join(without_thoughts(reply.text).split())):
+        if isinstance(reply, Reply) and reply.refuses:
+            rows[i]["state"] = "refused"
+        elif isinstance(reply, Reply) and (words := " ".join(without_thoughts(reply.text).split())):
             rows[i] |= {"explanation": words[:400]}
             asked.append((i, sheet, _to_score(words[:400], sheet.texts)))
     replies = desk.ask("saebench, score", [request for _, _, request in asked]) if asked else []

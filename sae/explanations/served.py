@@ -119,9 +119,9 @@ def require_log_probs(desk: Desk) -> None:
     Raises:
         ConfigError: If it does not.
     """
-    said = "see the warning above"
+    said, request = "see the warning above", Echo(_TEST, _TOP)
     try:
-        (reply,) = desk.ask("log-probabilities?", [Echo(_TEST, _TOP)])
+        (reply,) = desk.ask("log-probabilities?", [request])
         if isinstance(reply, Reply):
             read_of(reply, _TEST, top=True)
             return
@@ -129,6 +129,7 @@ def require_log_probs(desk: Desk) -> None:
             said = "eval.autointerp.chat.budget is too small to ask"
     except (Failure, SourceError) as error:
         said = str(error)
+        desk.ledger.forget(request)  # the server may be another one by then
     raise ConfigError(
         f"{desk.client.identity['base_url']} gives no log-probabilities of prompts ({said}). "
         "/completions of vLLM does, chat services mostly do not. Leave "

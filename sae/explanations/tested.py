@@ -64,6 +64,14 @@ def tokens_of(ctx: int) -> int:
     return PLACES * (3 * ctx // 2 + 6 * 6)
 
 
+def tokens_of_round(ctx: int) -> int:
+    """Tokens that the LM reads to test the rules that may explain a latent, about.
+
+    Rules share what stands before their silent places, and 7 tokens of each change are new.
+    """
+    return _PLACES * ((CANDIDATES + 1) * (ctx // 2) + CANDIDATES * 5 * 7)
+
+
 @EXPLAINERS.register(TESTED)
 class Tested(Explainer):
     """The rule that stands the tests best, of the three of largest F1 on the training text.
@@ -96,6 +104,7 @@ class Tested(Explainer):
         best, largest = rules[0], 0.0
         if text.deciding(best) is not None:
             trials = on.trials(latent, seed, rules, self.reader, _PLACES)
+            self.spent(sum(trial.tokens for trial in trials))
             for rule, trial in zip(rules, trials, strict=True):
                 found = weight(text.fit(rule, latent.train.row).f1, trial)
                 if found > largest:

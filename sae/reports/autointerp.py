@@ -14,7 +14,13 @@ from sae.reports.files import write_bytes
 from sae.reports.judged import judged
 from sae.reports.page import Cell, Plot, Section, Table, interval, number, plain, render
 from sae.reports.pushed import pushed
-from sae.reports.scores import HEADLINE, WORDS, correlation_table, error_bar
+from sae.reports.scores import (
+    HEADLINE,
+    WORDS,
+    correlation_table,
+    error_bar,
+    explained_by_rules,
+)
 
 _AGAINST = {**dict.fromkeys(UNEXPLAINED, "chance"), "necessity": "another token near"}
 """Controls of scores that have no score of another latent's rule."""
@@ -31,10 +37,11 @@ def write_autointerp(result: EvalResult, folder: Path) -> None:
     rows = result.tables["subjects"].rows()
     latents = own_latents(result.tables["latents"].rows())
     qualified = details["qualified"]
+    shown = explained_by_rules(rows, qualified)
     sections = [
         Section(
             "The SAE beside its controls",
-            plots=[_dots(name, rows) for name in SCORERS if qualified[name]],
+            plots=[_dots(name, own, rows) for name, own in shown.items()],
         ),
         Section("Do the scores mean something?", tables=[_qualification(result)]),
         Section("Judged by a chat LM", tables=judged(result, latents)),
@@ -65,7 +72,7 @@ def write_autointerp(result: EvalResult, folder: Path) -> None:
         + (f" · the SAE in {details['seeds']} seeds" if details["seeds"] > 1 else "")
     )
     folder.mkdir(parents=True, exist_ok=True)
-    tiles = [_tile(result, rows, name) for name in SCORERS if qualified[name]]
+    tiles = [_tile(result, own, name) for name, own in shown.items()]
     title = f"Explanations of latents · {result.provenance['point']}"
     write_bytes(folder / "index.html", render(title, subtitle, sections, tiles))
     for explainer in dict.fromkeys(row["explainer"] for row in latents):
@@ -74,9 +81,8 @@ def write_autointerp(result: EvalResult, folder: Path) -> None:
         write_explanations(folder / f"explanations-{explainer}.csv", own)
 
 
-def _dots(scorer: str, rows: Sequence[Mapping[str, Any]]) -> Plot:
+def _dots(scorer: str, own: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> Plot:
     """Means of all dictionaries with their intervals, as in Figure 2 of the paper."""
-    own = [row for row in rows if row["scorer"] == scorer and row["explainer"] in ("", HEADLINE)]
     control = [row for row in rows if row["scorer"] == scorer and row["explainer"] == TOKENS]
     traces = []
     for label, part, symbol in (
@@ -143,6 +149,8 @@ def _narrow(facts: Mapping[str, Any] | None) -> list[Section]:
         return []
     columns = ["scorer", "latents of each dictionary, at most"]
     rows = [[Cell(name), Cell(f"{count:,}", count)] for name, count in facts["latents"].items()]
+    if tested := facts.get("tested"):
+        rows.append([Cell("the explainer tested, of the SAE"), number("", tested)])
     note = (
         f"the LM under study read {facts['tokens']:,} tokens of a budget of {facts['budget']:,}: "
         "all explanations of the SAE, those of the first explainer of the others"
@@ -284,10 +292,7 @@ def _states(states: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Table:
 
 
 def _tile(result: EvalResult, rows: Sequence[Mapping[str, Any]], scorer: str) -> dict[str, str]:
-    row = next(
-        (one for one in rows if one["subject"] == SAE and one["scorer"] == scorer
-         and one["explainer"] in ("", HEADLINE)), None,
-    )  # fmt: skip
+    row = next((one for one in rows if one["subject"] == SAE), None)
     value = None if row is None else row["value"]
     chance = None if row is None else row["deranged"]
     kinds = " and ".join(result.details["qualified"][scorer])

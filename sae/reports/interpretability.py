@@ -9,7 +9,7 @@ from typing import Any
 from sae.evals.base import EvalResult
 from sae.explanations.judges import JUDGES
 from sae.explanations.study import NARROW, SCORERS
-from sae.explanations.summary import LEAST_COVERAGE, SAE, TOKENS
+from sae.explanations.summary import LEAST_COVERAGE, SAE, TOKENS, WRONG
 from sae.reports.files import write_bytes
 from sae.reports.page import Cell, Plot, Section, Table, interval, number, plain, render
 from sae.reports.scores import HEADLINE, WORDS, correlation_table, error_bar
@@ -17,14 +17,13 @@ from sae.reports.style import TONES
 
 _CONTROL = "SAE, one token (control)"
 _WRONG = "SAE, another latent's rule"
-_DRAWN = {
-    name: tone
-    for name, tone in zip(
-        (SAE, "neurons top-k", "pca top-k", "ica top-k", _CONTROL, "frozen decoder",
-         "random top-k", "token lookup", "random LM", _WRONG),
-        TONES, strict=True,
-    )
-}  # fmt: skip
+_NEAR = "SAE, another token near"
+"""Control of necessity, which has no score of another latent's rule."""
+_DRAWN = dict(zip(
+    (SAE, "neurons top-k", "pca top-k", "ica top-k", _CONTROL, "frozen decoder", "random top-k",
+     "token lookup", "random LM", _WRONG),
+    TONES, strict=True,
+)) | {_NEAR: TONES[-1]}  # fmt: skip
 """Curves and their colours, the same in every picture. Bases as they are fire on half of the rows,
 and stand in the tables alone."""
 _DASHES = ("solid", "dash", "longdash", "dashdot")
@@ -84,7 +83,8 @@ def _shown(rows: Rows) -> Iterator[tuple[str, Mapping[str, Any]]]:
         if row["explainer"] in ("", HEADLINE):
             yield row["subject"], row
             if ours and row["deranged"] is not None and row["explainer"]:
-                yield _WRONG, {**row, "value": row["deranged"], "low": None, "high": None}
+                name = _NEAR if row["scorer"] in WRONG else _WRONG
+                yield name, {**row, "value": row["deranged"], "low": None, "high": None}
         elif row["explainer"] == TOKENS and ours:
             yield _CONTROL, row
 
@@ -135,7 +135,7 @@ def _plot(
     for i, (name, of) in enumerate(order):
         part = sorted(curves[name, of], key=lambda row: row[across])
         apart = step * (i - len(curves) / 2) / 2  # error bars stand side by side
-        dotted = name in (_CONTROL, _WRONG)
+        dotted = name in (_CONTROL, _WRONG, _NEAR)
         traces.append({
             "type": "scatter", "mode": "lines+markers",
             "name": plain(f"{name} · {of}" if len(kinds) > 1 else name),
@@ -214,7 +214,8 @@ def _means(rows: Rows) -> Table:
     ]  # fmt: skip
     columns = ["point", "dictionary", "explained", "explainer", "scorer", "mean", "interval",
                "interval over seeds", "wrong explanation", "seeds", "latents"]  # fmt: skip
-    return Table("Means over latents", columns, shown, words=5)
+    note = "wrong explanation: another latent's; of necessity another token near"
+    return Table("Means over latents", columns, shown, note, words=5)
 
 
 def _left_out(groups: Sequence[Mapping[str, Any]]) -> Table:
@@ -223,7 +224,7 @@ def _left_out(groups: Sequence[Mapping[str, Any]]) -> Table:
         for group in groups
         for scorer, kinds in group["qualified"].items()
         if not kinds
-        and (scorer not in NARROW or group.get("narrow"))
+        and (scorer not in NARROW or (group.get("narrow") or {}).get("latents"))
         and (scorer not in JUDGES or "chat" in group)
     ]
     note = "they do not tell true explanations of known classes from wrong ones, or were not asked"

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sae.explanations.study import SCORERS
 from sae.explanations.summary import SAE
 from sae.reports.falsified import FALSIFIED_WORDS
 from sae.reports.judged import JUDGE_WORDS
@@ -27,6 +28,19 @@ WORDS = {
 }
 HEADLINE = "rules"
 """Explainer of pictures and tiles."""
+
+
+def explained_by_rules(
+    rows: Sequence[Mapping[str, Any]], qualified: Mapping[str, Sequence[str]]
+) -> dict[str, list[Mapping[str, Any]]]:
+    """Rows of tiles and pictures by scorer: of rules, or without explanation; scorers that qualify.
+
+    A scorer has none where no rule was scored: the tables tell about other explainers.
+    """
+    own = [row for row in rows if row["explainer"] in ("", HEADLINE)]
+    found = {name: [row for row in own if row["scorer"] == name]
+             for name in SCORERS if qualified[name]}  # fmt: skip
+    return {name: part for name, part in found.items() if part}
 
 
 def error_bar(high: float | None, low: float | None) -> float:

@@ -19,6 +19,13 @@ def completion(text, prompt=10, written=3, **more):
     return json.dumps({"choices": [choice], "usage": usage}).encode()
 
 
+TRICKLES = {
+    "slow headers": b"HTTP/1.1 200 OK\r\nX-Slow: ",
+    "slow body": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+}
+"""Beginnings of replies of which a sign follows every now and then, and no end."""
+
+
 class Handler(BaseHTTPRequestHandler):
     """Answers by `respond(body)` or `answer(messages)` of the server, after its mishaps."""
 
@@ -38,6 +45,13 @@ class Handler(BaseHTTPRequestHandler):
         elif mishap == "half":
             self._send(200, completion("half")[:40], length=4000)
             self.close_connection = True
+        elif isinstance(mishap, str):
+            self.close_connection = True
+            self.wfile.write(TRICKLES[mishap])
+            for _ in range(100):
+                self.wfile.write(b"0")
+                if server.woken.wait(0.05):
+                    break
         elif mishap is not None:
             self._send(*mishap)
         else:

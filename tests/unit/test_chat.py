@@ -13,7 +13,7 @@ from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
-from _chat import KEY, Scripted, completion, serving
+from _chat import KEY, TRICKLES, Scripted, completion, serving
 
 from sae.chat.__main__ import main
 from sae.chat.desk import Desk
@@ -87,6 +87,18 @@ def test_no_request_is_lost_and_none_paid_twice(caplog, capfd):
     }  # fmt: skip
     written = "".join(file.read_text() for file in files())
     assert KEY not in written + caplog.text + "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("slow", TRICKLES)
+def test_a_reply_that_trickles_is_given_up_in_time(slow, caplog):
+    with serving(echo, [slow]) as server:
+        start = time.monotonic()
+        (reply,) = Desk(endpoint(server, timeout=0.3), 1000).ask("test", [request()])
+    assert 0.3 <= time.monotonic() - start < 2
+    assert reply == Reply("you said hello", 10, 3)  # at the second try
+    with serving(echo, [slow] * _TRIES) as server:
+        assert Desk(endpoint(server, timeout=0.1), 1000).ask("test", [request("a")]) == ["failed"]
+    assert "no whole reply within 0.1 s" in caplog.text
 
 
 def test_a_server_says_when_to_come_back():

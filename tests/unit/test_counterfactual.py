@@ -1,5 +1,7 @@
 """Rules under changed texts: planted causes, an LM against a slow loop, and the round of tests."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from sae.explanations.latents import Latent, Subject
 from sae.explanations.narrow import Narrow
 from sae.explanations.rules import Rule, RuleText
 from sae.explanations.study import Row
-from sae.explanations.tested import TESTED, tokens_of, weight
+from sae.explanations.tested import TESTED, tokens_of, tokens_of_round, weight
 from sae.explanations.truth import token_classes
 from sae.features.firings import Firings
 from sae.features.make import all_firings
@@ -139,6 +141,20 @@ def test_rules_that_cannot_be_tested_are_not(rules):
     assert UNTESTED.falsified is None
 
 
+def test_a_latent_that_leaves_no_place_to_change_has_no_scores(rules):
+    on, reader = Counterfactuals(rules), Caused(lambda row: True)
+    text = rules.text
+    for where in (text.counted, text.counted & (text.tokens != FISH)):
+        place = np.flatnonzero(where)
+        fired = Firings(place, np.ones(len(place), np.float32))
+        found = on.trial(Latent("0", fired, fired, 0.9), 0, token_rule(FISH), reader)
+        assert np.isnan([found.sensitivity, found.random]).all()
+        assert found.falsified is None
+        wrong, tokens = on.sensitivity(Latent("0", fired, fired, 0.9), 0, token_rule(FISH), reader)
+        assert np.isnan(wrong)
+        assert tokens == 0
+
+
 def test_changes_are_what_they_say_they_are(rules):
     """Changed contexts differ in one token, which makes the rule false or true at its place."""
     seen = []
@@ -258,13 +274,51 @@ def test_the_budget_decides_how_many_latents_are_tested(rules):
     oracle = [Explanation(name, token_rule(WORDS.index(name))) for name in names]
     each = tokens_of(CTX)
     narrow = Narrow(_Silent(), ["counterfactual"], 3 * 4 * each, rules)
-    narrow.plan(classes=20, explanations=5, dense=1)  # neither take anything of it
+    narrow.plan(20, {"counterfactual": 4})  # known classes take nothing of it
     assert narrow.latents == {"counterfactual": 3}
     rows = narrow.read(subject, {"x": oracle}, bench_of(rules.text), _rows(subject, {"x": oracle}))
     assert sum("necessity" in row.values for row in rows) == 3
     assert each < narrow.facts()["tokens"] < 4 * each
-    with pytest.raises(ConfigError, match=r"2 latents of each dictionary take about.*Give more"):
-        Narrow(_Silent(), ["counterfactual"], 100, rules).plan(20, 5, 1)
+    with pytest.raises(
+        ConfigError, match=r"2 latents of each dictionary by counterfactual take.*Give more"
+    ):
+        Narrow(_Silent(), ["counterfactual"], 100, rules).plan(20, {"counterfactual": 4})
+
+
+def test_the_round_of_tests_counts_against_the_budget():
+    tokens = fish_after_not()
+    text = placed(tokens=tokens, training=True)
+    training = TrainingText(text, RuleText(text, text.counted))
+
+    def after(row):
+        return len(row) > 1 and row[-2] == NOT
+
+    class Counted(Caused):
+        read_tokens = 0
+
+        def cost(self, tokens, at):
+            found = super().cost(tokens, at)
+            self.read_tokens += found
+            return found
+
+    spent, reader = [], Counted(after)
+    latents = [replace(caused(text, after), name=str(i)) for i in range(3)]
+    explained(Subject("SAE", latents, reader), training, ["rules", TESTED], spent=spent.append)
+    assert len(spent) == 3
+    assert sum(spent) == reader.read_tokens > 0
+
+
+def test_the_round_of_tests_leaves_fewer_latents_to_scorers(rules):
+    each, round_ = tokens_of(CTX), tokens_of_round(CTX)
+    budget = 3 * 4 * each + 10 * round_
+    for tested, latents in ((10, 3), (0, 3 + 10 * round_ // (4 * each))):
+        narrow = Narrow(_Silent(), ["counterfactual"], budget, rules)
+        narrow.plan(20, {"counterfactual": 4}, tested)
+        assert narrow.latents == {"counterfactual": latents}
+    alone = Narrow(_Silent(), [], 10 * round_, rules)
+    alone.plan(20, {}, 10)
+    with pytest.raises(ConfigError, match=rf"rules of 11 latents take about {11 * round_:,} tok"):
+        alone.plan(20, {}, 11)
 
 
 def test_without_a_reader_there_is_no_score(rules):

@@ -13,6 +13,7 @@ from sae.explanations.summary import by_subject, headline, qualification
 from sae.features.firings import Firings
 from sae.metrics.bootstrap import Bootstrap
 from sae.reports.autointerp import _not_won
+from sae.reports.scores import explained_by_rules
 
 BOOTSTRAP = Bootstrap(num_resamples=200)
 
@@ -40,6 +41,16 @@ def test_a_scorer_below_chance_does_not_qualify():
     assert found["simulation"]["difference_low"] > 0
     assert not found["simulation"]["qualified"]
     assert found["simulation_top"]["qualified"]
+
+
+def test_tiles_and_pictures_are_of_scorers_with_a_number_of_rules():
+    """With `explainers=[output]`, a push has numbers of output and of the control alone."""
+    kinds = (("", "intruder"), ("output", "intervention"), ("tokens", "intervention"),
+             ("rules", "simulation"), ("rules", "surprisal"))  # fmt: skip
+    rows = [{"explainer": explainer, "scorer": scorer} for explainer, scorer in kinds]
+    qualified = {name: [] if name == "simulation" else ["token classes"] for name in SCORERS}
+    found = explained_by_rules(rows, qualified)
+    assert found == {"intruder": [rows[0]], "surprisal": [rows[4]]}
 
 
 def test_what_the_sae_does_not_win_is_listed():

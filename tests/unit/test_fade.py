@@ -7,11 +7,11 @@ from _features import source
 from _labelled import planted
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from sae.activations.labelled import TextActivations
+from sae.activations.labelled import TextActivations, text_activations
 from sae.artifacts.placed import PlacedSAE
 from sae.errors import ConfigError, SourceError
 from sae.evals import fade
-from sae.evals.fade import NUMBERS, SHUFFLED, FadeEval, auroc, strongest
+from sae.evals.fade import NUMBERS, SHUFFLED, FadeEval, auroc, cut, strongest
 from sae.features.faithfulness import FACTORS, PushedTexts, faithfulness
 from sae.features.written import Pen, Written
 from sae.tasks.labelled import LabelledTexts
@@ -79,6 +79,51 @@ def test_without_a_concept_there_is_nothing(monkeypatch, source):
     assert {row["dictionary"] for row in result.tables["sets"].rows()} == {
         "SAE", SHUFFLED, "neurons", "random",
     }  # fmt: skip
+
+
+def test_clarity_does_not_tell_short_texts_from_long_passages(monkeypatch, source):
+    """The largest of 40 activations is above the largest of 2, whatever the text is about."""
+
+    def of(lm, point, texts, *, name, which, max_tokens):
+        length = 40 if name == "passages" else 2
+        generator = torch.Generator().manual_seed(sum(map(ord, name)))
+        x = torch.randn(length * len(texts), D_IN, generator=generator)
+        return TextActivations(x, torch.full((len(texts),), length))
+
+    monkeypatch.setattr(fade, "probe_sets", lambda names: list(sets()))
+    monkeypatch.setattr(fade, "text_activations", of)
+    sae = planted(torch.eye(D_IN)[:4], torch.full((4,), 1.0))
+    rows = FadeEval(resamples=50, max_texts=60).run(PlacedSAE(sae, source)).tables["sets"].rows()
+    for name in ("SAE", "neurons", "random"):
+        clarity = [row["clarity"] for row in rows if row["dictionary"] == name]
+        assert abs(np.mean(clarity)) < 0.25
+
+
+def test_texts_are_cut_to_the_lengths_of_others_in_turn():
+    x, lengths = torch.arange(11.0)[:, None], torch.tensor([5, 2, 4])
+    found = cut(TextActivations(x, lengths), torch.tensor([3, 4]))
+    assert found.lengths.tolist() == [3, 2, 3]
+    assert found.x[:, 0].tolist() == [0, 1, 2, 5, 6, 7, 8, 9]
+
+
+def test_the_beginning_of_a_text_has_the_rows_of_a_shorter_text(source):
+    one = PlacedSAE(planted(torch.eye(D_IN)[:4], torch.ones(4)), source)
+    whole, part = (
+        text_activations(one.lm, one.point, [text], name="x", which="all", max_tokens=30)
+        for text in ("abc hgf", "abc")
+    )
+    torch.testing.assert_close(cut(whole, part.lengths).x, part.x)
+
+
+def test_passages_hold_no_separators(source):
+    one = PlacedSAE(planted(torch.eye(D_IN)[:4], torch.ones(4)), source)
+    separator = one.lm.tokenizer.convert_ids_to_tokens(one.lm.separator_id)
+    texts = FadeEval(max_tokens=9)._passages(one, "test")
+    assert (source.store("test").tokens == one.lm.separator_id).any()
+    assert len(texts) == len(source.store("test").tokens)
+    assert not [text for text in texts if separator in text]
+    lengths = [len(one.lm.tokenizer(text)["input_ids"]) for text in texts]
+    assert max(lengths) == 8
 
 
 def test_numbers_are_those_of_scikit_learn(monkeypatch, source):

@@ -7,9 +7,10 @@ import torch
 
 from sae.artifacts.placed import PlacedSAE
 from sae.dictionaries.sae import SAE, SAEConfig
+from sae.errors import ConfigError
 from sae.evals.base import EvalResult
 from sae.evals.controls import but_seed
-from sae.evals.interpretability import JOINED, grouped
+from sae.evals.interpretability import JOINED, Group, InterpretabilityEval, grouped
 from sae.explanations.correlated import CORRELATIONS
 from sae.explanations.summary import QUALIFICATION, SUBJECTS
 from sae.reports.interpretability import outcome, write_interpretability
@@ -154,6 +155,30 @@ def test_curves_go_over_layers_and_sizes(drawn):
     assert not page["By size of the dictionary · resid.9"].plots
     assert page["Dictionaries that failed"].texts == {"resid.9 x": "no such text"}
     assert len(page["Controls that were not given"].texts) == 6
+
+
+def test_the_control_of_necessity_is_not_called_another_latents_rule(drawn):
+    qualified = {"necessity": ["token classes"], "sensitivity": ["token classes"]}
+    rows = [row(layer, "SAE", 0.4, scorer=name) for layer in (4, 9) for name in qualified]
+    plots = drawn(result_of(rows, qualified))["By layer · resid"].plots
+    names = {plot.title: [trace["name"] for trace in plot.traces] for plot in plots}
+    assert names == {
+        "Necessity of the rule": ["SAE", plain("SAE, another token near")],
+        "Sensitivity to the rule": ["SAE", plain("SAE, another latent's rule")],
+    }
+
+
+def test_settings_are_named_as_those_of_this_evaluation(monkeypatch):
+    """What one dictionary is measured by is `autointerp`, whose settings the user did not give."""
+
+    def refused(*_):
+        raise ConfigError("eval.autointerp.lm_tokens=5 is too little.")
+
+    group = Group({"point": "resid.4", "dictionary": "topk"}, [], [])
+    monkeypatch.setattr(InterpretabilityEval, "_measured", refused)
+    monkeypatch.setattr("sae.evals.interpretability.grouped", lambda _: [group])
+    with pytest.raises(ConfigError, match=r"^eval\.interpretability\.lm_tokens=5"):
+        InterpretabilityEval().measure([], "test")
 
 
 def test_an_outcome_is_read_off_the_interval():

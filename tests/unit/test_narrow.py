@@ -23,6 +23,7 @@ from sae.metrics.bootstrap import Bootstrap
 
 PLANTED = ("apple", "bread", "elk", "zebra", "Paris", "blue", "fish", "goat")
 LETTER = 1000
+READ = {"surprisal": 3, "simulation": 4}
 
 
 class Scripted:
@@ -268,7 +269,7 @@ def test_the_budget_decides_how_many_latents_are_read(planted):
     costs = [TOKENS[name] for name in scorers]
     budget = 5 * sum(costs) + 2 * 3 * 4 * max(costs)
     narrow = Narrow(Scripted(key="budget"), scorers, budget)
-    narrow.plan(classes=5, explanations=4, dense=1)
+    narrow.plan(5, READ)
     assert narrow.latents["simulation"] == 3
     assert narrow.latents["surprisal"] == 3 * 4 * TOKENS["simulation"] // (3 * TOKENS["surprisal"])
     rows = narrow.read(subject, words, bench, rows_of(subject, words, bench))
@@ -276,7 +277,7 @@ def test_the_budget_decides_how_many_latents_are_read(planted):
     assert 0 < narrow.log_probs.count < budget
     assert narrow.facts()["scale"] == 9
     with pytest.raises(ConfigError, match=r"lm_tokens=10,000 is too little.*Give more"):
-        Narrow(Scripted(), scorers, 10_000).plan(classes=5, explanations=4, dense=1)
+        Narrow(Scripted(), scorers, 10_000).plan(5, READ)
 
 
 def test_no_scorer_reads_nothing(planted):
@@ -284,7 +285,7 @@ def test_no_scorer_reads_nothing(planted):
     subject, bench = planted
     words = oracle(subject)
     narrow = Narrow(judge, [], 1)
-    narrow.plan(34, 12, 4)
+    narrow.plan(34, READ)
     rows = rows_of(subject, words, bench)
     with narrow.bar():
         assert narrow.read(subject, words, bench, rows) == rows

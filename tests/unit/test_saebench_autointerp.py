@@ -112,6 +112,10 @@ def test_states_say_why_there_is_no_score(texts):
     assert [row["state"] for row in rows] == ["unparsed", "too rare"]
     assert "score" not in rows[0]
     assert saebench([one], texts, test.counted, desk_of(lambda m: " "))[0]["state"] == "unparsed"
+    refusing = desk_of(lambda m: "I'm sorry, but I can't help with that.")
+    refused = saebench([one], texts, test.counted, refusing, seed=1)
+    assert refused[0]["state"] == "refused"  # not an explanation that scores 10/14
+    assert "score" not in refused[0]
     broke = Desk(Scripted(None), 0)
     other = latent("2", train, test, " Paris")
     assert saebench([other], texts, test.counted, broke)[0]["state"] == "unasked"

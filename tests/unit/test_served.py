@@ -150,7 +150,7 @@ def test_a_budget_counts_the_prompt_that_each_excerpt_brings(server):
     narrow = Narrow(Letters(), ["surprisal"], 10**6, desk=desk(server))
     here = Narrow(Letters(), ["surprisal"], 10**6)
     for one in (narrow, here):
-        one.plan(0, 1, 0)
+        one.plan(0, {"surprisal": 1})
     assert TIMES * narrow.latents["surprisal"] == pytest.approx(here.latents["surprisal"], abs=3)
     assert set(SERVED) <= set(TOKENS)
 
@@ -225,8 +225,12 @@ def test_one_request_finds_out_that_a_server_gives_none(server, answer):
     assert len(server.seen) == 1
 
 
-def test_a_server_that_was_mended_is_asked_again(server):
-    server.script = [(200, b'{"choices": [{"text": "x", "logprobs": null}]}')]
+@pytest.mark.parametrize(
+    "log_probs", [None, {"tokens": ["x"], "token_logprobs": [-1.0], "top_logprobs": [{"x": -1.0}]}]
+)
+def test_a_server_that_was_mended_is_asked_again(server, log_probs):
+    answer = {"choices": [{"text": "x", "logprobs": log_probs}]}  # of what it wrote, or none
+    server.script = [(200, json.dumps(answer).encode())]
     with pytest.raises(ConfigError, match="no log-probabilities"):
         require_log_probs(desk(server))
     require_log_probs(desk(server))
