@@ -2,7 +2,9 @@
 
 from sae.reports.style import GREY, TONES
 
-COLOURS = dict(zip(("ours", "sae-lens", "dictionary_learning", "sparsify"), TONES, strict=False))
+COLOURS: dict[str, str] = dict(
+    zip(("ours", "sae-lens", "dictionary_learning", "sparsify"), TONES, strict=False)
+)
 COLOURS |= dict.fromkeys(("authors", "by hand", "limit"), GREY)
 MARKERS = {
     "ours": "o",

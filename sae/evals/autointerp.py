@@ -1,71 +1,19 @@
 """`autointerp`: what latents mean, in words, and scores that say how far the words hold."""
 
-import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from itertools import islice
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
-from sae.activations.sources import LMActivations
 from sae.artifacts.placed import PlacedSAE
-from sae.errors import ConfigError
-from sae.evals.base import Estimate, Measured, Resampled, register
-from sae.evals.controls import (
-    RANDOM_LM,
-    Control,
-    fitted_controls,
-    given_controls,
-    missing_controls,
-    other_seeds,
-)
-from sae.explanations import falsified, saebench, strata, summary
-from sae.explanations.asking import Asking, asks
-from sae.explanations.changed import LMReader, TokenReader
-from sae.explanations.correlated import CORRELATIONS, correlations
-from sae.explanations.embeddings import Embeddings
-from sae.explanations.excerpts import PlacedText, repeated
-from sae.explanations.explain import explained, raised_tokens
-from sae.explanations.explainers import TrainingText
+from sae.evals.base import Measured, register
+from sae.evals.explaining import ExplainingEval, Wanted
 from sae.explanations.files import read_explanations
-from sae.explanations.intervention import PUSHED, pushed_rows
-from sae.explanations.judges import Judges
-from sae.explanations.latents import (
-    Latent,
-    Subject,
-    index_of,
-    name_of,
-    named,
-    placed_text,
-    subject_of,
-    token_lookup,
-)
-from sae.explanations.log_probs import LocalJudge
-from sae.explanations.narrow import Narrow, Scorer
-from sae.explanations.pushed import of_latents
-from sae.explanations.rule_texts import rule_texts
-from sae.explanations.rules import RuleText
-from sae.explanations.scores import Bench
-from sae.explanations.study import Row, study
-from sae.explanations.tested import TESTED
-from sae.explanations.truth import CLASSES, random_classes, token_classes, topic_classes
-from sae.features.make import all_firings, contexts_in, place_of, text_of
-from sae.features.record import Record
-from sae.features.summary import summarise
-from sae.features.watched import by_hash
-from sae.language.encoder import load_encoder
-from sae.progress import progress
+from sae.explanations.latents import named
 from sae.settings import Absolute, setting
-from sae.tables import Table
 from sae.types import Split
-
-LOOKUP = "token lookup"
-SHOWN = 24
-"""Latents whose contexts are on the page."""
 
 
 @register
-class AutointerpEval(Resampled):
+class AutointerpEval(ExplainingEval):
     """Explanations of latents in words, and scores of them beside controls.
 
     Explainers read the training text, scorers the test text. Rules are counted, and a sentence
@@ -75,20 +23,9 @@ class AutointerpEval(Resampled):
     """
 
     name: ClassVar[str] = "autointerp"
-    needs: ClassVar[frozenset[str]] = frozenset({"tokens"})
-    num_latents: int = setting(
-        100, ge=2, help="latents of each dictionary, equally many of each bin of density"
-    )
     features: tuple[int | str, ...] = setting(
         (), help="latents of the SAE in their place: numbers, or a features.json"
     )
-    explainers: tuple[str, ...] = setting(
-        ("rules", "output"), help="rules (counted on the training text), output (tokens that the "
-        "atom raises), tested (of three rules the one that stands a test on changed text best), "
-        "contexts and token_pairs (by a chat LM); tokens (the most frequent token of top contexts) "
-        "is always there",
-    )  # fmt: skip
-    chat: Asking = setting(Asking(), help="a chat LM that explains and judges")
     explanations: Absolute | None = setting(
         None, help="explanations of yours to score: .csv, .jsonl, .json, or delphi's folder"
     )
@@ -98,270 +35,16 @@ class AutointerpEval(Resampled):
     seeds: tuple[str, ...] = setting(
         (), help="runs of other seeds, whose latents are pooled with the SAE's"
     )
-    num_tokens: int = setting(
-        131_072, ge=1, help="tokens that are read of the training and of the test text"
-    )
-    scorers: tuple[Scorer, ...] = setting(
-        (), help="scorers by the LM under study, which are slow: surprisal, simulation, "
-        "counterfactual (necessity and sensitivity of rules), intervention (text that is written "
-        "under a push)",
-    )  # fmt: skip
-    lm_tokens: int = setting(
-        2_000_000, ge=1, help="tokens that the LM under study may read for these scorers and for "
-        "the explainer tested; decides how many latents the scorers read",
-    )  # fmt: skip
-    pool: int = setting(5000, ge=100, help="test excerpts that all latents share as negatives")
-    batch_rows: int = setting(2048, ge=1, help="vectors encoded at once; decides memory")
 
     def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:
         """Explain and score the SAE's latents and those of all controls."""
         (one,) = subjects
-        self.chat.check(self.explainers, self.scorers)
         given = None if self.explanations is None else read_explanations(self.explanations)
         features = self._features(one, given)
-        _require_training_text(one)
-        start = time.perf_counter()
-        one.prepare("train")
-        train, test = (
-            placed_text(one, split, self.num_tokens, self.batch_rows) for split in ("train", on)
-        )
-        duplicates = repeated(test, train)
-        texts = (train, test)
-        allowed = test.counted & ~duplicates
-        training, tests = rule_texts(texts, allowed)
-        trained = given_controls(one, self.controls)
-        controls = [
-            *(Control(summary.SAE, other) for other in [one, *other_seeds(one, self.seeds)]),
-            *fitted_controls(one, self._l0(one, on)),
-            *trained,
-        ]
-        fitted = time.perf_counter()
-        counts = Counter([*(control.name for control in controls), LOOKUP])
-        asked = {name: count * self.num_latents for name, count in counts.items()}
-        asked[summary.SAE] += (len(features) or self.num_latents) - self.num_latents
-        judges = self.chat.open(one, self._explainers(), asked, given is not None)
-        embeddings = Embeddings(load_encoder(str(one.sae.device)))
-        bench = Bench(test, allowed, embeddings, self.pool)
-        studies: dict[str, list[Row]] = {}
-        rounds = asked[summary.SAE] if TESTED in self.explainers else 0
-        narrow = self._narrow(one, controls, tests, judges, rounds)
-        bar = progress("explain", len(controls) + 1, "dictionaries")
-        with narrow.bar(), bar as advance:
-            truth = self._truth(one, texts, training, tests, bench, judges, narrow)
-            for subject in self._subjects(one, features, controls, texts):
-                seen = studies.setdefault(subject.name, [])
-                seed = len({row.seed for row in seen})
-                own = subject.name == summary.SAE
-                about = subject.name in self.chat.dictionaries
-                names = [name for name in self._explainers(about) if name != TESTED or own]
-                words = explained(
-                    subject, training, names, given if own and not seed else None,
-                    judges and judges.desk, narrow.log_probs.spent,
-                )  # fmt: skip
-                rows = study(subject, words, bench, tests, judges if about else None)
-                read = words if own else dict(islice(words.items(), 1))
-                rows = narrow.read(subject, read, bench, rows)
-                seen += [row._replace(seed=seed) for row in rows]
-                advance(1)
-            studied = []
-            if judges is not None and (count := self.chat.saebench):
-                studied = saebench.saebench(
-                    self._alive(one, texts, count), texts, allowed, judges.desk
-                )
-        qualification = summary.qualification(truth, self.bootstrap)
-        qualified = summary.qualified_on(qualification)
-        rows = list(summary.by_subject(studies, self.bootstrap))
-        own = [row for row in studies[summary.SAE] if not row.seed]
-        return Measured(
-            metrics={
-                name: Estimate(*ends) for name, ends in summary.headline(rows, qualified).items()
-            } | {
-                name: Estimate(*ends)
-                for name, ends in saebench.metrics(studied, self.bootstrap).items()
-            },
-            tokens={
-                "training tokens": train.tokens.size, "test tokens": test.tokens.size,
-                "latents": len({row.latent for row in own}), "excerpts": len(bench.pool),
-            },
-            details={
-                "qualified": qualified, "missing": missing_controls(one, trained),
-                "states": summary.states(studies),
-                "duplicates": float((duplicates & test.counted).sum() / test.counted.sum()),
-                "labels": "pos" in training.rules.properties, "embedded": embeddings.count,
-                "seeds": counts[summary.SAE],
-                "shown": self._shown(one, own, on),
-                **({} if judges is None else {"chat": judges.to_json()}),
-                "narrow": narrow.facts() if narrow.reads else None,
-                "round": falsified.changed(own),
-                "seconds": {
-                    "read and fit": round(fitted - start, 1),
-                    "explain and score": round(time.perf_counter() - fitted, 1),
-                },
-            },
-            tables={
-                "latents": Table.of(summary.LATENTS, list(summary.rows_of(studies))),
-                "subjects": Table.of(summary.SUBJECTS, rows),
-                "deciles": Table.of(strata.BY_DECILE, list(strata.by_decile(studies))),
-                "densities": Table.of(strata.BY_DENSITY, list(strata.by_density(studies))),
-                "correlations": Table.of(
-                    CORRELATIONS, list(correlations(studies, self.bootstrap))
-                ),
-                "qualification": Table.of(summary.QUALIFICATION, qualification),
-                **({"saebench": Table.of(saebench.STUDIED, studied)} if studied else {}),
-                **falsified.tables(studies, own, self.bootstrap),
-                "pushed": Table.of(PUSHED, list(pushed_rows(studies, self.bootstrap))),
-                "classes": Table.of(
-                    summary.LATENTS,
-                    list(summary.rows_of({kind: rows for kind, (rows, _) in truth.items()})),
-                ),
-            },
-        )  # fmt: skip
-
-    def _narrow(
-        self, one: PlacedSAE, controls: Sequence[Control], tests: RuleText, judges: Judges | None,
-        rounds: int,
-    ) -> Narrow:  # fmt: skip
-        """The scorers by the LM; of the SAE they read all explanations, of others the first.
-
-        Bases as they are fire in nearly every excerpt: surprisal is undefined there, and rules are
-        not tested. The lookup of tokens needs no LM to be tested.
-        """
-        others = [control for control in controls if control.name != summary.SAE]
-        ours = (len(controls) - len(others)) * len(self._explainers())
-        ours += self.explanations is not None
-        sparse = ours + sum(not control.dense for control in others)
-        desk = judges.desk if judges and self.chat.log_probs else None
-        narrow = Narrow(LocalJudge(one.lm), self.scorers, self.lm_tokens, tests, desk)
-        narrow.plan(CLASSES, {
-            "surprisal": sparse + 1, "simulation": ours + len(others) + 1,
-            "counterfactual": sparse, "intervention": ours + sum(map(_is_pushed, others)),
-        }, rounds)  # fmt: skip
-        return narrow
-
-    def _alive(
-        self, one: PlacedSAE, texts: tuple[PlacedText, PlacedText], count: int
-    ) -> Sequence[Latent]:
-        """Latents that fire on the training text, chosen by the hashes of their numbers."""
-        found = all_firings(one, "train", num_tokens=self.num_tokens, batch_rows=self.batch_rows)
-        alive = by_hash([i for i, n in enumerate(found.counts.tolist()) if n > 0])[:count]
-        names = [name_of(i, one.sae.d_sae) for i in alive]
-        return subject_of(summary.SAE, one, texts, names, batch_rows=self.batch_rows).latents
-
-    def _explainers(self, chat: bool = True) -> list[str]:
-        """Names of the explainers, without those that ask a chat LM if it is not to be asked."""
-        names = dict.fromkeys([*self.explainers, summary.TOKENS])
-        return [name for name in names if chat or not asks(name)]
+        return self.explain(one, on, Wanted(features, given, self.controls, self.seeds))
 
     def _features(self, one: PlacedSAE, given: Mapping[str, str] | None) -> tuple[str, ...]:
         """Names of the latents that were asked for: without any, those of the user's file."""
         if given is not None and not self.features:
             return named(list(given), one, f"{self.where}explanations={self.explanations}")
         return named(self.features, one, f"{self.where}features")
-
-    def _l0(self, one: PlacedSAE, on: Split) -> float:
-        found = all_firings(one, on, num_tokens=self.num_tokens, batch_rows=self.batch_rows)
-        return float(found.counts.sum() / max(1, found.counted.sum()))
-
-    def _subjects(
-        self, one: PlacedSAE, features: tuple[str, ...], controls: Sequence[Control],
-        texts: tuple[PlacedText, PlacedText],
-    ) -> Iterator[Subject]:  # fmt: skip
-        """The SAE and its other seeds, the controls and the lookup of tokens."""
-        for control in controls:
-            placed = control.placed
-            placed.prepare("train")
-            subject = subject_of(
-                control.name, placed, texts, features if features and placed is one
-                else self.num_latents, batch_rows=self.batch_rows, dense=control.dense,
-            )  # fmt: skip
-            own = placed if control.name == RANDOM_LM else one
-            tested = "counterfactual" in self.scorers or TESTED in self.explainers
-            if tested and not control.dense:
-                subject = replace(subject, reader=LMReader(placed, own.lm))
-            if "intervention" in self.scorers and _is_pushed(control):
-                subject = replace(subject, pushes=of_latents(placed))
-            if "output" in self.explainers:
-                raised = raised_tokens(subject.latents, placed, own.lm, texts[0].text)
-                latents = [
-                    replace(latent, raised=tokens)
-                    for latent, tokens in zip(subject.latents, raised, strict=True)
-                ]
-                subject = replace(subject, latents=latents)
-            yield subject
-        lookup = token_lookup(LOOKUP, texts, self.num_latents)
-        tokens = {latent.name: int(latent.name) for latent in lookup.latents}
-        yield replace(lookup, reader=TokenReader(tokens))
-
-    def _truth(
-        self, one: PlacedSAE, texts: tuple[PlacedText, PlacedText], training: TrainingText,
-        tests: RuleText, bench: Bench, judges: Judges | None, narrow: Narrow,
-    ) -> dict[str, tuple[list[Row], list[Row]]]:  # fmt: skip
-        """Scores of classes whose meaning is known, and of random sets of excerpts as large."""
-        found = {}
-        tokens, oracle = token_classes(
-            *texts, pushed_on=one if "intervention" in self.scorers else None
-        )
-        topical, topics, of_topics = topic_classes(
-            one.source.source.load_tokenizer(), texts[0].text.vocabulary
-        )
-        about = Bench(topical, topical.counted, bench.embeddings, len(topical.tokens))
-        ruled = explained(tokens, training, ["rules"])
-        for kind, classes, words, where, by_rule in (
-            ("token classes", tokens, oracle, bench, tests),
-            ("topics", topics, of_topics, about, None),
-        ):
-            random = random_classes(classes, where.pool)
-            oracles = {summary.ORACLE: words}
-            found[kind] = (
-                narrow.read(
-                    classes,
-                    oracles,
-                    where,
-                    every=True,
-                    rows=study(classes, oracles, where, by_rule, judges)
-                    + (study(classes, ruled, where, by_rule) if by_rule else []),
-                ),
-                study(random, oracles, where, None),
-            )
-        return found
-
-    def _shown(self, one: PlacedSAE, rows: Sequence[Row], on: Split) -> list[dict[str, Any]]:
-        """The strongest test contexts of some latents that were explained, as pages show them."""
-        store = one.source.store(on)
-        firings = all_firings(one, on, num_tokens=self.num_tokens, batch_rows=self.batch_rows)
-        text = text_of(one.source, on, firings.counted, contexts_in(store, self.num_tokens))
-        place = place_of(text, store, seed=0)
-        found = []
-        shown = {row.latent: row for row in reversed(rows) if row.state == "explained"}
-        for row in [*shown.values()][:SHOWN]:
-            index = index_of(row.latent, one.sae.d_sae)
-            summed = summarise(index, firings.read(range(index, index + 1))[0], place)
-            sign = -1 if row.latent.startswith("-") else 1
-            record = Record(
-                latent=index % one.sae.d_sae,
-                sign=sign,
-                density=row.density,
-                text=text,
-                **vars(summed),
-            )
-            found.append(record.as_plain(3) | {"explanation": row.explanation})
-        return found
-
-
-def _is_pushed(control: Control) -> bool:
-    """True for the SAE and for controls that were trained on the same LM."""
-    return not control.facts and control.name != RANDOM_LM
-
-
-def _require_training_text(one: PlacedSAE) -> None:
-    if not isinstance(one.source, LMActivations):
-        raise ConfigError(
-            "eval=autointerp needs the tokens behind the activations. Choose an SAE of an LM's "
-            "activations."
-        )
-    spec = one.source.specs["train"]
-    if spec.val_fraction + spec.test_fraction >= 1:
-        raise ConfigError(
-            "eval=autointerp explains latents from the training text and scores on the test text; "
-            f"all of {one.source.corpus.name} is test text. Leave corpus= out."
-        )

@@ -10,9 +10,9 @@ from sae.dictionaries.baselines import BASELINES
 from sae.dictionaries.from_config import sparsity_of
 from sae.dictionaries.sae import SAE
 from sae.errors import ConfigError, SAEError
-from sae.evals.autointerp import AutointerpEval
 from sae.evals.base import PLACING, Estimate, Measured, register
 from sae.evals.controls import RANDOM_LM, but_seed, kind_of, made_of
+from sae.evals.explaining import ExplainingEval, Wanted
 from sae.provenance import content_key, provenance
 from sae.tables import Table
 from sae.types import Split
@@ -37,7 +37,7 @@ class Group(NamedTuple):
 
 
 @register
-class InterpretabilityEval(AutointerpEval):
+class InterpretabilityEval(ExplainingEval):
     """`autointerp` of many runs at once: by layer and site, by size, with seeds pooled.
 
     Runs at one point that differ by their seed alone are one dictionary; runs with a frozen decoder
@@ -51,12 +51,6 @@ class InterpretabilityEval(AutointerpEval):
 
     def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:
         """Explain and score each group, and join the tables."""
-        for name in ("features", "explanations", "seeds", "controls"):
-            if getattr(self, name):
-                raise ConfigError(
-                    f"{self.where}{name} is for one SAE. Use eval.autointerp.{name}, or give seeds "
-                    "and controls in run=[…]."
-                )
         if self.chat.saebench:
             raise ConfigError(
                 f"{self.where}chat.saebench is for one SAE. Use eval.autointerp.chat.saebench."
@@ -74,7 +68,7 @@ class InterpretabilityEval(AutointerpEval):
             try:
                 found.append((group, self._measured(group, on)))
             except SAEError as error:
-                told = str(error).replace(AutointerpEval.where, self.where)
+                told = str(error).replace("eval.autointerp.", self.where)
                 if not found and group is groups[-1]:
                     raise type(error)(told) from error
                 log.warning("left out: %s: %s", name, told)  # what others gave is not lost
@@ -101,14 +95,12 @@ class InterpretabilityEval(AutointerpEval):
         return provenance()
 
     def _measured(self, group: Group, on: Split) -> Measured:
-        one = group.seeds[0]
+        one, *others = group.seeds
         one.prepare(on)
-        settings: dict[str, Any] = self.model_dump() | {
-            "seeds": [str(other.folder) for other in group.seeds[1:]],
-            "controls": [str(control.folder) for control in group.controls],
-        }
-        alone = AutointerpEval(**settings)
-        return alone.measure([one], on)
+        seeds, controls = (
+            tuple(str(of.folder) for of in runs) for runs in (others, group.controls)
+        )
+        return self.explain(one, on, Wanted(controls=controls, seeds=seeds))
 
 
 def grouped(subjects: Sequence[PlacedSAE]) -> Iterator[Group]:

@@ -29,9 +29,9 @@ DRIVER = """
 import json, runpy, sys
 from _explanations import CountedWords
 from test_autointerp import texts_of
-from sae.evals import autointerp
+from sae.evals import explaining
 from sae.explanations import truth
-autointerp.load_encoder = lambda device: CountedWords()
+explaining.load_encoder = lambda device: CountedWords()
 truth.probe_sets = lambda names: list(texts_of(names))
 root, *commands = json.loads(sys.argv[1])
 for program, *words in commands:

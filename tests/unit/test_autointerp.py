@@ -13,10 +13,11 @@ from _features import CTX, POINT, make_sae
 from sae.activations.sources import LMActivations
 from sae.artifacts import save_sae
 from sae.errors import ConfigError
-from sae.evals import autointerp as module
-from sae.evals.autointerp import LOOKUP, AutointerpEval
+from sae.evals import explaining as module
+from sae.evals.autointerp import AutointerpEval
 from sae.evals.base import EvalResult
 from sae.evals.controls import FROZEN, RANDOM_LM
+from sae.evals.explaining import LOOKUP
 from sae.evals.interpretability import InterpretabilityEval
 from sae.evaluation import evaluate, evaluate_all, place
 from sae.explanations import pushed, rule_texts, truth
@@ -323,8 +324,8 @@ def test_many_runs_are_grouped_by_place_and_seed_and_drawn(encoder, run, one, tm
 
 
 def test_settings_for_one_sae_and_runs_without_one_are_refused(encoder, one, tmp_path):
-    with pytest.raises(ConfigError, match=r"interpretability\.features is for one SAE"):
-        InterpretabilityEval(features=[3]).run([one])
+    with pytest.raises(ConfigError, match=r"interpretability\.features is not known"):
+        InterpretabilityEval(features=[3])
     frozen = saved(one, tmp_path / "frozen", sae={
         "architecture": "topk", "k": 4, "frozen_decoder": True,
     })  # fmt: skip
