@@ -46,13 +46,15 @@ def write_steer(result: EvalResult, folder: Path) -> None:
     ]  # fmt: skip
     level = 100 * result.settings["bootstrap"]["level"]
     judge, tokens = details["judge"], result.tokens
+    alone = tokens["features"] == 1
     subtitle = (
-        f"Concept: {details['concept']}. {tokens['features']} features, "
+        f"Concept: {details['concept']}. {tokens['features']} feature{'' if alone else 's'}, "
         f"{tokens['choosing prompts']} prompts that choose how far to push, "
         f"{tokens['reporting prompts']} that report, {result.settings['draws']} texts of each · "
-        f"{level:g} % intervals over features, prompts and texts · judge of words: balanced "
-        f"accuracy {judge['balanced accuracy']:.3f}, AUC {judge['auc']:.3f} on "
-        f"{judge['held-out snippets']:,} held-out snippets · missing: {details['missing']}"
+        f"{level:g} % intervals over {'' if alone else 'features, '}prompts and texts · "
+        f"judge of words: balanced accuracy {judge['balanced accuracy']:.3f}, "
+        f"AUC {judge['auc']:.3f} on {judge['held-out snippets']:,} held-out snippets · "
+        f"missing: {details['missing']}"
     )
     page = render(
         f"Steering · {result.provenance['point']}", subtitle, sections, _tiles(arms)

@@ -1,5 +1,7 @@
 """The evaluation `steer` from its settings to its page, its latents and its steering file."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -134,15 +136,6 @@ def test_neutral_text_is_read_once_without_a_push(placed, settings, monkeypatch)
     assert counted == [2 * 4 + 2]
 
 
-def test_how_many_texts_are_written_at_once_changes_nothing(placed, settings):  # noqa: F811
-    asked = settings | {"kl": [0.3, 1.0], "temperature": 1.0}
-    first, second = (
-        SteerEval(**asked | {"batch_texts": size}).run(placed).tables["texts"].rows()
-        for size in (1, 7)
-    )
-    assert first == second
-
-
 def test_what_cannot_be_written_is_refused_before_anything_is(
     placed, settings, monkeypatch  # noqa: F811
 ):  # fmt: skip
@@ -195,6 +188,7 @@ def test_the_files_beside_the_page(result, placed, tmp_path):  # noqa: F811
     assert write_pages(result, tmp_path)
     page = (tmp_path / "index.html").read_text()
     for words in ("Score against KL", "wrong sign", "held-out snippets", f"Latent {Z_LATENT}",
+                  "1 feature,", "intervals over prompts and texts",
                   "judge of words: balanced accuracy"):  # fmt: skip
         assert words in page
     found = read_features(tmp_path / "features.json", placed)
@@ -241,6 +235,12 @@ def test_the_steering_file_steers_as_lm_evaluation_harness_reads_it(
     torch.testing.assert_close(found, lm.logits(tokens, {POINT: lambda x: x + step}))
     direction = torch.nn.functional.normalize(step, dim=0)
     torch.testing.assert_close(direction, placed.sae.W_dec[Z_LATENT], atol=1e-5, rtol=1e-5)
+
+
+def test_without_a_module_to_hook_there_is_no_steering_file(result, tmp_path):
+    found = result.details | {"steering": result.details["steering"] | {"hookpoint": None}}
+    assert write_pages(replace(result, details=found), tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"index.html", "features.json"}
 
 
 def test_text_from_outside_is_escaped(result, tmp_path):

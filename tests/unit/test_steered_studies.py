@@ -14,6 +14,22 @@ from sae.features import steered_studies
 from sae.provenance import cache_dir
 
 
+def test_how_many_texts_are_written_at_once_changes_nothing(placed, settings, monkeypatch):  # noqa: F811
+    """Nothing is taken from the cache, where the second run would find the texts of the first."""
+    monkeypatch.setattr(steered_studies, "_kept", lambda identity, steps, advance, make: make())
+    asked = settings | {"kl": [0.3, 1.0], "temperature": 1.0}
+    first, second = (
+        SteerEval(**asked | {"batch_texts": size, "batch_contexts": size}).run(placed).tables
+        for size in (1, 7)
+    )
+    assert first["texts"].rows() == second["texts"].rows()
+    rows = (
+        [value for row in tables["arms"].rows() for value in row.values() if type(value) is float]
+        for tables in (first, second)
+    )
+    assert next(rows) == pytest.approx(next(rows), rel=1e-3, abs=1e-5)
+
+
 def test_texts_of_a_run_that_keeps_position_0_are_its_own(
     placed, settings, monkeypatch, tiny_source, random_corpus  # noqa: F811
 ):  # fmt: skip
