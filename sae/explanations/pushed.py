@@ -106,6 +106,7 @@ class Pushes:
         identity: dict[str, Any] = {
             "lm": dict(one.lm.identity), "dtype": str(one.lm.dtype), "point": str(one.point),
             "counted": one.counted and one.counted.to_json(), "clean": self.clean,
+            "keep_first": one.source.specs["test"].keep_first,
             "direction": sha256_of({"direction": arm.direction.contiguous()}),
             "target": TARGET, "temperature": TEMPERATURE,
         }  # fmt: skip
