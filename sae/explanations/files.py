@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sae.errors import ConfigError, SourceError
+from sae.intact import require_content
 from sae.writing import replacing
 
 _NAMES = (("latent", "explanation"), ("index", "description"))
@@ -65,6 +66,7 @@ def write_explanations(file: Path, explanations: Mapping[str, str]) -> None:
 
 
 def _rows(file: Path) -> Iterator[Mapping[str, Any]]:
+    require_content(file, SourceError)  # a pipe would be waited for
     try:
         text = file.read_text(encoding="utf-8-sig")
         rows = _READERS[file.suffix](text)
@@ -102,6 +104,7 @@ def _pair(row: Any, file: Path, i: int) -> tuple[str, str]:
 def _of_delphi(folder: Path) -> Iterator[tuple[str, str, str]]:
     for file in sorted(folder.glob("*.txt")):
         if name := _OF_DELPHI.fullmatch(file.name):
+            require_content(file, SourceError)
             try:
                 text = file.read_text(encoding="utf-8-sig")
             except UnicodeDecodeError as error:

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sae.errors import ConfigError, SourceError
+from sae.errors import ArtifactError, ConfigError, SourceError
 from sae.language.pieces import token_bytes
 from sae.language.text import Tokenizer, tokenise
+from sae.reading import read_text
 from sae.tasks.labelled import LabelledTexts, probe_sets, read_csv
 
 SPORT = ("162_agnews_1", "161_agnews_0", "163_agnews_2")
@@ -53,6 +54,11 @@ def read_concept(
         ConfigError: If the label is not in the file, or the words are not known.
     """
     if csv:
+        if tuple(sets) != SPORT:
+            raise ConfigError(
+                "eval.steer.sets has no effect with eval.steer.csv, which takes their place. Give "
+                "one of them."
+            )
         read = read_csv(csv)
         if label not in read.classes:
             raise ConfigError(
@@ -115,8 +121,8 @@ def read_openings(file: str | None, most: int) -> list[str]:
     lines: list[str] = [*OPENINGS]
     if file:
         try:
-            read = Path(file).expanduser().read_text("utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
+            read = read_text(Path(file).expanduser())
+        except ArtifactError as error:
             raise SourceError(
                 f"eval.steer.text_file={file} cannot be read ({error}). It must be a text file in "
                 "UTF-8 with one prompt a line."

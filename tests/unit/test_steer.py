@@ -1,5 +1,6 @@
 """The evaluation `steer` from its settings to its page, its latents and its steering file."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +21,7 @@ from _steering import (  # noqa: F401
 )
 
 from sae.dictionaries.sae import SAE, SAEConfig
-from sae.errors import ConfigError
+from sae.errors import ConfigError, SourceError
 from sae.evals import steer
 from sae.evals.steer import SteerEval
 from sae.features import steered
@@ -32,7 +33,7 @@ from sae.features.steered_rows import arm_rows
 from sae.features.steered_studies import CEILING, Studied
 from sae.metrics.bootstrap import Bootstrap
 from sae.reports.pages import write_pages
-from sae.tasks.concept import Concept
+from sae.tasks.concept import Concept, read_concept, read_openings
 from sae.tasks.task import ids_of
 
 
@@ -295,3 +296,14 @@ def test_other_prompts_make_another_result(result, placed, settings, tmp_path): 
 
     assert "text_file" in _deciding("steer", result.settings)
     assert "text_file" not in _deciding("dashboard", {"text_file": "x"})
+
+
+def test_openings_out_of_a_pipe_are_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SourceError, match=r"pipe cannot be read \(.*not a regular file"):
+        read_openings(str(tmp_path / "pipe"), 16)
+
+
+def test_sets_beside_a_file_that_takes_their_place_are_refused(csv_file):  # noqa: F811
+    with pytest.raises(ConfigError, match=r"eval\.steer\.sets has no effect"):
+        read_concept(("162_agnews_1",), csv_file, "yes")
