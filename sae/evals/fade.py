@@ -74,7 +74,7 @@ class FadeEval(Resampled):
         FACTORS, help="pushes of faithfulness, in units of the latent's largest activation; [] "
         "writes nothing",
     )  # fmt: skip
-    draws: int = setting(2, ge=1, help="texts that are written after each of 16 openings")
+    draws: int = setting(1, ge=1, help="texts that are written after each of 16 openings")
     new_tokens: int = setting(32, ge=1, help="tokens of a written text")
     seed: int = setting(42, ge=0, help="seed of the halves, the passages, directions and texts")
 

@@ -71,7 +71,7 @@ class Pushes:
     @cached_property
     def clean(self) -> list[list[int]]:
         """Texts that the LM writes by itself."""
-        return [one.tolist() for one in self._pen.write(None, [0.0]).tokens[0][0]]
+        return [one.tolist() for one in self._pen.tokens(None, [0.0])[0][0]]
 
     @cached_property
     def _gauge(self) -> Gauge:
@@ -113,7 +113,7 @@ class Pushes:
 
         def make():
             (size,) = sizes_at(self._gauge, arm, [TARGET], self._start)
-            written = self._pen.write(arm, [size.size]).tokens[0][0]
+            written = self._pen.tokens(arm, [size.size])[0][0]
             ids = torch.cat([one[-NEW_TOKENS:] for one in written])
             return {"ids": ids.reshape(OPENINGS, NEW_TOKENS)}, {"reached": size.reached}
 

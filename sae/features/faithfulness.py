@@ -44,7 +44,7 @@ class PushedTexts:
 
     def __init__(self, pen: Pen, factors: Sequence[float]):
         self._pen, self._factors = pen, factors
-        self._clean = pen.write(None, [0.0]).texts
+        self._clean = pen.texts(None, [0.0])
 
     def faithfulness(
         self, judge: Judging, direction: Float[Tensor, " d"], largest: float
@@ -58,7 +58,7 @@ class PushedTexts:
         """
         unit = largest * float(direction.float().norm())
         sizes = [factor * unit for factor in self._factors]
-        written = self._pen.write(Arm("pushed", direction), sizes).texts
+        written = self._pen.texts(Arm("pushed", direction), sizes)
         return faithfulness(_rated(judge, written), _rated(judge, self._clean)[0], self._factors)
 
 

@@ -80,15 +80,36 @@ class Pen:
         self._vocabulary = token_bytes(one.lm.tokenizer)
         self.ids = self.read("")
 
-    @torch.no_grad()
     def write(self, arm: Arm | None, sizes: Sequence[float], before: str = "") -> Written:
-        """Texts after each prompt for each size.
+        """Texts after each prompt for each size, with what tells how fluent they are.
 
         Args:
             arm: The arm; None: the LM is not steered.
             sizes: Sizes of the push.
             before: A text that stands before every prompt. Cross entropies are those without it.
         """
+        tokens = self.tokens(arm, sizes, before)
+        whole = [text for of_size in tokens for of_draw in of_size for text in of_draw]
+        new = [text[-self.new_tokens :] for text in whole]
+        shape = len(sizes), self.draws, len(self.prompts)
+        return Written(
+            _folded([self._text(one) for one in new], shape), tokens,
+            self._cross_entropy(whole).reshape(shape),
+            np.array([distinct(one.tolist()) for one in new]).reshape(shape),
+        )  # fmt: skip
+
+    def texts(self, arm: Arm | None, sizes: Sequence[float]) -> list[list[list[str]]]:
+        """The texts of `write` alone: what is written after each prompt, by size and draw."""
+        return [
+            [[self._text(text[-self.new_tokens :]) for text in of_draw] for of_draw in of_size]
+            for of_size in self.tokens(arm, sizes)
+        ]
+
+    @torch.no_grad()
+    def tokens(
+        self, arm: Arm | None, sizes: Sequence[float], before: str = ""
+    ) -> list[list[list[Int[Tensor, " _"]]]]:
+        """Separator, prompt and new tokens of each text of `write`, by size, draw and prompt."""
         ids = self.read(before) if before else self.ids
         shape = len(sizes), self.draws, len(ids)
         rows = list(np.ndindex(shape))
@@ -110,14 +131,8 @@ class Pen:
                         names=[(draw, *self.ids[i]) for _, draw, i in part],
                     )  # fmt: skip
                 found |= zip(part, written[:, length:].cpu(), strict=True)
-        new = [found[row] for row in rows]
-        whole = [torch.cat([torch.tensor(self.ids[row[2]]), one])
-                 for row, one in zip(rows, new, strict=True)]  # fmt: skip
-        return Written(
-            _folded([self._text(one) for one in new], shape), _folded(whole, shape),
-            self._cross_entropy(whole).reshape(shape),
-            np.array([distinct(one.tolist()) for one in new]).reshape(shape),
-        )  # fmt: skip
+        whole = [torch.cat([torch.tensor(self.ids[row[2]]), found[row]]) for row in rows]
+        return _folded(whole, shape)
 
     def read(self, before: str) -> list[list[int]]:
         """Tokens of every prompt behind a text.

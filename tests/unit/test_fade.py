@@ -13,7 +13,7 @@ from sae.errors import ConfigError, SourceError
 from sae.evals import fade
 from sae.evals.fade import NUMBERS, SHUFFLED, FadeEval, auroc, cut, strongest
 from sae.features.faithfulness import FACTORS, PushedTexts, faithfulness
-from sae.features.written import Pen, Written
+from sae.features.written import Pen
 from sae.tasks.labelled import LabelledTexts
 
 __all__ = ["source"]  # a fixture
@@ -199,14 +199,13 @@ class Scribe(Pen):
         self.shape = draws, len(prompts)
         self.sizes = []
 
-    def write(self, arm, sizes, before=""):
+    def texts(self, arm, sizes):
         self.sizes = sizes
         draws, prompts = self.shape
         about = [arm is not None and bool(arm.direction[2] * size > 5) for size in sizes]
-        texts = [
+        return [
             [["rugby match won" if one else "bread with butter"] * prompts] * draws for one in about
         ]
-        return Written(texts, [], np.zeros(0), np.zeros(0))
 
 
 def about_sport(names):
