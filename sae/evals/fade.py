@@ -129,9 +129,10 @@ class FadeEval(Resampled):
             raise SourceError(f"{labelled.name} has too few texts of a class in a half.")
         natural = cut(passages, texts.lengths[test][positive[test]])
         f, beside = (strongest(one.sae, of, one) for of in (texts, natural))
-        l0 = float((one.sae.encode(texts.x[:2048].float().to(one.sae.device)) != 0).sum(-1)
-                   .float().mean())  # fmt: skip
-        rival = random_sae(one.sae, l0, texts.x.float().mean(0), self.seed)
+        counts = slice(None) if one.counted is None else one.counted.mask([texts.x], None)
+        x = texts.x[counts].float()
+        l0 = float((one.sae.encode(x[:2048].to(one.sae.device)) != 0).sum(-1).float().mean())
+        rival = random_sae(one.sae, l0, x.mean(0), self.seed)
         axes = torch.eye(one.sae.d_in)
         groups = {
             "SAE": (f, beside, positive[train], one.sae.W_dec),

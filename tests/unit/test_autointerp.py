@@ -200,12 +200,14 @@ def test_rules_are_put_to_the_test_and_latents_pushed(encoder, run, monkeypatch)
     assert "tested" in states["SAE"]
     assert "tested" not in states[LOOKUP]  # of the SAE alone
     assert result.details["round"]["latents"] > 5
+    assert result.details["narrow"]["tested"] == SETTINGS["num_latents"]
     assert {row["subject"] for row in result.tables["pushed"].rows()} == {"SAE"}
     kinds = {(r["kind"], r["scorer"]) for r in result.tables["qualification"].rows()}
     assert ("topics", "necessity") not in kinds
     (file,) = (run / "evals").glob("autointerp*.json")
     page = (file.with_suffix("") / "index.html").read_text()
-    for words in ("Tests on changed text", "What the tests changed", "Pushed latents"):
+    for words in ("Tests on changed text", "What the tests changed", "Pushed latents",
+                  "the explainer tested, of the SAE"):  # fmt: skip
         assert words in page
     again = evaluate([str(run)], {"autointerp": settings})["autointerp"]
     assert again.tables["falsified"].rows() == result.tables["falsified"].rows()

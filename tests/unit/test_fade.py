@@ -14,6 +14,7 @@ from sae.evals import fade
 from sae.evals.fade import NUMBERS, SHUFFLED, FadeEval, auroc, cut, strongest
 from sae.features.faithfulness import FACTORS, PushedTexts, faithfulness
 from sae.features.written import Pen
+from sae.probing.codes import random_sae
 from sae.tasks.labelled import LabelledTexts
 
 __all__ = ["source"]  # a fixture
@@ -97,6 +98,30 @@ def test_clarity_does_not_tell_short_texts_from_long_passages(monkeypatch, sourc
     for name in ("SAE", "neurons", "random"):
         clarity = [row["clarity"] for row in rows if row["dictionary"] == name]
         assert abs(np.mean(clarity)) < 0.25
+
+
+def test_rows_that_do_not_count_do_not_decide_the_random_directions(monkeypatch, source):
+    seen, plain = [], read(1.0)
+
+    def of(*args, **more):
+        x, lengths = plain(*args, **more)
+        x[::100] = 1e6
+        return TextActivations(x, lengths)
+
+    def spied(sae, l0, mean, seed):
+        seen.append((l0, mean))
+        return random_sae(sae, l0, mean, seed)
+
+    monkeypatch.setattr(fade, "random_sae", spied)
+    monkeypatch.setattr(fade, "probe_sets", lambda names: list(sets()))
+    monkeypatch.setattr(fade, "text_activations", of)
+    sae = planted(torch.eye(D_IN)[:4], torch.full((4,), 1.0))
+    FadeEval(resamples=50, max_texts=60).run(PlacedSAE(sae, source))
+    for labelled, (l0, mean) in zip(sets(), seen, strict=True):
+        x = plain(None, None, labelled.texts, name="set0", which="all", max_tokens=9).x
+        x = x[torch.arange(len(x)) % 100 > 0]
+        torch.testing.assert_close(mean, x.mean(0))
+        assert l0 == pytest.approx(float((sae.encode(x) > 0).sum(1).float().mean()))
 
 
 def test_texts_are_cut_to_the_lengths_of_others_in_turn():

@@ -124,6 +124,12 @@ def test_the_rise_is_the_difference_of_whole_passes(placed):  # noqa: F811
     assert spent == [module.TOKENS]
 
 
+def test_without_pushes_there_is_no_score(placed):  # noqa: F811
+    scorer = Intervention(LogProbs(LocalJudge(placed.lm)), None, lambda _: None)
+    one = latent("3", words_placed(1, training=True), words_placed(2), " fish")
+    assert scorer.score(one, 0, Explanation("z")).values == {}
+
+
 def test_means_stand_beside_both_controls():
     rows = [
         Row(str(i), "output", "explained", "w", 0.1, 30,

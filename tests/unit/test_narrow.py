@@ -1,6 +1,7 @@
 """Scorers by a causal LM: planted latents, independent references, budget and resumption."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from sae.explanations.scores import Bench
 from sae.explanations.simulation import Simulation, expected, pearson, scale_of
 from sae.explanations.study import Row
 from sae.explanations.surprisal import PROMPT, UNEXPLAINED, Surprisal
+from sae.features.firings import Firings
 from sae.metrics.bootstrap import Bootstrap
 
 PLANTED = ("apple", "bread", "elk", "zebra", "Paris", "blue", "fish", "goat")
@@ -128,6 +130,25 @@ def test_hard_negatives_hold_a_partner_and_not_the_latent(planted):
     # an explanation of the partner takes its excerpts for the right ones
     wrong = Surprisal(LogProbs(Scripted()), bench).score(one, 0, Explanation('the word "bread"'))
     assert wrong.values["surprisal_hard"] < 0.3
+
+
+def test_without_enough_excerpts_or_with_an_overflow_there_is_no_surprisal(planted):
+    subject, bench = planted
+    one, words = subject.latents[0], Explanation('the word "apple"')
+    few = replace(one, test=Firings(one.test.row[:4], one.test.value[:4]))
+    everywhere = replace(one, test=Firings(bench.pool, np.ones(len(bench.pool), np.float32)))
+    for latent_ in (few, everywhere):
+        scores = Surprisal(LogProbs(Scripted()), bench).score(latent_, 0, words)
+        assert np.isnan([*scores.values.values()]).all()
+
+    class Overflowing(Scripted):
+        def log_probs(self, prefix, rows):
+            found = super().log_probs(prefix, rows)
+            found[0][0] = np.nan
+            return found
+
+    scores = Surprisal(LogProbs(Overflowing(key="overflow")), bench).score(one, 0, words)
+    assert np.isnan(scores.values["surprisal"])
 
 
 def test_a_simulation_that_is_constant_counts_as_0_and_is_counted(planted):

@@ -256,6 +256,12 @@ def test_a_passing_mishap_loses_nothing(server, bench):
     assert max(server.paid.values()) == 1
 
 
+def test_a_reply_about_another_text_leaves_its_score_undefined(server, bench):
+    server.script = [(200, echoed({"prompt": "another text"}))]
+    found = ServedSurprisal(desk(server), bench).rises("z", bench.pool[:4])
+    assert np.isnan(found).sum() == 1
+
+
 def test_settings_without_an_effect_are_refused():
     chat = AutointerpEval(chat={"log_probs": True}).chat
     with pytest.raises(ConfigError, match="log_probs=true has no effect without a server"):
