@@ -26,7 +26,7 @@ def alike(of: Mapping[Size, Excerpted], bench: Bench, seed: int) -> Scores:
     Args:
         of: The latent's excerpts.
         bench: The test text and its pool.
-        seed: Number of the latent in the dictionary, which decides the negatives.
+        seed: Seed of the latent, which decides the negatives.
     """
     random = np.random.default_rng([bench.seed, seed, 4])
     found = Scores()

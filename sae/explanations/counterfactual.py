@@ -111,7 +111,7 @@ class Counterfactuals:
 
         Args:
             latent: The latent.
-            seed: Its number in the dictionary, which decides the places.
+            seed: Its seed, which decides the places.
             rules: Rules that may explain it.
             reader: Gives its activations on changed text.
             places: Places on either side.

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -47,6 +48,11 @@ class Latent:
     density: float
     partners: Int[np.ndarray, " places"] | None = None
     raised: Sequence[str] = ()
+
+    @property
+    def seed(self) -> int:
+        """A number out of its name: what is drawn for it depends on no other latent."""
+        return int.from_bytes(sha256(self.name.encode()).digest()[:4])
 
     @property
     def moments(self) -> tuple[float, float]:

@@ -214,10 +214,10 @@ def _scored(
     found = []
     for n, i in enumerate(able):
         latent = subject.latents[i]
-        scores = scorer.score(latent, i, given[i])
+        scores = scorer.score(latent, latent.seed, given[i])
         if others:
             other = others[n]
-            wrong = scorer.score(latent, i, given[other], without=subject.latents[other])
+            wrong = scorer.score(latent, latent.seed, given[other], subject.latents[other])
             scores.values.update({f"{name}_deranged": v for name, v in wrong.values.items()})
         found.append((latent.name, scores))
     return found

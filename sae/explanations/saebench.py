@@ -76,7 +76,7 @@ def saebench(
         seed: Decides what is drawn.
     """
     rows = [{"latent": one.name, "state": "too rare"} for one in latents]
-    randoms = [np.random.default_rng([seed, i, 4]) for i in range(len(latents))]
+    randoms = [np.random.default_rng([seed, one.seed, 4]) for one in latents]
     work = []
     for i, one in enumerate(latents):
         sheet = sheet_of(one.test, texts[1], allowed, randoms[i])

@@ -103,7 +103,7 @@ class Simulations(ABC):
 
         Args:
             latent: The latent.
-            seed: Its number in the dictionary, which decides the random fragments.
+            seed: Its seed, which decides the random fragments.
             text: The explanation.
             without: Tokens on which this latent fires are left out: the explanation is of it.
         """

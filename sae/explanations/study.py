@@ -83,29 +83,30 @@ def study(
         rules: The test text's properties; None: rules are not scored.
         judges: Judges that ask a chat LM; None: none is asked.
     """
-    contexts = [bench.contexts(latent.test) for latent in subject.latents]
+    latents = subject.latents
+    contexts = [bench.contexts(latent.test) for latent in latents]
     rare = [
         seen < LEAST or len(np.unique(one.train.row // bench.text.ctx)) < LEAST
-        for one, seen in zip(subject.latents, contexts, strict=True)
+        for one, seen in zip(latents, contexts, strict=True)
     ]
     scored = [i for i, is_rare in enumerate(rare) if not is_rare]
-    drawn = {i: bench.drawn(subject.latents[i].test, i) for i in scored}
+    drawn = {i: bench.drawn(latents[i].test, latents[i].seed) for i in scored}
     every = np.concatenate([places for places, _ in drawn.values()]) if drawn else np.zeros(0, int)
     for size in bench.pooled:
         bench.embed(every, size)  # all at once, in large batches
-    excerpts = {i: excerpted(subject.latents[i], bench, *drawn[i]) for i in scored}
-    odd = {i: intruded(excerpts[i], bench, i) for i in scored}
-    same = {i: alike(excerpts[i], bench, i) for i in scored}
+    excerpts = {i: excerpted(latents[i], bench, *drawn[i]) for i in scored}
+    odd = {i: intruded(excerpts[i], bench, latents[i].seed) for i in scored}
+    same = {i: alike(excerpts[i], bench, latents[i].seed) for i in scored}
     rows = []
     with progress(f"score {subject.name}", len(explanations), "explainers") as advance:
         for explainer, texts in explanations.items():
             given = {i: one for i in scored if isinstance(one := texts[i], Explanation)}
-            found, others = _scored(subject.latents, given, excerpts, bench, rules)
+            found, others = _scored(latents, given, excerpts, bench, rules)
             if judges is not None:
                 wrong = {} if explainer == CONTROL else others
                 what = f"{subject.name} by {explainer}"
-                _judge(found, wrong, subject.latents, given, excerpts, bench, judges, what)
-            for i, latent in enumerate(subject.latents):
+                _judge(found, wrong, latents, given, excerpts, bench, judges, what)
+            for i, latent in enumerate(latents):
                 text = texts[i]
                 known = isinstance(text, Explanation)
                 state: State = "too rare" if rare[i] else "explained" if known else text
@@ -166,9 +167,9 @@ def _judge(
     bench: Bench, judges: Judges, what: str,
 ) -> None:  # fmt: skip
     """Add the judges' scores, of own explanations and of those that changed places."""
-    own = [Case(latents[i], i, given[i].words, excerpts[i]["whole"]) for i in given]
+    own = [Case(latents[i], latents[i].seed, given[i].words, excerpts[i]["whole"]) for i in given]
     wrong = [
-        Case(latents[i], i, given[j].words, excerpts[i]["whole"], latents[j])
+        Case(latents[i], latents[i].seed, given[j].words, excerpts[i]["whole"], latents[j])
         for i, j in others.items()
     ]
     scores = judges.scores(what, [*own, *wrong], bench)

@@ -53,7 +53,7 @@ class Surprisals(ABC):
 
         Args:
             latent: The latent.
-            seed: Its number in the dictionary, which decides the excerpts.
+            seed: Its seed, which decides the excerpts.
             text: The explanation.
             without: Excerpts in which this latent fires are left out: the explanation is of it.
         """

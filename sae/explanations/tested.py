@@ -39,7 +39,7 @@ class RuleTest:
 
         Args:
             latent: The latent.
-            seed: Its number in the dictionary, which decides the places.
+            seed: Its seed, which decides the places.
             text: The explanation; NaN if it is no rule about tokens.
             without: The latent that the explanation is of, if it is a wrong one.
         """
@@ -91,19 +91,19 @@ class Tested(Explainer):
         on = Counterfactuals(self.text.rules)
         found: list[Explanation | Unexplained] = []
         with progress("test rules", len(latents), "latents") as advance:
-            for i, latent in enumerate(latents):
-                found.append(self._best(on, latent, i) or "failed")
+            for latent in latents:
+                found.append(self._best(on, latent) or "failed")
                 advance(1)
         return found
 
-    def _best(self, on: Counterfactuals, latent: Latent, seed: int) -> Explanation | None:
+    def _best(self, on: Counterfactuals, latent: Latent) -> Explanation | None:
         assert self.reader is not None, "evaluations give a reader to explainers that need one"
         rules, text = self.text.rules.best(latent.train.row, CANDIDATES), self.text.rules
         if not rules:
             return None
         best, largest = rules[0], 0.0
         if text.deciding(best) is not None:
-            trials = on.trials(latent, seed, rules, self.reader, _PLACES)
+            trials = on.trials(latent, latent.seed, rules, self.reader, _PLACES)
             self.spent(sum(trial.tokens for trial in trials))
             for rule, trial in zip(rules, trials, strict=True):
                 found = weight(text.fit(rule, latent.train.row).f1, trial)

@@ -279,6 +279,20 @@ def test_a_scorer_qualifies_with_a_good_judge_and_not_with_one_that_always_says_
         assert row["wrong"] == pytest.approx(0.5, abs=0.15)
 
 
+def test_one_more_latent_is_asked_about_alone_but_for_a_neighbour():
+    """What is drawn for a latent does not depend on the latents beside it."""
+    spent = []
+    for latents in (words_of("w", 6)[1:], words_of("w", 6)):
+        desk = desk_of(judge_with(0.0))
+        given = {"x": [Explanation(WORDS[int(one.name[1:])].strip()) for one in latents]}
+        study(
+            Subject("SAE", latents), given, bench_of(TEST), None, Judges(desk, ("detection",), 10)
+        )
+        spent.append(desk.spent)
+    assert spent[0].asked == 5 * 2 * 4
+    assert spent[1].asked <= 3 * 4  # its own explanation, a wrong one, and the neighbour's
+
+
 def test_the_estimate_counts_every_request():
     asking = Asking(base_url="local", excerpts=10)
     names = ["contexts", "tokens"]

@@ -253,7 +253,7 @@ def test_a_scorer_qualifies_by_telling_true_explanations_from_wrong_ones(
     ruled = explained(subject, TrainingText(texts[0], rules), ["rules"])
     bench = bench_of(texts[1], pool=6000)
     rows = study(subject, {"oracle": oracle} | ruled, bench, RuleText(texts[1], texts[1].counted))
-    random = study(random_classes(subject, bench.pool), {"oracle": oracle}, bench, None)
+    random = study(random_classes(subject, bench.pool, 1), {"oracle": oracle}, bench, None)
     found = qualification({"tokens": (rows, random), "noise": (random, random)}, BOOTSTRAP)
     assert not any(qualified_on(found).values())  # six classes are too few, however well it does
     monkeypatch.setattr(summary, "LEAST_LATENTS", 6)

@@ -140,5 +140,5 @@ def test_explanations_are_made_from_fifteen_training_windows(texts):
     saebench([latent("0", *texts, " zebra")], texts, texts[1].counted, desk_of(answer))
     shown = seen[0][-1]["content"].splitlines()
     assert len(shown) == sum(EXPLAINED)
-    assert all("<< zebra>>" in line or "<<zebra>>" in line for line in shown)
+    assert all("<<" in line and "zebra>>" in line for line in shown)  # or two in a row
     assert not any("<<" in line for line in seen[1][-1]["content"].splitlines())
