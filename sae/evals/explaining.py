@@ -1,4 +1,4 @@
-"""What `autointerp` and `interpretability` share: settings, and the study of one SAE."""
+"""Base of `autointerp` and `interpretability`: settings, and the study of one SAE."""
 
 import time
 from collections import Counter

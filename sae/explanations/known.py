@@ -22,9 +22,9 @@ def known_classes(
     Args:
         one: An SAE of the LM.
         texts: Training and test text.
-        training: What explainers read.
-        tests: What rules are scored on.
-        bench: What scorers read.
+        training: Text for explainers.
+        tests: Text that rules are scored on.
+        bench: Text and excerpts for scorers.
         judges: A chat LM that scores.
         narrow: Scorers by the LM under study.
         pushed: Write text while directions of classes are pushed.

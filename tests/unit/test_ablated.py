@@ -24,6 +24,7 @@ def one(source):
     return placed_on(source, make_sae(source))
 
 
+@pytest.mark.slow
 def test_an_effect_is_measured_once_and_shown_on_its_page(one, tmp_path, monkeypatch):
     one.name = "outputs/mine"
     result = DashboardEval(ablate=(5, 2)).run(one)

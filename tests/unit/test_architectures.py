@@ -19,6 +19,7 @@ def loss_of(dictionary, x, state=StepState()):  # noqa: B008
     return torch.stack(list(dictionary.training_output(x, state).terms.values())).sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernels", ["dense", "sparse"])
 @pytest.mark.parametrize(
     ("word", "changes"),

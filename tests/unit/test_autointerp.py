@@ -265,6 +265,7 @@ def test_an_explainer_that_asks_needs_an_lm(encoder, one):
         AutointerpEval(explainers=["contexts"]).run(one)
 
 
+@pytest.mark.slow
 def test_an_unknown_dictionary_and_a_missing_key_are_refused(encoder, one, monkeypatch):
     chat = {"base_url": "http://127.0.0.1:9/v1", "model": "m", "key_env": "NOWHERE"}
     with pytest.raises(ConfigError, match="NOWHERE holds no key"):

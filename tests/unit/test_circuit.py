@@ -46,6 +46,7 @@ def links(result):
     return {(link["source"], link["target"]): link for link in result.details["links"]}
 
 
+@pytest.mark.slow
 def test_the_planted_circuit_is_found(result):
     found = links(result)
     straight = found[f"resid.1/{MIDDLE}", ROOT]
@@ -122,6 +123,7 @@ def test_contexts_are_strong_cut_and_of_different_documents(levels):
     assert len({tuple(tokens.tolist()) for tokens in contexts}) == 20
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_where_it_was_killed(levels, monkeypatch):
     how = HOW | {"contexts": 5, "seed": 7}
     calls, expand = [], module.expand
@@ -142,6 +144,7 @@ def test_a_search_goes_on_where_it_was_killed(levels, monkeypatch):
     assert len(calls) == before
 
 
+@pytest.mark.slow
 def test_batches_decide_nothing(levels):
     how = {"contexts": 5, "exact": 8, "random": 0, "children": 1, "seed": 3}
     whole = circuit(levels[1:], TARGET, Search(batch_tokens=4096, **how), Bootstrap())
@@ -179,6 +182,7 @@ def test_a_latent_that_drives_two_stays_when_it_is_contracted():
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_logit_difference_is_a_root(levels):
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(65, 91, (6, CTX), generator=generator)
@@ -207,6 +211,7 @@ def test_a_logit_difference_is_a_root(levels):
     assert {level for level, _ in found.nodes} == {2, 1, 0}
 
 
+@pytest.mark.slow
 def test_a_file_of_prompts_is_a_root(levels, tmp_path):
     lm, lines, letters = levels[2].lm, [], "abcdefghijklmnopqrstuvwxyz"
     ids = [one_token(lm.tokenizer, letter) for letter in letters]

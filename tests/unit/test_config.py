@@ -321,6 +321,7 @@ def test_help_and_cfg_answer_without_loading_torch(program, flag):
     assert "python" in result.stdout or "eval:" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["core", "downstream", "purity", "steer"])
 def test_a_mistake_in_an_evaluation_waits_for_its_module_alone(word):
     code = (

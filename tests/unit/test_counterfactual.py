@@ -202,6 +202,7 @@ def test_draws_depend_on_the_seed_alone(rules):
     assert not np.array_equal(first, other, equal_nan=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["relu", "identity"])
 def test_activations_are_those_of_whole_passes_one_by_one(source, activation):  # noqa: F811
     sae = make_sae(source, activation)
@@ -224,6 +225,7 @@ def test_activations_are_those_of_whole_passes_one_by_one(source, activation):  
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_unchanged_text_has_the_firings_of_the_records(source):  # noqa: F811
     one = placed_on(source, make_sae(source))
     firings = all_firings(one, "test", num_tokens=2048)

@@ -40,6 +40,7 @@ def placed(tiny_source, random_corpus):
     return make
 
 
+@pytest.mark.slow
 def test_ablation_is_an_edited_pass(placed):
     one = placed(1)
     record = records(one)[5]
@@ -64,6 +65,7 @@ def test_ablation_is_an_edited_pass(placed):
     assert effect.kl_random > 0
 
 
+@pytest.mark.slow
 def test_what_feeds_a_latent_is_an_edited_pass_too(placed):
     below, one = placed(0), placed(1, seed=1)
     record = records(one)[5]
@@ -92,6 +94,7 @@ def test_what_feeds_a_latent_is_an_edited_pass_too(placed):
         assert feed.product == pytest.approx(feed.activation * straight.item(), rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_sae_below_is_below(placed):
     one = placed(0)
     record = records(one)[5]
@@ -108,6 +111,7 @@ def test_latents_on_the_last_token(placed):
     assert [latent for latent, _ in found] == f.topk(5).indices[f.topk(5).values > 0].tolist()
 
 
+@pytest.mark.slow
 def test_a_case_study_has_three_views(placed):
     result = CaseStudyEval(feature=5, contexts=3).run(placed(1))
     details = result.details
@@ -120,6 +124,7 @@ def test_a_case_study_has_three_views(placed):
     assert lowered == sorted(lowered)
 
 
+@pytest.mark.slow
 def test_tokens_of_the_same_text_keep_their_bars(placed, tmp_path):
     one = placed(1)
     found = records(one, split="test")
@@ -129,6 +134,7 @@ def test_tokens_of_the_same_text_keep_their_bars(placed, tmp_path):
     assert len(stacks["counts"]) == len(stacks["tokens"]) == len(record.histogram_tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "said"),
     [({}, "feature"), ({"feature": 24}, "0 to 23"), ({"feature": "-3"}, "-3"),

@@ -49,6 +49,7 @@ def rows_of(result, **wanted):
     return [row for row in found if all(row[name] == value for name, value in wanted.items())]
 
 
+@pytest.mark.slow
 def test_from_names_to_a_page(one, tmp_path):
     settings = SETTINGS | {"tasks": ("gender", "pronoun", "transfer"), "least_auc": 0.0}
     result = ErasureEval(**settings).run(one)

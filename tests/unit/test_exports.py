@@ -76,6 +76,7 @@ def found(source):
     return records(placed_on(source, make_sae(source)))
 
 
+@pytest.mark.slow
 def test_neuronpedia_uploads_keep_its_limits(found, tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "BATCH", 20)
     export(found, "neuronpedia", tmp_path)
@@ -140,6 +141,7 @@ def test_the_bulk_folder_fits_its_schema(found, tmp_path, monkeypatch):
         assert file.read_bytes()[4:8] == bytes(4)  # no time
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["../../up", "/etc", "a/b", "..", "", "c:\\\\x"])
 def test_the_name_of_an_lm_leads_nowhere(found, tmp_path, name):
     found.facts["lm"] = name
@@ -150,6 +152,7 @@ def test_the_name_of_an_lm_leads_nowhere(found, tmp_path, name):
     assert [one.name for one in tmp_path.iterdir() if one.name == "up"] == []
 
 
+@pytest.mark.slow
 def test_circuit_tracer_has_a_file_a_latent(found, tmp_path):
     export(found, "circuit_tracer", tmp_path / "out")
     files = {int(one.stem): json.loads(one.read_text()) for one in (tmp_path / "out").iterdir()}
@@ -162,6 +165,7 @@ def test_circuit_tracer_has_a_file_a_latent(found, tmp_path):
         assert sum(content["histogram"]) == found[index].firings
 
 
+@pytest.mark.slow
 def test_delphi_finds_every_firing(found, tmp_path):
     export(found, "delphi", tmp_path / "out")
     (hook,) = (tmp_path / "out/latents").iterdir()
@@ -184,6 +188,7 @@ def test_delphi_finds_every_firing(found, tmp_path):
     assert total == sum(record.firings for record in found)
 
 
+@pytest.mark.slow
 def test_a_long_context_is_cut_around_the_maximum(found, tmp_path, monkeypatch):
     monkeypatch.setattr(exports, "_LONGEST", 5)
     export(found, "neuronpedia", tmp_path)
@@ -245,6 +250,7 @@ def test_there_is_a_writer_for_every_word_of_the_setting():
     assert set(EXPORTS) == set(DashboardEval(export=tuple(EXPORTS)).export)
 
 
+@pytest.mark.slow
 def test_explanations_go_into_the_formats_that_hold_them(found, tmp_path):
     index = found.indices[1]
     text = "words\0 about \ud800 things " + "x" * 600

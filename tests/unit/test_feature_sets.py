@@ -70,6 +70,7 @@ def test_a_weight_that_json_does_not_have_is_refused(tmp_path, weight):
         read_features(tmp_path / "x.json")
 
 
+@pytest.mark.slow
 def test_a_dashboard_has_a_column_for_each_set(one, tmp_path):
     files = [str(tmp_path / f"{name}.json") for name in "abce"]
     feature_set(one, [5, 3], [0.5, -0.25], eval="ioi", task="ioi").save(tmp_path / "a.json")
@@ -89,6 +90,7 @@ def test_a_dashboard_has_a_column_for_each_set(one, tmp_path):
         DashboardEval(features=[str(tmp_path / "d.json")]).run(one)
 
 
+@pytest.mark.slow
 def test_a_case_study_and_a_circuit_take_the_first_latent(one, tmp_path):
     file = tmp_path / "features.json"
     feature_set(one, [5, 3], [0.5, -0.25]).save(file)

@@ -36,6 +36,7 @@ def dense(sae, source, split="train"):
     return found.numpy(), tokens.numpy()
 
 
+@pytest.mark.slow
 def test_numbers_are_those_of_slow_loops(source):
     sae = make_sae(source)
     found = records(PlacedSAE(sae, source))
@@ -79,6 +80,7 @@ def test_numbers_are_those_of_slow_loops(source):
         np.testing.assert_allclose(record.decile_edges, [values[0], *smallest], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_top_contexts_are_the_largest_without_duplicates(source):
     sae = make_sae(source)
     codes, tokens = dense(sae, source)
@@ -118,6 +120,7 @@ def test_equal_windows_are_shown_once():
     assert ("interval", 0) in shown, "it is an example of its interval all the same"
 
 
+@pytest.mark.slow
 def test_co_firing_counts_rows_of_both(source):
     sae = make_sae(source)
     found = records(PlacedSAE(sae, source))
@@ -134,6 +137,7 @@ def test_co_firing_counts_rows_of_both(source):
         np.testing.assert_allclose(record.jaccard, both[j, others] / either)
 
 
+@pytest.mark.slow
 def test_co_firing_is_the_same_by_blocks(source, monkeypatch):
     from sae.features import co_firing
 
@@ -147,6 +151,7 @@ def test_co_firing_is_the_same_by_blocks(source, monkeypatch):
         assert torch.equal(tensor, blocks[name]), name
 
 
+@pytest.mark.slow
 def test_an_sae_that_never_fires_has_no_records(source):
     sae = make_sae(source)
     silent = SAE(sae.W_enc, sae.b_enc - 1e6, sae.W_dec, sae.b_dec, sae.config)
@@ -166,6 +171,7 @@ def test_a_lost_file_is_made_again(source):
         assert (folder / name).read_bytes() == content, name
 
 
+@pytest.mark.slow
 def test_neighbours_of_signed_codes_count_by_size(source):
     sae = make_sae(source, "identity", d_sae=8)
     flipped = SAE(-sae.W_enc, -sae.b_enc, -sae.W_dec, sae.b_dec, sae.config)
@@ -180,6 +186,7 @@ def test_neighbours_of_signed_codes_count_by_size(source):
         assert record.stability == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_signed_codes_have_a_record_of_each_sign(source):
     sae = make_sae(source, "identity", d_sae=8)
     found = records(PlacedSAE(sae, source))
@@ -194,6 +201,7 @@ def test_signed_codes_have_a_record_of_each_sign(source):
     np.testing.assert_allclose(negative.top_logits.values, -positive.bottom_logits.values)
 
 
+@pytest.mark.slow
 def test_co_firing_of_signed_codes_tells_the_sides_apart(source):
     sae = make_sae(source, "identity", d_sae=8)
     found = records(PlacedSAE(sae, source))
@@ -256,6 +264,7 @@ def test_a_full_disk_is_told_before_it_is_full(source, monkeypatch):
         records(PlacedSAE(make_sae(source), source))
 
 
+@pytest.mark.slow
 def test_fewer_tokens_read_the_first_contexts(source):
     placed = PlacedSAE(make_sae(source), source)
     found = records(placed, num_tokens=10 * CTX + 3)
@@ -263,6 +272,7 @@ def test_fewer_tokens_read_the_first_contexts(source):
     assert {one.context for record in found for one in record.contexts} <= set(range(10))
 
 
+@pytest.mark.slow
 def test_the_text_is_named_and_its_bytes_are_kept(source):
     found = records(PlacedSAE(make_sae(source), source))
     assert (found.text.is_training, found.facts["split"]) == (True, "train")
@@ -275,6 +285,7 @@ def test_the_text_is_named_and_its_bytes_are_kept(source):
     assert text[:CTX].decode() in read
 
 
+@pytest.mark.slow
 def test_stability_is_the_cosine_with_atoms_of_other_seeds(source):
     sae, other = make_sae(source), make_sae(source, seed=1)
     found = records(PlacedSAE(sae, source), against=[other, sae])
@@ -285,6 +296,7 @@ def test_stability_is_the_cosine_with_atoms_of_other_seeds(source):
     assert 0 < found.stability()["stability_random"] < found.stability()["stability"] < 1
 
 
+@pytest.mark.slow
 def test_weights_say_neighbours_and_neurons(source):
     sae = make_sae(source)
     record = records(PlacedSAE(sae, source))[3]
@@ -316,6 +328,7 @@ def plain(contexts):
     return [(*one[:6], one.positions.tolist(), one.values.tolist()) for one in contexts]
 
 
+@pytest.mark.slow
 def test_a_glimpse_shows_the_same_latents_as_the_records(source):
     placed = PlacedSAE(make_sae(source), source)
     shown, tokens = glimpse(placed, "train", num_tokens=16_384, per_bin=2)
@@ -367,6 +380,7 @@ def test_a_notebook_shows_a_record_and_escapes_its_text(source):
     assert shown.count("&lt;script&gt;") > 20
 
 
+@pytest.mark.slow
 def test_the_evaluation_compares_with_seeds_of_the_same_width(source, tmp_path):
     sae = make_sae(source)
     save_sae(tmp_path / "seed1", make_sae(source, seed=1))
@@ -380,6 +394,7 @@ def test_the_evaluation_compares_with_seeds_of_the_same_width(source, tmp_path):
         DashboardEval(against=(str(tmp_path / "narrow"),)).run(PlacedSAE(sae, source))
 
 
+@pytest.mark.slow
 def test_records_in_the_cache_are_listed_and_removed(source, capsys):
     made = records(placed_on(source, make_sae(source)))
     key = made.folder.name

@@ -24,6 +24,7 @@ def problem(rows=400, d_sae=1000):
     return x, W
 
 
+@pytest.mark.slow
 def test_whole_numbers_steps_and_norms_of_rows():
     matrix = torch.randn(7, 5) * torch.tensor([1e-6, 1e-3, 1, 1e3, 1e6, 0, 1])[:, None]
     counted = torch.tensor([1.0, 1, 0, 1, 1])

@@ -105,6 +105,7 @@ WORKER = (
 )
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_launcher_that_is_killed():
     command = [sys.executable, "-c", WORKER]
     launcher = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)

@@ -62,6 +62,7 @@ def test_selections_equal_stock_pytorch(rows, columns, k, dtype, steps, shift, s
     assert same(numba_cpu.select_batch_topk(pre, k), stock.select_batch_topk(pre, k))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("large", [slice(0, None, 2), slice(1, None, 2), slice(0, 0)])
 def test_selections_where_a_sample_of_the_rows_misleads(dtype, large):
@@ -100,6 +101,7 @@ def test_bfloat16_is_held_against_thresholds_of_float32():
     assert select_above_up_to(pre, thresholds, int(above.sum()) - 1) is None
 
 
+@pytest.mark.slow
 def test_gradients_of_a_jump_in_bfloat16_are_those_of_float64_rounded():
     pre, of_f = (torch.randn(150, 9).bfloat16() for _ in range(2))
     theta, bandwidth, at_zero = torch.rand(9) + 0.1, 1.5, 0.3

@@ -105,6 +105,7 @@ def test_a_text_that_cannot_be_read_says_why(one, tmp_path, monkeypatch):
             DashboardEval(text_file=str(tmp_path / name)).run(one)
 
 
+@pytest.mark.slow
 def test_the_result_has_every_firing_and_the_page_the_same(one, tmp_path):
     text = "</script><script>\0 \u202e \u2028 שלום 👩‍👩‍👧‍👦\r\n\r\nthe second"
     (tmp_path / "mine.txt").write_bytes(text.encode())

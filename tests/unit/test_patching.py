@@ -215,6 +215,7 @@ def kl_moved(patching, latent):
     return functional.kl_divergence(patching.clean, moved).sum().item()
 
 
+@pytest.mark.slow
 def test_a_mask_finds_a_planted_set(patching):
     latents = strong(patching)
     planted(patching, latents)
@@ -222,6 +223,7 @@ def test_a_mask_finds_a_planted_set(patching):
     assert sorted(found.tolist()) == sorted(latents)
 
 
+@pytest.mark.slow
 def test_the_greedy_search_against_a_slow_loop(lm, sae, patching):
     left = {}
     thresholds = [1e-6, 1e-4, 1e3]

@@ -77,6 +77,7 @@ def test_information_is_that_of_a_slow_loop_and_of_scikit_learn(text):
     assert (bits[2] - bits[3]) / len(token) == pytest.approx(plain, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_compiled_sums_are_those_of_plain_counts():
     random = np.random.default_rng(2)
     kinds, groups, start = 9, 4, np.array([0, 50, 50, 300])
@@ -105,6 +106,7 @@ def test_compiled_sums_are_those_of_plain_counts():
                 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_latent_that_is_a_function_of_the_token_says_nothing_more(text):
     found = one(text, text.token % 3 == 0)
     assert found.values["pos_given_token"].tolist() == [0.0]

@@ -175,6 +175,7 @@ def by_letters(messages):
     return "hm" if count == 1 else f"Rating: [[{min(2, count)}]]"
 
 
+@pytest.mark.slow
 def test_ratings_stand_beside_the_classifier(placed, settings, tmp_path):  # noqa: F811
     with serving(by_letters) as server:
         result = SteerEval(**settings, **chat(server.url)).run(placed)

@@ -23,6 +23,7 @@ def test_the_files_are_those_that_the_classes_give():
     assert PAGE.read_text("utf-8") == page(), REMEDY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [[f"sae={name}"] for name in options("sae")]

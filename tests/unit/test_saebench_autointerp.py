@@ -45,6 +45,7 @@ def test_windows_are_strong_first_and_do_not_overlap(texts):
     assert windows(few, test, test.counted, (4, 3), np.random.default_rng(0)) is None
 
 
+@pytest.mark.slow
 def test_windows_are_drawn_by_activation():
     """A firing of twice the strength is drawn first twice as often."""
     test = placed(2, contexts=2)

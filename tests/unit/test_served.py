@@ -133,6 +133,7 @@ def test_simulation_by_a_server_finds_planted_words(server, bench):
     np.testing.assert_allclose(found, np.where(words[places] == "zebra", high, low))
 
 
+@pytest.mark.slow
 def test_planted_latents_score_high_and_wrong_explanations_at_chance(server, bench):
     train = placed(1, training=True)
     subject = Subject("p", [latent(w, train, bench.text, f" {w}") for w in PLANTED])

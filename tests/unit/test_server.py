@@ -247,6 +247,7 @@ def test_a_caller_that_hangs_up_or_says_nothing_harms_nobody(server, monkeypatch
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_live_text_is_what_the_sae_makes_of_the_lms_activations(source, tmp_path):
     one = placed_on(source, make_sae(source))
     result = DashboardEval(port=0).run(one)

@@ -85,6 +85,7 @@ def test_every_arm_is_at_the_same_kl_and_has_its_numbers(result):
     assert "instruction" in result.details["missing"]
 
 
+@pytest.mark.slow
 def test_arms_that_miss_the_kl_are_not_compared(placed, settings, tmp_path):  # noqa: F811
     missed = SteerEval(**settings | {"kl": [50.0]}).run(placed)
     for row in missed.tables["arms"].rows():
@@ -124,6 +125,7 @@ def test_the_cost_is_a_mean_over_predictions(placed):  # noqa: F811
     assert alone["neutral_kl_low"] is alone["neutral_kl_high"] is None
 
 
+@pytest.mark.slow
 def test_neutral_text_is_read_once_without_a_push(placed, settings, monkeypatch):  # noqa: F811
     """Two features, four arms each, and two arms of all, beside one clean pass."""
     counted = []
@@ -198,6 +200,7 @@ def test_the_files_beside_the_page(result, placed, tmp_path):  # noqa: F811
     assert SteerEval(**asked)._given(placed) == [Z_LATENT]
 
 
+@pytest.mark.slow
 def test_the_file_begins_with_the_latent_of_the_best_score(placed, settings, tmp_path):  # noqa: F811
     """As every file of latents does: a circuit or a case study takes the first one."""
     asked = {"features": [3, Z_LATENT, 5], "kl": [2.0]}

@@ -14,6 +14,7 @@ from sae.features import steered_studies
 from sae.provenance import cache_dir
 
 
+@pytest.mark.slow
 def test_how_many_texts_are_written_at_once_changes_nothing(placed, settings, monkeypatch):  # noqa: F811
     """Nothing is taken from the cache, where the second run would find the texts of the first."""
     monkeypatch.setattr(steered_studies, "_kept", lambda identity, steps, advance, make: make())
@@ -30,6 +31,7 @@ def test_how_many_texts_are_written_at_once_changes_nothing(placed, settings, mo
     assert next(rows) == pytest.approx(next(rows), rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_texts_of_a_run_that_keeps_position_0_are_its_own(
     placed, settings, monkeypatch, tiny_source, random_corpus  # noqa: F811
 ):  # fmt: skip

@@ -183,6 +183,7 @@ def test_the_key_is_that_of_the_cache_where_the_scale_is_too(monkeypatch):
     assert small["measured_rows"] == 125 * 31
 
 
+@pytest.mark.slow
 def test_watched_latents_of_a_large_streamed_split_stand_at_their_own_tokens():
     """Such a split gives another row in place of each massive one."""
     streamed = prepared(stream=True, val_tokens=2560, max_norm=1.1)

@@ -131,6 +131,7 @@ def test_steps_in_other_directions_have_the_same_length(pair, contexts):
     assert not torch.allclose(turned, same)
 
 
+@pytest.mark.slow
 def test_a_planted_latent_is_found_and_its_company_is_not(tiny_source, random_corpus):
     below, above, _ = planted(tiny_source, random_corpus())
     found = records(above, split="test")
@@ -146,6 +147,7 @@ def test_a_planted_latent_is_found_and_its_company_is_not(tiny_source, random_co
     assert float(effects[:, COMPANY].abs().max()) < 0.02 * float(first.clean.mean())
 
 
+@pytest.mark.slow
 def test_massive_rows_are_never_edited(tiny_source, random_corpus):
     """Rows of the planted latent are the longest: with a lower limit none is left."""
     below, above, _ = planted(tiny_source, random_corpus())

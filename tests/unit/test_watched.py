@@ -51,6 +51,7 @@ class Validation:
         callback.on_validation_epoch_end(self.trainer, self.module)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["topk", "l1"])
 def test_a_look_shows_what_the_records_of_the_same_sae_show(source, tmp_path, architecture):
     source.prepare(splits=["val"])
