@@ -16,7 +16,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 """Markers in the same order, for readers who do not tell the colours apart."""
 GREY, GRID = "#999999", "#e3e6ec"
 """Limits and bounds; the grid."""
-_LOOK = {
+_LOOK: Any = {
     "axes.prop_cycle": cycler(color=TONES), "axes.spines.top": False, "axes.spines.right": False,
     "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.8,
 }  # fmt: skip
