@@ -94,7 +94,11 @@ class FadeEval(Resampled):
                 advance(1)
         return Measured(
             metrics=self._metrics(rows),
-            tokens={"sets": len(rows) // 4, "passages": len(passages.lengths)},
+            tokens={
+                "sets": len(rows) // 4,
+                "passages": len(passages.lengths),
+                "sets with a judge": sum(row["judge_auc"] is not None for row in rows) // 4,
+            },
             tables={"sets": Table.of(_ROWS, rows)},
         )
 

@@ -254,6 +254,7 @@ def test_a_latent_that_makes_the_lm_write_the_concept_is_faithful(monkeypatch, s
     assert found["neurons"]["faithfulness"] == 1  # the same axis
     assert found["random"]["faithfulness"] < 1 or found["random"]["factor"] >= 10
     assert result.metrics["faithfulness"].value == 1
+    assert result.tokens["sets with a judge"] == result.tokens["sets"] == 1
 
 
 def test_a_push_is_a_multiple_of_the_largest_activation():
