@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from sae.activations.labelled import TextActivations, text_activations
@@ -150,6 +149,8 @@ class FadeEval(Resampled):
                 rival.W_dec,
             ),
         }  # fmt: skip
+        from sklearn.metrics import average_precision_score
+
         judge = None if writer is None else self._judge(one, labelled, train, test)
         found = []
         for name, (values, others, labels, directions) in groups.items():

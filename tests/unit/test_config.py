@@ -321,22 +321,32 @@ def test_help_and_cfg_answer_without_loading_torch(program, flag):
     assert "python" in result.stdout or "eval:" in result.stdout
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("word", ["core", "downstream", "purity", "steer"])
-def test_a_mistake_in_an_evaluation_waits_for_its_module_alone(word):
+SLOW = "{'torchmetrics', 'lightning', 'transformers', 'sklearn'} & {*sys.modules}"
+
+
+def test_a_mistake_in_an_evaluation_waits_for_no_large_library():
     code = (
         "import sys, runpy\n"
-        f"sys.argv = ['evaluate.py', 'run=x', 'eval=[{word}]', 'eval.{word}.bogus=1']\n"
+        "sys.argv = ['evaluate.py', 'run=x', 'eval=[core]', 'eval.core.bogus=1']\n"
         "try: runpy.run_path('evaluate.py', run_name='__main__')\n"
         "except SystemExit as e: assert e.code == 1, e.code\n"
-        "slow = {'torchmetrics', 'lightning', 'transformers', 'sklearn'} & {*sys.modules}\n"
-        "assert not slow, slow"
+        f"assert not {SLOW}, {SLOW}"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert result.returncode == 0, result.stderr
-    assert f"eval.{word}.bogus is not known" in result.stderr
+    assert "eval.core.bogus is not known" in result.stderr
+
+
+@pytest.mark.slow
+def test_no_evaluation_imports_a_large_library_before_it_measures():
+    found = f"[EVALS.find(name) for name in {options('eval')}]"
+    code = f"import sys; from sae.evals import EVALS; {found}; assert not {SLOW}, {SLOW}"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
 
 
 def test_errors_come_as_one_line_without_traceback():
