@@ -1,5 +1,6 @@
 """The dashboard in a real browser, opened from disk, with nothing reachable."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -28,10 +29,11 @@ FAMILY = "👩‍👩‍👧‍👦"
 @pytest.fixture
 def opened(tmp_path) -> Iterator[tuple[Chromium, object]]:
     """A browser, and a function that writes a dashboard and opens it; ends without a complaint."""
+    numbers = itertools.count()
     with Chromium(tmp_path / "profile") as browser:
 
         def open_dashboard(records, text, title="Latents", facts=None, page="", **more):
-            folder = tmp_path / "dashboard"
+            folder = tmp_path / f"dashboard{next(numbers)}"  # an open page may still read its own
             write_dashboard(
                 folder, records, text, title=title, facts=facts or {"LM": "tiny"}, **more
             )
