@@ -280,7 +280,7 @@ def test_a_scorer_qualifies_with_a_good_judge_and_not_with_one_that_always_says_
 
 
 def test_one_more_latent_is_asked_about_alone_but_for_a_neighbour():
-    """What is drawn for a latent does not depend on the latents beside it."""
+    """Excerpts of a latent do not depend on the latents beside it."""
     spent = []
     for latents in (words_of("w", 6)[1:], words_of("w", 6)):
         desk = desk_of(judge_with(0.0))

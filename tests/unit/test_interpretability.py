@@ -169,7 +169,7 @@ def test_the_control_of_necessity_is_not_called_another_latents_rule(drawn):
 
 
 def test_settings_are_named_as_those_of_this_evaluation(monkeypatch):
-    """What one dictionary is measured by is `autointerp`, whose settings the user did not give."""
+    """A message about one dictionary names the settings that the user gave."""
 
     def refused(*_):
         raise ConfigError("eval.autointerp.lm_tokens=5 is too little.")
