@@ -274,29 +274,35 @@ def _quantize_rows(matrix, counted, levels, minus, out, steps, norms):
             target[c] = np.int32(row[c] * counted[c] * factor + half) - minus
 
 
+@njit(nogil=True, cache=True)
+@no_type_check
+def _jump_row(row, at_zero, at, theta, bandwidth, of_theta, of_bias):
+    """Gradient of f, in place, into that of the pre-activations `at`, for one vector."""
+    half, zero = bandwidth / row.dtype.type(2), row.dtype.type(0)
+    for c in range(row.shape[0]):
+        g, above = row[c] + at_zero, at[c] - theta[c]
+        jump = g * theta[c] / bandwidth if abs(above) < half else zero
+        of_pre = jump + g if above > zero else jump
+        of_theta[c] -= jump
+        of_bias[c] += of_pre
+        row[c] = of_pre
+
+
 @jit_exactly
 @no_type_check
 def _jump_gradients(of_f, to_values, at_zero, pre, theta, bandwidth, offsets, latents, sums):
-    half, zero = bandwidth / of_f.dtype.type(2), of_f.dtype.type(0)
     for part in prange(sums.shape[0]):
         of_theta, of_bias = sums[part, 0], sums[part, 1]
         for r in range(part * _ROWS_SUMMED, min((part + 1) * _ROWS_SUMMED, of_f.shape[0])):
             row, at = of_f[r], pre[r]
             for pair in range(offsets[r], offsets[r + 1]):
                 row[latents[pair]] += to_values[pair]
-            for c in range(row.shape[0]):
-                g, above = row[c] + at_zero, at[c] - theta[c]
-                jump = g * theta[c] / bandwidth if abs(above) < half else zero
-                of_pre = jump + g if above > zero else jump
-                of_theta[c] -= jump
-                of_bias[c] += of_pre
-                row[c] = of_pre
+            _jump_row(row, at_zero, at, theta, bandwidth, of_theta, of_bias)
 
 
 @jit_exactly
 @no_type_check
 def _jump_gradients_bf16(of_f, to_values, at_zero, pre, theta, bandwidth, offsets, latents, sums):
-    half, zero = bandwidth / np.float32(2), np.float32(0)
     width = of_f.shape[1]
     for part in prange(sums.shape[0]):
         of_theta, of_bias = sums[part, 0], sums[part, 1]
@@ -308,13 +314,7 @@ def _jump_gradients_bf16(of_f, to_values, at_zero, pre, theta, bandwidth, offset
                 wide_pre[c] = np.uint32(pre[r, c]) << np.uint32(16)
             for pair in range(offsets[r], offsets[r + 1]):
                 row[latents[pair]] += to_values[pair]
-            for c in range(width):
-                g, above = row[c] + at_zero, at[c] - theta[c]
-                jump = g * theta[c] / bandwidth if abs(above) < half else zero
-                of_pre = jump + g if above > zero else jump
-                of_theta[c] -= jump
-                of_bias[c] += of_pre
-                row[c] = of_pre
+            _jump_row(row, at_zero, at, theta, bandwidth, of_theta, of_bias)
             for c in range(width):  # to the nearest, of two as near to the even one
                 even = (wide[c] >> np.uint32(16)) & np.uint32(1)
                 of_f[r, c] = np.uint16((wide[c] + np.uint32(0x7FFF) + even) >> np.uint32(16))
