@@ -23,13 +23,14 @@ from rich.text import Text
 
 log = logging.getLogger(__name__)
 _LOG_EVERY_SECONDS = 30.0
-_PACE_SECONDS = 3.0
+_PACE_SECONDS, _ENOUGH_SECONDS, _STEADY = 3.0, 15.0, 0.25
 
 
 class Estimate:
-    """Time of a whole stage, told once: by the pace of a few seconds after the first batch.
+    """Time of a whole stage, told once: when the pace of a few seconds is that of the few before.
 
-    The first batch allocates, loads and compiles: it is time spent, and tells no pace.
+    The first batch allocates, loads and compiles: it is time spent, and tells no pace. Some of the
+    next ones may compile as well. A pace that still changes is told after 15 seconds.
 
     Args:
         total: Units of the stage.
@@ -37,7 +38,9 @@ class Estimate:
 
     def __init__(self, total: int) -> None:
         self.total, self._start = total, time.monotonic()
-        self._first: tuple[float, int] | None = None
+        self._first: float | None = None
+        self._mark = 0.0, 0
+        self._pace = float("inf")
         self._told = False
 
     def after(self, count: int) -> float | None:
@@ -48,12 +51,14 @@ class Estimate:
         """
         now = time.monotonic()
         if self._first is None:
-            self._first = now, count
-        since, before = self._first
+            self._first, self._mark = now, (now, count)
+        since, before = self._mark
         if self._told or count == before or now - since < _PACE_SECONDS:
             return None
-        self._told = True
-        return now - self._start + (self.total - count) * (now - since) / (count - before)
+        last, pace = self._pace, (now - since) / (count - before)
+        self._mark, self._pace = (now, count), pace
+        self._told = abs(last / pace - 1) < _STEADY or now - self._first >= _ENOUGH_SECONDS
+        return now - self._start + (self.total - count) * pace if self._told else None
 
 
 def duration(seconds: int | float) -> str:
