@@ -111,6 +111,15 @@ def test_agreement(tokenizer):
     assert {prompt.label for prompt in task.prompts} == {0, 1}
 
 
+def test_no_prompt_of_agreement_stands_twice(tokenizer):
+    """An interval over prompts that are equal would be too narrow."""
+    for half in (0, 1):
+        prompts = agreement(tokenizer, 300, half=half).prompts
+        assert len({prompt.tokens for prompt in prompts}) == len(prompts) == 300
+    most = len(agreement(tokenizer, 10_000).prompts)  # all that there are, or nearly
+    assert 1500 < most <= 3 * 2 * 12 + 3 * 2 * 12 * 11 * 2
+
+
 def test_a_tokenizer_that_cuts_names_is_refused(lm):
     with pytest.raises(ConfigError, match=r"has 0 of 110 first names as one token"):
         ioi(lm.tokenizer, 4)
