@@ -311,7 +311,13 @@ def test_what_cannot_be_a_circuit_is_refused(levels, tiny_source, random_corpus)
 
 @pytest.mark.parametrize(
     ("feature", "said"),
-    [(None, "feature is not given"), (24, "0 to 23"), ("-3", "-3"), (2, "is silent")],
+    [
+        (None, "feature is not given"),
+        (24, "0 to 23"),
+        ("-3", "-3"),
+        ("³", "no latent ³"),
+        (2, "is silent"),
+    ],
 )
 def test_wrong_latents_are_refused(levels, feature, said):
     low, _, highest = levels
