@@ -102,7 +102,7 @@ def edited(sae: SAE, edit: Edit, error: Literal["kept", "dropped"] = "kept") -> 
 def projected_out(directions: Float[Tensor, "n d_in"]) -> Replacement:
     """The activation without its part in the span of some directions, such as decoder rows."""
     columns, sizes, _ = torch.linalg.svd(directions.float().T, full_matrices=False)
-    basis = columns[:, sizes > 1e-6 * sizes.max()]  # directions may depend on each other
+    basis = columns[:, sizes > 1e-6 * sizes[:1]]  # directions may depend on each other
     return lambda x: x - (x.float() @ basis.to(x.device) @ basis.to(x.device).T).to(x)
 
 
