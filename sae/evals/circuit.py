@@ -99,7 +99,9 @@ class CircuitEval(Search, Resampled):
                 "roots. Give one of them."
             )
         if self.task:
-            task, _ = halves_of(self.task, highest.lm.tokenizer, self.contexts, seed=self.seed)
+            halves = halves_of(self.task, highest.lm.tokenizer, self.contexts, seed=self.seed)
+            both = [prompt for half in halves for prompt in half.prompts]  # nothing is held out
+            task = Task(halves[0].name, tuple(both[: self.contexts]))
             assert highest.point is not None
             task.check(highest.lm, highest.point, highest.counted, least=LEAST_ACCURACY)
             return task

@@ -12,6 +12,7 @@ from sae.cached import cached_json
 from sae.evals.base import Estimate, Measured, Resampled, refuse_transcoder, register
 from sae.evals.controls import fitted_controls, given_controls, missing_controls
 from sae.features.causal import Decomposition, Study, StudySettings, studied
+from sae.features.effects import at_one_point
 from sae.features.sets import feature_set, sae_key
 from sae.language.precision import in_float32
 from sae.progress import progress
@@ -23,7 +24,7 @@ from sae.tasks.ioi import Counterfactual
 from sae.tasks.task import LEAST_ACCURACY, Task
 from sae.types import Split
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _SETS: dict[str, tuple[Type, str]] = {
     "decomposition": ("string", ""), "method": ("string", ""), "draw": ("int64", ""),
     "size": ("int64", ""),
@@ -80,13 +81,13 @@ class IOIEval(StudySettings, Resampled):
         """Measure the SAE and all controls on the same prompts."""
         (one,) = subjects
         refuse_transcoder(one, self.name)
+        point, _ = at_one_point(one)
         halves = self._tasks(one)
-        assert one.point is not None
         accuracy, studies = [], {}
         with in_float32(one.lm.model):  # before controls are fitted, which takes longer
             for half in halves:
                 found = half.check(
-                    one.lm, one.point, one.counted, least=self.least_accuracy,
+                    one.lm, point, one.counted, least=self.least_accuracy,
                     batch_prompts=self.batch_prompts,
                 )  # fmt: skip
                 accuracy.append(float((found > 0).float().mean()))

@@ -125,7 +125,7 @@ def studied(
     empty, every, everything = (
         measured(reports, []), measured(reports, None), measured(reports, None, 1.0)
     )  # fmt: skip
-    table = _Sets(reports, empty, every, bootstrap)
+    table = _Sets(reports, empty, everything, bootstrap)
     table.add("none", 0, [], empty)
     table.add("all latents", 0, range(reports[0].patching.num_latents), every)
     orders_of = orders(ranks, asked.random_sets if of.whole else 1)
@@ -194,9 +194,9 @@ class _Sets:
     """The table of sets that were patched on the reporting prompts."""
 
     def __init__(
-        self, reports: Sequence[Prompts], empty: Outcome, every: Outcome, bootstrap: Bootstrap
+        self, reports: Sequence[Prompts], empty: Outcome, everything: Outcome, bootstrap: Bootstrap
     ):
-        self.reports, self.empty, self.every = reports, empty, every
+        self.reports, self.empty, self.everything = reports, empty, everything
         self.bootstrap = bootstrap
         self.rows: list[dict[str, Any]] = []
         self.found: list[dict[str, Any]] = []
@@ -219,7 +219,7 @@ class _Sets:
         found = outcome or measured(self.reports, latents)
         sums = {
             "kl": found.kl, "kl_paper": found.kl_paper, "difference": found.difference,
-            "empty": self.empty.difference, "every": self.every.difference,
+            "empty": self.empty.difference, "everything": self.everything.difference,
             "prompts": torch.ones(len(found.kl)),
         }  # fmt: skip
         if complement:
@@ -250,11 +250,12 @@ class _Sets:
 def _numbers(sums: dict[str, Tensor] | Any) -> dict[str, Tensor]:
     """Means and shares of sums over prompts.
 
-    Faithfulness: (m(C) - m(none)) / (m(all) - m(none)) of the mean logit difference m;
+    Faithfulness: (m(C) - m(none)) / (m(everything) - m(none)) of the mean logit difference m,
+    everything being all latents and the error, so that an SAE which misses most has little of it;
     completeness: the same of all latents but C (Marks et al. 2024, arXiv 2403.19647).
     """
     found = {name: sums[name] / sums["prompts"] for name in ("kl", "kl_paper", "difference")}
-    scale = sums["every"] - sums["empty"]
+    scale = sums["everything"] - sums["empty"]
     found["faithfulness"] = (sums["difference"] - sums["empty"]) / scale
     if "rest" in sums:
         found["completeness"] = (sums["rest"] - sums["empty"]) / scale
@@ -266,7 +267,7 @@ def _masks(
 ) -> None:
     few = Task(task.name, task.prompts[: asked.mask_prompts])
     patchings = [prompts.patching for prompts in _prompts(of, one, few, asked.batch_prompts)]
-    candidates = torch.tensor(ranks.order["most active"])
+    candidates = torch.tensor(ranks.order["most active"], dtype=torch.long)  # none, if all is dead
     for draw, penalty in enumerate(asked.penalties):
         chosen = learn_mask(patchings, candidates, penalty=penalty, steps=asked.mask_steps)
         table.add(MASK, draw, chosen.tolist(), complement=True)

@@ -51,7 +51,13 @@ def added(latents: Latents, value: float | Tensor) -> Edit:
 
 
 def clamped(latents: Latents, low: float | None = None, high: float | None = None) -> Edit:
-    """Edit that keeps latents between two values; None means no bound."""
+    """Edit that keeps latents between two values; None means no bound.
+
+    Raises:
+        ConfigError: If there is no bound, or the lower one is above the upper one.
+    """
+    if low is None and high is None or (low is not None and high is not None and low > high):
+        raise ConfigError(f"low={low} and high={high} are no bounds. Give one, or low <= high.")
 
     def edit(f: Tensor) -> Tensor:
         changed, chosen = f.clone(), _tensor(latents, f)
@@ -96,7 +102,7 @@ def edited(sae: SAE, edit: Edit, error: Literal["kept", "dropped"] = "kept") -> 
 def projected_out(directions: Float[Tensor, "n d_in"]) -> Replacement:
     """The activation without its part in the span of some directions, such as decoder rows."""
     columns, sizes, _ = torch.linalg.svd(directions.float().T, full_matrices=False)
-    basis = columns[:, sizes > 1e-6 * sizes.max()]  # directions may depend on each other
+    basis = columns[:, sizes > 1e-6 * sizes[:1]]  # directions may depend on each other
     return lambda x: x - (x.float() @ basis.to(x.device) @ basis.to(x.device).T).to(x)
 
 
@@ -151,6 +157,8 @@ def known_latents(latents: Latents, d_sae: int, device: torch.device) -> Tensor:
     if chosen.dtype == torch.bool:
         fits = chosen.shape == (d_sae,)
     else:
+        if chosen.is_floating_point() and chosen.numel():  # as of a column of a table
+            raise ConfigError(f"Latents are whole numbers, and were given as {chosen.dtype}.")
         chosen = chosen.long()
         fits = not chosen.numel() or (int(chosen.min()) >= 0 and int(chosen.max()) < d_sae)
     if not fits:

@@ -11,6 +11,7 @@ from sae.reports.page import Cell, Plot, Section, Table, interval, number, plain
 
 _SIZE = {"type": "log", "title": {"text": "patched latents"}}
 _KL = {"rangemode": "tozero", "title": {"text": "KL(target || run), nats"}}
+_KL_PAPER = {"rangemode": "tozero", "title": {"text": "KL(run || target), nats"}}
 _NUMBERS = {
     "latents": "latents that change", "kl_empty": "KL, none patched", "kl_all": "KL, all patched",
     "kl_everything": "KL, error too", "half_attribution": "for half, by attribution",
@@ -44,7 +45,10 @@ def write_ioi(result: EvalResult, folder: Path) -> None:
                      _lines(by_attribution, "decomposition", "edit", "kl"),
                      {"xaxis": {"title": {"text": "edit, in the LM's units"}}, "yaxis": _KL,
                       "showlegend": True}, wide=True),
-                Plot("Faithfulness", "share of the change of the logit difference",
+                Plot("The other KL", "as arXiv 2309.08600 has it, by attribution",
+                     _lines(by_attribution, "decomposition", "size", "kl_paper"),
+                     {**_layout([]), "yaxis": _KL_PAPER}, wide=True),
+                Plot("Faithfulness", "share of what patching latents and error does",
                      _lines(own, "method", "size", "faithfulness"),
                      {"xaxis": _SIZE, "yaxis": {"title": {"text": "faithfulness"}},
                       "showlegend": True}, wide=True),

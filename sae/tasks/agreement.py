@@ -1,7 +1,7 @@
 """Subject-verb agreement with and without a distractor, after Marks et al. (arXiv 2403.19647)."""
 
 import random
-from itertools import product
+from itertools import cycle, islice, product
 from typing import Literal
 
 from sae.errors import ConfigError
@@ -23,6 +23,9 @@ TEMPLATES = (
     "Yesterday the {noun} that the {other} liked",
 )  # fmt: skip
 
+_DRAWS = 20
+"""Draws for each prompt that is asked for, of which those that are new are kept."""
+
 
 def agreement(tokenizer: Tokenizer, count: int, *, half: Literal[0, 1] = 0, seed: int = 0) -> Task:
     """Prompts that end before a verb; the counterfactual has the subject in the other number.
@@ -31,7 +34,7 @@ def agreement(tokenizer: Tokenizer, count: int, *, half: Literal[0, 1] = 0, seed
 
     Args:
         tokenizer: The LM's tokenizer.
-        count: Number of prompts.
+        count: Most prompts; no two are equal, so few nouns may give fewer.
         half: Half of the nouns that are subjects: the two share none.
         seed: Seed of the draws.
 
@@ -48,10 +51,11 @@ def agreement(tokenizer: Tokenizer, count: int, *, half: Literal[0, 1] = 0, seed
             "(a JSONL file)."
         )
     drawn = random.Random(f"{seed} {half}")
-    kinds = list(product(TEMPLATES, (0, 1)))
-    prompts = []
-    for i in range(count):
-        template, plural = kinds[i % len(kinds)]
+    kinds = cycle(product(TEMPLATES, (0, 1)))
+    prompts: dict[tuple[int, ...], Prompt] = {}
+    for template, plural in islice(kinds, _DRAWS * count):
+        if len(prompts) == count:
+            break
         noun, other = drawn.sample(nouns, 2)
         verb = drawn.choice(verbs)
         tokens = ids_of(tokenizer, template.format(noun=noun[plural], other=drawn.choice(other)))
@@ -59,5 +63,6 @@ def agreement(tokenizer: Tokenizer, count: int, *, half: Literal[0, 1] = 0, seed
         patch = (*tokens[:place], ids[noun[1 - plural]], *tokens[place + 1 :])
         places = {"subject": place, "end": len(tokens) - 1}
         right, wrong = ids[verb[plural]], ids[verb[1 - plural]]
-        prompts.append(Prompt(tokens, right, wrong, patch, places, template, plural))
-    return Task("agreement", tuple(prompts))
+        prompt = Prompt(tokens, right, wrong, patch, places, template, plural)
+        prompts.setdefault(tokens, prompt)  # a prompt that stands twice says nothing new
+    return Task("agreement", tuple(prompts.values()))

@@ -18,7 +18,8 @@ def halves_of(
     """Prompts that choose latents, and prompts that they are measured on.
 
     Args:
-        task: `ioi`, `agreement`, or a JSONL file (`read_pairs`), whose first half chooses.
+        task: `ioi`, `agreement`, or a JSONL file (`read_pairs`), whose first half chooses. Of the
+            second half, prompts that are texts of the first one are left out.
         tokenizer: The LM's tokenizer.
         count: Most prompts in each.
         counterfactual: Kind of counterfactual of `ioi`.
@@ -44,5 +45,13 @@ def halves_of(
             "choose the latents and the others measure them."
         )
     middle = (len(own) + 1) // 2
-    first, second = own.prompts[:middle], own.prompts[middle:]
-    return Task(own.name, first[:count]), Task(own.name, second[:count])
+    first = own.prompts[:middle][:count]
+    known = {ids for prompt in first for ids in (prompt.tokens, prompt.patch)}
+    second = [prompt for prompt in own.prompts[middle:] if prompt.tokens not in known]
+    if len(second) < LEAST // 2:
+        raise ConfigError(
+            f"task={task}: {len(second)} prompts of the second half are not among the texts of the "
+            f"first; {LEAST // 2} or more are needed, since latents are measured on prompts that "
+            "did not choose them. Mix the lines, or give more prompts."
+        )
+    return Task(own.name, first), Task(own.name, tuple(second[:count]))

@@ -14,7 +14,7 @@ FIELDS = ("clean_prefix", "patch_prefix", "clean_answer", "patch_answer")
 
 
 def read_pairs(path: str, tokenizer: Tokenizer) -> Task:
-    """The prompts of a file, a JSON object a line.
+    """The prompts of a file, a JSON object a line; a line that was there before is left out.
 
     Args:
         path: The file.
@@ -22,7 +22,7 @@ def read_pairs(path: str, tokenizer: Tokenizer) -> Task:
 
     Raises:
         SourceError: If there is no such file, a line lacks a field, or prompt and counterfactual
-            have other numbers of tokens.
+            are the same, have the same answer or other numbers of tokens.
         ConfigError: If an answer is not one token.
     """
     file = Path(path).expanduser()
@@ -32,7 +32,7 @@ def read_pairs(path: str, tokenizer: Tokenizer) -> Task:
             f"{', '.join(FIELDS)} in each line."
         )
     require_content(file, SourceError)
-    prompts = []
+    prompts: dict[tuple, Prompt] = {}
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
@@ -48,8 +48,14 @@ def read_pairs(path: str, tokenizer: Tokenizer) -> Task:
                     "swapped position by position."
                 )
             answers = one_token(tokenizer, right), one_token(tokenizer, wrong)
-            prompts.append(Prompt(tokens, *answers, other, {"end": len(tokens) - 1}))
-    return Task(file.stem, tuple(prompts))
+            if tokens == other or answers[0] == answers[1]:
+                raise SourceError(
+                    f"Line {number} of {file.name}: prompt and counterfactual, or their answers, "
+                    "are the same tokens, so there is nothing to patch. Give two of each."
+                )
+            prompt = Prompt(tokens, *answers, other, {"end": len(tokens) - 1})
+            prompts.setdefault((tokens, other, *answers), prompt)
+    return Task(file.stem, tuple(prompts.values()))
 
 
 def _fields(line: str, where: str) -> tuple[str, ...]:
@@ -61,4 +67,5 @@ def _fields(line: str, where: str) -> tuple[str, ...]:
     values = [value for name in FIELDS if isinstance(value := given.get(name), str) and value]
     if len(values) < len(FIELDS):
         raise SourceError(f"{where} must be an object with the texts {', '.join(FIELDS)}.")
-    return tuple(values)
+    # JSON can spell half of a surrogate pair, which no tokenizer takes
+    return tuple(value.encode("utf-8", "replace").decode() for value in values)

@@ -225,10 +225,10 @@ def test_a_file_of_prompts_is_a_root(levels, tmp_path):
         lines.append(json.dumps({"clean_prefix": clean, "patch_prefix": patch, **answers}))
     file = tmp_path / "own.jsonl"
     file.write_text("\n".join(lines))
-    asked = {**HOW, "contexts": 5, "min_share": 0.0, "task": str(file)}
+    asked = {**HOW, "contexts": 7, "min_share": 0.0, "task": str(file)}
     found = CircuitEval(**asked).run(levels)
     assert found.details["root"] == "logits/own"
-    assert found.tokens["contexts"] == 5  # half of the file
+    assert found.tokens["contexts"] == 7  # more than half of the file: none is held out
     assert {
         point for point, _, _ in (n["node_id"].partition("/") for n in found.details["nodes"])
     } == {"logits", "resid.0", "resid.1", "resid.2"}
@@ -237,7 +237,7 @@ def test_a_file_of_prompts_is_a_root(levels, tmp_path):
     with pytest.raises(ConfigError, match="are two roots. Give one of them"):
         CircuitEval(**asked, feature=TARGET).run(levels)
     file.write_text("\n".join(lines[:4]))
-    with pytest.raises(ConfigError, match="own has 2 prompts; 5 or more are needed"):
+    with pytest.raises(ConfigError, match="own has 4 prompts; 5 or more are needed"):
         CircuitEval(**asked).run(levels)
 
 
@@ -311,7 +311,13 @@ def test_what_cannot_be_a_circuit_is_refused(levels, tiny_source, random_corpus)
 
 @pytest.mark.parametrize(
     ("feature", "said"),
-    [(None, "feature is not given"), (24, "0 to 23"), ("-3", "-3"), (2, "is silent")],
+    [
+        (None, "feature is not given"),
+        (24, "0 to 23"),
+        ("-3", "-3"),
+        ("³", "no latent ³"),
+        (2, "is silent"),
+    ],
 )
 def test_wrong_latents_are_refused(levels, feature, said):
     low, _, highest = levels

@@ -179,6 +179,19 @@ def test_codes_are_added_to_and_clamped():
     assert clamped([0, 1], low=1.0, high=1.5)(f).tolist() == [[[1.0, 1.5, 3.0]]]
 
 
+@pytest.mark.parametrize("bounds", [{}, {"low": 2.0, "high": 1.0}])
+def test_bounds_that_bound_nothing_are_refused(bounds):
+    with pytest.raises(ConfigError, match="are no bounds. Give one, or low <= high"):
+        clamped([0], **bounds)
+
+
+def test_latents_with_a_fraction_are_refused():
+    """They were cut to whole numbers: 1.7 edited latent 1."""
+    with pytest.raises(ConfigError, match="whole numbers, and were given as torch.float32"):
+        set_to(torch.tensor([1.7]), 0.0)(torch.zeros(1, 2, 3))
+    assert set_to([], 5.0)(torch.zeros(1, 2, 3)).sum() == 0
+
+
 def test_texts_are_continued(tiny_lm, tokens):
     lm = tiny_lm("llama")
     texts = ["abc", "ab", "xyz"]

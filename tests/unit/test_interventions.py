@@ -58,6 +58,7 @@ def test_directions_that_depend_on_each_other_span_no_more(sae):
     once = projected_out(sae.W_dec[3:4])(X)
     for rows in ([3, 3], [3, 3, 3]):
         torch.testing.assert_close(projected_out(sae.W_dec[rows])(X), once, atol=1e-5, rtol=0)
+    assert torch.equal(projected_out(sae.W_dec[:0])(X), X)  # no direction at all
     with_zero = torch.cat([sae.W_dec[3:4], torch.zeros(1, 8)])
     torch.testing.assert_close(projected_out(with_zero)(X), once, atol=1e-5, rtol=0)
     assert torch.equal(projected_out(torch.zeros(1, 8))(X), X)

@@ -9,6 +9,7 @@ from sae.activations.counted import Counted, RowRule
 from sae.errors import ConfigError, SourceError
 from sae.language import LMSource
 from sae.tasks.agreement import NOUNS, VERBS, agreement
+from sae.tasks.choose import halves_of
 from sae.tasks.ioi import BABA, NAMES, OBJECTS, PLACES, TEMPLATES, ioi
 from sae.tasks.pairs import read_pairs
 from sae.tasks.task import Prompt, Task, ids_of, one_token, single_tokens
@@ -110,6 +111,15 @@ def test_agreement(tokenizer):
     assert {prompt.label for prompt in task.prompts} == {0, 1}
 
 
+def test_no_prompt_of_agreement_stands_twice(tokenizer):
+    """An interval over prompts that are equal would be too narrow."""
+    for half in (0, 1):
+        prompts = agreement(tokenizer, 300, half=half).prompts
+        assert len({prompt.tokens for prompt in prompts}) == len(prompts) == 300
+    most = len(agreement(tokenizer, 10_000).prompts)  # all that there are, or nearly
+    assert 1500 < most <= 3 * 2 * 12 + 3 * 2 * 12 * 11 * 2
+
+
 def test_a_tokenizer_that_cuts_names_is_refused(lm):
     with pytest.raises(ConfigError, match=r"has 0 of 110 first names as one token"):
         ioi(lm.tokenizer, 4)
@@ -190,11 +200,32 @@ def test_pairs_of_the_user(tmp_path, lm):
         (line(patch_prefix="abc"), SourceError, "2 tokens in clean_prefix and 3 in patch_prefix"),
         ('"\u2028"', SourceError, "line 1 of own.jsonl must be an object"),
         (line(patch_answer="no"), ConfigError, "'no' is 2 tokens for this LM"),
+        (line(patch_prefix="ab"), SourceError, "Line 1 .*are the same tokens.*nothing to patch"),
+        (line(patch_answer="d"), SourceError, "or their answers, are the same tokens"),
     ],
 )
 def test_bad_pairs(tmp_path, lm, content, error, match):
     with pytest.raises(error, match=match):
         read_pairs(write(tmp_path / "own.jsonl", content), lm.tokenizer)
+
+
+def test_half_a_surrogate_pair_is_a_question_mark(tmp_path, lm):
+    file = write(tmp_path / "own.jsonl", line(clean_prefix="a\ud800"))
+    assert read_pairs(file, lm.tokenizer).prompts[0].tokens == ids_of(lm.tokenizer, "a?")
+
+
+def test_what_chooses_is_not_measured(tmp_path, lm):
+    """Lines that stand twice, and texts of the first half, say nothing new."""
+    swapped = line(clean_prefix="ac", patch_prefix="ab")
+    others = [line(clean_prefix=f"x{letter}") for letter in "abcdef"]
+    lines = [line(), *others[:3], swapped, line(), *others[3:], others[0]]
+    first, second = halves_of(write(tmp_path / "own.jsonl", *lines), lm.tokenizer, 9)
+    assert [len(first), len(second)] == [4, 3]  # of eight lines, the swapped one is left out
+    known = {ids for prompt in first.prompts for ids in (prompt.tokens, prompt.patch)}
+    assert not known & {prompt.tokens for prompt in second.prompts}
+    lines = [line(patch_prefix=f"x{letter}") for letter in "abcdef"]
+    with pytest.raises(ConfigError, match="0 prompts of the second half are not among the texts"):
+        halves_of(write(tmp_path / "own.jsonl", *lines), lm.tokenizer, 9)
 
 
 def test_pairs_that_are_no_text(tmp_path, lm):
