@@ -98,6 +98,13 @@ def test_splince_refuses_a_label_that_is_the_concept(rows):
         erasers.splince(erasers.moments(x, z), xy)
 
 
+def test_splince_refuses_labels_of_which_one_is_the_concept(rows):
+    x, z = torched(*rows[:2])
+    labels = torch.stack([(x[:, 1] > 0).double(), z.double()], 1)
+    with pytest.raises(ConfigError, match="every direction that predicts it predicts the concept"):
+        erasers.splince(erasers.moments(x, z), erasers.covariance(x, labels))
+
+
 def test_means_are_projected_out_with_and_without_the_mean_row(rows):
     x, z, _ = torched(*rows)
     moments = erasers.moments(x, z)
