@@ -9,11 +9,15 @@ from _named import census, worded, worded_source
 from sae.activations.counted import Counted, RowRule
 from sae.activations.labelled import TextActivations
 from sae.artifacts.placed import PlacedSAE
+from sae.errors import ConfigError
+from sae.evals.erasure import ErasureEval
 from sae.features.erased import Ground, Side, on_texts
 from sae.features.grounds import biography_ground, labelled_ground
 from sae.metrics.bootstrap import Bootstrap
 from sae.tasks.biographies import biographies
+from sae.tasks.gender import MOST_VARIANTS, pronoun
 from sae.tasks.labelled import LabelledTexts
+from sae.tasks.names import single_token_names
 
 __all__ = ["census", "worded", "worded_source"]  # fixtures
 COMMON = {"max_tokens": 64, "seed": 0, "bootstrap": Bootstrap(num_resamples=5)}
@@ -26,13 +30,11 @@ def one(worded_source):
 
 def test_biographies_of_one_name_are_drawn_together(one):
     made = biographies(("professor", "nurse"))
-    tested = [text for text, train in zip(made.texts, made.train, strict=True) if not train]
+    tested = [i for i, train in enumerate(made.train) if not train]
     unit = biography_ground(one, ("professor", "nurse"), correlation=0.9, **COMMON).ground.test.unit
     assert len(tested) == len(unit) == 288
-    names = [
-        next(name for name in made.name if name in text.replace("'", " ").split())
-        for text in tested
-    ]
+    names = [made.name[i] for i in tested]
+    assert all(name in made.texts[i] for i, name in zip(tested, names, strict=True))
     pairs = set(zip(names, unit.tolist(), strict=True))
     assert len(pairs) == len(set(names)) == len(set(unit.tolist())) == 12
 
@@ -56,6 +58,14 @@ def test_texts_of_which_no_row_counts_are_left_out():
     assert side.x[:, 0].tolist() == [1.0, 3.0]
     assert side.pooled(side.x)[:, 0].tolist() == [3.0, 1.0]
     np.testing.assert_array_equal(side.unit, [0, 0])
+
+
+def test_no_prompt_stands_twice_among_as_many_as_may_be_asked(worded, census):
+    names = single_token_names(worded.tokenizer, 10, test=0.4, seed=0)
+    prompts = pronoun(worded.tokenizer, names, train=1, test=MOST_VARIANTS).test.prompts
+    assert len({prompt.tokens for prompt in prompts}) == len(prompts)
+    with pytest.raises(ConfigError, match="prompts"):
+        ErasureEval(prompts=MOST_VARIANTS + 1)
 
 
 def test_a_row_of_zeros_has_no_relative_size():
