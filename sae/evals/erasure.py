@@ -250,7 +250,7 @@ class ErasureEval(Resampled):
             return found, None
 
         identity = self._identity(one, fit.named) | {
-            "measured": named.key, "bootstrap": self.bootstrap.model_dump(),
+            "measured": named.key, "bootstrap": self.bootstrap.model_dump(), "probes": "whitened",
         }  # fmt: skip
         kept = cached("erasure/scores-", identity, make)[0]
         clean = named.ground.clean

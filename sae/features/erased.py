@@ -125,10 +125,8 @@ class Ground:
         size = (x - before).norm(dim=1)
         found = {
             "size": self._mean(size), "relative_size": self._mean(share_of_length(size, before)),
-            **self._probes("", x_train, x, self.train.z, self.test.z),
+            **self._probes(x_train, x),
         }  # fmt: skip
-        if self.train.keep is not None and self.test.keep is not None:
-            found |= self._probes("kept_", x_train, x, self.train.keep, self.test.keep)
         if self.answers is not None:
             of_train, of_test = (one.double().numpy() for one in self.answers(edit))
             found |= two_way.answers(
@@ -140,20 +138,26 @@ class Ground:
         values = self.test.pooled(of_rows[:, None])[:, 0].double().numpy()
         return self._weights @ values / self._weights.sum(-1)
 
-    def _probes(
-        self, prefix: str, x_train: Tensor, x: Tensor, y_train: Tensor, y: Tensor
-    ) -> Scores:
-        weights = self._weights
+    def _probes(self, x_train: Tensor, x: Tensor) -> Scores:
+        train, test, weights = self.train, self.test, self._weights
+        labels = {"": (train.z, test.z)}
+        if train.keep is not None and test.keep is not None:
+            labels["kept_"] = (train.keep, test.keep)
         if self.by_row:
-            y_train, y = self.train.rows_of(y_train), self.test.rows_of(y)
-            weights = weights[:, self.test.example.numpy()]
+            labels = {prefix: (train.rows_of(y_train), test.rows_of(y))
+                      for prefix, (y_train, y) in labels.items()}  # fmt: skip
+            weights = weights[:, test.example.numpy()]
         else:
-            x_train, x = self.train.pooled(x_train), self.test.pooled(x)
-        found = {}
-        for name, fit in (("linear_probe", fresh.linear), ("mlp_probe", fresh.mlp)):
-            logit = fit(x_train, y_train, self.seed)(x).reshape(-1).numpy()
-            labels = y.numpy()
-            found[f"{prefix}{name}"] = two_way.balanced_accuracy(logit > 0, labels, weights)
+            x_train, x = train.pooled(x_train), test.pooled(x)
+        axes, found = fresh.Axes.of(x_train), {}
+        for prefix, (y_train, y) in labels.items():
+            probes = {
+                "linear_probe": fresh.linear(x_train, y_train, axes),
+                "mlp_probe": fresh.mlp(x_train, y_train, axes, self.seed),
+            }
+            for name, probe in probes.items():
+                yes = (probe(x).reshape(-1) > 0).numpy()
+                found[f"{prefix}{name}"] = two_way.balanced_accuracy(yes, y.numpy(), weights)
         return found
 
 

@@ -188,7 +188,7 @@ class Records:
 
     def _index(self, latent: SupportsIndex | str) -> int:
         word = str(latent)
-        number = int(word.removeprefix("-")) if word.removeprefix("-").isdigit() else -1
+        number = int(word.removeprefix("-")) if word.removeprefix("-").isdecimal() else -1
         if not 0 <= number < self.d_sae or (word.startswith("-") and not self.facts["signed"]):
             raise KeyError(f"There is no latent {latent}; latents are 0 to {self.d_sae - 1}.")
         return number + self.d_sae * word.startswith("-")

@@ -390,6 +390,13 @@ def test_a_window_has_a_value_for_every_token_that_counts(source):
             assert one["values"][0] is None, "position 0 does not count"
 
 
+@pytest.mark.parametrize("name", ["²", "-1", "48", "1.5", ""])
+def test_a_latent_that_is_none_is_told(source, name):
+    found = records(PlacedSAE(make_sae(source), source))
+    with pytest.raises(KeyError, match="There is no latent"):
+        found[name]
+
+
 def test_a_notebook_shows_a_record_and_escapes_its_text(source):
     found = records(PlacedSAE(make_sae(source), source))
     vocabulary = [b"<script>alert(1)</script>"] * len(found.text.vocabulary)
