@@ -1,5 +1,7 @@
 """Units that the intervals of concept erasure are over, and texts of which no row counts."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,8 @@ from sae.tasks.labelled import LabelledTexts
 from sae.tasks.names import single_token_names
 
 __all__ = ["census", "worded", "worded_source"]  # fixtures
-COMMON = {"max_tokens": 64, "seed": 0, "bootstrap": Bootstrap(num_resamples=5)}
+BOOTSTRAP = Bootstrap(num_resamples=5)
+COMMON: dict[str, Any] = {"max_tokens": 64, "bootstrap": BOOTSTRAP}
 
 
 @pytest.fixture
@@ -31,7 +34,9 @@ def one(worded_source):
 def test_biographies_of_one_name_are_drawn_together(one):
     made = biographies(("professor", "nurse"))
     tested = [i for i, train in enumerate(made.train) if not train]
-    unit = biography_ground(one, ("professor", "nurse"), correlation=0.9, **COMMON).ground.test.unit
+    unit = biography_ground(
+        one, ("professor", "nurse"), correlation=0.9, seed=0, **COMMON
+    ).ground.test.unit
     assert len(tested) == len(unit) == 288
     names = [made.name[i] for i in tested]
     assert all(name in made.texts[i] for i, name in zip(tested, names, strict=True))
@@ -44,7 +49,7 @@ def test_equal_texts_of_a_file_are_drawn_together(one):
              "Mary sat"]  # fmt: skip
     texts = LabelledTexts.of("own", words, [word.split()[0] for word in words])
     for seed in range(6):
-        test = labelled_ground(one, texts, **COMMON | {"seed": seed}).ground.test
+        test = labelled_ground(one, texts, seed=seed, **COMMON).ground.test
         assert len(set(test.unit.tolist())) == 2, "one text of each class, however often it stands"
         assert len(test.unit) in (2, 3)
 
@@ -64,8 +69,11 @@ def test_no_prompt_stands_twice_among_as_many_as_may_be_asked(worded, census):
     names = single_token_names(worded.tokenizer, 10, test=0.4, seed=0)
     prompts = pronoun(worded.tokenizer, names, train=1, test=MOST_VARIANTS).test.prompts
     assert len({prompt.tokens for prompt in prompts}) == len(prompts)
-    with pytest.raises(ConfigError, match="prompts"):
-        ErasureEval(prompts=MOST_VARIANTS + 1)
+    more: dict[str, Any] = {"prompts": MOST_VARIANTS + 1}
+    with pytest.raises(
+        ConfigError, match="prompts=65 must be a whole number of at least 1 and at most 64"
+    ):
+        ErasureEval(**more)
 
 
 def test_a_row_of_zeros_has_no_relative_size():
@@ -74,7 +82,7 @@ def test_a_row_of_zeros_has_no_relative_size():
     x[0] = 0
     z, each = torch.arange(20) % 2, np.arange(20)
     side = Side(x, torch.arange(20), z, None, each)
-    ground = Ground(side, side, by_row=True, bootstrap=COMMON["bootstrap"], seed=0)
+    ground = Ground(side, side, by_row=True, bootstrap=BOOTSTRAP, seed=0)
     half = ground.scores(lambda rows: rows / 2)
     assert float(half["relative_size"][0]) == pytest.approx(0.5 * 19 / 20)
     moved = ground.scores(lambda rows: rows + 1)
