@@ -31,6 +31,7 @@ from sae.progress import progress
 from sae.settings import Count, setting
 from sae.tables import Table, Type
 from sae.tasks.biographies import PROFESSIONS
+from sae.tasks.gender import MOST_VARIANTS
 from sae.tasks.labelled import read_csv
 from sae.tasks.names import single_token_names
 from sae.types import Split
@@ -92,7 +93,7 @@ class ErasureEval(Resampled):
     )
     csv: str = setting("", help="a CSV file with the columns text,label of two classes; one more")
     names: int = setting(100, ge=10, help="names of each gender, the most frequent ones")
-    prompts: int = setting(2, ge=1, help="prompts of each test name")
+    prompts: int = setting(2, ge=1, le=MOST_VARIANTS, help="prompts of each test name")
     ks: tuple[Count, ...] = setting((1, 2, 4, 8, 16), min_length=1, help="numbers of latents")
     pair: str = setting("professor/nurse", help="professions of the biographies, first/second")
     correlation: float = setting(
@@ -249,7 +250,7 @@ class ErasureEval(Resampled):
             return found, None
 
         identity = self._identity(one, fit.named) | {
-            "measured": named.key, "bootstrap": self.bootstrap.model_dump(),
+            "measured": named.key, "bootstrap": self.bootstrap.model_dump(), "probes": "whitened",
         }  # fmt: skip
         kept = cached("erasure/scores-", identity, make)[0]
         clean = named.ground.clean

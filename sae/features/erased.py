@@ -1,6 +1,6 @@
 """Grounds that concept erasure is measured on: rows to fit on and to test, and answers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sae.activations.counted import Counted
 from sae.activations.labelled import TextActivations
-from sae.features.prompted import Clean, Prompted
+from sae.features.prompted import Clean, Prompted, share_of_length
 from sae.interventions import Replacement
 from sae.metrics import two_way
 from sae.metrics.bootstrap import Bootstrap
@@ -61,27 +61,32 @@ def on_prompts(prompted: Prompted, found: Clean) -> Side:
 
 def on_texts(
     activations: TextActivations, counted: Counted | None, chosen: list[int],
-    z: list[int], keep: list[int] | None = None,
+    z: list[int], unit: Sequence[str], keep: list[int] | None = None,
 ) -> Side:  # fmt: skip
-    """The side of some texts, each a unit; rows that do not count are left out.
+    """The side of some texts; rows that do not count are left out, and texts without any other.
 
     Args:
         activations: Rows of all tokens of all texts.
         counted: Rule for the rows that count; None: all.
         chosen: Numbers of the texts.
         z: Class of the concept of every text.
+        unit: Name of the resampled unit of every text.
         keep: A second label of every text.
     """
+    text = torch.repeat_interleave(activations.lengths)
+    counts = torch.ones(len(text), dtype=torch.bool)
+    if counted is not None:
+        counts = counted.mask([activations.x], None)
+    has_rows = torch.bincount(text[counts], minlength=len(z)) > 0
+    chosen = [i for i in chosen if has_rows[i]]
     number = torch.full((len(z),), -1)
     number[chosen] = torch.arange(len(chosen))
-    example = number[torch.repeat_interleave(activations.lengths)]
-    kept = example >= 0
-    if counted is not None:
-        kept &= counted.mask([activations.x], None)
+    example = number[text]
+    kept = counts & (example >= 0)
     labels = None if keep is None else torch.tensor(keep)[chosen]
     return Side(
         activations.x[kept].float(), example[kept], torch.tensor(z)[chosen], labels,
-        np.arange(len(chosen)),
+        np.unique([unit[i] for i in chosen], return_inverse=True)[1],
     )  # fmt: skip
 
 
@@ -119,11 +124,9 @@ class Ground:
                       for one in (self.train, self.test))  # fmt: skip
         size = (x - before).norm(dim=1)
         found = {
-            "size": self._mean(size), "relative_size": self._mean(size / before.norm(dim=1)),
-            **self._probes("", x_train, x, self.train.z, self.test.z),
+            "size": self._mean(size), "relative_size": self._mean(share_of_length(size, before)),
+            **self._probes(x_train, x),
         }  # fmt: skip
-        if self.train.keep is not None and self.test.keep is not None:
-            found |= self._probes("kept_", x_train, x, self.train.keep, self.test.keep)
         if self.answers is not None:
             of_train, of_test = (one.double().numpy() for one in self.answers(edit))
             found |= two_way.answers(
@@ -135,20 +138,26 @@ class Ground:
         values = self.test.pooled(of_rows[:, None])[:, 0].double().numpy()
         return self._weights @ values / self._weights.sum(-1)
 
-    def _probes(
-        self, prefix: str, x_train: Tensor, x: Tensor, y_train: Tensor, y: Tensor
-    ) -> Scores:
-        weights = self._weights
+    def _probes(self, x_train: Tensor, x: Tensor) -> Scores:
+        train, test, weights = self.train, self.test, self._weights
+        labels = {"": (train.z, test.z)}
+        if train.keep is not None and test.keep is not None:
+            labels["kept_"] = (train.keep, test.keep)
         if self.by_row:
-            y_train, y = self.train.rows_of(y_train), self.test.rows_of(y)
-            weights = weights[:, self.test.example.numpy()]
+            labels = {prefix: (train.rows_of(y_train), test.rows_of(y))
+                      for prefix, (y_train, y) in labels.items()}  # fmt: skip
+            weights = weights[:, test.example.numpy()]
         else:
-            x_train, x = self.train.pooled(x_train), self.test.pooled(x)
-        found = {}
-        for name, fit in (("linear_probe", fresh.linear), ("mlp_probe", fresh.mlp)):
-            logit = fit(x_train, y_train, self.seed)(x).reshape(-1).numpy()
-            labels = y.numpy()
-            found[f"{prefix}{name}"] = two_way.balanced_accuracy(logit > 0, labels, weights)
+            x_train, x = train.pooled(x_train), test.pooled(x)
+        axes, found = fresh.Axes.of(x_train), {}
+        for prefix, (y_train, y) in labels.items():
+            probes = {
+                "linear_probe": fresh.linear(x_train, y_train, axes),
+                "mlp_probe": fresh.mlp(x_train, y_train, axes, self.seed),
+            }
+            for name, probe in probes.items():
+                yes = (probe(x).reshape(-1) > 0).numpy()
+                found[f"{prefix}{name}"] = two_way.balanced_accuracy(yes, y.numpy(), weights)
         return found
 
 

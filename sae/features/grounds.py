@@ -106,13 +106,13 @@ def biography_ground(
         correlation: Share of the training texts in which both agree; the test is balanced.
         max_tokens: Longer texts lose their end.
         seed: Seed of the draw and the probes.
-        bootstrap: Settings of the draws of test texts.
+        bootstrap: Settings of the draws of test names.
     """
     made = biographies(pair)
     test = [i for i, train in enumerate(made.train) if not train]
     return _text_ground(
         one, "/".join(pair), made.texts, made.gender, (made.correlated(correlation, seed), test),
-        max_tokens=max_tokens, seed=seed, bootstrap=bootstrap, keep=made.profession,
+        made.name, max_tokens=max_tokens, seed=seed, bootstrap=bootstrap, keep=made.profession,
     )  # fmt: skip
 
 
@@ -131,7 +131,7 @@ def labelled_ground(
         )
     train, test = split_texts(texts, seed)
     return _text_ground(
-        one, texts.name, texts.texts, texts.labels.tolist(), (train, test),
+        one, texts.name, texts.texts, texts.labels.tolist(), (train, test), texts.texts,
         max_tokens=max_tokens, seed=seed, bootstrap=bootstrap,
     )  # fmt: skip
 
@@ -159,19 +159,21 @@ def split_texts(texts: LabelledTexts, seed: int) -> tuple[list[int], list[int]]:
 
 def _text_ground(
     one: PlacedSAE, name: str, texts: Sequence[str], z: list[int],
-    sides: tuple[list[int], list[int]], *, max_tokens: int, seed: int, bootstrap: Bootstrap,
-    keep: list[int] | None = None,
+    sides: tuple[list[int], list[int]], unit: Sequence[str], *, max_tokens: int, seed: int,
+    bootstrap: Bootstrap, keep: list[int] | None = None,
 ) -> Named:  # fmt: skip
     point, _ = at_one_point(one)
     activations = text_activations(
         one.lm, point, texts, name=name, which="all", max_tokens=max_tokens
     )
-    train, test = (on_texts(activations, one.counted, side, z, keep) for side in sides)
+    train, test = (on_texts(activations, one.counted, side, z, unit, keep) for side in sides)
     ground = Ground(train, test, by_row=False, bootstrap=bootstrap, seed=seed)
     key = content_key(
-        {"texts": list(texts), "z": z, "keep": keep, "sides": sides, "room": max_tokens}
-    )
-    facts = {"unit": "texts", "training texts": len(sides[0]), "test texts": len(sides[1])}
+        {"texts": list(texts), "z": z, "keep": keep, "sides": sides, "unit": list(unit),
+         "room": max_tokens}
+    )  # fmt: skip
+    facts = {"unit": "texts" if keep is None else "names", "training texts": len(train.z),
+             "test texts": len(test.z)}  # fmt: skip
     return Named(ground, key, facts | _sizes(ground))
 
 

@@ -1,7 +1,7 @@
 """Makes the records of an SAE on a text, step by step; a killed one goes on where it stopped."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -78,11 +78,7 @@ def records(
             "text=test."
         )
     for other in against:
-        if other.d_out != run.sae.d_out:
-            raise ConfigError(
-                f"An SAE to compare with (against) has atoms of width {other.d_out}, this one of "
-                f"width {run.sae.d_out}. Give SAEs of the same point, of other seeds."
-            )
+        _check_seed(run, other)
     run.prepare(split)
     store = source.store(split)
     contexts = contexts_in(store, num_tokens)
@@ -148,6 +144,24 @@ def all_firings(
 def contexts_in(store: ActivationStore, num_tokens: int) -> int:
     """Number of whole contexts in the first tokens of a store, at least one."""
     return min(store.num_contexts, max(1, num_tokens // store.spec.ctx))
+
+
+def _check_seed(run: PlacedSAE, other: SAE) -> None:
+    """Refuse an SAE that tells nothing about the stability of latents."""
+    made_of = other.metadata.get("activations")
+    point = made_of.get("point") if isinstance(made_of, Mapping) else None
+    if other.d_out != run.sae.d_out:
+        difference = f"has atoms of width {other.d_out}, this one of width {run.sae.d_out}"
+    elif point not in (None, str(run.ends)):
+        difference = f"is at {point}, this one at {run.ends}"
+    elif torch.equal(other.W_dec.cpu(), run.sae.W_dec.cpu()):
+        difference = "has the same atoms as this one: every latent would look stable"
+    else:
+        return
+    raise ConfigError(
+        f"An SAE to compare with (against) {difference}. Give SAEs of the same point, of other "
+        "seeds."
+    )
 
 
 def _folder(run: PlacedSAE, split: Split, contexts: int, seed: int) -> Path:
@@ -224,7 +238,8 @@ def _packed(text: Text) -> dict[str, Tensor]:
 
 def _weights(folder: Path, run: PlacedSAE, against: Sequence[SAE]) -> str:
     """Name of the file of weight statistics, written first where it is missing."""
-    others = content_key({"against": [sha256_of(sae.state_dict()) for sae in against]})
+    hashes = [sha256_of(sae.state_dict()) for sae in against]
+    others = content_key({"against": hashes, "random": "as many as each"})
     file = folder / ("weights.safetensors" if not against else f"weights-{others}.safetensors")
     point = written_at(run.ends)
     had_lm = "lm" in run.__dict__  # another evaluation loaded it, and may need it again

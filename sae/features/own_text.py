@@ -148,7 +148,6 @@ def read(one: PlacedSAE, written: Written) -> Reading:
     """
     lm, ends, counted = one.lm, one.ends, one.counted
     assert ends is not None
-    keep_first = one.source.specs["test"].keep_first
     contexts = np.split(written.tokens, written.starts[1:])
     counts, total = np.ones(len(written.tokens), bool), 0
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -160,8 +159,6 @@ def read(one: PlacedSAE, written: Written) -> Reading:
         ordinary = torch.ones_like(tokens, dtype=torch.bool)
         if counted is not None:
             ordinary &= counted.at(ends.points).mask(parts, tokens).to(ordinary.device)
-        if not keep_first:
-            ordinary[:, 0] = False
         for place, i in enumerate(batch):
             x, mask = [part[place, 1:] for part in parts], ordinary[place, 1:]
             first = int(written.starts[i])

@@ -177,9 +177,15 @@ def _sized(edit: Replacement, positions: Positions, unit: Tensor, into: Tensor) 
         new = edit(x)
         rows = positions.replaced().cpu().double()
         size = (new.float() - x.float()).norm(dim=-1).cpu().double()
-        share = size / x.float().norm(dim=-1).cpu().double().clamp_min(1e-12)
+        share = share_of_length(size, x.float().cpu().double())
         found = torch.stack([rows, size * rows, share * rows], -1)
         into[:, 3:].index_add_(0, unit.flatten(), found.flatten(0, 1))
         return new
 
     return replace
+
+
+def share_of_length(size: Float[Tensor, "*n"], x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n"]:
+    """The length of an edit as a share of that of its row; 0 of a row of zeros, which has none."""
+    length = x.norm(dim=-1)
+    return torch.where(length > 0, size / length, 0.0)

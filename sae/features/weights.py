@@ -42,13 +42,12 @@ def weight_statistics(
         `encoder_cosine` [latents] with the atom (of transcoders none); `top`, `top_value`,
         `bottom`, `bottom_value` [latents 10]: `direct_logits` of the atom; with `others`,
         `stability` and `stability_random` [latents]: the mean over them of the largest cosine with
-        an atom, and the same with as many random atoms.
+        an atom, and the same with as many random atoms as each of them has.
     """
     W_dec = sae.W_dec.float()
     k, signed = min(NEAREST, sae.d_sae - 1), sae.config.activation in SIGNED
     dictionaries = [other.W_dec.to(W_dec) for other in others]
-    if others:
-        dictionaries.append(_random_atoms(*W_dec.shape).to(W_dec))
+    random = {n: _random_atoms(n, sae.d_out).to(W_dec) for n in {len(one) for one in dictionaries}}
     found: dict[str, list[Tensor]] = {}
 
     def keep(**values: Tensor) -> None:
@@ -75,9 +74,12 @@ def weight_statistics(
             keep(top=top.indices, top_value=top.values,
                  bottom=bottom.indices, bottom_value=bottom.values)  # fmt: skip
         if others:
-            best = [atoms @ other.T for other in dictionaries]
-            largest = torch.stack([(one.abs() if signed else one).amax(1) for one in best])
-            keep(stability=largest[:-1].mean(0), stability_random=largest[-1])
+            largest = [_largest(atoms @ one.T, signed) for one in dictionaries]
+            by_chance = {n: _largest(atoms @ one.T, signed) for n, one in random.items()}
+            keep(
+                stability=torch.stack(largest).mean(0),
+                stability_random=torch.stack([by_chance[len(one)] for one in dictionaries]).mean(0),
+            )
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
@@ -85,6 +87,10 @@ def written_at(ends: Ends | None) -> Point | None:
     """The point where an SAE writes, if it is one."""
     points = [] if ends is None else list(ends.writes)
     return points[0] if len(points) == 1 else None
+
+
+def _largest(cosines: Float[Tensor, "n atoms"], signed: bool) -> Float[Tensor, " n"]:
+    return (cosines.abs() if signed else cosines).amax(1)
 
 
 def _random_atoms(count: int, width: int) -> Float[Tensor, "count width"]:

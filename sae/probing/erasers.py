@@ -120,22 +120,21 @@ def splince(found: Moments, xy: Float[Tensor, "d k"]) -> Eraser:
         xy: Covariance with the label that stays.
 
     Raises:
-        ConfigError: If b lies in the span of a: the label cannot stay when the concept goes.
+        ConfigError: If some of b lies in the span of a: it cannot stay when the concept goes.
     """
     whiten, unwhiten = _whitening(found.xx)
-    a, b = _span(whiten @ found.xz), whiten @ xy
-    if not float(b.norm()):
+    a, b = _span(whiten @ found.xz), _span(whiten @ xy)
+    if not b.shape[1]:
         raise ConfigError(
             "SPLINCE cannot keep this label: it is the same for all rows. Use LEACE, or rows in "
             "which it differs."
         )
-    rest = b - a @ (a.T @ b)
-    if float(rest.norm()) <= 1e-6 * float(b.norm()):
+    sines = torch.linalg.svdvals(b - a @ (a.T @ b))  # of the angles between the two spans
+    if float(sines.min()) <= 1e-6:
         raise ConfigError(
             "SPLINCE cannot keep this label: every direction that predicts it predicts the concept "
             "as well. Use LEACE, or rows in which the two labels differ."
         )
-    b = _span(b)
     U = _complement(a)
     V = torch.cat([b, _complement(torch.cat([a, b], 1))], 1)
     kept = V @ torch.linalg.solve(U.T @ V, U.T)

@@ -81,12 +81,14 @@ class Biographies(NamedTuple):
         texts: The texts.
         profession: 1 for the first profession of the pair, 0 for the second.
         gender: 1 for male, 0 for female.
+        name: First name.
         train: True if the text is for training.
     """
 
     texts: list[str]
     profession: list[int]
     gender: list[int]
+    name: list[str]
     train: list[bool]
 
     def correlated(self, share: float, seed: int) -> list[int]:
@@ -116,7 +118,7 @@ def biographies(pair: tuple[str, str]) -> Biographies:
         >>> made.texts[0], sum(made.train), len(made.texts)
         ('James likes his work. He lectures to students at the university.', 800, 1088)
     """
-    found = Biographies([], [], [], [])
+    found = Biographies([], [], [], [], [])
     for profession, word in zip((1, 0), pair, strict=True):
         for gender, names, (he, his, man) in zip((1, 0), _NAMES, _WORDS, strict=True):
             for i, name in enumerate(names):
@@ -129,5 +131,6 @@ def biographies(pair: tuple[str, str]) -> Biographies:
                         found.texts.append(text)
                         found.profession.append(profession)
                         found.gender.append(gender)
+                        found.name.append(name)
                         found.train.append(train)
     return found

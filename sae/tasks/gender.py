@@ -19,6 +19,7 @@ _WHEN = ("Yesterday", "Today", "Last week", "This morning", "Last night", "On Mo
          "Last year", "In May")  # fmt: skip
 _WHERE = ("store", "park", "beach", "bank", "office", "library", "museum", "station")
 MOST_VARIANTS = len(_WHEN) * len(_WHERE)
+"""Prompts of one name that differ; of pronouns there are no more."""
 
 
 class Sides(NamedTuple):

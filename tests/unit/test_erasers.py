@@ -8,6 +8,7 @@ from scipy.linalg import null_space, sqrtm
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ConfigError
 from sae.features.erasing import closed_forms, latent_edits, ranked
+from sae.interventions import projected_out
 from sae.probing import erasers, fresh
 
 N, D = 600, 8
@@ -98,6 +99,13 @@ def test_splince_refuses_a_label_that_is_the_concept(rows):
         erasers.splince(erasers.moments(x, z), xy)
 
 
+def test_splince_refuses_labels_of_which_one_is_the_concept(rows):
+    x, z = torched(*rows[:2])
+    labels = torch.stack([(x[:, 1] > 0).double(), z.double()], 1)
+    with pytest.raises(ConfigError, match="every direction that predicts it predicts the concept"):
+        erasers.splince(erasers.moments(x, z), erasers.covariance(x, labels))
+
+
 def test_means_are_projected_out_with_and_without_the_mean_row(rows):
     x, z, _ = torched(*rows)
     moments = erasers.moments(x, z)
@@ -158,15 +166,37 @@ def test_a_planted_latent_erases_with_little_more_than_the_edit_of_leace():
     for form in ("projection", "delta", "zeroing"):
         assert size[form, 1] <= 1.2 * size["LEACE", 0]
         erased = edits[form, 1](x)
-        probe = fresh.linear(erased[:2000], z[:2000], seed=0)
+        probe = fresh.linear(erased[:2000], z[:2000], fresh.Axes.of(erased[:2000]))
         assert abs(float(probe.right(erased[2000:], z[2000:]).mean()) - 0.5) < 0.06
-    assert float(fresh.linear(x[:2000], z[:2000], 0).right(x[2000:], z[2000:]).mean()) > 0.95
+    probe = fresh.linear(x[:2000], z[:2000], fresh.Axes.of(x[:2000]))
+    assert float(probe.right(x[2000:], z[2000:]).mean()) > 0.95
 
 
 def test_an_mlp_finds_what_no_linear_probe_can():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2000, 4, generator=generator)
     y = (x[:, 0] * x[:, 1] > 0).long()
-    right = fresh.linear(x[:1500], y[:1500], 0).right(x[1500:], y[1500:]).mean()
-    by_mlp = (fresh.mlp(x[:1500], y[:1500], 0)(x[1500:])[:, 0] > 0).long() == y[1500:]
+    axes = fresh.Axes.of(x[:1500])
+    right = fresh.linear(x[:1500], y[:1500], axes).right(x[1500:], y[1500:]).mean()
+    by_mlp = (fresh.mlp(x[:1500], y[:1500], axes, 0)(x[1500:])[:, 0] > 0).long() == y[1500:]
     assert right < 0.6 < 0.85 < by_mlp.float().mean()
+
+
+def test_probes_of_turned_rows_know_as_much():
+    """Few rows, one column of a large spread: a turn takes nothing out, nor do four directions."""
+    generator = torch.Generator().manual_seed(0)
+    n, d = 800, 64
+    y = torch.randint(0, 2, (n,), generator=generator)
+    x = torch.randn(n, d, generator=generator) + (3.0 * y - 1.5)[:, None] * torch.eye(d)[3]
+    x[:, 9] *= 500
+    turn = torch.linalg.qr(torch.randn(d, d, generator=generator))[0]
+    drawn = projected_out(torch.randn(4, d, generator=generator))
+    for rows in (x, x @ turn, drawn(x)):
+        axes, tested = fresh.Axes.of(rows[:400]), y[400:]
+        by_linear = fresh.linear(rows[:400], y[:400], axes).right(rows[400:], tested).mean()
+        mlp = fresh.mlp(rows[:400], y[:400], axes, 0)
+        by_mlp = ((mlp(rows[400:])[:, 0] > 0).long() == tested).float().mean()
+        assert float(by_linear) > 0.9
+        assert float(by_mlp) > 0.85
+    columns = fresh.by_column(drawn(x)[:400], y[:400], 0).right(drawn(x)[400:], y[400:]).mean()
+    assert float(columns) < 0.8, "why no probe that measures is one of columns"

@@ -254,7 +254,7 @@ def test_rows_of_texts_that_do_not_count_are_left_out():
     x = torch.tensor([[1.0], [9.0], [2.0], [3.0]])
     activations = TextActivations(x, torch.tensor([2, 1, 1]))
     counted = Counted(RowRule(), (), {"x": 5.0})
-    side = on_texts(activations, counted, [2, 0], [1, 0, 0])
+    side = on_texts(activations, counted, [2, 0], [1, 0, 0], ["a", "b", "c"])
     assert side.x[:, 0].tolist() == [1.0, 3.0]
     assert side.example.tolist() == [1, 0]
     assert side.z.tolist() == [0, 1]

@@ -18,6 +18,7 @@ from sae.features import Records, firings, make, records, summary
 from sae.features.__main__ import main
 from sae.features.glimpse import choose, glimpse
 from sae.features.summary import Place, summarise
+from sae.features.weights import weight_statistics
 
 __all__ = ["source"]  # a fixture
 
@@ -287,13 +288,32 @@ def test_the_text_is_named_and_its_bytes_are_kept(source):
 
 @pytest.mark.slow
 def test_stability_is_the_cosine_with_atoms_of_other_seeds(source):
-    sae, other = make_sae(source), make_sae(source, seed=1)
-    found = records(PlacedSAE(sae, source), against=[other, sae])
-    expected = ((sae.W_dec @ other.W_dec.T).max(1).values + 1) / 2
+    sae, others = make_sae(source), [make_sae(source, seed=1), make_sae(source, d_sae=96, seed=2)]
+    found = records(PlacedSAE(sae, source), against=others)
+    largest = [(sae.W_dec @ other.W_dec.T).max(1).values for other in others]
+    expected = (largest[0] + largest[1]) / 2
     for record in found:
         assert record.stability == pytest.approx(expected[record.latent].item(), abs=1e-5)
     assert records(PlacedSAE(sae, source))[0].stability is None
-    assert 0 < found.stability()["stability_random"] < found.stability()["stability"] < 1
+    assert 0 < found.stability()["stability_random"] < 1
+
+
+def test_random_atoms_are_as_many_as_those_compared_with(source):
+    """Atoms drawn at random are no more stable than chance, however many there are of them."""
+    sae, wide = make_sae(source), make_sae(source, seed=1, d_sae=4096)
+    found = weight_statistics(sae, None, None, [wide])
+    assert float((found["stability"] - found["stability_random"]).mean()) == pytest.approx(
+        0, abs=0.03
+    )
+
+
+def test_what_is_no_other_seed_is_refused(source):
+    placed, other = PlacedSAE(make_sae(source), source), make_sae(source, seed=1)
+    with pytest.raises(ConfigError, match="has the same atoms as this one"):
+        records(placed, against=[other, make_sae(source)])
+    other.metadata["activations"] = {"point": "resid.0"}
+    with pytest.raises(ConfigError, match=r"is at resid.0, this one at resid.1"):
+        records(placed, against=[other])
 
 
 @pytest.mark.slow
@@ -368,6 +388,13 @@ def test_a_window_has_a_value_for_every_token_that_counts(source):
         assert set(expected) <= set(shown.positions.tolist())
         if shown.peak < 16:
             assert one["values"][0] is None, "position 0 does not count"
+
+
+@pytest.mark.parametrize("name", ["²", "-1", "48", "1.5", ""])
+def test_a_latent_that_is_none_is_told(source, name):
+    found = records(PlacedSAE(make_sae(source), source))
+    with pytest.raises(KeyError, match="There is no latent"):
+        found[name]
 
 
 def test_a_notebook_shows_a_record_and_escapes_its_text(source):
