@@ -20,7 +20,7 @@ from sae.probing.linear import TEXT_MEANS, train
 from sae.probing.ranking import effects, strongest
 from sae.progress import progress
 from sae.settings import Count, setting
-from sae.tasks.biographies import PROFESSIONS, biographies
+from sae.tasks.biographies import PROFESSIONS, Biographies, biographies
 from sae.types import Split
 
 _LEAST_GAP = 0.001
@@ -71,10 +71,14 @@ class SCREval(Resampled):
         thresholds = [n for n in self.thresholds if n <= placed.sae.d_sae]
         with progress("remove correlations", len(self.pairs), "pairs") as advance:
             for pair in self.pairs:
-                pooled, labels, train = self._read(placed, pair)
+                pooled, made = self._read(placed, pair)
+                train = torch.tensor(made.train)
+                labels = {
+                    "profession": torch.tensor(made.profession), "gender": torch.tensor(made.gender)
+                }  # fmt: skip
                 clean, scored = measure(
                     pooled, labels, train, placed.sae.W_dec.cpu(), thresholds=thresholds,
-                    seed=self.seed, bootstrap=self.bootstrap,
+                    seed=self.seed, bootstrap=self.bootstrap, unit=made.name,
                 )  # fmt: skip
                 samples.append(scored)
                 num_tests += int((~train).sum())
@@ -90,15 +94,14 @@ class SCREval(Resampled):
             details={"pairs": details},
         )
 
-    def _read(self, placed: PlacedSAE, pair: str) -> tuple[Pooled, dict[str, Tensor], Tensor]:
+    def _read(self, placed: PlacedSAE, pair: str) -> tuple[Pooled, Biographies]:
         assert placed.point is not None
         first, second = pair.split("/")
         made = biographies((first, second))
         activations = text_activations(
             placed.lm, placed.point, made.texts, name=pair, which="all", max_tokens=128
         )
-        labels = {"profession": torch.tensor(made.profession), "gender": torch.tensor(made.gender)}
-        return pool(placed.sae, activations, placed.counted), labels, torch.tensor(made.train)
+        return pool(placed.sae, activations, placed.counted), made
 
 
 def measure(
@@ -110,6 +113,7 @@ def measure(
     thresholds: list[int],
     seed: int,
     bootstrap: Bootstrap,
+    unit: Sequence[str] | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Clean accuracies and SCR's scores, each for every bootstrap draw.
 
@@ -121,6 +125,7 @@ def measure(
         thresholds: Numbers of latents.
         seed: Seed of the probes.
         bootstrap: Settings of the draws of test texts.
+        unit: Name in each text, whose texts are drawn together; None: each text by itself.
     """
     fit = pooled.of(torch.where(for_training)[0])
     y = {name: label[for_training] for name, label in labels.items()}
@@ -129,7 +134,9 @@ def measure(
     oracle = {name: train(fit.x, label, TEXT_MEANS, seed) for name, label in y.items()}
 
     held_out = pooled.of(torch.where(~for_training)[0])
-    weights = draws(len(held_out.x), bootstrap.num_resamples, bootstrap.seed)
+    of = np.arange(len(labels["gender"])) if unit is None else np.array(unit)
+    units, number = np.unique(of[~for_training.numpy()], return_inverse=True)
+    weights = draws(len(units), bootstrap.num_resamples, bootstrap.seed)[:, number]
 
     def accuracy(probe: Any, x: Tensor, name: str) -> np.ndarray:
         return weights @ probe.right(x, labels[name][~for_training]).numpy() / weights.sum(-1)

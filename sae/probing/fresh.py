@@ -1,6 +1,6 @@
 """Fresh probes: trained on rows as they are after an edit, and tested on others."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -57,7 +57,7 @@ def linear(x: Float[Tensor, "n d"], y: Int[Tensor, " n"], axes: Axes) -> Linear:
     from sklearn.linear_model import LogisticRegression
 
     whitening = axes.whitening(_LINEAR_SHARE)
-    found = LogisticRegression(C=_C, class_weight="balanced", max_iter=1000)
+    found: Any = LogisticRegression(C=_C, class_weight="balanced", max_iter=1000)
     found.fit(((x - axes.mean) @ whitening).numpy(), y.numpy())
     weight = whitening @ torch.from_numpy(found.coef_[0]).to(x)
     return Linear(weight, torch.tensor(found.intercept_[0]).to(x) - weight @ axes.mean)

@@ -415,7 +415,9 @@ def test_the_evaluation_compares_with_seeds_of_the_same_width(source, tmp_path):
                  SAEConfig("l1", "relu", 4, 4))  # fmt: skip
     save_sae(tmp_path / "narrow", narrow)
     result = DashboardEval(against=(str(tmp_path / "seed1"),)).run(PlacedSAE(sae, source))
-    assert 0 < result.metrics["stability"].value < 1
+    stability = result.metrics["stability"].value
+    assert stability is not None
+    assert 0 < stability < 1
     assert len(result.tables["latents"]) == result.metrics["live"].value
     with pytest.raises(ConfigError, match="width 4"):
         DashboardEval(against=(str(tmp_path / "narrow"),)).run(PlacedSAE(sae, source))

@@ -139,6 +139,29 @@ def test_scr_of_a_dictionary_that_knows_nothing():
     assert scored["scr_dir1_threshold_1"][0] == pytest.approx(0, abs=0.02)
 
 
+def test_intervals_of_scr_are_over_names():
+    """Four texts of one name say no more than one of them."""
+    activations, labels, train = quadrants()
+    x = torch.cat([activations.x[train], activations.x[~train].repeat_interleave(4, 0)])
+    many = {name: torch.cat([one[train], one[~train].repeat_interleave(4)])
+            for name, one in labels.items()}  # fmt: skip
+    names = [f"train {i}" for i in range(int(train.sum()))]
+    names += [f"test {i // 4:04}" for i in range(4 * int((~train).sum()))]
+    sae = axes_sae(4)
+
+    def spread(x: torch.Tensor, labels: dict, unit: list[str] | None) -> float:
+        rows = TextActivations(x, torch.ones(len(x), dtype=torch.long))
+        clean, _ = scr.measure(
+            pool(sae, rows), labels, torch.arange(len(x)) < int(train.sum()), sae.W_dec,
+            thresholds=[2], seed=0, bootstrap=FEW, unit=unit,
+        )  # fmt: skip
+        return clean["biased_profession"].std()
+
+    once = spread(activations.x, labels, None)
+    assert spread(x, many, names) == pytest.approx(once)
+    assert spread(x, many, None) < 0.7 * once
+
+
 def test_run_of_tpp(tiny_lm, tmp_path):
     lm, texts, file = tiny_lm("gpt2"), words(30, ("a", "b", "c")), tmp_path / "mine.csv"
     rows = zip(texts.texts, texts.labels, strict=True)
