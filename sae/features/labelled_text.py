@@ -18,8 +18,9 @@ class RowLabels(NamedTuple):
     Args:
         of: Index in `names` of each row.
         names: Names of the labels.
-        whole: True if all rows of a document have one label. Labels are then shuffled over
-            documents: a latent that fires often in one document would tell its label by chance.
+        whole: True if all rows of a document have one label. Within a token, labels are then
+            shuffled over the documents that have it, not over its rows: a latent that fires often
+            in one document would tell its label by chance.
     """
 
     of: Int[np.ndarray, " rows"]
@@ -48,7 +49,7 @@ class LabelledText:
         context: The context of each row.
         counted: True where the row counts.
         labels: Labels by kind.
-        shuffles: Number of times that labels are shuffled.
+        shuffles: Number of times that labels are shuffled within tokens.
         seed: Seed of the shuffles.
     """
 
@@ -99,15 +100,15 @@ class LabelledText:
     def _moved(
         self, one: RowLabels, document: Int[np.ndarray, " rows"], random: np.random.Generator
     ) -> Int[np.ndarray, " counted"]:
-        """Labels of the rows that count after they changed places within tokens, or documents."""
-        label = one.of[self.rows]
-        if one.whole:
-            _, first, of = np.unique(document[self.rows], return_index=True, return_inverse=True)
-            return random.permutation(label[first])[of]
-        token, moved = self.token[self.rows], np.empty_like(label)
-        in_order = np.argsort(token, kind="stable")
-        moved[in_order] = label[np.lexsort((random.random(len(token)), token))]
-        return moved
+        """Labels of the rows that count after they changed places within tokens."""
+        token, block = self.token[self.rows].astype(np.int64), np.arange(len(self.rows))
+        if one.whole:  # rows of one token and one document move together
+            block = token * (int(document.max()) + 1) + document[self.rows]
+        _, first, of = np.unique(block, return_index=True, return_inverse=True)
+        token, label = token[first], one.of[self.rows][first]
+        in_order, moved = np.argsort(token, kind="stable"), np.empty_like(label)
+        moved[in_order] = label[np.lexsort((random.random(len(first)), token))]
+        return moved[of]
 
     def _pairs(self, label: Int[np.ndarray, " counted"], size: int) -> Int[np.ndarray, " rows"]:
         key = np.zeros(len(self.token), np.int64)

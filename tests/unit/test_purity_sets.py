@@ -29,35 +29,46 @@ CLASSES = ("no", "yes")
 SETTINGS = {"max_tokens": CTX, "shuffles": 5, "batch_rows": 100, "bootstrap": Bootstrap()}
 
 
-def classes(whole=True, tokens=TOKENS, shuffles=20):
-    """Texts of few tokens, half of them of each class."""
+def classes(whole=True, tokens=TOKENS, shuffles=20, own=0):
+    """Texts of few tokens, half of them of each class; `own` tokens are of each class alone."""
     random = np.random.default_rng(0)
     document = np.repeat(np.arange(TEXTS), LENGTH)
     labels = random.permutation(np.arange(TEXTS) % 2)[document]
+    token = random.integers(0, tokens + own, len(document))
     return LabelledText(
-        random.integers(0, tokens, len(document)), document, document,
+        token + own * ((token >= tokens) & (labels == 1)), document, document,
         np.ones(len(document), bool), {"class": RowLabels(labels, CLASSES, whole)},
         shuffles=shuffles,
     )  # fmt: skip
 
 
-def test_a_latent_of_some_texts_says_nothing_of_classes_that_it_does_not_know():
-    """It fires on most tokens of a fifth of the texts, whatever their classes.
-
-    Labels that are shuffled over rows take each firing for a draw of its own: by their chance,
-    such latents would seem to know the class.
-    """
+def of_some_texts(text, count=200):
+    """Latents that fire on most tokens of a fifth of the texts, whatever their classes."""
     random = np.random.default_rng(1)
-    fires = [(random.random(TEXTS) < 0.2).repeat(LENGTH) & (random.random(TEXTS * LENGTH) < 0.8)
-             for _ in range(200)]  # fmt: skip
+    for i in range(count):
+        texts = (random.random(TEXTS) < 0.2).repeat(LENGTH)
+        yield str(i), firings(text, texts & (random.random(TEXTS * LENGTH) < 0.8))
+
+
+def test_a_latent_of_some_texts_says_nothing_of_classes_that_it_does_not_know():
+    """Labels that are shuffled over rows take each firing for a draw of its own.
+
+    By their chance, latents of single texts would seem to know the class.
+    """
     mean, error = {}, {}
     for whole in (True, False):
         text = classes(whole)
-        latents = [(str(i), firings(text, which)) for i, which in enumerate(fires)]
-        found = purities(text, latents).values["class_given_token"]
+        found = purities(text, of_some_texts(text)).values["class_given_token"]
         mean[whole], error[whole] = found.mean(), found.std() / len(found) ** 0.5
     assert abs(mean[True]) < 3 * error[True]
     assert mean[False] > 6 * error[False]
+
+
+def test_words_of_one_class_do_not_raise_chance():
+    """Their tokens say the class; shuffled over all texts, they would leave it to be told."""
+    text = classes(own=60)
+    found = purities(text, of_some_texts(text)).values["class_given_token"]
+    assert abs(found.mean()) < 3 * found.std() / len(found) ** 0.5
 
 
 def test_a_latent_of_one_class_has_the_value_in_closed_form():
@@ -78,16 +89,19 @@ def test_a_latent_of_one_class_has_the_value_in_closed_form():
     assert one(text, yes).values["class_purity"][0] == 1
 
 
-def test_chance_is_that_of_classes_shuffled_over_texts():
-    text = classes(shuffles=2)
+def test_chance_is_that_of_classes_shuffled_over_the_texts_of_a_token():
+    text, real = classes(shuffles=2), classes(shuffles=2).labels["class"].of
     fires = np.random.default_rng(2).random(TEXTS * LENGTH) < 0.1
     seen = []
     for pairs in text.shuffled["class"]:
         label = pairs.of - 2 * text.token  # pairs are numbered by token, then by class
-        by_text = label.reshape(TEXTS, LENGTH)
-        assert (by_text == by_text[:, :1]).all(), "a text keeps one class"
-        assert by_text[:, 0].sum() == TEXTS // 2
-        assert (label != text.labels["class"].of).any()
+        assert 0.4 < (label != real).mean() < 0.6
+        for token in range(TOKENS):
+            here = text.token == token
+            texts = np.unique(text.context[here])
+            moved = [set(label[here & (text.context == one)]) for one in texts]
+            assert all(len(of) == 1 for of in moved), "rows of a text move together"
+            assert sum(of.pop() for of in moved) == real.reshape(TEXTS, LENGTH)[texts, 0].sum()
         seen.append(slow_information(fires, label, text.token))
     found = one(text, fires).values["class_information_shuffled"][0]
     assert found == pytest.approx(np.mean(seen), rel=1e-9)
