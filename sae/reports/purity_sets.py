@@ -46,7 +46,7 @@ def _dots(name: str, rows: Sequence[Mapping[str, Any]]) -> Plot:
 
 def _by_set(sets: Sequence[Mapping[str, Any]]) -> Table:
     rows = [
-        [Cell(of["name"]), Cell(" · ".join(f"{name} {n:,}" for name, n in of["classes"].items())),
+        [Cell(of["name"]), Cell(" · ".join(f"{name}: {n:,}" for name, n in of["classes"].items())),
          number("", of["latents"]),
          *(cell for name in SET_METRICS for cell in _mean(of["means"][name])),
          number("", of["chance"]["class_purity"])]
