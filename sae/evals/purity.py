@@ -57,7 +57,8 @@ class PurityEval(Resampled):
     The headline, `pos_given_token`, is the share of the uncertainty about firing given the token
     that the part of speech explains: I(fires; label | token) / H(fires | token), less that of
     labels shuffled within tokens. Purity itself rewards token identity. Bases and random
-    directions are measured beside the SAE at equal firing counts (docs/guides/purity.md).
+    directions are measured beside the SAE at equal firing counts. `sets` and `csv` give labels of
+    whole texts, measured alike (docs/guides/purity.md).
     """
 
     name: ClassVar[str] = "purity"

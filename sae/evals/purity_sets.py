@@ -57,7 +57,7 @@ def measured_set(
         saes: The SAE and its other seeds.
         controls: Controls. Those with dense codes are left out: their latents fire in every text.
         max_tokens: Longer texts lose their end.
-        shuffles: Number of times that classes are shuffled over texts.
+        shuffles: Number of times that classes are shuffled over the texts of each token.
         batch_rows: Rows encoded at once.
         bootstrap: Settings of the intervals.
 
