@@ -76,7 +76,9 @@ def duration(seconds: int | float) -> str:
 class _RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f} {task.fields['unit']}/s", style="cyan")
+        return Text(
+            "" if speed is None else f"{_rate(speed)} {task.fields['unit']}/s", style="cyan"
+        )
 
 
 @contextmanager
@@ -129,12 +131,16 @@ def progress(
         log.info("%s", _line(description, count, done, total, unit, time.monotonic() - start))
 
 
+def _rate(speed: float) -> str:
+    return f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
+
+
 def _line(
     description: str, count: int, done: int, total: int | None, unit: str, seconds: float
 ) -> str:
     rate = (count - done) / max(seconds, 1e-9)
     line = f"{description}: {count:,}" + (f" of {total:,}" if total else "")
-    line += f" {unit}, {rate:,.0f} {unit}/s, {seconds:.0f} s"
+    line += f" {unit}, {_rate(rate)} {unit}/s, {seconds:.0f} s"
     if total and rate > 0 and count < total:
         line += f", {(total - count) / rate:.0f} s left"
     return line

@@ -114,11 +114,17 @@ def _cpuinfo() -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in lines}
 
 
-def write_json(path: Path, content: object) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of one."""
+def write_json(path: Path, content: object, indent: int | None = 2) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of one.
+
+    Args:
+        path: The file.
+        content: Plain JSON values.
+        indent: Spaces; None writes one line, which is smaller and faster: for large files.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(content, indent=indent, allow_nan=False) + "\n")
 
 
 def _version(name: str) -> str | None:

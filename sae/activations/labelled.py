@@ -58,9 +58,7 @@ def text_activations(
         ConfigError: If `max_tokens` leaves no room for a token.
     """
     lm.check(point)
-    if max_tokens < 2:
-        raise ConfigError(f"max_tokens={max_tokens} must be at least 2: a separator and a token.")
-    room = min(max_tokens, lm.max_ctx) - 1
+    room = _room(lm, max_tokens)
     identity = {
         "lm": dict(lm.identity), "dtype": str(lm.dtype), "point": str(point), "which": which,
         "room": room, "texts": list(texts),
@@ -71,13 +69,36 @@ def text_activations(
         counted = None
 
     def make() -> Made:
-        ids = tokenise(lm.tokenizer, list(texts))
-        cut = [one[-room:] if which == "last" else one[:room] for one in ids]
+        cut = token_ids(lm, texts, which=which, max_tokens=max_tokens)
         rows = _rows(lm, point, cut, which, counted, f"read {name}")
         lengths = torch.tensor([len(one) for one in rows])
         return {"x": torch.cat(rows), "lengths": lengths}, None
 
     return TextActivations(**cached("labelled/", identity, make)[0])
+
+
+def token_ids(
+    lm: LanguageModel, texts: Sequence[str], *, which: Literal["last", "all"], max_tokens: int
+) -> list[Sequence[int]]:
+    """Token ids that `text_activations` reads of each text behind the separator.
+
+    Args:
+        lm: The LM.
+        texts: The texts.
+        which: See `text_activations`.
+        max_tokens: See `text_activations`.
+
+    Raises:
+        ConfigError: If `max_tokens` leaves no room for a token.
+    """
+    room, ids = _room(lm, max_tokens), tokenise(lm.tokenizer, list(texts))
+    return [one[-room:] if which == "last" else one[:room] for one in ids]
+
+
+def _room(lm: LanguageModel, max_tokens: int) -> int:
+    if max_tokens < 2:
+        raise ConfigError(f"max_tokens={max_tokens} must be at least 2: a separator and a token.")
+    return min(max_tokens, lm.max_ctx) - 1
 
 
 def _rows(

@@ -1,5 +1,6 @@
 """`case_study`: one latent, from its input to its effect on the output."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,6 +17,8 @@ from sae.features.sets import first_latent
 from sae.features.upstream import feeding
 from sae.settings import setting
 from sae.types import Split
+
+log = logging.getLogger(__name__)
 
 
 @register
@@ -54,6 +57,7 @@ class CaseStudyEval(Evaluation):
         every = records(one, split=split, num_tokens=self.num_tokens)
         found = self._found(one, every) if self.find else []
         record = self._record(every, asked, found)
+        log.info("latent %s, which fires on %.2g of the rows", record.name, record.density)
         contexts = strongest(record, self.contexts)
         effect = ablate(one, one.lm, record, contexts)
         below = self._below(one) if self.below else None

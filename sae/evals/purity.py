@@ -1,8 +1,8 @@
 """`purity`: of which tokens, parts of speech and named entities the firings of latents are."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -17,29 +17,23 @@ from sae.evals.controls import (
     missing_controls,
     other_seeds,
 )
+from sae.evals.purity_sets import LOOKUP, SET_COLUMNS, OfSet, estimate, measured_set, over_sets
 from sae.features.by_column import BY_COLUMN, firings_by_column
-from sae.features.firings import Firings, FiringStore
+from sae.features.compared import COMPARED, Dictionary, compared, named
+from sae.features.firings import FiringStore
+from sae.features.labelled_text import LabelledText, RowLabels
 from sae.features.make import all_firings, contexts_in
-from sae.features.purity import LabelledText, Purities, RowLabels
+from sae.features.purity import MIN_CONTEXTS, chance, purities
 from sae.language.pieces import token_bytes
 from sae.language.text import special_ids
-from sae.metrics.matched import (
-    Matched,
-    Mean,
-    Sample,
-    matched_means,
-    mean_of,
-    plain_mean,
-    seed_interval,
-)
 from sae.progress import progress
 from sae.settings import setting
 from sae.tables import Column, Table, Type
+from sae.tasks.labelled import LabelledTexts, probe_sets, read_csv
 from sae.tasks.tagged import require_tagger, token_labels
 from sae.types import Split
 
 HEADLINE = "pos_given_token"
-LOOKUP = "token lookup"
 NAMES = (
     "token_entropy", "token_purity",
     "pos_entropy", "pos_purity", "pos_given_token", "pos_bits", "pos_consistency",
@@ -50,30 +44,10 @@ DENSE_LATENTS = 256
 """Latents of a basis as it is that are measured, evenly spaced: each fires on half of the rows."""
 LEAST_COVERAGE = 0.05
 """Share of the SAE's latents under which a comparison is in the table alone."""
-_COMPARED: dict[str, tuple[Type, str]] = {
-    "control": ("string", ""), "number": ("string", ""), "latents": ("int64", ""),
-    "coverage": ("float64", "share"),
-    **{f"{who}{end}": ("float64", "")
-       for who in ("sae", "of_control", "difference") for end in ("", "_low", "_high")},
-    "seeds": ("int64", ""), "seed_low": ("float64", ""), "seed_high": ("float64", ""),
-}  # fmt: skip
 _DECILES: dict[str, tuple[Type, str]] = {
     "dictionary": ("string", ""), "decile": ("int64", ""),
     **{name: ("float64", "") for name in NAMES if name.endswith(("entropy", "purity"))},
 }  # fmt: skip
-
-
-class _Dictionary(NamedTuple):
-    """A dictionary that was measured."""
-
-    name: str
-    found: Purities
-    num_rows: int
-    facts: Mapping[str, Any]
-
-    def sample(self, name: str) -> Sample:
-        found = self.found
-        return Sample(found.firings / self.num_rows, found.values[name], found.influence[name])
 
 
 @register
@@ -83,7 +57,8 @@ class PurityEval(Resampled):
     The headline, `pos_given_token`, is the share of the uncertainty about firing given the token
     that the part of speech explains: I(fires; label | token) / H(fires | token), less that of
     labels shuffled within tokens. Purity itself rewards token identity. Bases and random
-    directions are measured beside the SAE at equal firing counts (docs/guides/purity.md).
+    directions are measured beside the SAE at equal firing counts. `sets` and `csv` give labels of
+    whole texts, measured alike (docs/guides/purity.md).
     """
 
     name: ClassVar[str] = "purity"
@@ -92,8 +67,15 @@ class PurityEval(Resampled):
         (), help="trained controls: runs, or sweeps, with a frozen decoder or of a random LM"
     )
     seeds: tuple[str, ...] = setting((), help="runs of other seeds, for intervals over seeds")
+    sets: tuple[str, ...] = setting(
+        (), help="binary sets in the wheel sae-probes, whose classes are labels of whole texts; "
+        "all: all 113",
+    )  # fmt: skip
+    csv: str = setting("", help="a CSV file with the columns text,label (two or more classes)")
+    max_texts: int = setting(200, ge=MIN_CONTEXTS, help="texts of each class, the first ones")
+    max_tokens: int = setting(128, ge=2, help="longer texts lose their end")
     num_tokens: int = setting(1_000_000, ge=1, help="test tokens that are read, the first ones")
-    shuffles: int = setting(5, ge=1, help="how often labels are shuffled within tokens")
+    shuffles: int = setting(5, ge=1, help="how often labels are shuffled")
     batch_rows: int = setting(2048, ge=1, help="vectors encoded at once; decides memory")
 
     def measure(self, subjects: Sequence[PlacedSAE], on: Split) -> Measured:
@@ -105,6 +87,7 @@ class PurityEval(Resampled):
                 "eval=purity needs the tokens behind the activations. Choose an SAE of an LM's "
                 "activations."
             )
+        sets = self._sets()  # all are read, and may be refused, first
         start = time.perf_counter()
         firings = self._firings(one, on)
         l0 = float(firings.counts.sum() / max(1, firings.counted.sum()))
@@ -123,20 +106,24 @@ class PurityEval(Resampled):
                 for control in group:
                     measured.append(self._measured(control, text, on))
                     advance(1)
-            others.append(_Dictionary(LOOKUP, text.measure(text.lookup()), len(text.rows), {}))
+            others.append(Dictionary(LOOKUP, purities(text, text.lookup()), len(text.rows), {}))
             advance(1)
         if not saes[0].found.latent:
             raise ConfigError(
                 f"No latent fires in enough contexts of {len(text.rows):,} rows. Measure on more "
                 "tokens (tokens=…, eval.purity.num_tokens)."
             )
-        rows = self._compared(saes, others)
-        metrics = {name: self._estimate([one.sample(name) for one in saes]) for name in NAMES}
+        rows = compared(saes, others, NAMES, self.bootstrap)
+        metrics = {name: estimate(saes, name, self.bootstrap) for name in NAMES}
         for row in rows:
             if row["number"] == HEADLINE and row.get("coverage", 0) >= LEAST_COVERAGE:
                 key = f"{HEADLINE}_over_{row['control'].replace(' ', '_').replace('-', '')}"
                 bounds = (row.get(f"difference{end}") for end in ("", "_low", "_high"))
                 metrics[key] = Estimate(*bounds)
+        measured = time.perf_counter()
+        found = self._of_sets(sets, ours, controls)
+        if found:
+            metrics |= over_sets(found, self.bootstrap)
         store = one.source.store(on)
         contexts = contexts_in(store, self.num_tokens)
         return Measured(
@@ -144,9 +131,10 @@ class PurityEval(Resampled):
             tokens={
                 "tokens": contexts * store.spec.ctx, "vectors": len(text.rows),
                 "latents": len(saes[0].found.latent), "documents": text.num_documents,
+                **({"sets": len(found)} if found else {}),
             },
             details={
-                "l0": l0, "chance": text.chance(), "groups_of_documents": text.num_groups,
+                "l0": l0, "chance": chance(text), "groups_of_documents": text.num_groups,
                 "too_rare": saes[0].found.rare, "seeds": len(saes),
                 "controls": {
                     one.name: {"latents": len(one.found.latent), "too_rare": one.found.rare,
@@ -156,65 +144,59 @@ class PurityEval(Resampled):
                 "missing": missing_controls(one, given),
                 "seconds": {
                     "fit": round(fitted - start, 1), "label": round(tagged - fitted, 1),
-                    "measure": round(time.perf_counter() - tagged, 1),
+                    "measure": round(measured - tagged, 1),
+                    "sets": round(time.perf_counter() - measured, 1),
                 },
+                "sets": [of.facts for of in found],
             },
             tables={
-                "latents": _latents(saes[0]), "compared": Table.of(_COMPARED, rows),
+                "latents": _latents(saes[0]), "compared": Table.of(COMPARED, rows),
                 "deciles": Table.of(_DECILES, _deciles([saes[0], *others])),
+                "sets": Table.of(SET_COLUMNS, [row for of in found for row in of.rows]),
             },
         )  # fmt: skip
+
+    def _sets(self) -> list[LabelledTexts]:
+        found = probe_sets(self.sets) if self.sets else []
+        if self.csv:
+            found.append(read_csv(self.csv))
+        return [labelled.first_of_each(self.max_texts) for labelled in found]
+
+    def _of_sets(
+        self, sets: Sequence[LabelledTexts], saes: Sequence[Control], controls: Sequence[Control]
+    ) -> list[OfSet]:
+        found = []
+        with progress("measure sets", len(sets), "sets") as advance:
+            for labelled in sets:
+                found.append(measured_set(
+                    labelled, saes, controls, max_tokens=self.max_tokens, shuffles=self.shuffles,
+                    batch_rows=self.batch_rows, bootstrap=self.bootstrap,
+                ))  # fmt: skip
+                advance(1)
+        return found
 
     def _firings(self, one: PlacedSAE, on: Split) -> FiringStore:
         return all_firings(one, on, num_tokens=self.num_tokens, batch_rows=self.batch_rows)
 
-    def _measured(self, control: Control, text: LabelledText, on: Split) -> _Dictionary:
+    def _measured(self, control: Control, text: LabelledText, on: Split) -> Dictionary:
         one, facts = control.placed, dict(control.facts)
         if control.dense and one.sae.config.activation in BY_COLUMN:
             signed = one.sae.config.activation == "identity"
             of = np.linspace(0, one.sae.d_sae * (1 + signed) - 1, DENSE_LATENTS)
             latents = np.unique(of.round().astype(int)).tolist()
             found = firings_by_column(one.sae, one.rows(on), text.counted, latents)
-            measured = text.measure((str(i), fired) for i, fired in found)
+            measured = purities(text, ((str(i), fired) for i, fired in found))
             facts["measured_latents"] = len(latents)
         else:
             firings = self._firings(one, on)
             if not np.array_equal(firings.counted, text.counted):
                 facts["other_rows"] = int((firings.counted != text.counted).sum())
-            measured = text.measure(_named(firings, one.sae.d_sae, text))
-        return _Dictionary(control.name, measured, len(text.rows), facts)
-
-    def _estimate(self, samples: Sequence[Sample]) -> Estimate:
-        """Mean over latents (and seeds), with its interval over documents."""
-        means = [mean for sample in samples if (mean := plain_mean(sample))]
-        if not means:
-            return Estimate(None)
-        mean = mean_of(means)
-        return Estimate(mean.value, *(mean.interval(self.bootstrap) or ()))
-
-    def _compared(self, saes: list[_Dictionary], others: list[_Dictionary]) -> list[dict[str, Any]]:
-        """A row for each control and number, at equal firing counts."""
-        rows = []
-        for name in dict.fromkeys(one.name for one in others):
-            group = [one for one in others if one.name == name and one.found.latent]
-            for number in NAMES if group else ():
-                row = {"control": name, "number": number,
-                       "latents": sum(len(one.found.latent) for one in group)}  # fmt: skip
-                found = matched_means(
-                    [one.sample(number) for one in saes], [one.sample(number) for one in group]
-                )
-                rows.append(row | (self._row(found) if found else {}))
-        return rows
-
-    def _row(self, found: Matched) -> dict[str, Any]:
-        first, second = mean_of(found.first), mean_of(found.second)
-        row: dict[str, Any] = {"coverage": found.coverage, "seeds": len(found.first)}
-        for name, mean in (("sae", first), ("of_control", second), ("difference", first - second)):
-            low, high = mean.interval(self.bootstrap) or (None, None)
-            row |= {name: mean.value, f"{name}_low": low, f"{name}_high": high}
-        between = seed_interval(_values(found.first), _values(found.second), self.bootstrap.level)
-        row["seed_low"], row["seed_high"] = between or (None, None)
-        return row
+            found = (
+                pair for group in firings.groups()
+                for pair in zip(group, firings.read(group), strict=True)
+            )  # fmt: skip
+            measured = purities(text, named(found, one.sae.d_sae, text))
+        return Dictionary(control.name, measured, len(text.rows), facts)
 
 
 def labelled_text(
@@ -252,16 +234,7 @@ def labelled_text(
     )  # fmt: skip
 
 
-def _named(firings: FiringStore, d_sae: int, text: LabelledText) -> Iterator[tuple[str, Firings]]:
-    """All latents by their names, on the rows that count for the SAE and here."""
-    for group in firings.groups():
-        for index, fired in zip(group, firings.read(group), strict=True):
-            negative, latent = divmod(index, d_sae)
-            there = text.counted[fired.row]
-            yield f"{'-' if negative else ''}{latent}", Firings(*(part[there] for part in fired))
-
-
-def _latents(one: _Dictionary) -> Table:
+def _latents(one: Dictionary) -> Table:
     """A row for each latent of the SAE."""
     found = one.found
     columns = {
@@ -281,7 +254,7 @@ def _unit(name: str) -> str:
     return "share" if name.endswith(("purity", "given_token")) else ""
 
 
-def _deciles(dictionaries: Sequence[_Dictionary]) -> Iterator[dict[str, Any]]:
+def _deciles(dictionaries: Sequence[Dictionary]) -> Iterator[dict[str, Any]]:
     for one in dictionaries:
         means = {}
         for name, values in one.found.deciles.items():
@@ -291,7 +264,3 @@ def _deciles(dictionaries: Sequence[_Dictionary]) -> Iterator[dict[str, Any]]:
         for decile in range(10) if means else ():
             values = {name: float(mean[decile]) for name, mean in means.items()}
             yield {"dictionary": one.name, "decile": decile + 1, **values}
-
-
-def _values(means: Sequence[Mean]) -> list[float]:
-    return [mean.value for mean in means]

@@ -32,6 +32,7 @@ from sae.features.parts import (
     point_of,
     silent,
     tokens_and_values,
+    told,
     without_nul,
 )
 from sae.features.record import INTERVALS, Record, Shown
@@ -69,13 +70,13 @@ def export(
 
 def _saedashboard(records: Records, folder: Path, explanations: Explanations) -> None:
     facts = records.facts
-    for n, batch in enumerate(batches(records)):
+    for n, batch in enumerate(batches(told(records, "saedashboard"))):
         content = {
             "model_id": facts["lm"], "layer": point_of(records).layer,
             "sae_set": point_of(records).site, "sae_id_suffix": None,
             "features": [_of_saedashboard(record, records) for record in batch],
         }  # fmt: skip
-        write_json(folder / f"batch-{n}.json", content)
+        write_json(folder / f"batch-{n}.json", content, indent=None)
     write_json(folder / "skipped_indexes.json", {"skipped_indexes": silent(records)})
 
 
@@ -101,13 +102,13 @@ def _of_prompt(shown: Shown, record: Record) -> dict[str, Any]:
 
 def _neuronpedia(records: Records, folder: Path, explanations: Explanations) -> None:
     point = point_of(records)
-    for n, batch in enumerate(batches(records)):
+    for n, batch in enumerate(batches(told(records, "neuronpedia"))):
         content = {
             "modelId": records.facts["lm"],
             "source": f"{point.layer}-{point.site}",
             "features": [_of_neuronpedia(record, records, explanations) for record in batch],
         }
-        write_json(folder / f"upload-{n}.json", content)
+        write_json(folder / f"upload-{n}.json", content, indent=None)
 
 
 def _of_neuronpedia(record: Record, records: Records, explanations: Explanations) -> dict[str, Any]:
@@ -135,7 +136,7 @@ def _of_neuronpedia(record: Record, records: Records, explanations: Explanations
 
 
 def _circuit_tracer(records: Records, folder: Path, explanations: Explanations) -> None:
-    for record in records:
+    for record in told(records, "circuit_tracer"):
         groups = [("Top activations", [one for one in record.contexts if one.group == "top"])]
         for interval in range(INTERVALS, 0, -1):
             those = [
@@ -159,7 +160,7 @@ def _circuit_tracer(records: Records, folder: Path, explanations: Explanations) 
             "histogram": record.histogram.sum(1).tolist(),
             "activation_frequency": record.density,
         }
-        write_json(folder / f"{index_of(record, records)}.json", content)
+        write_json(folder / f"{index_of(record, records)}.json", content, indent=None)
 
 
 def _example(shown: Shown, record: Record) -> dict[str, Any]:

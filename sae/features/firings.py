@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from safetensors import safe_open
 from scipy import sparse
+from torch import Tensor
 
 from sae import functional
 from sae.activations.counted_rows import CountedRows, all_rows
@@ -136,7 +137,7 @@ def collect(folder: Path, sae: SAE, rows: Rows, num_rows: int, batch_rows: int) 
     Raises:
         StoreError: If the disk has no room.
     """
-    num_latents = sae.d_sae * (2 if sae.config.activation in SIGNED else 1)
+    num_latents = _num_latents(sae)
     parts = _parts(folder)
     first = sum(len(part.counted) for part in parts)
     if first == num_rows:
@@ -156,6 +157,27 @@ def collect(folder: Path, sae: SAE, rows: Rows, num_rows: int, batch_rows: int) 
     return FiringStore(parts, num_latents)
 
 
+def firings_on(
+    sae: SAE, x: Float[Tensor, "rows d_in"], counted: Bool[Tensor, " rows"], batch_rows: int
+) -> list[Firings]:
+    """The firings of each latent on rows in memory; nothing is written.
+
+    Args:
+        sae: The SAE, on the device to use.
+        x: The rows, on the CPU.
+        counted: Mask of the rows that count; others fire nothing.
+        batch_rows: Vectors encoded at once.
+
+    Returns:
+        By latent; with signed codes the positive sides, then the negative ones.
+    """
+    num_latents = _num_latents(sae)
+    found = _fired(sae, x, counted, batch_rows).by_latent(num_latents)
+    ends = found["start"][1:-1].numpy()
+    rows, values = (np.split(found[name].numpy(), ends) for name in ("row", "value"))
+    return [Firings(*one) for one in zip(rows, values, strict=True)]
+
+
 def open_firings(folder: Path, num_latents: int, num_rows: int) -> FiringStore:
     """The parts that `collect` wrote.
 
@@ -171,6 +193,10 @@ def open_firings(folder: Path, num_latents: int, num_rows: int) -> FiringStore:
 def remedy(folder: Path) -> str:
     """Advice about damaged records, for the end of an error."""
     return f"Make the records again, which keeps what is whole, or remove {folder}."
+
+
+def _num_latents(sae: SAE) -> int:
+    return sae.d_sae * (2 if sae.config.activation in SIGNED else 1)
 
 
 def _parts(folder: Path) -> list[_Part]:
@@ -193,7 +219,7 @@ class _Block(NamedTuple):
     value: np.ndarray
     counted: np.ndarray
 
-    def by_latent(self, num_latents: int) -> dict[str, torch.Tensor]:
+    def by_latent(self, num_latents: int) -> dict[str, Tensor]:
         ends = np.concatenate([[0], np.cumsum(self.counts)])
         shape = (len(self.counted), num_latents)
         sorted_ = sparse.csr_matrix((self.value, self.latent, ends), shape).tocsc()
@@ -227,31 +253,33 @@ def _joined(blocks: list[_Block]) -> _Block:
     return _Block(*map(np.concatenate, zip(*blocks, strict=True)))
 
 
-@torch.no_grad()
 def _encoded(sae: SAE, rows: Rows, chunk: int, num_rows: int, batch_rows: int) -> _Block:
     """The first rows of a chunk; those that do not count fire nothing."""
     stored = all_rows(rows).read(chunk)
     counted = torch.ones(len(stored), dtype=torch.bool)
     if isinstance(rows, CountedRows):
         counted = rows.mask(chunk, stored)
+    return _fired(sae, stored[:num_rows], counted[:num_rows], batch_rows)
+
+
+@torch.no_grad()
+def _fired(sae: SAE, stored: Tensor, counted: Tensor, batch_rows: int) -> _Block:
     counts, latents, values = [], [], []
-    for part in range(0, num_rows, batch_rows):
-        some = slice(part, min(part + batch_rows, num_rows))
-        x, _ = functional.input_and_target(stored[some].to(sae.device), sae.d_in)
+    for some, kept in zip(stored.split(batch_rows), counted.split(batch_rows), strict=True):
+        x, _ = functional.input_and_target(some.to(sae.device), sae.d_in)
         f = sae.encode(x).float()
-        f[~counted[some].to(sae.device)] = 0
+        f[~kept.to(sae.device)] = 0
         f = sides(sae, f)
         row, latent = f.nonzero(as_tuple=True)
         counts.append(torch.bincount(row, minlength=len(f)).cpu().numpy())
         latents.append(latent.to(torch.int32).cpu().numpy())
         values.append(f[row, latent].cpu().numpy())
-    kept = counted[:num_rows].numpy()
     return _Block(
-        np.concatenate(counts), np.concatenate(latents), np.concatenate(values), kept
+        np.concatenate(counts), np.concatenate(latents), np.concatenate(values), counted.numpy()
     )  # fmt: skip
 
 
-def sides(sae: SAE, f: Float[torch.Tensor, "rows d_sae"]) -> Float[torch.Tensor, "rows latents"]:
+def sides(sae: SAE, f: Float[Tensor, "rows d_sae"]) -> Float[Tensor, "rows latents"]:
     """Codes without signs: of signed ones (PCA, ICA) the positive sides, then the negative ones."""
     return torch.cat([f.relu(), (-f).relu()], dim=1) if sae.config.activation in SIGNED else f
 

@@ -28,6 +28,7 @@ from sae.features.parts import (
     numbers_of,
     point_of,
     tokens_and_values,
+    told,
     without_nul,
 )
 from sae.features.record import Record, Shown
@@ -57,7 +58,7 @@ def write_bulk(records: Records, folder: Path, explanations: Explanations) -> No
     for name, row in single.items():
         _write(place / f"{name}.jsonl", [row])
     common = {"modelId": model, "layer": source}
-    for n, batch in enumerate(batches(records)):
+    for n, batch in enumerate(batches(told(records, "neuronpedia_bulk"))):
         features = [common | _feature(record, records) for record in batch]
         activations = [
             common | _activation(one, record, source, index_of(record, records), i)

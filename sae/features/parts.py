@@ -10,6 +10,7 @@ from sae.features.plain import words
 from sae.features.record import INTERVALS, Listed, Record, Shown
 from sae.features.records import Records
 from sae.language.pieces import pieces
+from sae.progress import progress
 from sae.types import Ends, Point
 
 BATCH = 128
@@ -40,6 +41,19 @@ def batches(records: Iterable[Record]) -> Iterator[list[Record]]:
     left = iter(records)
     while batch := list(islice(left, BATCH)):
         yield batch
+
+
+def told(records: Records, word: str) -> Iterator[Record]:
+    """The records, with a bar of progress.
+
+    Args:
+        records: The records.
+        word: Name of the format.
+    """
+    with progress(f"export {word}", len(records), "latents") as advance:
+        for record in records:
+            yield record
+            advance(1)
 
 
 def fired(record: Record) -> list[Shown]:

@@ -5,13 +5,14 @@ documents after the other, which says how much that group moves it (`influence`)
 latents get intervals over documents (sae/metrics/matched.py).
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from sae.features.firings import Firings
+from sae.features.labelled_text import LabelledText, Pairs, pair_counts
 from sae.features.record import DECILES
 from sae.functional import entropy_of_sums, label_similarity, purity
 from sae.kernels.tallies import Sums, sums_within, sums_without
@@ -20,23 +21,9 @@ MIN_CONTEXTS = 20
 """A latent that fires in fewer contexts is too rare."""
 MIN_FOR_DECILES = 100
 """Firings from which on a latent has numbers of deciles."""
-GROUPS = 32
-"""Groups of documents, at most."""
 _BATCH_FIRINGS = 500_000
 _NO_BITS = 1e-6
 _DRAWS = 5
-
-
-class RowLabels(NamedTuple):
-    """Labels of one kind.
-
-    Args:
-        of: Index in `names` of each row.
-        names: Names of the labels.
-    """
-
-    of: Int[np.ndarray, " rows"]
-    names: tuple[str, ...]
 
 
 class Purities(NamedTuple):
@@ -62,113 +49,36 @@ class Purities(NamedTuple):
     rare: int
 
 
-class _Cells(NamedTuple):
-    """Pairs of a token and a label.
+def purities(text: LabelledText, latents: Iterable[tuple[str, Firings]]) -> Purities:
+    """The numbers of all latents that are not too rare.
 
     Args:
-        of: The pair of each row.
-        shuffled: The pairs after labels changed places within tokens, a row for each shuffle.
-        rows: Rows that count of each pair: all, then by group.
+        text: The text.
+        latents: Names and firings, by row; only rows that count.
     """
+    parts: list[Purities] = []
+    batch: list[tuple[str, Firings]] = []
+    rare = held = 0
+    for name, fired in latents:
+        if len(np.unique(text.context[fired.row])) < MIN_CONTEXTS:
+            rare += len(fired.row) > 0
+            continue
+        batch.append((name, fired))
+        held += len(fired.row)
+        if held > _BATCH_FIRINGS:
+            parts.append(_Batch(text, batch).measured())
+            batch, held = [], 0
+    if batch:
+        parts.append(_Batch(text, batch).measured())
+    return _joined(parts, rare)
 
-    of: Int[np.ndarray, " rows"]
-    shuffled: Int[np.ndarray, "shuffles rows"]
-    rows: Int[np.ndarray, "cells columns"]
 
-
-class LabelledText:
-    """A text by rows. What does not depend on the dictionary is counted once.
-
-    Args:
-        token: The token of each row.
-        document: The document of each row.
-        context: The context of each row.
-        counted: True where the row counts.
-        labels: Labels by kind.
-        shuffles: Number of times that labels are shuffled within tokens.
-        seed: Seed of the shuffles.
-    """
-
-    def __init__(
-        self,
-        token: Int[np.ndarray, " rows"],
-        document: Int[np.ndarray, " rows"],
-        context: Int[np.ndarray, " rows"],
-        counted: Bool[np.ndarray, " rows"],
-        labels: Mapping[str, RowLabels],
-        *,
-        shuffles: int = 5,
-        seed: int = 0,
-    ):
-        self.counted, self.rows = counted, np.flatnonzero(counted)
-        self.context, self.labels, self.seed = context, labels, seed
-        self.token, self.tokens = _numbered(token, self.rows)
-        self.group, groups = _numbered(document % GROUPS, self.rows)
-        self.num_groups = len(groups)
-        self.num_documents = len(np.unique(document[self.rows]))
-        self.occurrences = self._by_group(self.token[self.rows])
-        self.label_rows = {kind: self._by_group(one.of[self.rows], len(one.names))
-                           for kind, one in labels.items()}  # fmt: skip
-        self.cells = {kind: self._pairs(one, shuffles) for kind, one in labels.items()}
-        by_group = self.occurrences.sum(0)
-        self.rows_without = np.append(by_group[:1], by_group[0] - by_group[1:])
-        """Rows that count: all, then without each group."""
-
-    def chance(self) -> dict[str, float]:
-        """The numbers of a latent that fires on every row."""
-        everywhere = Firings(self.rows, np.ones(len(self.rows), np.float32))
-        found = _Batch(self, [("", everywhere)]).measured()
-        names = [f"{k}_{word}" for k in ("token", *self.labels) for word in ("entropy", "purity")]
-        return {name: float(found.values[name][0]) for name in names}
-
-    def lookup(self) -> Iterator[tuple[str, Firings]]:
-        """The dictionary of tokens: a latent for each, which fires with 1 where the token is."""
-        order = self.rows[np.argsort(self.token[self.rows], kind="stable")]
-        ends = np.cumsum(self.occurrences[:, 0])
-        for token, start, end in zip(self.tokens, [0, *ends[:-1]], ends, strict=True):
-            yield str(token), Firings(order[start:end], np.ones(end - start, np.float32))
-
-    def measure(self, latents: Iterable[tuple[str, Firings]]) -> Purities:
-        """The numbers of all latents that are not too rare.
-
-        Args:
-            latents: Names and firings, by row.
-        """
-        parts: list[Purities] = []
-        batch: list[tuple[str, Firings]] = []
-        rare = held = 0
-        for name, fired in latents:
-            if len(np.unique(self.context[fired.row])) < MIN_CONTEXTS:
-                rare += len(fired.row) > 0
-                continue
-            batch.append((name, fired))
-            held += len(fired.row)
-            if held > _BATCH_FIRINGS:
-                parts.append(_Batch(self, batch).measured())
-                batch, held = [], 0
-        if batch:
-            parts.append(_Batch(self, batch).measured())
-        return _joined(parts, rare)
-
-    def _pairs(self, one: RowLabels, shuffles: int) -> _Cells:
-        token = self.token[self.rows]
-        key = token.astype(np.int64) * len(one.names) + one.of[self.rows]
-        of, _ = _numbered(key, np.arange(len(key)))
-        shuffled = np.zeros((shuffles, len(one.of)), np.int32)
-        random = np.random.default_rng(self.seed)
-        in_order = self.rows[np.argsort(token, kind="stable")]
-        for i in range(shuffles):
-            shuffled[i, in_order] = of[np.lexsort((random.random(len(token)), token))]
-        by_row = np.zeros(len(one.of), np.int32)
-        by_row[self.rows] = of
-        return _Cells(by_row, shuffled, self._by_group(of))
-
-    def _by_group(
-        self, of: Int[np.ndarray, " counted"], size: int = 0
-    ) -> Int[np.ndarray, "kinds columns"]:
-        size = max(size, int(of.max()) + 1)
-        table = _table(of, self.group[self.rows], size, self.num_groups)
-        return np.concatenate([table.sum(1, keepdims=True), table], 1)
+def chance(text: LabelledText) -> dict[str, float]:
+    """The numbers of a latent that fires on every row."""
+    everywhere = Firings(text.rows, np.ones(len(text.rows), np.float32))
+    found = _Batch(text, [("", everywhere)]).measured()
+    names = [f"{k}_{word}" for k in ("token", *text.labels) for word in ("entropy", "purity")]
+    return {name: float(found.values[name][0]) for name in names}
 
 
 class _Batch:
@@ -184,9 +94,9 @@ class _Batch:
         self.group = text.group[self.row]
         self.decile = self._deciles(value)
         self.with_deciles = self.firings >= MIN_FOR_DECILES
-        by_group = _table(self.of, self.group, len(latents), text.num_groups)
+        by_group = pair_counts(self.of, self.group, len(latents), text.num_groups)
         self.without = self.firings[:, None] - by_group
-        self.in_decile = _table(self.of, self.decile, len(latents), DECILES)
+        self.in_decile = pair_counts(self.of, self.decile, len(latents), DECILES)
         self.values: dict[str, np.ndarray] = {}
         self.influence: dict[str, np.ndarray] = {}
         self.deciles: dict[str, np.ndarray] = {}
@@ -198,9 +108,9 @@ class _Batch:
         for kind, one in text.labels.items():
             label = one.of[self.row]
             self._kinds(kind, label, text.label_rows[kind])
-            most = _table(self.of, label, len(self.names), len(one.names)).argmax(1)
+            most = pair_counts(self.of, label, len(self.names), len(one.names)).argmax(1)
             self.label[kind] = [one.names[i] for i in most]
-            self._given_token(kind, text.cells[kind], by_token.bits)
+            self._given_token(kind, by_token.bits)
             self._consistency(kind, label, len(one.names))
         return Purities(
             self.names, self.firings, self.values, self.influence, self.deciles, self.label, 0
@@ -239,16 +149,16 @@ class _Batch:
             self.deciles[f"{name}_{word}"] = np.where(self.with_deciles[:, None], found, np.nan)
         return sums
 
-    def _given_token(self, kind: str, cells: _Cells, by_token: np.ndarray) -> None:
+    def _given_token(self, kind: str, by_token: np.ndarray) -> None:
         """Information of the label about firing beyond the token, less that of shuffled labels."""
         rows = self.text.rows_without
-        by_cell = sums_without(cells.of[self.row], self.group, self.start, cells.rows).bits
-        information = (by_token - by_cell) / rows
+
+        def bits(pairs: Pairs) -> np.ndarray:
+            return sums_without(pairs.of[self.row], self.group, self.start, pairs.rows).bits
+
+        information = (by_token - bits(self.text.pairs[kind])) / rows
         uncertainty = by_token / rows
-        shuffled = [
-            sums_without(of[self.row], self.group, self.start, cells.rows[:, :1]).bits[:, 0]
-            for of in cells.shuffled
-        ]
+        shuffled = [bits(pairs)[:, 0] for pairs in self.text.shuffled[kind]]
         chance = (by_token[:, 0] - np.mean(shuffled, axis=0)) / rows[0]
         more = information - chance[:, None]
         share = np.divide(
@@ -267,7 +177,7 @@ class _Batch:
 
         def counts(label: np.ndarray, part: np.ndarray) -> np.ndarray:
             pair = self.of[part] * size + label[part]
-            table = _table(pair, self.group[part], latents * size, groups)
+            table = pair_counts(pair, self.group[part], latents * size, groups)
             return table.reshape(latents, size, groups).transpose(1, 0, 2)
 
         tables = [counts(label, part) for part in ends]
@@ -304,20 +214,3 @@ def _joined(parts: list[Purities], rare: int) -> Purities:
         {kind: [one for part in parts for one in part.label[kind]] for kind in parts[0].label},
         rare,
     )  # fmt: skip
-
-
-def _numbered(
-    ids: Int[np.ndarray, " rows"], rows: Int[np.ndarray, " counted"]
-) -> tuple[Int[np.ndarray, " rows"], Int[np.ndarray, " kinds"]]:
-    """Ids of the rows that count, numbered from 0 without gaps (-1 elsewhere), and all ids."""
-    found = np.full(len(ids), -1, np.int32)
-    kinds, found[rows] = np.unique(ids[rows], return_inverse=True)
-    return found, kinds
-
-
-def _table(
-    of: Int[np.ndarray, " n"], by: Int[np.ndarray, " n"], size: int, width: int
-) -> Int[np.ndarray, "size width"]:
-    """Counts of each pair."""
-    pairs = np.bincount(of.astype(np.int64) * width + by, minlength=size * width)
-    return pairs.reshape(size, width)

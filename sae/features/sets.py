@@ -64,7 +64,7 @@ def read_features(path: str | Path, one: PlacedSAE | None = None) -> FeatureSet:
         one: The SAE that they must be of; None: any.
 
     Raises:
-        ArtifactError: If the file is damaged or holds no such set.
+        ArtifactError: If the file is damaged, holds no such set, or latents that `one` lacks.
         ConfigError: If there is no file, or it is of another SAE.
     """
     file = Path(path).expanduser()
@@ -100,6 +100,11 @@ def read_features(path: str | Path, one: PlacedSAE | None = None) -> FeatureSet:
         raise ConfigError(
             f"{path} holds latents of another SAE (at {found.point}) than {one.name}. Numbers of "
             "latents mean nothing to another SAE."
+        )
+    if one is not None and max(found.latents, default=0) >= one.sae.d_sae:
+        raise ArtifactError(
+            f"{path} holds latent {max(found.latents)}; {one.name or 'this SAE'} has latents 0 to "
+            f"{one.sae.d_sae - 1}. Give a features.json that an evaluation wrote."
         )
     return found
 

@@ -8,6 +8,7 @@ from sae.evals.base import EvalResult
 from sae.evals.purity import HEADLINE, LEAST_COVERAGE
 from sae.reports.files import write_bytes
 from sae.reports.page import Cell, Plot, Section, Table, interval, number, plain, render
+from sae.reports.purity_sets import set_section
 from sae.reports.results import newest_latents
 
 _WORDS = {
@@ -45,6 +46,7 @@ def write_purity(result: EvalResult, folder: Path) -> None:
                                                       "entity_given_token")],
         ),
         Section("Where the SAE does not win", tables=[_not_won(covered)]),
+        set_section(result, LEAST_COVERAGE),
         Section("By decile of the activation", plots=_by_decile(result)),
         Section("All numbers", tables=[_numbers(result), _differences(compared)]),
         Section("Latents that say most beyond the token", tables=[_latents(result)]),

@@ -70,6 +70,13 @@ def test_a_weight_that_json_does_not_have_is_refused(tmp_path, weight):
         read_features(tmp_path / "x.json")
 
 
+def test_latents_that_the_sae_lacks_are_refused(one, tmp_path):
+    path = tmp_path / "features.json"
+    feature_set(one, [1, one.sae.d_sae], [1.0, 2.0]).save(path)
+    with pytest.raises(ArtifactError, match="holds latent 48; this SAE has latents 0 to 47"):
+        DashboardEval(features=[str(path)]).run(one)
+
+
 @pytest.mark.slow
 def test_a_dashboard_has_a_column_for_each_set(one, tmp_path):
     files = [str(tmp_path / f"{name}.json") for name in "abce"]

@@ -89,3 +89,14 @@ def test_the_end_of_a_slow_stage_is_told_once(clock, caplog):
             advance(10)
     assert caplog.text.count("harvest: 10 of 20") == 1
     assert caplog.text.count("harvest: 20 of 20") == 1
+
+
+@pytest.mark.parametrize(("seconds", "rate"), [(0.5, "6"), (0.001, "3,000"), (40, "0.075")])
+def test_slow_stages_have_a_rate_above_zero(clock, caplog, seconds, rate):
+    from sae.progress import progress
+
+    caplog.set_level(logging.INFO)
+    with progress("fit", 3, "fits") as advance:
+        clock(seconds)
+        advance(3)
+    assert f"3 of 3 fits, {rate} fits/s" in caplog.text

@@ -1,16 +1,16 @@
 """Purity of latents: formulas against slow loops, planted truth, groups of documents, deciles."""
 
 import math
-from collections import Counter
 
 import numpy as np
 import pytest
+from _purity import firings, one, slow_information
 from sklearn.metrics import mutual_info_score
 
 from sae import functional
 from sae.features import purity as module
-from sae.features.firings import Firings
-from sae.features.purity import LabelledText, RowLabels
+from sae.features.labelled_text import LabelledText, RowLabels
+from sae.features.purity import chance, purities
 from sae.kernels.tallies import sums_within, sums_without
 
 ROWS, TOKENS, LABELS = 6000, 30, 3
@@ -27,30 +27,6 @@ def text():
     counted = random.random(ROWS) > 0.1
     labels = {"pos": RowLabels(label, NAMES)}
     return LabelledText(token, document, np.arange(ROWS) // 20, counted, labels, shuffles=20)
-
-
-def firings(text, fires, value=None):
-    row = np.flatnonzero(fires & text.counted)
-    value = np.ones(len(row)) if value is None else value[row]
-    return Firings(row, value.astype(np.float32))
-
-
-def one(text, fires, value=None):
-    return text.measure([("7", firings(text, fires, value))])
-
-
-def slow_information(fires, label, token):
-    """I(fires; label | token) in bits, term by term."""
-    total, n = 0.0, len(fires)
-    joint = Counter(zip(token, fires, label, strict=True))
-    by_token, by_fired, by_label = Counter(token), Counter(), Counter()
-    for (t, f, y), count in joint.items():
-        by_fired[t, f] += count
-        by_label[t, y] += count
-    for (t, f, y), count in joint.items():
-        expected = by_fired[t, f] * by_label[t, y] / by_token[t]
-        total += count / n * math.log2(count / expected)
-    return total
 
 
 def test_entropies_and_purities_of_counts():
@@ -133,7 +109,7 @@ def test_chance_is_taken_off(text):
     """Firing at random: the plug-in information is above 0, what is reported is not."""
     random = np.random.default_rng(3)
     latents = [(str(i), firings(text, random.random(ROWS) < 0.02)) for i in range(60)]
-    found = text.measure(latents)
+    found = purities(text, latents)
     bits, plugin = found.values["pos_bits"], found.values["pos_information"]
     error = bits.std() / len(bits) ** 0.5
     assert plugin.mean() > 10 * error
@@ -141,15 +117,14 @@ def test_chance_is_taken_off(text):
 
 
 def test_shuffled_labels_keep_their_tokens(text):
-    cells = text.cells["pos"]
-    for shuffled in cells.shuffled:
-        for of in (cells.of, shuffled):
-            tokens = {}
-            for cell, token in zip(of[text.rows], text.token[text.rows], strict=True):
-                assert tokens.setdefault(cell, token) == token
-        counts = [np.bincount(of[text.rows]) for of in (cells.of, shuffled)]
-        np.testing.assert_array_equal(*counts)
-    moved = (cells.shuffled[0] != cells.of)[text.rows].mean()
+    pairs, every = text.pairs["pos"], text.shuffled["pos"]
+    for of in (pairs.of, *(shuffled.of for shuffled in every)):
+        tokens = {}
+        for pair, token in zip(of[text.rows], text.token[text.rows], strict=True):
+            assert tokens.setdefault(pair, token) == token
+    for shuffled in every:
+        np.testing.assert_array_equal(shuffled.rows[:, 0], pairs.rows[:, 0])
+    moved = (every[0].of != pairs.of)[text.rows].mean()
     assert 0.2 < moved < 0.5, "half of two thirds of the rows"
 
 
@@ -208,7 +183,7 @@ def test_deciles_hold_equally_many_the_strongest_first(text):
 def test_rare_latents_are_counted_and_not_measured(text):
     few = np.zeros(ROWS, bool)
     few[text.rows[:15]] = True
-    found = text.measure([("0", firings(text, few)), ("1", firings(text, np.zeros(ROWS, bool)))])
+    found = purities(text, [("0", firings(text, few)), ("1", firings(text, np.zeros(ROWS, bool)))])
     assert (found.latent, found.rare) == ([], 1)
 
 
@@ -216,9 +191,9 @@ def test_batches_do_not_change_numbers(text, monkeypatch):
     random = np.random.default_rng(6)
     latents = [(str(i), firings(text, random.random(ROWS) < 0.2, random.random(ROWS)))
                for i in range(5)]  # fmt: skip
-    whole = text.measure(latents)
+    whole = purities(text, latents)
     monkeypatch.setattr(module, "_BATCH_FIRINGS", 1)
-    apart = text.measure(latents)
+    apart = purities(text, latents)
     assert whole.latent == apart.latent == list("01234")
     for name in whole.values:
         if not name.endswith("consistency_shuffled"):
@@ -226,7 +201,7 @@ def test_batches_do_not_change_numbers(text, monkeypatch):
 
 
 def test_the_lookup_of_tokens_is_pure_and_says_nothing(text):
-    found = text.measure(text.lookup())
+    found = purities(text, text.lookup())
     assert len(found.latent) == TOKENS
     assert found.latent[0] == "5", "ids as in the vocabulary"
     assert found.values["token_purity"].tolist() == [1.0] * TOKENS
@@ -236,9 +211,9 @@ def test_the_lookup_of_tokens_is_pure_and_says_nothing(text):
 
 
 def test_chance_is_a_latent_that_fires_everywhere(text):
-    chance = text.chance()
+    found = chance(text)
     counts = np.bincount(text.labels["pos"].of[text.rows])
-    assert chance["pos_purity"] == pytest.approx(counts.max() / counts.sum())
-    assert chance["token_entropy"] == pytest.approx(
+    assert found["pos_purity"] == pytest.approx(counts.max() / counts.sum())
+    assert found["token_entropy"] == pytest.approx(
         functional.entropy(np.bincount(text.token[text.rows])).item()
     )

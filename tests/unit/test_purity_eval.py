@@ -76,7 +76,12 @@ def test_from_runs_to_pages(no_tagger, lm_folder, tmp_path, random_corpus):
     of_random = save_run(
         tmp_path / "random", lm_folder, corpus, random_weights=True, random_seed=1, seed=5
     )
-    settings = {"seeds": runs[1:], "controls": [of_random], "resamples": 50}
+    lines = [f"{'abcdefgh'[i % 8]} bcd e{i},{'xyz'[i % 3]}" for i in range(90)]
+    (tmp_path / "mine.csv").write_text("\n".join(["text,label", *lines]))
+    settings = {
+        "seeds": runs[1:], "controls": [of_random], "resamples": 50,
+        "csv": str(tmp_path / "mine.csv"),
+    }  # fmt: skip
     result = evaluate([runs[0]], {"purity": settings})["purity"]
     assert set(NAMES) <= set(result.metrics)
     names = list(dict.fromkeys(row["control"] for row in result.tables["compared"].rows()))
@@ -98,11 +103,21 @@ def test_from_runs_to_pages(no_tagger, lm_folder, tmp_path, random_corpus):
     lookup = compared[LOOKUP, "token_purity"]
     assert lookup["latents"] > 0
     assert lookup.get("of_control") in (1.0, None)  # None: no density in common
+    # classes of whole texts, beside the same controls but the bases as they are
+    of_set = result.tables["sets"].rows()
+    assert {row["set"] for row in of_set} == {"mine"}
+    assert [*dict.fromkeys(row["control"] for row in of_set)] == [
+        name for name in names if name.endswith("top-k") or name in (RANDOM_LM, LOOKUP)
+    ]
+    assert result.details["sets"][0]["classes"] == {"x": 30, "y": 30, "z": 30}
+    assert result.tokens["sets"] == 1
+    assert result.metrics["class_purity"].value >= 1 / 3
     # the SAE's numbers by latent, as the dashboard's column reads them
     (file,) = (tmp_path / "seed0" / "evals").glob("purity*.json")
     page = (file.with_suffix("") / "index.html").read_text()
     assert "sae.frozen_decoder=true" in page
     assert RANDOM_LM in page
+    assert "By class of whole texts" in page
     dashboard = EvalResult("dashboard", {}, {}, provenance=result.provenance)
     columns = purity_columns(dashboard, file.parent)
     rows = read_table(file.parent / f"{file.stem}.latents.parquet")
