@@ -11,7 +11,7 @@ from sae.explanations.summary import LEAST_COVERAGE, SAE, TOKENS
 from sae.reports.explained import own_latents
 from sae.reports.falsified import falsified
 from sae.reports.files import write_bytes
-from sae.reports.judged import judged
+from sae.reports.judged import judged, read_by_lm
 from sae.reports.page import Cell, Plot, Section, Table, interval, number, plain, render
 from sae.reports.pushed import pushed
 from sae.reports.scores import (
@@ -47,7 +47,7 @@ def write_autointerp(result: EvalResult, folder: Path) -> None:
         Section("Judged by a chat LM", tables=judged(result, latents)),
         *falsified(result),
         *pushed(result),
-        *_narrow(details["narrow"]),
+        *read_by_lm(details["narrow"]),
         Section("Where the SAE does not win", tables=[_not_won(rows, qualified)]),
         Section("By decile of the activation", plots=_by_decile(result, qualified)),
         Section("By density", tables=[_by_density(result)]),
@@ -141,31 +141,6 @@ def _qualification(result: EvalResult) -> Table:
         "neither kind is left out of tiles and picture"
     )
     return Table("Qualification", columns, rows, note, words=3)
-
-
-def _narrow(facts: Mapping[str, Any] | None) -> list[Section]:
-    """Section on what the judging LM has read; none if it was not asked."""
-    if facts is None:
-        return []
-    columns = ["scorer", "latents of each dictionary, at most"]
-    rows = [[Cell(name), Cell(f"{count:,}", count)] for name, count in facts["latents"].items()]
-    if tested := facts.get("tested"):
-        rows.append([Cell("the explainer tested, of the SAE"), number("", tested)])
-    note = (
-        f"the LM under study read {facts['tokens']:,} tokens of a budget of {facts['budget']:,}: "
-        "all explanations of the SAE, those of the first explainer of the others"
-    )
-    if (server := facts.get("server")) is not None:
-        note += (
-            f". For surprisal and simulation {server['model']} at {server['base_url']} read in its "
-            "place; its tokens are counted with the chat LM's"
-        )
-    if "scale" in facts:
-        note += (
-            f". Simulated activations go from 0 to {facts['scale']}; "
-            f"{facts['constant simulations']} simulations were constant and count as 0"
-        )
-    return [Section("Scores by the LM", tables=[Table("What it read", columns, rows, note)])]
 
 
 def _not_won(rows: Sequence[Mapping[str, Any]], qualified: Mapping[str, Any]) -> Table:

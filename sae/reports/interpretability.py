@@ -236,11 +236,24 @@ def _groups(groups: Sequence[Mapping[str, Any]]) -> Table:
     shown = [
         [Cell(group["point"]), Cell(group["dictionary"]), Cell(", ".join(group["runs"])),
          Cell(", ".join(group["controls"])), number("", group["tokens"]["latents"]),
-         number("", sum(group["seconds"].values()))]
+         number("", sum(group["seconds"].values())), *_spent(group.get("narrow"))]
         for group in groups
     ]  # fmt: skip
-    columns = ["point", "dictionary", "runs", "trained controls", "latents of one seed", "seconds"]
-    return Table("Dictionaries", columns, shown, words=4)
+    columns = ["point", "dictionary", "runs", "trained controls", "latents of one seed", "seconds",
+               "tokens of the LM", "unasked"]  # fmt: skip
+    note = (
+        "tokens that the LM under study read and wrote for scores; unasked: latents that were left "
+        "when the budget was spent"
+    )
+    return Table("Dictionaries", columns, shown, note, words=4)
+
+
+def _spent(narrow: Mapping[str, Any] | None) -> list[Cell]:
+    """Tokens that the LM read and wrote, and the number of latents that were left."""
+    if narrow is None:
+        return [number("", 0), number("", 0)]
+    left = sum(sum(of.values()) for of in narrow["unasked"].values())
+    return [number("", narrow["tokens"]), number("", left)]
 
 
 def _missing(groups: Sequence[Mapping[str, Any]]) -> dict[str, str]:
