@@ -16,9 +16,9 @@ from sae.reports.scores import HEADLINE, WORDS, correlation_table, error_bar
 from sae.reports.style import TONES
 
 _CONTROL = "SAE, one token (control)"
-_WRONG = "SAE, another latent's rule"
+_WRONG = "SAE, another latent's explanation"
 _NEAR = "SAE, another token near"
-"""Control of necessity, which has no score of another latent's rule."""
+"""Control of necessity, which has no score of another latent's explanation."""
 _DRAWN = dict(zip(
     (SAE, "neurons top-k", "pca top-k", "ica top-k", _CONTROL, "frozen decoder", "random top-k",
      "token lookup", "random LM", _WRONG),
@@ -213,8 +213,9 @@ def _means(rows: Rows) -> Table:
         for row in rows if row["scorer"] in WORDS
     ]  # fmt: skip
     columns = ["point", "dictionary", "explained", "explainer", "scorer", "mean", "interval",
-               "interval over seeds", "wrong explanation", "seeds", "latents"]  # fmt: skip
-    note = "wrong explanation: another latent's; of necessity another token near"
+               "interval over seeds", "another latent's explanation", "seeds",
+               "latents"]  # fmt: skip
+    note = "necessity stands beside another token near, and not another latent's explanation"
     return Table("Means over latents", columns, shown, note, words=5)
 
 
@@ -227,7 +228,7 @@ def _left_out(groups: Sequence[Mapping[str, Any]]) -> Table:
         and (scorer not in NARROW or (group.get("narrow") or {}).get("latents"))
         and (scorer not in JUDGES or "chat" in group)
     ]
-    note = "they do not tell true explanations of known classes from wrong ones, or were not asked"
+    note = "they do not tell a known class's explanation from another's, or were not asked"
     return Table("Left out of everything above", ["point", "dictionary", "scorer"], shown, note,
                  words=3)  # fmt: skip
 

@@ -33,8 +33,8 @@ def judged(result: EvalResult, latents: Sequence[Mapping[str, Any]]) -> list[Tab
         for row in result.tables["subjects"].rows() if row["scorer"] in JUDGES
     ]  # fmt: skip
     columns = ["dictionary", "explainer", "scorer", "qualified on", "mean", "interval",
-               "wrong explanation", "own less wrong", "own less one token", "always yes",
-               "latents"]  # fmt: skip
+               "another latent's explanation", "own less another's", "own less one token",
+               "always yes", "latents"]  # fmt: skip
     note = "balanced accuracy over latents with 10 or more; chance .5"
     names = {
         "asked": "requests sent", "from_ledger": "replies out of the ledger",
@@ -48,7 +48,8 @@ def judged(result: EvalResult, latents: Sequence[Mapping[str, Any]]) -> list[Tab
                                                                       "_unparsed"))]
         for row in latents if any(row[name] is not None for name in JUDGES)
     ]  # fmt: skip
-    heads = [f"{JUDGE_WORDS[n]}{part}" for n in JUDGES for part in ("", ", wrong", ", unparsed")]
+    parts = ("", ", another's", ", unparsed")
+    heads = [f"{JUDGE_WORDS[name]}{part}" for name in JUDGES for part in parts]
     asked = f"{chat['model']} · {chat['base_url']}"
     return [
         Table("Means of the judges", columns, means, note, words=4),

@@ -9,7 +9,7 @@ from sae.explanations.summary import SAE
 from sae.reports.page import Cell, Section, Table, interval, number
 
 PUSHED_WORDS = {"intervention": "Rise under a push, nats"}
-_AGAINST = {"over_random": "a random direction", "over_deranged": "another latent's words"}
+_AGAINST = {"over_random": "a random direction", "over_deranged": "another latent's explanation"}
 
 
 def pushed(result: EvalResult) -> list[Section]:

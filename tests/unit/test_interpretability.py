@@ -146,7 +146,7 @@ def test_curves_go_over_layers_and_sizes(drawn):
     own = {trace["name"]: trace for trace in plot.traces}
     assert [round(x) for x in own["SAE · relu d_sae=4"]["x"]] == [4, 9]
     assert own["ica top-k · relu d_sae=4"]["y"] == [0.2, 0.2]
-    assert own[plain("SAE, another latent's rule · relu d_sae=4")]["y"] == [0.05, 0.05]
+    assert own[plain("SAE, another latent's explanation · relu d_sae=4")]["y"] == [0.05, 0.05]
     (plot,) = page["By size of the dictionary · resid.4"].plots
     own = {trace["name"]: trace for trace in plot.traces}
     assert own["SAE · topk k=32"]["x"] == [4.0, 8.0]  # a curve for each kind
@@ -164,7 +164,7 @@ def test_the_control_of_necessity_is_not_called_another_latents_rule(drawn):
     names = {plot.title: [trace["name"] for trace in plot.traces] for plot in plots}
     assert names == {
         "Necessity of the rule": ["SAE", plain("SAE, another token near")],
-        "Sensitivity to the rule": ["SAE", plain("SAE, another latent's rule")],
+        "Sensitivity to the rule": ["SAE", plain("SAE, another latent's explanation")],
     }
 
 
