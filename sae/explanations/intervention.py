@@ -78,18 +78,21 @@ class Intervention:
         """Mean over openings of the difference of log-probabilities, in nats; NaN without texts."""
         if texts is None:
             return float("nan")
-        return float(np.mean([
-            self._log_p(words, one) - self._log_p(words, clean)
-            for one, clean in zip(texts, self._pushes.writing.clean, strict=True)
-        ]))  # fmt: skip
+        found = self._log_ps(words, [*texts, *self._pushes.writing.clean])
+        return float(np.mean(found[: len(texts)] - found[len(texts) :]))
 
-    def _log_p(self, words: str, text: Sequence[int]) -> float:
-        """Log-probability of the explanation behind a text, summed over its tokens."""
+    def _log_ps(
+        self, words: str, texts: Sequence[Sequence[int]]
+    ) -> Float[np.ndarray, " texts"]:  # fmt: skip
+        """Log-probabilities of the explanation behind texts, summed over its tokens."""
         judge = self._log_probs.judge
-        answer = tuple(judge.ids(f" {words}"))
-        asked = Asked(answer, tuple(range(len(answer))))
-        (found,) = self._log_probs.of([*text, *judge.ids(_QUESTION)], [asked])
-        return float(found.sum())
+        question, answer = judge.ids(_QUESTION), judge.ids(f" {words}")
+        rows = []
+        for text in texts:
+            before = (*text[1:], *question)  # all texts begin with the separator
+            at = range(len(before), len(before) + len(answer))
+            rows.append(Asked((*before, *answer), tuple(at)))
+        return np.array([found.sum() for found in self._log_probs.of(texts[0][:1], rows)])
 
 
 def pushed_rows(

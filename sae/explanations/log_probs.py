@@ -54,7 +54,7 @@ class LMJudge(Protocol):
         """Log-probabilities of what is asked about each row, all behind the same prefix.
 
         Args:
-            prefix: Token ids, two or more.
+            prefix: Token ids, one or more.
             rows: Rows that are read behind it.
         """
         ...
@@ -84,7 +84,9 @@ class LocalJudge:
             ConfigError: If prefix and row are longer than the LM allows.
         """
         # the last token of the prefix is read again with each row: it predicts the row's first
-        known = Prefix(self.lm, torch.tensor(list(prefix[:-1])))
+        logits_of = self.lm.logits
+        if len(prefix) > 1:
+            logits_of = Prefix(self.lm, torch.tensor(list(prefix[:-1]))).logits
         found: dict[int, Answers] = {}
         for part in self._passes(rows):
             longest = max(len(rows[i].tokens) for i in part)
@@ -92,7 +94,7 @@ class LocalJudge:
             tokens[:, 0] = prefix[-1]
             for k, i in enumerate(part):
                 tokens[k, 1 : len(rows[i].tokens) + 1] = torch.tensor(rows[i].tokens)
-            logits = known.logits(tokens)
+            logits = logits_of(tokens)
             for k, i in enumerate(part):
                 found[i] = _answers(logits[k], rows[i])
         return [found[i] for i in range(len(rows))]

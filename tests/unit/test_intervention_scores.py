@@ -157,8 +157,9 @@ def counted(lm):
         handle.remove()
 
 
-def test_no_latent_is_begun_once_the_budget_is_spent(cache, placed, monkeypatch):  # noqa: F811
+def test_no_latent_is_begun_once_the_budget_is_spent(placed, monkeypatch, tmp_path):  # noqa: F811
     """The estimate is far too low, so that the plan alone would read all."""
+    monkeypatch.setenv("SAE_CACHE", str(tmp_path))  # nothing is known yet
     monkeypatch.setitem(narrow_module.TOKENS, "intervention", 10)
 
     def read(tokens):
