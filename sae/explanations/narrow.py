@@ -104,7 +104,7 @@ class Narrow:
         if not self.reads:
             yield
             return
-        with progress("judge LM", int(self.allowed)) as self.budget.advance:
+        with progress("judge LM", self.allowed) as self.budget.advance:
             yield
 
     def plan(
@@ -132,7 +132,7 @@ class Narrow:
             for name in self.scorers
         }
         for name in self.scorers:
-            self.latents[name] = int((self.allowed - first) // len(self.scorers) // each[name])
+            self.latents[name] = (self.allowed - first) // len(self.scorers) // each[name]
         # another latent's explanation is needed
         least = first + 2 * len(self.scorers) * max(each.values(), default=0)
         if self.allowed < first or min(self.latents.values(), default=2) < 2:
