@@ -29,7 +29,7 @@ _START = 0.5
 """Size that searches start from, in lengths of the median row."""
 _RIDGE = 0.01
 """Share of the mean variance that is added, so that C can be inverted."""
-_PUSHES = 11
+_PUSHES = 4
 """Sizes that a search measures, about."""
 TOKENS = 2 * OPENINGS * (_PUSHES + 1) * (NEW_TOKENS + 5)
 """Tokens that are read and written for a latent and a random direction, about."""
