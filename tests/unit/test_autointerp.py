@@ -212,6 +212,9 @@ def test_rules_are_put_to_the_test_and_latents_pushed(encoder, run, monkeypatch)
     for words in ("Tests on changed text", "What the tests changed", "Pushed latents",
                   "the explainer tested, of the SAE"):  # fmt: skip
         assert words in page
+    unknown = settings | {"lm_dictionaries": ["neuron"]}
+    with pytest.raises(ConfigError, match=r"lm_dictionaries=neuron.*neurons"):
+        evaluate([str(run)], {"autointerp": unknown})
     again = evaluate([str(run)], {"autointerp": settings})["autointerp"]
     assert again.tables["falsified"].rows() == result.tables["falsified"].rows()
     assert again.tables["pushed"].rows() == result.tables["pushed"].rows()

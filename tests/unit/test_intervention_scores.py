@@ -10,6 +10,9 @@ from _explanations import placed as words_placed
 from _steering import Z_LATENT, at_home, home, placed, slow_kl  # noqa: F401
 from scipy import stats
 
+from sae.dictionaries.sae import SAE, SAEConfig
+from sae.evals.autointerp import AutointerpEval
+from sae.evals.controls import RANDOM_LM, Control
 from sae.explanations import narrow as narrow_module
 from sae.explanations import pushed as module
 from sae.explanations.budget import Budget
@@ -72,6 +75,23 @@ def test_the_texts_of_a_latent_have_the_target_kl(placed, monkeypatch):  # noqa:
 def test_a_negative_latent_is_pushed_the_other_way(placed):  # noqa: F811
     pushes = of_latents(Writing(placed), placed.sae)
     torch.testing.assert_close(pushes._direction("-7"), -pushes._direction("7"))
+
+
+def test_bases_are_pushed_both_ways_and_what_has_no_direction_is_not(placed):  # noqa: F811
+    d, eye = placed.sae.d_in, torch.eye(placed.sae.d_in)
+    basis = SAE(eye, torch.zeros(d), eye, torch.zeros(d), SAEConfig("identity", "identity", d, d))
+    pushes = of_latents(Writing(placed), basis)
+    torch.testing.assert_close(pushes._direction("-3"), -eye[3])
+    both = [pushes.texts(name).own for name in ("3", "-3")]
+    assert None not in both
+    assert both[0] != both[1]
+    controls = [Control("SAE", placed), Control("neurons", placed, dense=True, facts={"k": None}),
+                Control(RANDOM_LM, placed)]  # fmt: skip
+    read = list(AutointerpEval()._to_come(placed, controls, False))
+    assert ["intervention" in one for one in read] == [True, True, False, False]  # last: the lookup
+    assert [one.get("surprisal") for one in read] == [3, None, 1, 1]  # rules, output and tokens
+    some = list(AutointerpEval(lm_dictionaries=["neurons"])._to_come(placed, controls, True))
+    assert some == [dict.fromkeys(read[0], 4), read[1], {}, {}]
 
 
 def test_what_was_written_is_kept(placed, monkeypatch):  # noqa: F811
