@@ -116,6 +116,11 @@ class ExplainingEval(Resampled):
             budget: Tokens that the LM under study may read and write.
         """
         self.chat.check(self.explainers, self.scorers)
+        if self.lm_dictionaries and not self.scorers:
+            raise ConfigError(
+                f"{self.where}lm_dictionaries has no effect without {self.where}scorers. Add some, "
+                "or leave lm_dictionaries out."
+            )
         require_training_text(one, self.name)
         start = time.perf_counter()
         one.prepare("train")

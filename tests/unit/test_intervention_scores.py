@@ -11,6 +11,7 @@ from _steering import Z_LATENT, at_home, home, placed, slow_kl  # noqa: F401
 from scipy import stats
 
 from sae.dictionaries.sae import SAE, SAEConfig
+from sae.errors import ConfigError
 from sae.evals.autointerp import AutointerpEval
 from sae.evals.controls import RANDOM_LM, Control
 from sae.explanations import narrow as narrow_module
@@ -92,6 +93,8 @@ def test_bases_are_pushed_both_ways_and_what_has_no_direction_is_not(placed):  #
     assert [one.get("surprisal") for one in read] == [3, None, 1, 1]  # rules, output and tokens
     some = list(AutointerpEval(lm_dictionaries=["neurons"])._to_come(placed, controls, True))
     assert some == [dict.fromkeys(read[0], 4), read[1], {}, {}]
+    with pytest.raises(ConfigError, match="lm_dictionaries has no effect without .*scorers"):
+        AutointerpEval(lm_dictionaries=["neurons"]).measure([placed], "test")
 
 
 def test_what_was_written_is_kept(placed, monkeypatch):  # noqa: F811
