@@ -10,7 +10,7 @@ from sae.explanations import pushed
 from sae.explanations.explainers import Explanation
 from sae.explanations.latents import Latent
 from sae.explanations.log_probs import Asked, LogProbs
-from sae.explanations.means import difference, mean, over_seeds
+from sae.explanations.means import Interval, difference, mean, over_seeds
 from sae.explanations.pushed import Pushes
 from sae.explanations.scores import Scores
 from sae.explanations.study import Row
@@ -102,7 +102,8 @@ def pushed_rows(
 
     Intervals are over the latents of all seeds; those over seeds are as in `by_subject`. Where the
     SAE is compared with another dictionary by the same explainer, the latents of both are drawn
-    again. How often they fire is not matched, as a push does not depend on it.
+    again. How often they fire is not matched, as a push does not depend on it. With fewer than 10
+    latents there is no interval and no comparison: a bootstrap of so few is too narrow.
     """
     for subject, rows in studies.items():
         for explainer in dict.fromkeys(row.explainer for row in rows):
@@ -117,14 +118,14 @@ def pushed_rows(
                 "seeds": len(np.unique(seed[np.isfinite(parts["rise"])])),
             }  # fmt: skip
             for name, values in parts.items():
-                found |= named(name, mean(values, bootstrap))
+                average = mean(values, bootstrap)
+                found |= named(name, average if _enough(values) else Interval(average.value))
             ours = _parts([row for row in studies[SAE] if row.explainer == explainer])
             for name in OVER:
-                means = [_mean(parts[name][seed == one]) for one in np.unique(seed)]
-                found |= over_seeds(
-                    f"{name}_seed", found[name], [m for m in means if m is not None], bootstrap
-                )
-                if subject != SAE:
+                of_seeds = [parts[name][seed == one] for one in np.unique(seed)]
+                means = [float(np.nanmean(own)) for own in of_seeds if _enough(own)]
+                found |= over_seeds(f"{name}_seed", found[name], means, bootstrap)
+                if subject != SAE and _enough(ours[name]) and _enough(parts[name]):
                     gap = difference(ours[name], parts[name], bootstrap)
                     found |= named(f"sae_less_this_{name}", gap)
             yield found
@@ -141,7 +142,5 @@ def _parts(rows: Sequence[Row]) -> dict[str, Float[np.ndarray, " latents"]]:
     }  # fmt: skip
 
 
-def _mean(values: Float[np.ndarray, " latents"]) -> float | None:
-    """The mean of a seed; None with fewer than 10 numbers."""
-    found = values[np.isfinite(values)]
-    return float(found.mean()) if len(found) >= LEAST_LATENTS else None
+def _enough(values: Float[np.ndarray, " latents"]) -> bool:
+    return int(np.isfinite(values).sum()) >= LEAST_LATENTS

@@ -18,8 +18,8 @@ class Interval(NamedTuple):
     """A number with its interval over latents; None where undefined."""
 
     value: float | None
-    low: float | None
-    high: float | None
+    low: float | None = None
+    high: float | None = None
 
 
 def mean(values: Sequence[float] | np.ndarray, bootstrap: Bootstrap) -> Interval:

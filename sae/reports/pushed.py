@@ -5,7 +5,6 @@ from typing import Any
 
 from sae.evals.base import EvalResult
 from sae.explanations.pushed import TARGET
-from sae.explanations.summary import SAE
 from sae.reports.page import Cell, Section, Table, interval, number
 
 PUSHED_WORDS = {"intervention": "Rise under a push, nats"}
@@ -36,13 +35,13 @@ def pushed(result: EvalResult) -> list[Section]:
     note = (
         "log-probability of the explanation behind text that was written while the latent was "
         f"pushed, less that behind clean text, in nats; all pushes have a mean KL of {TARGET:g} "
-        "nat. Means over latents at each dictionary's own densities"
+        "nat. Means over latents at each dictionary's own densities; intervals need 10"
     )
     tables = [Table("Pushed latents", [*columns, "latents"], shown, note, words=2)]
     compared = [
         [Cell(row["subject"]), Cell(row["explainer"]),
          *(cell for name in _AGAINST for cell in _interval(row, f"sae_less_this_{name}"))]
-        for row in rows if row["subject"] != SAE and row["sae_less_this_over_random"] is not None
+        for row in rows if row["sae_less_this_over_random"] is not None
     ]  # fmt: skip
     if compared:
         columns = ["dictionary", "explainer"]

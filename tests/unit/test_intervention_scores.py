@@ -230,7 +230,8 @@ def test_means_stand_beside_both_controls():
     assert (found["explainer"], found["latents"], found["seeds"]) == ("output", 3, 1)
     assert (found["rise"], found["random"], found["over_random"]) == (3.0, 1.0, 2.0)
     assert found["over_deranged"] == 2.0
-    assert found["over_random_seed_low"] is None  # a single seed
+    assert found["over_random_low"] is None  # three latents are too few for an interval
+    assert found["over_random_seed_low"] is None  # and a single seed for one over seeds
     assert NEW_TOKENS > OPENINGS
 
 
