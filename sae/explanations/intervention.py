@@ -24,7 +24,7 @@ _ASKED = pushed.NEW_TOKENS + 45
 TOKENS = pushed.TOKENS + 4 * pushed.OPENINGS * _ASKED
 """Tokens that an explanation and a wrong one take, about."""
 OVER = ("over_random", "over_deranged")
-"""How far own words rise above what they rise under a random direction, above another latent's."""
+"""Rise of own words less that under a random direction, and less that of another latent's."""
 PUSHED: dict[str, tuple[Type, str]] = {
     "subject": ("string", ""), "explainer": ("string", ""), "latents": ("int64", ""),
     "seeds": ("int64", ""),
