@@ -222,7 +222,8 @@ def test_a_part_of_a_budget_ends_before_the_whole():
 def test_means_stand_beside_both_controls():
     rows = [
         Row(str(i), "output", "explained", "w", 0.1, 30,
-            {"intervention": 2.0 + i, "intervention_random": 1.0, "intervention_deranged": i}, {})
+            {"intervention": 2.0 + i, "intervention_random": 1.0,
+             "intervention_deranged": float(i)}, {})
         for i in range(3)
     ]  # fmt: skip
     rows.append(Row("9", "rules", "explained", "w", 0.1, 30, {}, {}))
