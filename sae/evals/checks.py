@@ -1,4 +1,4 @@
-"""Checks of evaluations that edit the activations of an LM."""
+"""Checks of evaluations that need an LM or its texts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -35,6 +35,29 @@ def require_place(one: PlacedSAE, name: str) -> None:
         raise ConfigError(
             f"This SAE was trained on {trained['lm'].get('name')}, and the LM is "
             f"{one.source.source.name}: its latents mean nothing there. Leave lm= out."
+        )
+
+
+def require_training_text(one: PlacedSAE, name: str) -> None:
+    """Refuse an SAE whose training text is not known, or of which no text was left for training.
+
+    Args:
+        one: The SAE.
+        name: Name of the evaluation.
+
+    Raises:
+        ConfigError: If it is of no LM, or is measured on a text that is test text alone.
+    """
+    if not isinstance(one.source, LMActivations):
+        raise ConfigError(
+            f"eval={name} needs the tokens behind the activations. Choose an SAE of an LM's "
+            "activations."
+        )
+    spec = one.source.specs["train"]
+    if spec.val_fraction + spec.test_fraction >= 1:
+        raise ConfigError(
+            f"eval={name} explains latents from the training text and scores on the test text; "
+            f"all of {one.source.corpus.name} is test text. Leave corpus= out."
         )
 
 

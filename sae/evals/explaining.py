@@ -7,10 +7,10 @@ from dataclasses import replace
 from itertools import islice
 from typing import ClassVar, NamedTuple
 
-from sae.activations.sources import LMActivations
 from sae.artifacts.placed import PlacedSAE
-from sae.errors import ConfigError
+from sae.errors import ConfigError, unknown
 from sae.evals.base import Estimate, Measured, Resampled
+from sae.evals.checks import require_training_text
 from sae.evals.controls import (
     RANDOM_LM,
     Control,
@@ -21,6 +21,7 @@ from sae.evals.controls import (
 )
 from sae.explanations import falsified, saebench, strata, summary
 from sae.explanations.asking import Asking, asks
+from sae.explanations.budget import Budget
 from sae.explanations.cards import shown_contexts
 from sae.explanations.changed import LMReader, TokenReader
 from sae.explanations.correlated import CORRELATIONS, correlations
@@ -28,7 +29,6 @@ from sae.explanations.embeddings import Embeddings
 from sae.explanations.excerpts import PlacedText, repeated
 from sae.explanations.explain import explained, raised_tokens
 from sae.explanations.intervention import PUSHED, pushed_rows
-from sae.explanations.judges import Judges
 from sae.explanations.known import known_classes
 from sae.explanations.latents import (
     Latent,
@@ -40,9 +40,8 @@ from sae.explanations.latents import (
 )
 from sae.explanations.log_probs import LocalJudge
 from sae.explanations.narrow import Narrow, Scorer
-from sae.explanations.pushed import of_latents
+from sae.explanations.pushed import Writing, of_latents
 from sae.explanations.rule_texts import rule_texts
-from sae.explanations.rules import RuleText
 from sae.explanations.scores import Bench
 from sae.explanations.study import Row, study
 from sae.explanations.tested import TESTED
@@ -97,22 +96,32 @@ class ExplainingEval(Resampled):
         "under a push)",
     )  # fmt: skip
     lm_tokens: int = setting(
-        2_000_000, ge=1, help="tokens that the LM under study may read for these scorers and for "
-        "the explainer tested; decides how many latents the scorers read",
+        2_000_000, ge=1, help="tokens that the LM under study may read and write for these scorers "
+        "and for the explainer tested; decides how many latents the scorers read",
+    )  # fmt: skip
+    lm_dictionaries: tuple[str, ...] = setting(
+        (), help="dictionaries beside the SAE that these scorers read, by their names on the page "
+        "(neurons top-k, frozen decoder); (): all",
     )  # fmt: skip
     pool: int = setting(5000, ge=100, help="test excerpts that all latents share as negatives")
     batch_rows: int = setting(2048, ge=1, help="vectors encoded at once; decides memory")
 
-    def explain(self, one: PlacedSAE, on: Split, wanted: Wanted) -> Measured:
+    def explain(self, one: PlacedSAE, on: Split, wanted: Wanted, budget: Budget) -> Measured:
         """Explain and score an SAE's latents and those of all controls.
 
         Args:
             one: The SAE.
             on: The split that scorers read.
             wanted: Latents, explanations and controls that were asked for.
+            budget: Tokens that the LM under study may read and write.
         """
         self.chat.check(self.explainers, self.scorers)
-        _require_training_text(one, self.name)
+        if self.lm_dictionaries and not self.scorers:
+            raise ConfigError(
+                f"{self.where}lm_dictionaries has no effect without {self.where}scorers. Add some, "
+                "or leave lm_dictionaries out."
+            )
+        require_training_text(one, self.name)
         start = time.perf_counter()
         one.prepare("train")
         train, test = (
@@ -132,14 +141,19 @@ class ExplainingEval(Resampled):
         counts = Counter([*(control.name for control in controls), LOOKUP])
         asked = {name: count * self.num_latents for name, count in counts.items()}
         asked[summary.SAE] += (len(wanted.features) or self.num_latents) - self.num_latents
+        for name in self.lm_dictionaries:
+            if name not in counts:
+                raise ConfigError(unknown(name, counts, f"{self.where}lm_dictionaries="))
         judges = self.chat.open(one, self._explainers(), asked, wanted.explanations is not None)
         embeddings = Embeddings(load_encoder(str(one.sae.device)))
         bench = Bench(test, allowed, embeddings, self.pool)
         studies: dict[str, list[Row]] = {}
         rounds = asked[summary.SAE] if TESTED in self.explainers else 0
-        narrow = self._narrow(one, controls, tests, judges, rounds, wanted.explanations is not None)
-        bar = progress("explain", len(controls) + 1, "dictionaries")
-        with narrow.bar(), bar as advance:
+        desk = judges.desk if judges and self.chat.log_probs else None
+        narrow = Narrow(LocalJudge(one.lm), self.scorers, budget, tests, desk)
+        given = wanted.explanations is not None
+        narrow.plan(CLASSES, list(self._to_come(one, controls, given)), rounds)
+        with narrow.bar(), progress("explain", len(controls) + 1, "dictionaries") as advance:
             truth = known_classes(
                 one, texts, training, tests, bench, judges, narrow,
                 pushed="intervention" in self.scorers,
@@ -152,7 +166,7 @@ class ExplainingEval(Resampled):
                 names = [name for name in self._explainers(about) if name != TESTED or own]
                 words = explained(
                     subject, training, names, wanted.explanations if own and not seed else None,
-                    judges and judges.desk, narrow.log_probs.spent,
+                    judges and judges.desk, budget,
                 )  # fmt: skip
                 rows = study(subject, words, bench, tests, judges if about else None)
                 read = words if own else dict(islice(words.items(), 1))
@@ -213,26 +227,24 @@ class ExplainingEval(Resampled):
             },
         )  # fmt: skip
 
-    def _narrow(
-        self, one: PlacedSAE, controls: Sequence[Control], tests: RuleText, judges: Judges | None,
-        rounds: int, given: bool,
-    ) -> Narrow:  # fmt: skip
-        """The scorers by the LM; of the SAE they read all explanations, of others the first.
+    def _to_come(
+        self, one: PlacedSAE, controls: Sequence[Control], given: bool
+    ) -> Iterator[dict[Scorer, int]]:
+        """The explanations that scorers by the LM read of a latent of each dictionary, by scorer.
 
-        Bases as they are fire in nearly every excerpt: surprisal is undefined there, and rules are
-        not tested. The lookup of tokens needs no LM to be tested.
+        Of the SAE they read all, of others the first. Bases as they are fire in nearly every
+        excerpt: surprisal is undefined there, and rules are not tested. The lookup of tokens needs
+        no LM to be tested, and has no direction to push.
         """
-        others = [control for control in controls if control.name != summary.SAE]
-        ours = (len(controls) - len(others)) * len(self._explainers())
-        ours += given
-        sparse = ours + sum(not control.dense for control in others)
-        desk = judges.desk if judges and self.chat.log_probs else None
-        narrow = Narrow(LocalJudge(one.lm), self.scorers, self.lm_tokens, tests, desk)
-        narrow.plan(CLASSES, {
-            "surprisal": sparse + 1, "simulation": ours + len(others) + 1,
-            "counterfactual": sparse, "intervention": ours + sum(map(_is_pushed, others)),
-        }, rounds)  # fmt: skip
-        return narrow
+        for control in controls:
+            own = control.name == summary.SAE
+            count = len(self._explainers()) + (given and control.placed is one) if own else 1
+            dense: tuple[Scorer, ...] = () if control.dense else ("surprisal", "counterfactual")
+            pushed: tuple[Scorer, ...] = ("intervention",) if _is_pushed(control) else ()
+            read = own or not self.lm_dictionaries or control.name in self.lm_dictionaries
+            yield dict.fromkeys(("simulation", *dense, *pushed), count) if read else {}
+        read = not self.lm_dictionaries or LOOKUP in self.lm_dictionaries
+        yield {"surprisal": 1, "simulation": 1, "counterfactual": 0} if read else {}
 
     def _alive(
         self, one: PlacedSAE, texts: tuple[PlacedText, PlacedText], count: int
@@ -257,6 +269,7 @@ class ExplainingEval(Resampled):
         texts: tuple[PlacedText, PlacedText],
     ) -> Iterator[Subject]:  # fmt: skip
         """The SAE and its other seeds, the controls and the lookup of tokens."""
+        writing = Writing(one) if "intervention" in self.scorers and one.point else None
         for control in controls:
             placed = control.placed
             placed.prepare("train")
@@ -268,8 +281,8 @@ class ExplainingEval(Resampled):
             tested = "counterfactual" in self.scorers or TESTED in self.explainers
             if tested and not control.dense:
                 subject = replace(subject, reader=LMReader(placed, own.lm))
-            if "intervention" in self.scorers and _is_pushed(control):
-                subject = replace(subject, pushes=of_latents(placed))
+            if writing is not None and _is_pushed(control):
+                subject = replace(subject, pushes=of_latents(writing, placed.sae))
             if "output" in self.explainers:
                 raised = raised_tokens(subject.latents, placed, own.lm, texts[0].text)
                 latents = [
@@ -284,19 +297,5 @@ class ExplainingEval(Resampled):
 
 
 def _is_pushed(control: Control) -> bool:
-    """True for the SAE and for controls that were trained on the same LM."""
-    return not control.facts and control.name != RANDOM_LM
-
-
-def _require_training_text(one: PlacedSAE, name: str) -> None:
-    if not isinstance(one.source, LMActivations):
-        raise ConfigError(
-            f"eval={name} needs the tokens behind the activations. Choose an SAE of an LM's "
-            "activations."
-        )
-    spec = one.source.specs["train"]
-    if spec.val_fraction + spec.test_fraction >= 1:
-        raise ConfigError(
-            f"eval={name} explains latents from the training text and scores on the test text; "
-            f"all of {one.source.corpus.name} is test text. Leave corpus= out."
-        )
+    """True for dictionaries of the same LM: their atoms are directions of its activations."""
+    return control.name != RANDOM_LM

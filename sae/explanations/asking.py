@@ -149,7 +149,7 @@ def expected(asking: Asking, explainers: Sequence[str], latents: int, given: int
     work: list[tuple[int, Request]] = [
         (latents, _EXAMPLES[name]) for name in explainers if asks(name)
     ]
-    # each with its derangement, which the control has none of; the classes' true ones have one
+    # each for another latent as well, but the control; the classes' true ones are
     cases = latents * (2 * len(explainers) - 1) + 2 * (len(TOKENS) + len(TOPICS)) + 2 * given
     sheets = cases * -(-2 * asking.excerpts // BATCH)
     shown = saebench.EXPLAINED[0] + saebench.EXPLAINED[1]

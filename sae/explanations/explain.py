@@ -1,12 +1,13 @@
 """Explanations of a dictionary's latents: by explainers, and out of a file."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 import sae.explanations.tested  # noqa: F401  # registers its explainer
 from sae.artifacts.placed import PlacedSAE
 from sae.chat.desk import Desk
+from sae.explanations.budget import Budget
 from sae.explanations.explainers import EXPLAINERS, Explanation, TrainingText, Unexplained
 from sae.explanations.latents import Latent, Subject
 from sae.features.plain import words
@@ -22,7 +23,7 @@ GIVEN = "given"
 def explained(
     subject: Subject, text: TrainingText, explainers: Sequence[str],
     given: Mapping[str, str] | None = None, desk: Desk | None = None,
-    spent: Callable[[int], object] = lambda _: None,
+    budget: Budget | None = None,
 ) -> dict[str, list[Explanation | Unexplained]]:  # fmt: skip
     """One explanation of each latent by explainer, or the reason why there is none.
 
@@ -32,11 +33,12 @@ def explained(
         explainers: Their names.
         given: Explanations out of a file, by the name of the latent.
         desk: Sends requests to the chat LM that some explainers need.
-        spent: Gets the number of tokens that the LM under study read for some explainers.
+        budget: Tokens that the LM under study may read for some explainers; None: as many as it
+            takes.
     """
     found: dict[str, list[Explanation | Unexplained]] = {}
     for name in explainers:
-        explainer = EXPLAINERS.find(name)(text, subject.reader, spent)
+        explainer = EXPLAINERS.find(name)(text, subject.reader, budget)
         found[name] = explainer.explained(subject.latents, desk)
     if given is not None:
         found[GIVEN] = [

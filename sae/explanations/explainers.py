@@ -2,13 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
 from sae.chat.desk import Desk, Unanswered
+from sae.explanations.budget import Budget
 from sae.explanations.excerpts import PlacedText
 from sae.explanations.latents import Latent, Reader
 from sae.explanations.rules import Rule, RuleText
@@ -60,16 +61,15 @@ class Explainer(ABC):
     Args:
         text: The training text.
         reader: Gives activations on changed text, which some explainers need.
-        spent: Gets the number of tokens that an LM read for it.
+        budget: Tokens that an LM may read for it; None: as many as it takes.
     """
 
     name: ClassVar[str]
 
     def __init__(
-        self, text: TrainingText, reader: Reader | None = None,
-        spent: Callable[[int], object] = lambda _: None,
-    ):  # fmt: skip
-        self.text, self.reader, self.spent = text, reader, spent
+        self, text: TrainingText, reader: Reader | None = None, budget: Budget | None = None
+    ):
+        self.text, self.reader, self.budget = text, reader, budget or Budget()
 
     @abstractmethod
     def explained(

@@ -46,14 +46,11 @@ def known_classes(
         random = random_classes(classes, where.pool)
         oracles = {summary.ORACLE: words}
         found[kind] = (
-            narrow.read(
-                classes,
-                oracles,
-                where,
-                every=True,
-                rows=study(classes, oracles, where, by_rule, judges)
+            narrow.read_classes(
+                classes, oracles, where,
+                study(classes, oracles, where, by_rule, judges)
                 + (study(classes, ruled, where, by_rule) if by_rule else []),
             ),
             study(random, oracles, where, None),
-        )
+        )  # fmt: skip
     return found

@@ -199,20 +199,27 @@ def subject_of(
 
 
 def stratified(density: Float[np.ndarray, " latents"], count: int) -> list[int]:
-    """Latents that fire, equally many from each bin of density; a bin with fewer gives all.
-
-    The bins are those of `glimpse`, and what is rarer or denser goes into the outer ones. In a bin
-    those with the smallest hashes of their numbers are taken: nobody chose them by eye.
+    """The first latents of `ranked`, in the order of their numbers.
 
     Example:
         >>> stratified(np.array([0.0, 0.5, 0.01, 0.011, 2e-4]), 3)
         [1, 3, 4]
     """
+    return sorted(ranked(density)[:count])
+
+
+def ranked(density: Float[np.ndarray, " latents"]) -> list[int]:
+    """Latents that fire; however many come first, they are equally many from each bin of density.
+
+    The bins are those of `glimpse`, and what is rarer or denser goes into the outer ones; a bin
+    with fewer gives all. In a bin those with the smallest hashes of their numbers come first:
+    nobody chose them by eye.
+    """
     edges = np.geomspace(LOWEST, HIGHEST, BINS + 1)[1:-1]
     of = np.where(density > 0, np.searchsorted(edges, density, side="right"), -1)
     bins = [by_hash(np.flatnonzero(of == n).tolist()) for n in range(BINS)]
-    ranked = sorted((rank, n, i) for n, one in enumerate(bins) for rank, i in enumerate(one))
-    return sorted(i for _, _, i in ranked[:count])
+    order = sorted((rank, n, i) for n, one in enumerate(bins) for rank, i in enumerate(one))
+    return [i for _, _, i in order]
 
 
 def name_of(index: int, d_sae: int) -> str:

@@ -1,6 +1,6 @@
 """Log-probabilities of tokens by a causal LM, kept in the cache: every row is read once."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 
 from sae.cached import cached
+from sae.explanations.budget import Budget
 from sae.language.lm import LanguageModel
 from sae.language.prefix import Prefix
 from sae.language.text import tokenise
@@ -53,7 +54,7 @@ class LMJudge(Protocol):
         """Log-probabilities of what is asked about each row, all behind the same prefix.
 
         Args:
-            prefix: Token ids, two or more.
+            prefix: Token ids, one or more.
             rows: Rows that are read behind it.
         """
         ...
@@ -83,7 +84,9 @@ class LocalJudge:
             ConfigError: If prefix and row are longer than the LM allows.
         """
         # the last token of the prefix is read again with each row: it predicts the row's first
-        known = Prefix(self.lm, torch.tensor(list(prefix[:-1])))
+        logits_of = self.lm.logits
+        if len(prefix) > 1:
+            logits_of = Prefix(self.lm, torch.tensor(list(prefix[:-1]))).logits
         found: dict[int, Answers] = {}
         for part in self._passes(rows):
             longest = max(len(rows[i].tokens) for i in part)
@@ -91,7 +94,7 @@ class LocalJudge:
             tokens[:, 0] = prefix[-1]
             for k, i in enumerate(part):
                 tokens[k, 1 : len(rows[i].tokens) + 1] = torch.tensor(rows[i].tokens)
-            logits = known.logits(tokens)
+            logits = logits_of(tokens)
             for k, i in enumerate(part):
                 found[i] = _answers(logits[k], rows[i])
         return [found[i] for i in range(len(rows))]
@@ -119,14 +122,11 @@ class LogProbs:
 
     Args:
         judge: The judge.
+        budget: Gets the number of tokens of each prefix and its rows; None: nobody counts.
     """
 
-    def __init__(self, judge: LMJudge):
-        self.judge = judge
-        self.advance: Callable[[int], object] = lambda _: None
-        """Gets the number of tokens after each prefix."""
-        self.count = 0
-        """Tokens that were read, or found in the cache."""
+    def __init__(self, judge: LMJudge, budget: Budget | None = None):
+        self.judge, self.budget = judge, budget or Budget()
         self._known: dict[tuple[tuple[int, ...], Asked], Answers] = {}
 
     def of(self, prefix: Prompt, rows: Sequence[Asked]) -> list[Answers]:
@@ -149,10 +149,5 @@ class LogProbs:
             parts = np.split(flat, ends[:-1])
             for row, shape, part in zip(new, shapes, parts, strict=True):
                 self._known[behind, row] = part.reshape(shape)
-            self.spent(len(behind) - 1 + sum(len(row.tokens) + 1 for row in new))
+            self.budget.spend(len(behind) - 1 + sum(len(row.tokens) + 1 for row in new))
         return [self._known[behind, row] for row in rows]
-
-    def spent(self, tokens: int) -> None:
-        """Count tokens that the LM read."""
-        self.count += tokens
-        self.advance(tokens)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from sae.metrics.bootstrap import Bootstrap, bootstrap_intervals
 from sae.metrics.classification import draws, interval
-from sae.metrics.matched import BINS_PER_DECADE, density_bins
+from sae.metrics.matched import BINS_PER_DECADE, density_bins, seed_interval
 
 _DECADES = 6
 
@@ -18,8 +18,8 @@ class Interval(NamedTuple):
     """A number with its interval over latents; None where undefined."""
 
     value: float | None
-    low: float | None
-    high: float | None
+    low: float | None = None
+    high: float | None = None
 
 
 def mean(values: Sequence[float] | np.ndarray, bootstrap: Bootstrap) -> Interval:
@@ -33,6 +33,21 @@ def mean(values: Sequence[float] | np.ndarray, bootstrap: Bootstrap) -> Interval
         lambda drawn: {"mean": drawn["sum"] / drawn["count"]}, sums, **bootstrap.model_dump()
     )["mean"]
     return Interval(float(found.mean()), *(ends or (None, None)))
+
+
+def difference(
+    first: Float[np.ndarray, " latents"], second: Float[np.ndarray, " others"],
+    bootstrap: Bootstrap,
+) -> Interval:  # fmt: skip
+    """Mean of the first dictionary less that of the second; None where one has no number.
+
+    Args:
+        first: Numbers of the latents of a dictionary; NaN where undefined.
+        second: Numbers of the latents of another dictionary.
+        bootstrap: Settings of the interval: the latents of both are drawn again.
+    """
+    ours, theirs = ((np.ones(len(values)), values) for values in (first, second))
+    return difference_at_equal_density(ours, theirs, bootstrap)[0]  # all are in one bin
 
 
 def difference_at_equal_density(
@@ -65,6 +80,23 @@ def difference_at_equal_density(
     return Interval(
         float(samples[0]), *(interval(samples, bootstrap.level) or (None, None))
     ), covered
+
+
+def over_seeds(
+    name: str, value: float | None, means: Sequence[float], bootstrap: Bootstrap
+) -> dict[str, float | None]:
+    """The value with Student's half width of the means of seeds; it need not be their mean.
+
+    Args:
+        name: Name of the two columns.
+        value: The value.
+        means: The mean of each seed.
+        bootstrap: Its level.
+    """
+    low, high = seed_interval(means, (), bootstrap.level) or (None, None)
+    if value is None or low is None or high is None:
+        return {f"{name}_low": None, f"{name}_high": None}
+    return {f"{name}_low": value - (high - low) / 2, f"{name}_high": value + (high - low) / 2}
 
 
 def correlation(

@@ -1,6 +1,7 @@
 """Narrow scorers: a causal LM reads explanations of as many latents as a budget pays for."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -10,10 +11,11 @@ import numpy as np
 from sae.chat.desk import Desk
 from sae.errors import ConfigError
 from sae.explanations import intervention
+from sae.explanations.budget import Budget
 from sae.explanations.counterfactual import Counterfactuals
 from sae.explanations.explainers import Explanation, Unexplained
 from sae.explanations.intervention import Intervention
-from sae.explanations.latents import Latent, Subject, stratified
+from sae.explanations.latents import Latent, Subject, ranked
 from sae.explanations.log_probs import LMJudge, LogProbs
 from sae.explanations.rules import RuleText
 from sae.explanations.scores import Bench, Scores, next_in_circle
@@ -60,17 +62,20 @@ class Narrow:
     Args:
         judge: The LM.
         scorers: Their names.
-        budget: Tokens that the judge may read.
+        budget: Tokens that the judge may read and write; once they are spent, no further latent is
+            begun.
         rules: The test text with its properties, which `counterfactual` needs.
         desk: Asks the server that reads for surprisal and simulation; None: the LM reads.
     """
 
     def __init__(
-        self, judge: LMJudge, scorers: Sequence[Scorer], budget: int,
+        self, judge: LMJudge, scorers: Sequence[Scorer], budget: Budget,
         rules: RuleText | None = None, desk: Desk | None = None,
     ):  # fmt: skip
-        self.log_probs, self.desk = LogProbs(judge), desk
-        self.scorers, self.budget = list(dict.fromkeys(scorers)), budget
+        self.log_probs, self.desk, self.budget = LogProbs(judge, budget), desk, budget
+        self.scorers: list[Scorer] = list(dict.fromkeys(scorers))
+        self._before = budget.spent
+        self.allowed = budget.left if desk is None else min(budget.left, desk.budget)
         self._changed = None if rules is None else Counterfactuals(rules)
         self._tokens = TOKENS | ({} if rules is None else {
             "counterfactual": tokens_of(rules.text.ctx)
@@ -78,8 +83,11 @@ class Narrow:
         self._tokens_of_round = 0 if rules is None else tokens_of_round(rules.text.ctx)
         if desk is not None:
             self._tokens |= {name: TIMES * TOKENS[name] for name in SERVED}
+        self._to_come: list[Mapping[Scorer, int]] = []
         self.latents: dict[Scorer, int] = {}
-        """Latents of each dictionary that each scorer reads the explanations of."""
+        """Latents of each dictionary that each scorer is to read the explanations of."""
+        self.unasked: dict[Scorer, Counter[str]] = {}
+        """Latents of them that were left when the budget was spent, by dictionary."""
         self.tested = 0
         """Latents whose rules the explainer `tested` tests."""
         self.constant = 0
@@ -96,34 +104,38 @@ class Narrow:
         if not self.reads:
             yield
             return
-        with progress("judge LM", self.budget) as self.log_probs.advance:
+        with progress("judge LM", self.allowed) as self.budget.advance:
             yield
 
-    def plan(self, classes: int, explanations: Mapping[Scorer, int], tested: int = 0) -> None:
+    def plan(
+        self, classes: int, to_come: Sequence[Mapping[Scorer, int]], tested: int = 0
+    ) -> None:  # fmt: skip
         """Divide the budget of tokens: tests by explainers and known classes first.
 
-        What is left is divided equally among the scorers.
+        What is left is divided equally among the scorers. As the tokens of a latent are an
+        estimate, each dictionary gets a share of what is left when its turn comes.
 
         Args:
             classes: Number of classes of known meaning, with one explanation each.
-            explanations: Number of explanations that each scorer reads if each dictionary has one
-                latent.
+            to_come: The dictionaries in the order in which they will be read: by the scorers that
+                read one, the number of explanations of each latent that cost tokens.
             tested: See the attribute.
 
         Raises:
             ConfigError: If the budget is too small for two latents of each dictionary.
         """
-        if self.desk is not None:  # it stops there
-            self.budget = min(self.budget, self.desk.budget)
-        self.tested = tested
+        self._to_come, self.tested = list(to_come), tested
         first = classes * sum(self._tokens[name] for name in self.scorers if name in TOKENS)
         first += tested * self._tokens_of_round
-        each = {name: explanations[name] * self._tokens[name] for name in self.scorers}
+        each = {
+            name: sum(one.get(name, 0) for one in to_come) * self._tokens[name]
+            for name in self.scorers
+        }
         for name in self.scorers:
-            self.latents[name] = (self.budget - first) // len(self.scorers) // each[name]
+            self.latents[name] = (self.allowed - first) // len(self.scorers) // each[name]
         # another latent's explanation is needed
         least = first + 2 * len(self.scorers) * max(each.values(), default=0)
-        if self.budget < first or min(self.latents.values(), default=2) < 2:
+        if self.allowed < first or min(self.latents.values(), default=2) < 2:
             what = [f"tests of rules of {tested} latents"] if tested else []
             if self.scorers:
                 what.append(
@@ -131,20 +143,25 @@ class Narrow:
                     f"{', '.join(self.scorers)}"
                 )
             raise ConfigError(
-                f"eval.autointerp.lm_tokens={self.budget:,} is too little: {' and '.join(what)} "
-                f"take about {least:,} tokens. Give more, or fewer scorers or latents."
+                f"{self.allowed:,} tokens of eval.autointerp.lm_tokens are too few: "
+                f"{' and '.join(what)} take about {least:,} tokens. Give more, or fewer scorers or "
+                "latents."
             )
         if self.desk is not None and set(self.scorers) & set(SERVED):
             log.info(
                 "%s will read up to about %s more tokens for log-probabilities (lm_tokens).",
-                self.desk.client.identity["model"], f"{self.budget:,}",
+                self.desk.client.identity["model"], f"{self.allowed:,}",
             )  # fmt: skip
 
-    def read(
-        self, subject: Subject, words: Words, bench: Bench, rows: Sequence[Row],
-        every: bool = False,
-    ) -> list[Row]:  # fmt: skip
-        """Rows of a dictionary with the narrow scores added.
+    def read_classes(
+        self, subject: Subject, words: Words, bench: Bench, rows: Sequence[Row]
+    ) -> list[Row]:
+        """Rows of known classes with the narrow scores added, of all classes; see `read`."""
+        every: dict[Scorer, int] = {name: len(subject.latents) for name in self.scorers}
+        return self._read(subject, words, bench, rows, every)
+
+    def read(self, subject: Subject, words: Words, bench: Bench, rows: Sequence[Row]) -> list[Row]:
+        """Rows of the next dictionary with the narrow scores added.
 
         Latents are taken equally many from each bin of density; a bin with fewer gives all.
 
@@ -153,39 +170,63 @@ class Narrow:
             words: The explanations that are read, by explainer; latents have one by the first.
             bench: Source of the excerpts.
             rows: Rows from `study`, of all explainers.
-            every: True if all latents are read, whatever the budget: they are known classes.
         """
+        if not self.scorers:
+            return list(rows)
+        costs = [sum(n * self._tokens[name] for name, n in one.items()) for one in self._to_come]
+        own = self._to_come.pop(0)
+        counts: dict[Scorer, int] = {n: self.latents[n] for n in self.scorers if n in own}
+        with self.budget.part(costs[0] / max(1, sum(costs))):
+            return self._read(subject, words, bench, rows, counts)
+
+    def _read(
+        self, subject: Subject, words: Words, bench: Bench, rows: Sequence[Row],
+        counts: Mapping[Scorer, int],
+    ) -> list[Row]:  # fmt: skip
         first = next(iter(words))
         able = [
             i for i, row in enumerate(row for row in rows if row.explainer == first)
             if row.state == "explained"
         ]  # fmt: skip
-        density = np.array([subject.latents[i].density for i in able])
+        order = ranked(np.array([subject.latents[i].density for i in able]))
         found: dict[tuple[str, str], list[Scores]] = {}
-        for name in self.scorers:
-            count = len(able) if every else self.latents[name]
-            chosen = [able[k] for k in stratified(density, count)]
+        for name, count in counts.items():
             scorer = self._scorer(name, subject, bench)
-            for explainer, texts in words.items():
-                for latent, scores in _scored(scorer, subject, chosen, texts):
-                    found.setdefault((explainer, latent), []).append(scores)
+            if scorer is None:
+                continue
+            chosen = [able[k] for k in order[:count]]
+            wrong = {
+                explainer: _others(subject, chosen, texts) for explainer, texts in words.items()
+            }
+            for n, i in enumerate(chosen):
+                if not self.budget.left:
+                    left = self.unasked.setdefault(name, Counter())
+                    left[subject.name] += len(chosen) - n
+                    break
+                for explainer, texts in words.items():
+                    if isinstance(texts[i], Explanation):
+                        scores = _scored(scorer, subject, i, wrong[explainer].get(i), texts)
+                        found.setdefault((explainer, subject.latents[i].name), []).append(scores)
         return [self._with(row, found.get((row.explainer, row.latent), ())) for row in rows]
 
-    def _scorer(self, name: Scorer, subject: Subject, bench: Bench) -> NarrowScorer:
+    def _scorer(self, name: Scorer, subject: Subject, bench: Bench) -> NarrowScorer | None:
+        """The scorer; None where the dictionary gives it nothing to read."""
         if self.desk is not None and name in SERVED:
             return SERVED[name](self.desk, bench)
         if name in SCORERS:
             return SCORERS[name](self.log_probs, bench)
         if name == "intervention":
-            return Intervention(self.log_probs, subject.pushes, self.log_probs.spent)
+            return None if subject.pushes is None else Intervention(self.log_probs, subject.pushes)
         assert self._changed is not None, "evaluations give the test text's properties"
-        return RuleTest(self._changed, subject.reader, self.log_probs.spent)
+        reader = subject.reader
+        return None if reader is None else RuleTest(self._changed, reader, self.budget)
 
     def facts(self) -> dict[str, Any]:
         """Tokens and latents that the judge read, plain JSON values."""
         facts: dict[str, Any] = {
-            "budget": self.budget, "tokens": self.log_probs.count, "latents": self.latents,
-            "tested": self.tested, "constant simulations": self.constant,
+            "budget": self.allowed, "tokens": self.budget.spent - self._before,
+            "latents": self.latents, "unasked": self.unasked, "tested": self.tested,
+            "constant simulations": self.constant,
         }  # fmt: skip
         if self.desk is not None:
             facts["server"] = dict(self.desk.client.identity)
@@ -202,22 +243,26 @@ class Narrow:
         return row._replace(values=values, deciles=deciles)
 
 
-def _scored(
-    scorer: NarrowScorer, subject: Subject, chosen: Sequence[int],
-    texts: Sequence[Explanation | Unexplained],
-) -> list[tuple[str, Scores]]:  # fmt: skip
-    """Names and scores of latents, with those of another latent's explanation."""
-    given = {i: text for i in chosen if isinstance(text := texts[i], Explanation)}
-    able = list(given)
+def _others(
+    subject: Subject, chosen: Sequence[int], texts: Sequence[Explanation | Unexplained]
+) -> dict[int, int]:
+    """By latent, the other latent whose explanation it is given; {} for a single one."""
+    able = [i for i in chosen if isinstance(texts[i], Explanation)]
     order = next_in_circle([subject.latents[i].name for i in able]) if len(able) > 1 else ()
-    others = [able[k] for k in order]
-    found = []
-    for n, i in enumerate(able):
-        latent = subject.latents[i]
-        scores = scorer.score(latent, latent.seed, given[i])
-        if others:
-            other = others[n]
-            wrong = scorer.score(latent, latent.seed, given[other], subject.latents[other])
-            scores.values.update({f"{name}_deranged": v for name, v in wrong.values.items()})
-        found.append((latent.name, scores))
-    return found
+    return {i: able[k] for i, k in zip(able, order, strict=False)}
+
+
+def _scored(
+    scorer: NarrowScorer, subject: Subject, i: int, other: int | None,
+    texts: Sequence[Explanation | Unexplained],
+) -> Scores:  # fmt: skip
+    """Scores of a latent's explanation, with those of another latent's."""
+    latent, own = subject.latents[i], texts[i]
+    assert isinstance(own, Explanation)
+    scores = scorer.score(latent, latent.seed, own)
+    if other is not None:
+        text = texts[other]
+        assert isinstance(text, Explanation)
+        wrong = scorer.score(latent, latent.seed, text, subject.latents[other])
+        scores.values.update({f"{name}_deranged": v for name, v in wrong.values.items()})
+    return scores

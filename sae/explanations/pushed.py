@@ -12,10 +12,12 @@ from torch import Tensor
 from sae.artifacts.placed import PlacedSAE
 from sae.cached import cached
 from sae.checksums import sha256_of
+from sae.dictionaries.sae import SAE
 from sae.features.steering import Arm, Gauge, sizes_at
 from sae.features.written import Pen
 from sae.language.lm import LanguageModel
 from sae.language.logit_lens import direct_logits
+from sae.language.reads import reads
 from sae.provenance import content_key
 from sae.tasks.concept import read_openings
 from sae.types import Ends, Point
@@ -27,9 +29,9 @@ _START = 0.5
 """Size that searches start from, in lengths of the median row."""
 _RIDGE = 0.01
 """Share of the mean variance that is added, so that C can be inverted."""
-_PUSHES = 11
+_PUSHES = 4
 """Sizes that a search measures, about."""
-TOKENS = 2 * OPENINGS * (_PUSHES + 2) * (NEW_TOKENS + 6)
+TOKENS = 2 * OPENINGS * (_PUSHES + 1) * (NEW_TOKENS + 5)
 """Tokens that are read and written for a latent and a random direction, about."""
 Direction = Callable[[str], Float[Tensor, " d"]]
 """The direction of a latent, by its name."""
@@ -41,25 +43,24 @@ class Pushed(NamedTuple):
     Args:
         own: Written while the latent is pushed; None where no push has the target KL.
         random: The same of a random direction.
-        made: True if they were asked for the first time.
+        tokens: Tokens that the LM read for them; 0 if they were asked for before.
     """
 
     own: list[list[int]] | None
     random: list[list[int]] | None
-    made: bool = False
+    tokens: int = 0
 
 
-class Pushes:
-    """Writes after neutral openings while directions are pushed; what was written is kept.
+class Writing:
+    """Neutral openings, and what an LM writes after them by itself and under pushes.
 
     Args:
         one: Says where directions are pushed and on which rows.
-        direction: Gives the direction of each latent.
     """
 
-    def __init__(self, one: PlacedSAE, direction: Direction):
-        self._one, self._direction = one, direction
-        self._known: dict[str, Pushed] = {}
+    def __init__(self, one: PlacedSAE):
+        assert one.point is not None, "directions are pushed at one point"
+        self._one, self.point = one, one.point
 
     @cached_property
     def _pen(self) -> Pen:
@@ -78,29 +79,22 @@ class Pushes:
         return Gauge(self._one, [torch.tensor(one) for one in self.clean])
 
     @cached_property
-    def _start(self) -> float:
+    def start(self) -> float:
         """Half the median norm of the rows of clean texts."""
-        point = self._one.point
-        assert point is not None, "directions are pushed at one point"
         norms = [
-            self._one.lm.capture(torch.tensor([one]), [point])[point][0, 1:].float().norm(dim=-1)
+            self._one.lm.capture(torch.tensor([one]), [self.point])[self.point][0, 1:]
             for one in self.clean
         ]
-        return _START * float(torch.cat(norms).median())
+        return _START * float(torch.cat(norms).float().norm(dim=-1).median())
 
-    def texts(self, name: str) -> Pushed:
-        """The texts of a latent, and those of a random direction of its own."""
-        if name in self._known:
-            return self._known[name]._replace(made=False)
-        own = self._direction(name).float().cpu()
-        random = torch.from_numpy(
-            np.random.default_rng(list(name.encode())).normal(size=len(own))
-        ).float()
-        found = [self._written(Arm(name, one)) for one in (own, random)]
-        self._known[name] = Pushed(*found, made=True)
-        return self._known[name]
+    def prepared(self) -> int:
+        """Write and read the clean texts, if that is not done; tokens that it took."""
+        with reads(self._one.lm.model) as read:
+            _ = self.clean, self.start, self._gauge
+        return read.tokens
 
-    def _written(self, arm: Arm) -> list[list[int]] | None:
+    def under(self, arm: Arm) -> tuple[list[list[int]] | None, int]:
+        """Texts under a push of the target KL, None if it is not reached; and the tokens read."""
         one = self._one
         assert arm.direction is not None
         identity: dict[str, Any] = {
@@ -108,22 +102,51 @@ class Pushes:
             "counted": one.counted and one.counted.to_json(), "clean": self.clean,
             "keep_first": one.source.specs["test"].keep_first,
             "direction": sha256_of({"direction": arm.direction.contiguous()}),
-            "target": TARGET, "temperature": TEMPERATURE,
+            "target": TARGET, "temperature": TEMPERATURE, "facts": ["reached", "tokens"],
         }  # fmt: skip
 
         def make():
-            (size,) = sizes_at(self._gauge, arm, [TARGET], self._start)
-            written = self._pen.tokens(arm, [size.size])[0][0]
-            ids = torch.cat([one[-NEW_TOKENS:] for one in written])
-            return {"ids": ids.reshape(OPENINGS, NEW_TOKENS)}, {"reached": size.reached}
+            with reads(one.lm.model) as read:
+                (size,) = sizes_at(self._gauge, arm, [TARGET], self.start)
+                written = self._pen.tokens(arm, [size.size])[0][0] if size.reached else self.clean
+            ids = torch.stack([torch.as_tensor(text)[-NEW_TOKENS:] for text in written])
+            return {"ids": ids}, {"reached": size.reached, "tokens": read.tokens}
 
         found, facts = cached("pushed/", {"key": content_key(identity)}, make)
         if not facts["reached"]:
-            return None
+            return None, facts["tokens"]
         return [
             [*before[:-NEW_TOKENS], *new]
             for before, new in zip(self.clean, found["ids"].tolist(), strict=True)
-        ]
+        ], facts["tokens"]
+
+
+class Pushes:
+    """Pushes of the latents of one dictionary; what was written is kept.
+
+    Args:
+        writing: Writes under a push.
+        direction: Gives the direction of each latent.
+    """
+
+    def __init__(self, writing: Writing, direction: Direction):
+        self.writing, self._direction = writing, direction
+        self._known: dict[str, Pushed] = {}
+
+    def texts(self, name: str) -> Pushed:
+        """The texts of a latent, and those of a random direction of its own."""
+        if name in self._known:
+            return self._known[name]._replace(tokens=0)
+        own = self._direction(name).float().cpu()
+        random = torch.from_numpy(
+            np.random.default_rng(list(name.encode())).normal(size=len(own))
+        ).float()
+        tokens = self.writing.prepared()
+        (ours, read), (theirs, more) = (
+            self.writing.under(Arm(name, direction)) for direction in (own, random)
+        )
+        self._known[name] = Pushed(ours, theirs, tokens + read + more)
+        return self._known[name]
 
 
 class _Elsewhere:
@@ -139,15 +162,18 @@ class _Elsewhere:
         return self._lm
 
 
-def of_latents(one: PlacedSAE) -> Pushes | None:
-    """Pushes of an SAE's decoder rows; None unless it reads and writes one point."""
-    if one.point is None:
-        return None
+def of_latents(writing: Writing, sae: SAE) -> Pushes:
+    """Pushes of a dictionary's decoder rows; a latent with a sign is pushed the other way.
+
+    Args:
+        writing: Writes at the point of the dictionary.
+        sae: The dictionary.
+    """
 
     def row(name: str) -> Tensor:
-        return one.sae.W_dec[int(name.removeprefix("-"))] * (-1.0 if name[0] == "-" else 1.0)
+        return sae.W_dec[int(name.removeprefix("-"))] * (-1.0 if name[0] == "-" else 1.0)
 
-    return Pushes(one, row)
+    return Pushes(writing, row)
 
 
 def of_classes(one: PlacedSAE, tokens: dict[str, Bool[np.ndarray, " vocab"]]) -> Pushes:
@@ -172,4 +198,4 @@ def of_classes(one: PlacedSAE, tokens: dict[str, Bool[np.ndarray, " vocab"]]) ->
         own = torch.from_numpy(np.flatnonzero(tokens[name]))
         return torch.linalg.solve(spread, logits[:, own].mean(1) - mean)
 
-    return Pushes(last, contrast)
+    return Pushes(Writing(last), contrast)

@@ -35,7 +35,7 @@ SCORERS = ("rules", "embedding", "embedding_near", *UNEXPLAINED, *NARROW)
 DERANGED = ("rules", "embedding", "embedding_near", *NARROW)
 HARD = ("embedding", "embedding_near", "surprisal")
 CONTROL = "tokens"
-"""Explainer that is a control itself: judges are not asked about its derangement."""
+"""Explainer that is a control itself: judges are not asked about it for another latent."""
 State = Literal["explained", "too rare"] | Unexplained
 
 
@@ -50,7 +50,8 @@ class Row(NamedTuple):
         explanation: The explanation in words; empty without one.
         density: See `Latent`.
         contexts: Contexts of the test text in which it fires, near duplicates left out.
-        values: Scores by name, those of the derangement as `<name>_deranged`; NaN where undefined.
+        values: Scores by name, those of another latent's explanation as
+            `<name>_deranged`; NaN where undefined.
         deciles: Scores by name and decile.
         skew: See `Latent.moments`.
         kurtosis: See `Latent.moments`.
@@ -126,7 +127,7 @@ def _scored(
     latents: Sequence[Latent], given: Mapping[int, Explanation],
     excerpts: Mapping[int, Mapping[Size, Excerpted]], bench: Bench, rules: RuleText | None,
 ) -> tuple[dict[int, Scores], dict[int, int]]:  # fmt: skip
-    """Scores of the latents that have an explanation, and of explanations that changed places.
+    """Scores of the latents that have an explanation, by their own and by another latent's.
 
     Returns:
         The scores, and by latent the other latent whose explanation it was given.
@@ -166,7 +167,7 @@ def _judge(
     given: Mapping[int, Explanation], excerpts: Mapping[int, Mapping[Size, Excerpted]],
     bench: Bench, judges: Judges, what: str,
 ) -> None:  # fmt: skip
-    """Add the judges' scores, of own explanations and of those that changed places."""
+    """Add the judges' scores, of own explanations and of another latent's."""
     own = [Case(latents[i], latents[i].seed, given[i].words, excerpts[i]["whole"]) for i in given]
     wrong = [
         Case(latents[i], latents[i].seed, given[j].words, excerpts[i]["whole"], latents[j])

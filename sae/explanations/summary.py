@@ -13,11 +13,11 @@ from sae.explanations.means import (
     Interval,
     difference_at_equal_density,
     mean,
+    over_seeds,
 )
 from sae.explanations.scores import CHANCE
 from sae.explanations.study import CONTROL, DERANGED, HARD, NARROW, SCORERS, UNEXPLAINED, Row
 from sae.metrics.bootstrap import Bootstrap
-from sae.metrics.matched import seed_interval
 from sae.tables import Type
 
 SAE = "SAE"
@@ -117,7 +117,7 @@ def by_subject(studies: Studies, bootstrap: Bootstrap) -> Iterator[dict[str, Any
                 "subject": subject, "explainer": explainer, "scorer": scorer,
                 "latents": int(there.sum()), "seeds": len(_seeds(own, scorer)),
                 **named("", mean(values, bootstrap)), "deranged": _chance(own, scorer),
-                **_over_seeds("seed", float(values[there].mean()),
+                **over_seeds("seed", float(values[there].mean()),
                               _means(_seeds(own, scorer), scorer), bootstrap),
             }  # fmt: skip
             if scorer in (*DERANGED, *JUDGES) and row["deranged"] is not None:
@@ -160,7 +160,7 @@ def _beside(
     ]
     return {
         **named("sae_less_this", found),
-        **_over_seeds(
+        **over_seeds(
             "sae_less_this_seed", found.value, [gap for gap in gaps if gap is not None], bootstrap
         ),
         "coverage": covered,
@@ -268,16 +268,6 @@ def _enough(rows: Sequence[Row], scorer: str) -> bool:
 
 def _means(groups: Sequence[Sequence[Row]], scorer: str) -> list[float]:
     return [float(np.nanmean(values_of(rows, scorer))) for rows in groups if _enough(rows, scorer)]
-
-
-def _over_seeds(
-    name: str, value: float | None, means: Sequence[float], bootstrap: Bootstrap
-) -> dict[str, float | None]:
-    """The value with the half width that the seeds' means have; it need not be their mean."""
-    low, high = seed_interval(means, (), bootstrap.level) or (None, None)
-    if value is None or low is None or high is None:
-        return {f"{name}_low": None, f"{name}_high": None}
-    return {f"{name}_low": value - (high - low) / 2, f"{name}_high": value + (high - low) / 2}
 
 
 def _explainer(scorer: str) -> str:

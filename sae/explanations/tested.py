@@ -1,10 +1,11 @@
 """Rules that changed texts test: a scorer of them, and an explainer that proposes and tests."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from sae.chat.desk import Desk
+from sae.explanations.budget import Budget
 from sae.explanations.counterfactual import PLACES, Counterfactuals, Trial
 from sae.explanations.explainers import EXPLAINERS, Explainer, Explanation, Unexplained
 from sae.explanations.latents import Latent, Reader
@@ -23,12 +24,12 @@ class RuleTest:
 
     Args:
         on: Changes the test text.
-        reader: Gives activations on changed text; None: nothing is scored.
-        spent: Gets the number of tokens that were read.
+        reader: Gives activations on changed text.
+        budget: Gets the number of tokens that were read.
     """
 
-    def __init__(self, on: Counterfactuals, reader: Reader | None, spent: Callable[[int], object]):
-        self._on, self._reader, self._spent = on, reader, spent
+    def __init__(self, on: Counterfactuals, reader: Reader, budget: Budget):
+        self._on, self._reader, self._budget = on, reader, budget
 
     def score(
         self, latent: Latent, seed: int, text: Explanation, without: Latent | None = None
@@ -43,14 +44,12 @@ class RuleTest:
             text: The explanation; NaN if it is no rule about tokens.
             without: The latent that the explanation is of, if it is a wrong one.
         """
-        if self._reader is None:
-            return Scores()
         if without is not None:
             found, tokens = self._on.sensitivity(latent, seed, text.rule, self._reader)
-            self._spent(tokens)
+            self._budget.spend(tokens)
             return Scores({"sensitivity": found})
         trial = self._on.trial(latent, seed, text.rule, self._reader)
-        self._spent(trial.tokens)
+        self._budget.spend(trial.tokens)
         return Scores({
             "necessity": trial.necessity, "necessity_silent": trial.silenced,
             "necessity_same": trial.same, "necessity_near": trial.near,
@@ -87,12 +86,15 @@ class Tested(Explainer):
     def explained(
         self, latents: Sequence[Latent], desk: Desk | None
     ) -> list[Explanation | Unexplained]:
-        """The explanations; `failed` where there is no rule."""
+        """The explanations; `failed` where there is no rule, `unasked` once the budget is spent."""
         on = Counterfactuals(self.text.rules)
         found: list[Explanation | Unexplained] = []
         with progress("test rules", len(latents), "latents") as advance:
             for latent in latents:
-                found.append(self._best(on, latent) or "failed")
+                if self.budget.left:
+                    found.append(self._best(on, latent) or "failed")
+                else:
+                    found.append("unasked")
                 advance(1)
         return found
 
@@ -104,7 +106,7 @@ class Tested(Explainer):
         best, largest = rules[0], 0.0
         if text.deciding(best) is not None:
             trials = on.trials(latent, latent.seed, rules, self.reader, _PLACES)
-            self.spent(sum(trial.tokens for trial in trials))
+            self.budget.spend(sum(trial.tokens for trial in trials))
             for rule, trial in zip(rules, trials, strict=True):
                 found = weight(text.fit(rule, latent.train.row).f1, trial)
                 if found > largest:

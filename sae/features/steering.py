@@ -113,7 +113,8 @@ class Size:
 class Gauge:
     """Mean KL(clean || steered) of an LM's next-token predictions on fixed texts.
 
-    All predictions count but that of position 0, which no edit reaches.
+    All predictions count but that of position 0, which no edit reaches. The clean logits of the
+    texts are kept, so that a push takes one pass.
 
     Args:
         one: The SAE, which says where arms act and on which rows.
@@ -121,13 +122,11 @@ class Gauge:
     """
 
     def __init__(self, one: PlacedSAE, texts: Sequence[Int[Tensor, " _"]]) -> None:
-        self.one = one
-        self.point, self.positions = at_one_point(one)
-        self._texts = list(texts)
         lengths = [len(text) for text in texts]
         self._batches = [
-            batch for length in sorted(set(lengths))
-            for batch in torch.tensor(
+            _Batch(one, torch.stack([texts[i] for i in part.tolist()]), part.tolist())
+            for length in sorted(set(lengths))
+            for part in torch.tensor(
                 [i for i, own in enumerate(lengths) if own == length]
             ).split(BATCH)
         ]  # fmt: skip
@@ -137,20 +136,34 @@ class Gauge:
         """Mean KL in nats under pushes of some sizes."""
         totals, count = [0.0] * len(sizes), 0
         for batch in self._batches:
-            prompts = batch.tolist()
-            tokens = torch.stack([self._texts[i] for i in prompts]).to(self.one.lm.device)
-            names = [(0, i) for i in prompts]
-            self.positions.start(tokens)
-            conditions = [{self.point: self.positions.note(self.point)}]
-            conditions += [
-                {self.point: self.positions.only(arm.pushed(size, names))} for size in sizes
-            ]
-            passes = self.one.lm.logits_under(tokens, conditions)
-            clean = next(passes)[:, 1:]
-            for i, steered in enumerate(passes):
-                totals[i] += functional.kl_divergence(clean, steered[:, 1:]).sum().item()
-            count += clean[..., 0].numel()
+            for i, size in enumerate(sizes):
+                steered = batch.steered(arm.pushed(size, batch.names))
+                totals[i] += functional.kl_divergence(batch.clean, steered).sum().item()
+            count += batch.clean[..., 0].numel()
         return [total / count for total in totals]
+
+
+class _Batch:
+    """Texts of one length; the blocks below the point run once for all pushes.
+
+    Args:
+        one: The SAE.
+        tokens: Their tokens.
+        prompts: Their numbers.
+    """
+
+    @torch.no_grad()
+    def __init__(self, one: PlacedSAE, tokens: Int[Tensor, "texts ctx"], prompts: Sequence[int]):
+        self.names = [(0, i) for i in prompts]
+        self._point, self._positions = at_one_point(one)
+        self._run = one.lm.repeated(tokens, [self._point])
+        self._positions.start(tokens.to(one.lm.device))
+        self.clean = self._run({self._point: self._positions.note(self._point)})[:, 1:]
+        """Clean logits, without those of position 0."""
+
+    def steered(self, replacement: Replacement) -> Float[Tensor, "texts predictions vocab"]:
+        """Logits under a push, without those of position 0."""
+        return self._run({self._point: self._positions.only(replacement)})[:, 1:]
 
 
 def sizes_at(gauge: Gauge, arm: Arm, targets: Sequence[float], start: float) -> list[Size]:

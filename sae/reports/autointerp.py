@@ -11,7 +11,7 @@ from sae.explanations.summary import LEAST_COVERAGE, SAE, TOKENS
 from sae.reports.explained import own_latents
 from sae.reports.falsified import falsified
 from sae.reports.files import write_bytes
-from sae.reports.judged import judged
+from sae.reports.judged import judged, read_by_lm
 from sae.reports.page import Cell, Plot, Section, Table, interval, number, plain, render
 from sae.reports.pushed import pushed
 from sae.reports.scores import (
@@ -23,7 +23,7 @@ from sae.reports.scores import (
 )
 
 _AGAINST = {**dict.fromkeys(UNEXPLAINED, "chance"), "necessity": "another token near"}
-"""Controls of scores that have no score of another latent's rule."""
+"""Controls of scores that have no score of another latent's explanation."""
 
 
 def write_autointerp(result: EvalResult, folder: Path) -> None:
@@ -47,7 +47,7 @@ def write_autointerp(result: EvalResult, folder: Path) -> None:
         Section("Judged by a chat LM", tables=judged(result, latents)),
         *falsified(result),
         *pushed(result),
-        *_narrow(details["narrow"]),
+        *read_by_lm(details["narrow"]),
         Section("Where the SAE does not win", tables=[_not_won(rows, qualified)]),
         Section("By decile of the activation", plots=_by_decile(result, qualified)),
         Section("By density", tables=[_by_density(result)]),
@@ -104,7 +104,7 @@ def _dots(scorer: str, own: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[
     wrong = [row for row in own if row["deranged"] is not None]
     traces.append({
         "type": "scatter", "mode": "markers",
-        "name": _AGAINST.get(scorer, "another latent's rule"),
+        "name": _AGAINST.get(scorer, "another latent's explanation"),
         "x": [row["deranged"] for row in wrong], "y": [plain(row["subject"]) for row in wrong],
         "marker": {"size": 8, "symbol": "x-thin-open"},
     })  # fmt: skip
@@ -133,39 +133,14 @@ def _qualification(result: EvalResult) -> Table:
          Cell(str(row["classes"]), row["classes"])]
         for row in result.tables["qualification"].rows()
     ]  # fmt: skip
-    columns = ["classes", "scorer", "outcome", "true explanation", "wrong one", "difference",
+    columns = ["classes", "scorer", "outcome", "own explanation", "another class's", "difference",
                "interval", "number of classes"]  # fmt: skip
     note = (
-        "classes whose meaning is known; wrong: another class's explanation, without explanation "
-        "random sets of excerpts, of necessity another token near. A scorer that qualifies on "
-        "neither kind is left out of tiles and picture"
+        "classes whose meaning is known; in place of another class's explanation, scores without "
+        "explanation stand beside random sets of excerpts, necessity beside another token near. A "
+        "scorer that qualifies on neither kind is left out of tiles and picture"
     )
     return Table("Qualification", columns, rows, note, words=3)
-
-
-def _narrow(facts: Mapping[str, Any] | None) -> list[Section]:
-    """Section on what the judging LM has read; none if it was not asked."""
-    if facts is None:
-        return []
-    columns = ["scorer", "latents of each dictionary, at most"]
-    rows = [[Cell(name), Cell(f"{count:,}", count)] for name, count in facts["latents"].items()]
-    if tested := facts.get("tested"):
-        rows.append([Cell("the explainer tested, of the SAE"), number("", tested)])
-    note = (
-        f"the LM under study read {facts['tokens']:,} tokens of a budget of {facts['budget']:,}: "
-        "all explanations of the SAE, those of the first explainer of the others"
-    )
-    if (server := facts.get("server")) is not None:
-        note += (
-            f". For surprisal and simulation {server['model']} at {server['base_url']} read in its "
-            "place; its tokens are counted with the chat LM's"
-        )
-    if "scale" in facts:
-        note += (
-            f". Simulated activations go from 0 to {facts['scale']}; "
-            f"{facts['constant simulations']} simulations were constant and count as 0"
-        )
-    return [Section("Scores by the LM", tables=[Table("What it read", columns, rows, note)])]
 
 
 def _not_won(rows: Sequence[Mapping[str, Any]], qualified: Mapping[str, Any]) -> Table:
@@ -254,11 +229,11 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> Table:
         for row in rows
     ]  # fmt: skip
     columns = ["dictionary", "explainer", "scorer", "mean", "interval", "over seeds",
-               "wrong explanation", "always yes", "hard negatives", "SAE less this",
+               "another latent's explanation", "always yes", "hard negatives", "SAE less this",
                "its interval", "its interval over seeds", "covered", "latents"]  # fmt: skip
     note = (
-        "wrong explanation: another latent's (without explanation: chance; necessity: another "
-        "token near); hard: co-firing latents fire"
+        "in place of another latent's explanation, scores without explanation stand beside chance, "
+        "and necessity beside another token near; hard: co-firing latents fire"
     )
     return Table("Means over latents", columns, shown, note, words=3)
 
@@ -296,6 +271,6 @@ def _tile(result: EvalResult, rows: Sequence[Mapping[str, Any]], scorer: str) ->
     value = None if row is None else row["value"]
     chance = None if row is None else row["deranged"]
     kinds = " and ".join(result.details["qualified"][scorer])
-    against = _AGAINST.get(scorer, "wrong explanation")
+    against = _AGAINST.get(scorer, "another latent's explanation")
     note = f"{against} {number('', chance).text} · qualified on {kinds}"
     return {"label": WORDS[scorer], "value": number("", value).text, "note": note}

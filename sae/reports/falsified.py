@@ -31,7 +31,7 @@ def _tested(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
     if not rows:
         return []
     columns = ["dictionary", "explainer", "necessity", "silent then", "another token of the rule",
-               "another token near", "sensitivity", "random token", "another latent's rule",
+               "another token near", "sensitivity", "random token", "another latent's explanation",
                "falsified", "rules"]  # fmt: skip
     shown = [
         [Cell(row["subject"]), Cell(row["explainer"]), *(number("", row[name]) for name in PARTS),

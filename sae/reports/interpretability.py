@@ -16,9 +16,9 @@ from sae.reports.scores import HEADLINE, WORDS, correlation_table, error_bar
 from sae.reports.style import TONES
 
 _CONTROL = "SAE, one token (control)"
-_WRONG = "SAE, another latent's rule"
+_WRONG = "SAE, another latent's explanation"
 _NEAR = "SAE, another token near"
-"""Control of necessity, which has no score of another latent's rule."""
+"""Control of necessity, which has no score of another latent's explanation."""
 _DRAWN = dict(zip(
     (SAE, "neurons top-k", "pca top-k", "ica top-k", _CONTROL, "frozen decoder", "random top-k",
      "token lookup", "random LM", _WRONG),
@@ -213,8 +213,9 @@ def _means(rows: Rows) -> Table:
         for row in rows if row["scorer"] in WORDS
     ]  # fmt: skip
     columns = ["point", "dictionary", "explained", "explainer", "scorer", "mean", "interval",
-               "interval over seeds", "wrong explanation", "seeds", "latents"]  # fmt: skip
-    note = "wrong explanation: another latent's; of necessity another token near"
+               "interval over seeds", "another latent's explanation", "seeds",
+               "latents"]  # fmt: skip
+    note = "necessity stands beside another token near, and not another latent's explanation"
     return Table("Means over latents", columns, shown, note, words=5)
 
 
@@ -227,7 +228,7 @@ def _left_out(groups: Sequence[Mapping[str, Any]]) -> Table:
         and (scorer not in NARROW or (group.get("narrow") or {}).get("latents"))
         and (scorer not in JUDGES or "chat" in group)
     ]
-    note = "they do not tell true explanations of known classes from wrong ones, or were not asked"
+    note = "they do not tell a known class's explanation from another's, or were not asked"
     return Table("Left out of everything above", ["point", "dictionary", "scorer"], shown, note,
                  words=3)  # fmt: skip
 
@@ -236,11 +237,24 @@ def _groups(groups: Sequence[Mapping[str, Any]]) -> Table:
     shown = [
         [Cell(group["point"]), Cell(group["dictionary"]), Cell(", ".join(group["runs"])),
          Cell(", ".join(group["controls"])), number("", group["tokens"]["latents"]),
-         number("", sum(group["seconds"].values()))]
+         number("", sum(group["seconds"].values())), *_spent(group.get("narrow"))]
         for group in groups
     ]  # fmt: skip
-    columns = ["point", "dictionary", "runs", "trained controls", "latents of one seed", "seconds"]
-    return Table("Dictionaries", columns, shown, words=4)
+    columns = ["point", "dictionary", "runs", "trained controls", "latents of one seed", "seconds",
+               "tokens of the LM", "unasked"]  # fmt: skip
+    note = (
+        "tokens that the LM under study read and wrote for scores; unasked: latents that were left "
+        "when the budget was spent"
+    )
+    return Table("Dictionaries", columns, shown, note, words=4)
+
+
+def _spent(narrow: Mapping[str, Any] | None) -> list[Cell]:
+    """Tokens that the LM read and wrote, and the number of latents that were left."""
+    if narrow is None:
+        return [number("", 0), number("", 0)]
+    left = sum(sum(of.values()) for of in narrow["unasked"].values())
+    return [number("", narrow["tokens"]), number("", left)]
 
 
 def _missing(groups: Sequence[Mapping[str, Any]]) -> dict[str, str]:

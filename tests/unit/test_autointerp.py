@@ -201,7 +201,10 @@ def test_rules_are_put_to_the_test_and_latents_pushed(encoder, run, monkeypatch)
     assert "tested" not in states[LOOKUP]  # of the SAE alone
     assert result.details["round"]["latents"] > 5
     assert result.details["narrow"]["tested"] == SETTINGS["num_latents"]
-    assert {row["subject"] for row in result.tables["pushed"].rows()} == {"SAE"}
+    assert {row["subject"] for row in result.tables["pushed"].rows()} == {
+        "SAE", "neurons", "neurons top-k", "pca", "pca top-k", "ica", "ica top-k", "random",
+        "random top-k",
+    }  # fmt: skip  # the lookup has no direction
     kinds = {(r["kind"], r["scorer"]) for r in result.tables["qualification"].rows()}
     assert ("topics", "necessity") not in kinds
     (file,) = (run / "evals").glob("autointerp*.json")
@@ -209,6 +212,9 @@ def test_rules_are_put_to_the_test_and_latents_pushed(encoder, run, monkeypatch)
     for words in ("Tests on changed text", "What the tests changed", "Pushed latents",
                   "the explainer tested, of the SAE"):  # fmt: skip
         assert words in page
+    unknown = settings | {"lm_dictionaries": ["neuron"]}
+    with pytest.raises(ConfigError, match=r"lm_dictionaries=neuron.*neurons"):
+        evaluate([str(run)], {"autointerp": unknown})
     again = evaluate([str(run)], {"autointerp": settings})["autointerp"]
     assert again.tables["falsified"].rows() == result.tables["falsified"].rows()
     assert again.tables["pushed"].rows() == result.tables["pushed"].rows()

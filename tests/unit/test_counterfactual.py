@@ -9,6 +9,7 @@ from _explanations import CTX, WORDS, bench_of, latent, placed
 from _features import make_sae, placed_on, source  # noqa: F401
 
 from sae.errors import ConfigError
+from sae.explanations.budget import Budget
 from sae.explanations.changed import LMReader, TokenReader
 from sae.explanations.counterfactual import PLACES, UNTESTED, Counterfactuals, Trial
 from sae.explanations.explain import explained
@@ -256,16 +257,16 @@ def test_what_was_read_is_not_read_again(source, monkeypatch):  # noqa: F811
 
 def test_known_classes_qualify_and_a_wrong_class_does_nothing(rules):
     subject, oracle = token_classes(placed(1, training=True), rules.text)
-    narrow = Narrow(_Silent(), ["counterfactual"], 1, rules)
+    narrow = Narrow(_Silent(), ["counterfactual"], Budget(), rules)
     words = {"oracle": oracle}
-    rows = narrow.read(subject, words, bench_of(rules.text), _rows(subject, words), every=True)
+    rows = narrow.read_classes(subject, words, bench_of(rules.text), _rows(subject, words))
     there = [row for row in rows if np.isfinite(row.values.get("necessity", np.nan))]
     assert {row.latent for row in there} >= {'the word "not"', "numbers and digits", "a comma"}
     for row in there:
         assert row.values["necessity"] == row.values["sensitivity"] == 1
         assert row.values["necessity_near"] == row.values["sensitivity_random"] == 0
         assert row.values["sensitivity_deranged"] in (0, pytest.approx(np.nan, nan_ok=True))
-    assert narrow.log_probs.count == 0  # no LM was asked
+    assert narrow.budget.spent == 0  # no LM was asked
 
 
 def test_the_budget_decides_how_many_latents_are_tested(rules):
@@ -275,8 +276,8 @@ def test_the_budget_decides_how_many_latents_are_tested(rules):
     subject = Subject("SAE", latents, reader)
     oracle = [Explanation(name, token_rule(WORDS.index(name))) for name in names]
     each = tokens_of(CTX)
-    narrow = Narrow(_Silent(), ["counterfactual"], 3 * 4 * each, rules)
-    narrow.plan(20, {"counterfactual": 4})  # known classes take nothing of it
+    narrow = Narrow(_Silent(), ["counterfactual"], Budget(3 * 4 * each), rules)
+    narrow.plan(20, [{"counterfactual": 4}])  # known classes take nothing of it
     assert narrow.latents == {"counterfactual": 3}
     rows = narrow.read(subject, {"x": oracle}, bench_of(rules.text), _rows(subject, {"x": oracle}))
     assert sum("necessity" in row.values for row in rows) == 3
@@ -284,7 +285,7 @@ def test_the_budget_decides_how_many_latents_are_tested(rules):
     with pytest.raises(
         ConfigError, match=r"2 latents of each dictionary by counterfactual take.*Give more"
     ):
-        Narrow(_Silent(), ["counterfactual"], 100, rules).plan(20, {"counterfactual": 4})
+        Narrow(_Silent(), ["counterfactual"], Budget(100), rules).plan(20, [{"counterfactual": 4}])
 
 
 def test_the_round_of_tests_counts_against_the_budget():
@@ -303,31 +304,35 @@ def test_the_round_of_tests_counts_against_the_budget():
             self.read_tokens += found
             return found
 
-    spent, reader = [], Counted(after)
+    budget, reader = Budget(), Counted(after)
     latents = [replace(caused(text, after), name=str(i)) for i in range(3)]
-    explained(Subject("SAE", latents, reader), training, ["rules", TESTED], spent=spent.append)
-    assert len(spent) == 3
-    assert sum(spent) == reader.read_tokens > 0
+    subject = Subject("SAE", latents, reader)
+    explained(subject, training, ["rules", TESTED], budget=budget)
+    assert budget.spent == reader.read_tokens > 0
+    few = Budget(budget.spent // 2)  # two of three latents are begun
+    found = explained(subject, training, ["rules", TESTED], budget=few)
+    assert [one == "unasked" for one in found[TESTED]] == [False, False, True]
+    assert found["rules"].count("unasked") == 0  # counting takes no token
 
 
 def test_the_round_of_tests_leaves_fewer_latents_to_scorers(rules):
     each, round_ = tokens_of(CTX), tokens_of_round(CTX)
     budget = 3 * 4 * each + 10 * round_
     for tested, latents in ((10, 3), (0, 3 + 10 * round_ // (4 * each))):
-        narrow = Narrow(_Silent(), ["counterfactual"], budget, rules)
-        narrow.plan(20, {"counterfactual": 4}, tested)
+        narrow = Narrow(_Silent(), ["counterfactual"], Budget(budget), rules)
+        narrow.plan(20, [{"counterfactual": 4}], tested)
         assert narrow.latents == {"counterfactual": latents}
-    alone = Narrow(_Silent(), [], 10 * round_, rules)
-    alone.plan(20, {}, 10)
+    alone = Narrow(_Silent(), [], Budget(10 * round_), rules)
+    alone.plan(20, [], 10)
     with pytest.raises(ConfigError, match=rf"rules of 11 latents take about {11 * round_:,} tok"):
-        alone.plan(20, {}, 11)
+        alone.plan(20, [], 11)
 
 
 def test_without_a_reader_there_is_no_score(rules):
     subject = Subject("topics", [latent("0", rules.text, rules.text, " fish")])
     words = {"x": [Explanation("fish", token_rule(FISH))]}
-    narrow = Narrow(_Silent(), ["counterfactual"], 1, rules)
-    (row,) = narrow.read(subject, words, bench_of(rules.text), _rows(subject, words), every=True)
+    narrow = Narrow(_Silent(), ["counterfactual"], Budget(), rules)
+    (row,) = narrow.read_classes(subject, words, bench_of(rules.text), _rows(subject, words))
     assert row.values == {}
 
 

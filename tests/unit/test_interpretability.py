@@ -146,7 +146,7 @@ def test_curves_go_over_layers_and_sizes(drawn):
     own = {trace["name"]: trace for trace in plot.traces}
     assert [round(x) for x in own["SAE · relu d_sae=4"]["x"]] == [4, 9]
     assert own["ica top-k · relu d_sae=4"]["y"] == [0.2, 0.2]
-    assert own[plain("SAE, another latent's rule · relu d_sae=4")]["y"] == [0.05, 0.05]
+    assert own[plain("SAE, another latent's explanation · relu d_sae=4")]["y"] == [0.05, 0.05]
     (plot,) = page["By size of the dictionary · resid.4"].plots
     own = {trace["name"]: trace for trace in plot.traces}
     assert own["SAE · topk k=32"]["x"] == [4.0, 8.0]  # a curve for each kind
@@ -164,7 +164,7 @@ def test_the_control_of_necessity_is_not_called_another_latents_rule(drawn):
     names = {plot.title: [trace["name"] for trace in plot.traces] for plot in plots}
     assert names == {
         "Necessity of the rule": ["SAE", plain("SAE, another token near")],
-        "Sensitivity to the rule": ["SAE", plain("SAE, another latent's rule")],
+        "Sensitivity to the rule": ["SAE", plain("SAE, another latent's explanation")],
     }
 
 
@@ -179,6 +179,22 @@ def test_settings_are_named_as_those_of_this_evaluation(monkeypatch):
     monkeypatch.setattr("sae.evals.interpretability.grouped", lambda _: [group])
     with pytest.raises(ConfigError, match=r"^eval\.interpretability\.lm_tokens=5"):
         InterpretabilityEval().measure([], "test")
+
+
+def test_all_dictionaries_share_one_budget(monkeypatch):
+    given = []
+
+    def spend(self, group, on, budget):
+        given.append(budget.left)
+        budget.spend(300 if len(given) == 1 else 100)
+        raise ConfigError("no such text.")
+
+    groups = [Group({"point": f"resid.{i}", "dictionary": "topk"}, [], []) for i in range(3)]
+    monkeypatch.setattr(InterpretabilityEval, "_measured", spend)
+    monkeypatch.setattr("sae.evals.interpretability.grouped", lambda _: groups)
+    with pytest.raises(ConfigError, match="no such text"):
+        InterpretabilityEval(lm_tokens=900).measure([], "test")
+    assert given == [300, 300, 500]  # what one leaves goes to those that come
 
 
 def test_an_outcome_is_read_off_the_interval():

@@ -10,6 +10,7 @@ from _explanations import CTX, WORDS, CountedWords, latent, placed
 
 from sae.errors import ConfigError
 from sae.evals.autointerp import AutointerpEval
+from sae.explanations.budget import Budget
 from sae.explanations.embeddings import Embeddings
 from sae.explanations.explainers import Explanation
 from sae.explanations.latents import Subject
@@ -97,9 +98,9 @@ def oracle(subject):
 
 
 def read(subject, bench, judge, scorers=("surprisal", "simulation")):
-    narrow = Narrow(judge, scorers, 1)
+    narrow = Narrow(judge, scorers, Budget())
     words = oracle(subject)
-    return narrow.read(subject, words, bench, rows_of(subject, words, bench), every=True), narrow
+    return narrow.read_classes(subject, words, bench, rows_of(subject, words, bench)), narrow
 
 
 def test_the_oracle_is_right_about_planted_latents_and_wrong_ones_are_at_chance(planted):
@@ -278,7 +279,7 @@ def test_a_killed_run_goes_on_where_it_was(planted):
     unbroken = Scripted(key="counted")
     _, whole_run = read(*planted, unbroken)
     assert again.calls == unbroken.calls - 7
-    assert narrow.log_probs.count == whole_run.log_probs.count  # what is kept counts as read
+    assert narrow.budget.spent == whole_run.budget.spent  # what is kept counts as read
     for row, other in zip(rows, expected_rows, strict=True):
         assert row.values == pytest.approx(other.values, nan_ok=True)
 
@@ -289,28 +290,28 @@ def test_the_budget_decides_how_many_latents_are_read(planted):
     scorers = ("surprisal", "simulation")
     costs = [TOKENS[name] for name in scorers]
     budget = 5 * sum(costs) + 2 * 3 * 4 * max(costs)
-    narrow = Narrow(Scripted(key="budget"), scorers, budget)
-    narrow.plan(5, READ)
+    narrow = Narrow(Scripted(key="budget"), scorers, Budget(budget))
+    narrow.plan(5, [READ])
     assert narrow.latents["simulation"] == 3
     assert narrow.latents["surprisal"] == 3 * 4 * TOKENS["simulation"] // (3 * TOKENS["surprisal"])
     rows = narrow.read(subject, words, bench, rows_of(subject, words, bench))
     assert sum("simulation" in row.values for row in rows) == 3
-    assert 0 < narrow.log_probs.count < budget
+    assert 0 < narrow.budget.spent < budget
     assert narrow.facts()["scale"] == 9
-    with pytest.raises(ConfigError, match=r"lm_tokens=10,000 is too little.*Give more"):
-        Narrow(Scripted(), scorers, 10_000).plan(5, READ)
+    with pytest.raises(ConfigError, match=r"10,000 tokens of .*lm_tokens are too few.*Give more"):
+        Narrow(Scripted(), scorers, Budget(10_000)).plan(5, [READ])
 
 
 def test_no_scorer_reads_nothing(planted):
     judge = Scripted()
     subject, bench = planted
     words = oracle(subject)
-    narrow = Narrow(judge, [], 1)
-    narrow.plan(34, READ)
+    narrow = Narrow(judge, [], Budget(1))
+    narrow.plan(34, [READ])
     rows = rows_of(subject, words, bench)
     with narrow.bar():
         assert narrow.read(subject, words, bench, rows) == rows
-    assert judge.calls == narrow.log_probs.count == 0
+    assert judge.calls == narrow.budget.spent == 0
 
 
 def test_an_unknown_scorer_is_refused():

@@ -12,6 +12,7 @@ from sae.chat.endpoint import Endpoint
 from sae.chat.messages import Echo, Failure, Reply
 from sae.errors import ConfigError
 from sae.evals.autointerp import AutointerpEval
+from sae.explanations.budget import Budget
 from sae.explanations.embeddings import Embeddings
 from sae.explanations.explainers import Explanation
 from sae.explanations.latents import Subject
@@ -139,8 +140,8 @@ def test_planted_latents_score_high_and_wrong_explanations_at_chance(server, ben
     subject = Subject("p", [latent(w, train, bench.text, f" {w}") for w in PLANTED])
     words = {"oracle": [Explanation(f'the word "{one.name}"') for one in subject.latents]}
     rows = [Row(one.name, "oracle", "explained", "", 0.05, 99, {}, {}) for one in subject.latents]
-    narrow = Narrow(Letters(), ["simulation"], 10**8, desk=desk(server))
-    found = narrow.read(subject, words, bench, rows, every=True)
+    narrow = Narrow(Letters(), ["simulation"], Budget(10**8), desk=desk(server))
+    found = narrow.read_classes(subject, words, bench, rows)
     assert min(row.values["simulation"] for row in found) > 0.95
     assert abs(np.mean([row.values["simulation_deranged"] for row in found])) < 0.1
     assert narrow.facts()["scale"] == 9
@@ -148,10 +149,10 @@ def test_planted_latents_score_high_and_wrong_explanations_at_chance(server, ben
 
 
 def test_a_budget_counts_the_prompt_that_each_excerpt_brings(server):
-    narrow = Narrow(Letters(), ["surprisal"], 10**6, desk=desk(server))
-    here = Narrow(Letters(), ["surprisal"], 10**6)
+    narrow = Narrow(Letters(), ["surprisal"], Budget(10**6), desk=desk(server))
+    here = Narrow(Letters(), ["surprisal"], Budget(10**6))
     for one in (narrow, here):
-        one.plan(0, {"surprisal": 1})
+        one.plan(0, [{"surprisal": 1}])
     assert TIMES * narrow.latents["surprisal"] == pytest.approx(here.latents["surprisal"], abs=3)
     assert set(SERVED) <= set(TOKENS)
 
