@@ -6,7 +6,6 @@ from typing import ClassVar
 from sae.artifacts.placed import PlacedSAE
 from sae.evals.base import Measured, register
 from sae.evals.explaining import ExplainingEval, Wanted
-from sae.explanations.budget import Budget
 from sae.explanations.files import read_explanations
 from sae.explanations.latents import named
 from sae.settings import Absolute, setting
@@ -42,8 +41,7 @@ class AutointerpEval(ExplainingEval):
         (one,) = subjects
         given = None if self.explanations is None else read_explanations(self.explanations)
         features = self._features(one, given)
-        wanted = Wanted(features, given, self.controls, self.seeds)
-        return self.explain(one, on, wanted, Budget(self.lm_tokens))
+        return self.explain(one, on, Wanted(features, given, self.controls, self.seeds))
 
     def _features(self, one: PlacedSAE, given: Mapping[str, str] | None) -> tuple[str, ...]:
         """Names of the latents that were asked for: without any, those of the user's file."""

@@ -45,7 +45,7 @@ from sae.explanations.rule_texts import rule_texts
 from sae.explanations.scores import Bench
 from sae.explanations.study import Row, study
 from sae.explanations.tested import TESTED
-from sae.explanations.truth import CLASSES
+from sae.explanations.truth import CLASSES, TOKEN_CLASSES
 from sae.features.make import all_firings
 from sae.features.watched import by_hash
 from sae.language.encoder import load_encoder
@@ -55,6 +55,10 @@ from sae.tables import Table
 from sae.types import Split
 
 LOOKUP = "token lookup"
+_KNOWN: dict[Scorer, int] = {
+    "surprisal": CLASSES, "simulation": CLASSES, "intervention": TOKEN_CLASSES,
+}  # fmt: skip
+"""Known classes that each scorer by the LM reads."""
 
 
 class Wanted(NamedTuple):
@@ -106,14 +110,13 @@ class ExplainingEval(Resampled):
     pool: int = setting(5000, ge=100, help="test excerpts that all latents share as negatives")
     batch_rows: int = setting(2048, ge=1, help="vectors encoded at once; decides memory")
 
-    def explain(self, one: PlacedSAE, on: Split, wanted: Wanted, budget: Budget) -> Measured:
+    def explain(self, one: PlacedSAE, on: Split, wanted: Wanted) -> Measured:
         """Explain and score an SAE's latents and those of all controls.
 
         Args:
             one: The SAE.
             on: The split that scorers read.
             wanted: Latents, explanations and controls that were asked for.
-            budget: Tokens that the LM under study may read and write.
         """
         self.chat.check(self.explainers, self.scorers)
         if self.lm_dictionaries and not self.scorers:
@@ -122,7 +125,7 @@ class ExplainingEval(Resampled):
                 "or leave lm_dictionaries out."
             )
         require_training_text(one, self.name)
-        start = time.perf_counter()
+        start, budget = time.perf_counter(), Budget(self.lm_tokens)
         one.prepare("train")
         train, test = (
             placed_text(one, split, self.num_tokens, self.batch_rows) for split in ("train", on)
@@ -152,7 +155,7 @@ class ExplainingEval(Resampled):
         desk = judges.desk if judges and self.chat.log_probs else None
         narrow = Narrow(LocalJudge(one.lm), self.scorers, budget, tests, desk)
         given = wanted.explanations is not None
-        narrow.plan(CLASSES, list(self._to_come(one, controls, given)), rounds)
+        narrow.plan(_KNOWN, list(self._to_come(one, controls, given)), rounds)
         with narrow.bar(), progress("explain", len(controls) + 1, "dictionaries") as advance:
             truth = known_classes(
                 one, texts, training, tests, bench, judges, narrow,
@@ -239,10 +242,10 @@ class ExplainingEval(Resampled):
         for control in controls:
             own = control.name == summary.SAE
             count = len(self._explainers()) + (given and control.placed is one) if own else 1
-            dense: tuple[Scorer, ...] = () if control.dense else ("surprisal", "counterfactual")
+            excerpts: tuple[Scorer, ...] = () if control.dense else ("surprisal", "counterfactual")
             pushed: tuple[Scorer, ...] = ("intervention",) if _is_pushed(control) else ()
             read = own or not self.lm_dictionaries or control.name in self.lm_dictionaries
-            yield dict.fromkeys(("simulation", *dense, *pushed), count) if read else {}
+            yield dict.fromkeys(("simulation", *excerpts, *pushed), count) if read else {}
         read = not self.lm_dictionaries or LOOKUP in self.lm_dictionaries
         yield {"surprisal": 1, "simulation": 1, "counterfactual": 0} if read else {}
 

@@ -13,7 +13,6 @@ from sae.errors import ConfigError, SAEError
 from sae.evals.base import PLACING, Estimate, Measured, register
 from sae.evals.controls import RANDOM_LM, but_seed, kind_of, made_of
 from sae.evals.explaining import ExplainingEval, Wanted
-from sae.explanations.budget import Budget
 from sae.provenance import content_key, provenance
 from sae.tables import Table
 from sae.types import Split
@@ -62,13 +61,12 @@ class InterpretabilityEval(ExplainingEval):
                 "eval=[interpretability] found no SAE among these runs that is neither a baseline "
                 f"nor a control: {', '.join(one.name for one in subjects)}. Add its run."
             )
-        found, failed, budget = [], {}, Budget(self.lm_tokens)
-        for n, group in enumerate(groups):
+        found, failed = [], {}
+        for group in groups:
             name = f"{group.place['point']} {group.place['dictionary']}"
             log.info("%s: %s", name, ", ".join(one.name for one in group.seeds))
             try:
-                with budget.part(1 / (len(groups) - n)):
-                    found.append((group, self._measured(group, on, budget)))
+                found.append((group, self._measured(group, on)))
             except SAEError as error:
                 told = str(error).replace("eval.autointerp.", self.where)
                 if not found and group is groups[-1]:
@@ -96,13 +94,13 @@ class InterpretabilityEval(ExplainingEval):
         """Versions and machine; the groups are in the details."""
         return provenance()
 
-    def _measured(self, group: Group, on: Split, budget: Budget) -> Measured:
+    def _measured(self, group: Group, on: Split) -> Measured:
         one, *others = group.seeds
         one.prepare(on)
         seeds, controls = (
             tuple(str(of.folder) for of in runs) for runs in (others, group.controls)
         )
-        return self.explain(one, on, Wanted(controls=controls, seeds=seeds), budget)
+        return self.explain(one, on, Wanted(controls=controls, seeds=seeds))
 
 
 def grouped(subjects: Sequence[PlacedSAE]) -> Iterator[Group]:

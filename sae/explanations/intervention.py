@@ -21,7 +21,7 @@ from sae.tables import Type
 _QUESTION = "\n\nQuestion: What does the text above have too much of?\nAnswer:"
 _ASKED = pushed.NEW_TOKENS + 45
 """Tokens of a text with the question and an explanation, about."""
-TOKENS = pushed.TOKENS + 4 * pushed.OPENINGS * _ASKED
+TOKENS = 4 * pushed.OPENINGS * _ASKED
 """Tokens that an explanation and a wrong one take, about."""
 OVER = ("over_random", "over_deranged")
 """Rise of own words less that under a random direction, and less that of another latent's."""

@@ -25,6 +25,8 @@ from sae.language.text import special_ids
 from sae.types import Split
 
 PARTNERS = 5
+_TURN = tuple((3 * n + 1) % BINS for n in range(BINS))
+"""Turn of each bin of density among those that give one more: neighbours are far apart."""
 """Latents that fire most often with one, whose contexts are its hard negatives."""
 
 
@@ -199,13 +201,15 @@ def subject_of(
 
 
 def stratified(density: Float[np.ndarray, " latents"], count: int) -> list[int]:
-    """The first latents of `ranked`, in the order of their numbers.
+    """Latents that fire, equally many from each bin of density, in the order of their numbers.
+
+    Bins are as in `ranked`; of those that must give one more, the rarest do.
 
     Example:
         >>> stratified(np.array([0.0, 0.5, 0.01, 0.011, 2e-4]), 3)
         [1, 3, 4]
     """
-    return sorted(ranked(density)[:count])
+    return sorted(i for _, _, i in sorted(_in_bins(density))[:count])
 
 
 def ranked(density: Float[np.ndarray, " latents"]) -> list[int]:
@@ -213,13 +217,17 @@ def ranked(density: Float[np.ndarray, " latents"]) -> list[int]:
 
     The bins are those of `glimpse`, and what is rarer or denser goes into the outer ones; a bin
     with fewer gives all. In a bin those with the smallest hashes of their numbers come first:
-    nobody chose them by eye.
+    nobody chose them by eye. The first few are of bins far apart, so that few are not the rarest.
     """
+    return [i for _, _, i in sorted((rank, _TURN[n], i) for rank, n, i in _in_bins(density))]
+
+
+def _in_bins(density: Float[np.ndarray, " latents"]) -> list[tuple[int, int, int]]:
+    """The rank in its bin, the bin and the number of each latent that fires."""
     edges = np.geomspace(LOWEST, HIGHEST, BINS + 1)[1:-1]
     of = np.where(density > 0, np.searchsorted(edges, density, side="right"), -1)
     bins = [by_hash(np.flatnonzero(of == n).tolist()) for n in range(BINS)]
-    order = sorted((rank, n, i) for n, one in enumerate(bins) for rank, i in enumerate(one))
-    return [i for _, _, i in order]
+    return [(rank, n, i) for n, one in enumerate(bins) for rank, i in enumerate(one)]
 
 
 def name_of(index: int, d_sae: int) -> str:

@@ -3,14 +3,14 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from sae.chat.desk import Desk
 from sae.errors import ConfigError
-from sae.explanations import intervention
+from sae.explanations import intervention, pushed
 from sae.explanations.budget import Budget
 from sae.explanations.counterfactual import Counterfactuals
 from sae.explanations.explainers import Explanation, Unexplained
@@ -54,6 +54,9 @@ TOKENS: dict[Scorer, int] = {
     "surprisal": Surprisal.tokens, "simulation": Simulation.tokens,
     "intervention": intervention.TOKENS,
 }  # fmt: skip
+"""Tokens that an explanation and a wrong one take, about."""
+ONCE: dict[Scorer, int] = {"intervention": pushed.TOKENS}
+"""Tokens that a latent takes beside, whatever the number of its explanations, about."""
 
 
 class Narrow:
@@ -74,7 +77,6 @@ class Narrow:
     ):  # fmt: skip
         self.log_probs, self.desk, self.budget = LogProbs(judge, budget), desk, budget
         self.scorers: list[Scorer] = list(dict.fromkeys(scorers))
-        self._before = budget.spent
         self.allowed = budget.left if desk is None else min(budget.left, desk.budget)
         self._changed = None if rules is None else Counterfactuals(rules)
         self._tokens = TOKENS | ({} if rules is None else {
@@ -108,15 +110,18 @@ class Narrow:
             yield
 
     def plan(
-        self, classes: int, to_come: Sequence[Mapping[Scorer, int]], tested: int = 0
+        self, classes: Mapping[Scorer, int], to_come: Sequence[Mapping[Scorer, int]],
+        tested: int = 0,
     ) -> None:  # fmt: skip
         """Divide the budget of tokens: tests by explainers and known classes first.
 
         What is left is divided equally among the scorers. As the tokens of a latent are an
-        estimate, each dictionary gets a share of what is left when its turn comes.
+        estimate, each dictionary and each scorer of it gets a share of what is left when its turn
+        comes.
 
         Args:
-            classes: Number of classes of known meaning, with one explanation each.
+            classes: Number of classes of known meaning, with one explanation each, that each scorer
+                reads; `counterfactual` needs no LM for them.
             to_come: The dictionaries in the order in which they will be read: by the scorers that
                 read one, the number of explanations of each latent that cost tokens.
             tested: See the attribute.
@@ -125,10 +130,10 @@ class Narrow:
             ConfigError: If the budget is too small for two latents of each dictionary.
         """
         self._to_come, self.tested = list(to_come), tested
-        first = classes * sum(self._tokens[name] for name in self.scorers if name in TOKENS)
+        first = sum(classes.get(name, 0) * self._cost(name, 1) for name in self.scorers)
         first += tested * self._tokens_of_round
         each = {
-            name: sum(one.get(name, 0) for one in to_come) * self._tokens[name]
+            name: sum(self._cost(name, one.get(name, 0)) for one in to_come)
             for name in self.scorers
         }
         for name in self.scorers:
@@ -139,8 +144,8 @@ class Narrow:
             what = [f"tests of rules of {tested} latents"] if tested else []
             if self.scorers:
                 what.append(
-                    f"{classes} known classes and 2 latents of each dictionary by "
-                    f"{', '.join(self.scorers)}"
+                    f"{max(classes.values(), default=0)} known classes and 2 latents of each "
+                    f"dictionary by {', '.join(self.scorers)}"
                 )
             raise ConfigError(
                 f"{self.allowed:,} tokens of eval.autointerp.lm_tokens are too few: "
@@ -153,12 +158,18 @@ class Narrow:
                 self.desk.client.identity["model"], f"{self.allowed:,}",
             )  # fmt: skip
 
+    def _cost(self, name: Scorer, explanations: int) -> int:
+        """Tokens that a latent takes, about."""
+        once = ONCE.get(name, 0) if explanations else 0
+        return explanations * self._tokens[name] + once
+
     def read_classes(
         self, subject: Subject, words: Words, bench: Bench, rows: Sequence[Row]
     ) -> list[Row]:
         """Rows of known classes with the narrow scores added, of all classes; see `read`."""
-        every: dict[Scorer, int] = {name: len(subject.latents) for name in self.scorers}
-        return self._read(subject, words, bench, rows, every)
+        for name in self.scorers:
+            rows = self._read(name, len(subject.latents), subject, words, bench, rows)
+        return list(rows)
 
     def read(self, subject: Subject, words: Words, bench: Bench, rows: Sequence[Row]) -> list[Row]:
         """Rows of the next dictionary with the narrow scores added.
@@ -173,41 +184,49 @@ class Narrow:
         """
         if not self.scorers:
             return list(rows)
-        costs = [sum(n * self._tokens[name] for name, n in one.items()) for one in self._to_come]
+        costs: list[dict[Scorer, int]] = [
+            {name: self.latents[name] * self._cost(name, one.get(name, 0)) for name in self.scorers}
+            for one in self._to_come
+        ]
+        all_left = sum(sum(one.values()) for one in costs)
         own = self._to_come.pop(0)
-        counts: dict[Scorer, int] = {n: self.latents[n] for n in self.scorers if n in own}
-        with self.budget.part(costs[0] / max(1, sum(costs))):
-            return self._read(subject, words, bench, rows, counts)
+        for name in self.scorers:
+            if own.get(name) is None:
+                continue
+            cost = costs[0][name]
+            # what takes no tokens is read whatever is left
+            with self.budget.part(cost / all_left) if cost else nullcontext():
+                rows = self._read(name, self.latents[name], subject, words, bench, rows, not cost)
+            all_left -= cost
+        return list(rows)
 
     def _read(
-        self, subject: Subject, words: Words, bench: Bench, rows: Sequence[Row],
-        counts: Mapping[Scorer, int],
+        self, name: Scorer, count: int, subject: Subject, words: Words, bench: Bench,
+        rows: Sequence[Row], free: bool = False,
     ) -> list[Row]:  # fmt: skip
+        """Rows with the scores of so many latents added, or of fewer if the budget ends before."""
+        scorer = self._scorer(name, subject, bench)
+        if scorer is None:
+            return list(rows)
         first = next(iter(words))
         able = [
             i for i, row in enumerate(row for row in rows if row.explainer == first)
             if row.state == "explained"
         ]  # fmt: skip
         order = ranked(np.array([subject.latents[i].density for i in able]))
-        found: dict[tuple[str, str], list[Scores]] = {}
-        for name, count in counts.items():
-            scorer = self._scorer(name, subject, bench)
-            if scorer is None:
-                continue
-            chosen = [able[k] for k in order[:count]]
-            wrong = {
-                explainer: _others(subject, chosen, texts) for explainer, texts in words.items()
-            }
-            for n, i in enumerate(chosen):
-                if not self.budget.left:
-                    left = self.unasked.setdefault(name, Counter())
-                    left[subject.name] += len(chosen) - n
-                    break
-                for explainer, texts in words.items():
-                    if isinstance(texts[i], Explanation):
-                        scores = _scored(scorer, subject, i, wrong[explainer].get(i), texts)
-                        found.setdefault((explainer, subject.latents[i].name), []).append(scores)
-        return [self._with(row, found.get((row.explainer, row.latent), ())) for row in rows]
+        chosen = [able[k] for k in order[:count]]
+        wrong = {explainer: _others(subject, chosen, texts) for explainer, texts in words.items()}
+        found: dict[tuple[str, str], Scores] = {}
+        for n, i in enumerate(chosen):
+            if not (free or self.budget.left):
+                left = self.unasked.setdefault(name, Counter())
+                left[subject.name] += len(chosen) - n
+                break
+            for explainer, texts in words.items():
+                if isinstance(texts[i], Explanation):
+                    scores = _scored(scorer, subject, i, wrong[explainer].get(i), texts)
+                    found[explainer, subject.latents[i].name] = scores
+        return [self._with(row, found.get((row.explainer, row.latent))) for row in rows]
 
     def _scorer(self, name: Scorer, subject: Subject, bench: Bench) -> NarrowScorer | None:
         """The scorer; None where the dictionary gives it nothing to read."""
@@ -224,7 +243,7 @@ class Narrow:
     def facts(self) -> dict[str, Any]:
         """Tokens and latents that the judge read, plain JSON values."""
         facts: dict[str, Any] = {
-            "budget": self.allowed, "tokens": self.budget.spent - self._before,
+            "budget": self.allowed, "tokens": self.budget.spent,
             "latents": self.latents, "unasked": self.unasked, "tested": self.tested,
             "constant simulations": self.constant,
         }  # fmt: skip
@@ -234,13 +253,12 @@ class Narrow:
             facts["scale"] = 9 if self.desk else scale_of(self.log_probs.judge).top
         return facts
 
-    def _with(self, row: Row, scores: Sequence[Scores]) -> Row:
-        values, deciles = dict(row.values), dict(row.deciles)
-        for one in scores:
-            values |= one.values
-            deciles |= one.deciles
+    def _with(self, row: Row, scores: Scores | None) -> Row:
+        if scores is None:
+            return row
+        values = {**row.values, **scores.values}
         self.constant += int(values.pop("simulation_constant", 0))
-        return row._replace(values=values, deciles=deciles)
+        return row._replace(values=values, deciles={**row.deciles, **scores.deciles})
 
 
 def _others(

@@ -56,7 +56,7 @@ TOPICS = {
 }  # fmt: skip
 """Topics: a labelled set and a class of it, and what the texts of that class are about. The names
 of some sets belong to other texts, so each was read."""
-CLASSES = len(TOKENS) + len(TOPICS)
+TOKEN_CLASSES, CLASSES = len(TOKENS), len(TOKENS) + len(TOPICS)
 TOPIC_TEXTS = 100
 """Texts of each topic."""
 

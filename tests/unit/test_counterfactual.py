@@ -277,7 +277,7 @@ def test_the_budget_decides_how_many_latents_are_tested(rules):
     oracle = [Explanation(name, token_rule(WORDS.index(name))) for name in names]
     each = tokens_of(CTX)
     narrow = Narrow(_Silent(), ["counterfactual"], Budget(3 * 4 * each), rules)
-    narrow.plan(20, [{"counterfactual": 4}])  # known classes take nothing of it
+    narrow.plan({}, [{"counterfactual": 4}])  # known classes take nothing of it
     assert narrow.latents == {"counterfactual": 3}
     rows = narrow.read(subject, {"x": oracle}, bench_of(rules.text), _rows(subject, {"x": oracle}))
     assert sum("necessity" in row.values for row in rows) == 3
@@ -285,7 +285,7 @@ def test_the_budget_decides_how_many_latents_are_tested(rules):
     with pytest.raises(
         ConfigError, match=r"2 latents of each dictionary by counterfactual take.*Give more"
     ):
-        Narrow(_Silent(), ["counterfactual"], Budget(100), rules).plan(20, [{"counterfactual": 4}])
+        Narrow(_Silent(), ["counterfactual"], Budget(100), rules).plan({}, [{"counterfactual": 4}])
 
 
 def test_the_round_of_tests_counts_against_the_budget():
@@ -320,12 +320,12 @@ def test_the_round_of_tests_leaves_fewer_latents_to_scorers(rules):
     budget = 3 * 4 * each + 10 * round_
     for tested, latents in ((10, 3), (0, 3 + 10 * round_ // (4 * each))):
         narrow = Narrow(_Silent(), ["counterfactual"], Budget(budget), rules)
-        narrow.plan(20, [{"counterfactual": 4}], tested)
+        narrow.plan({}, [{"counterfactual": 4}], tested)
         assert narrow.latents == {"counterfactual": latents}
     alone = Narrow(_Silent(), [], Budget(10 * round_), rules)
-    alone.plan(20, [], 10)
+    alone.plan({}, [], 10)
     with pytest.raises(ConfigError, match=rf"rules of 11 latents take about {11 * round_:,} tok"):
-        alone.plan(20, [], 11)
+        alone.plan({}, [], 11)
 
 
 def test_without_a_reader_there_is_no_score(rules):

@@ -181,22 +181,6 @@ def test_settings_are_named_as_those_of_this_evaluation(monkeypatch):
         InterpretabilityEval().measure([], "test")
 
 
-def test_all_dictionaries_share_one_budget(monkeypatch):
-    given = []
-
-    def spend(self, group, on, budget):
-        given.append(budget.left)
-        budget.spend(300 if len(given) == 1 else 100)
-        raise ConfigError("no such text.")
-
-    groups = [Group({"point": f"resid.{i}", "dictionary": "topk"}, [], []) for i in range(3)]
-    monkeypatch.setattr(InterpretabilityEval, "_measured", spend)
-    monkeypatch.setattr("sae.evals.interpretability.grouped", lambda _: groups)
-    with pytest.raises(ConfigError, match="no such text"):
-        InterpretabilityEval(lm_tokens=900).measure([], "test")
-    assert given == [300, 300, 500]  # what one leaves goes to those that come
-
-
 def test_an_outcome_is_read_off_the_interval():
     ends = {"sae_less_this_low": 0.1, "sae_less_this_high": 0.2, "coverage": 0.9}
     assert outcome(ends) == "ahead"

@@ -184,10 +184,11 @@ def test_no_latent_is_begun_once_the_budget_is_spent(placed, monkeypatch, tmp_pa
     """The estimate is far too low, so that the plan alone would read all."""
     monkeypatch.setenv("SAE_CACHE", str(tmp_path))  # nothing is known yet
     monkeypatch.setitem(narrow_module.TOKENS, "intervention", 10)
+    monkeypatch.setitem(narrow_module.ONCE, "intervention", 10)
 
     def read(tokens):
         narrow = Narrow(LocalJudge(placed.lm), ["intervention"], Budget(tokens))
-        narrow.plan(0, [{"intervention": 1}] * 2)
+        narrow.plan({}, [{"intervention": 1}] * 2)
         found = []
         for name, numbers in (("SAE", "12345"), ("neurons", ["6", "-6", "-9", "11", "12"])):
             rows = narrow.read(*pushed_subject(placed, name, numbers))

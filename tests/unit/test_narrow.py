@@ -1,5 +1,6 @@
 """Scorers by a causal LM: planted latents, independent references, budget and resumption."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -13,11 +14,11 @@ from sae.evals.autointerp import AutointerpEval
 from sae.explanations.budget import Budget
 from sae.explanations.embeddings import Embeddings
 from sae.explanations.explainers import Explanation
-from sae.explanations.latents import Subject
+from sae.explanations.latents import Subject, ranked
 from sae.explanations.log_probs import Asked, LocalJudge, LogProbs
 from sae.explanations.means import mean
-from sae.explanations.narrow import TOKENS, Narrow
-from sae.explanations.scores import Bench
+from sae.explanations.narrow import ONCE, TOKENS, Narrow
+from sae.explanations.scores import Bench, Scores
 from sae.explanations.simulation import Simulation, expected, pearson, scale_of
 from sae.explanations.study import Row
 from sae.explanations.surprisal import PROMPT, UNEXPLAINED, Surprisal
@@ -291,7 +292,7 @@ def test_the_budget_decides_how_many_latents_are_read(planted):
     costs = [TOKENS[name] for name in scorers]
     budget = 5 * sum(costs) + 2 * 3 * 4 * max(costs)
     narrow = Narrow(Scripted(key="budget"), scorers, Budget(budget))
-    narrow.plan(5, [READ])
+    narrow.plan(dict.fromkeys(scorers, 5), [READ])
     assert narrow.latents["simulation"] == 3
     assert narrow.latents["surprisal"] == 3 * 4 * TOKENS["simulation"] // (3 * TOKENS["surprisal"])
     rows = narrow.read(subject, words, bench, rows_of(subject, words, bench))
@@ -299,7 +300,70 @@ def test_the_budget_decides_how_many_latents_are_read(planted):
     assert 0 < narrow.budget.spent < budget
     assert narrow.facts()["scale"] == 9
     with pytest.raises(ConfigError, match=r"10,000 tokens of .*lm_tokens are too few.*Give more"):
-        Narrow(Scripted(), scorers, Budget(10_000)).plan(5, [READ])
+        Narrow(Scripted(), scorers, Budget(10_000)).plan(dict.fromkeys(scorers, 5), [READ])
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_each_dictionary_and_scorer_has_the_share_of_the_plan(planted, monkeypatch, factor):
+    """Where latents take what was estimated all are read; where twice that, some by each."""
+    subject, bench = planted
+    words, names = oracle(subject), ("surprisal", "simulation")
+    to_come = [{"surprisal": 1, "simulation": 1}, {"simulation": 1}, {"surprisal": 1}]
+    monkeypatch.setattr("sae.explanations.narrow.TOKENS", {"surprisal": 100, "simulation": 300})
+    narrow = Narrow(Scripted(), names, Budget(6000))
+    narrow.plan({}, to_come)
+    assert narrow.latents == {"surprisal": 15, "simulation": 5}
+
+    class Spends:
+        def __init__(self, name):
+            self.name = name
+
+        def score(self, latent, seed, text, without=None):
+            if without is None:
+                narrow.budget.spend(factor * {"surprisal": 100, "simulation": 300}[self.name])
+            return Scores({self.name: 1.0})
+
+    monkeypatch.setattr(narrow, "_scorer", lambda name, *_: Spends(name))
+    for one in to_come:
+        rows = narrow.read(subject, words, bench, rows_of(subject, words, bench))
+        for name in names:
+            planned = min(narrow.latents[name], len(PLANTED)) if name in one else 0
+            number = sum(name in row.values for row in rows)
+            assert planned // factor <= number <= planned
+    assert narrow.budget.spent <= 6000 + 600
+
+
+def test_what_takes_no_tokens_is_read_when_all_are_spent(planted, monkeypatch):
+    subject, bench = planted
+    narrow = Narrow(Scripted(), ["simulation"], Budget(10**6))
+    narrow.plan({}, [{"simulation": 1}, {"simulation": 0}, {}])
+    narrow.budget.spend(10**6)
+    free = type("Free", (), {"score": lambda *_: Scores({"simulation": 1.0})})()
+    monkeypatch.setattr(narrow, "_scorer", lambda *_: free)
+    words, read_ = oracle(subject), []
+    for _ in range(3):
+        rows = narrow.read(subject, words, bench, rows_of(subject, words, bench))
+        read_.append(sum("simulation" in row.values for row in rows))
+    assert read_ == [0, len(PLANTED), 0]
+    assert narrow.unasked["simulation"]["planted"] == len(PLANTED)
+
+
+def test_a_push_is_planned_once_a_latent():
+    once, each = ONCE["intervention"], TOKENS["intervention"]
+    budget = 22 * (once + each) + 4 * (2 * once + 3 * each)
+    narrow = Narrow(Scripted(), ["intervention"], Budget(budget))
+    narrow.plan({"intervention": 22, "surprisal": 34}, [{"intervention": 2}, {"intervention": 1}])
+    assert narrow.latents == {"intervention": 4}
+
+
+def test_the_first_few_latents_are_not_the_rarest():
+    density = np.geomspace(1.1e-4, 0.09, 80)
+    order = ranked(density)
+    assert sorted(order) == list(range(80))
+    assert sorted(i // 10 for i in order[:8]) == list(range(8))  # one of each bin
+    few = [i // 10 for i in order[:3]]
+    assert max(few) - min(few) >= 4
+    assert min(abs(a - b) for a, b in itertools.combinations(few, 2)) >= 2
 
 
 def test_no_scorer_reads_nothing(planted):
@@ -307,7 +371,7 @@ def test_no_scorer_reads_nothing(planted):
     subject, bench = planted
     words = oracle(subject)
     narrow = Narrow(judge, [], Budget(1))
-    narrow.plan(34, [READ])
+    narrow.plan({}, [READ])
     rows = rows_of(subject, words, bench)
     with narrow.bar():
         assert narrow.read(subject, words, bench, rows) == rows

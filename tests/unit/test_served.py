@@ -152,7 +152,7 @@ def test_a_budget_counts_the_prompt_that_each_excerpt_brings(server):
     narrow = Narrow(Letters(), ["surprisal"], Budget(10**6), desk=desk(server))
     here = Narrow(Letters(), ["surprisal"], Budget(10**6))
     for one in (narrow, here):
-        one.plan(0, [{"surprisal": 1}])
+        one.plan({}, [{"surprisal": 1}])
     assert TIMES * narrow.latents["surprisal"] == pytest.approx(here.latents["surprisal"], abs=3)
     assert set(SERVED) <= set(TOKENS)
 
