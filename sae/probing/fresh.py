@@ -21,9 +21,11 @@ _HIDDEN, _STEPS, _LR, _MLP_SHARE = 64, 400, 3e-3, 0.99
 class Axes(NamedTuple):
     """Axes of the spread of training rows.
 
-    Probes read rows along them, each axis by its spread: turned rows give the same probe. A scale
-    of each column does not. One column of a hundred times the spread of the others is in all of
-    them once some direction is projected out, and probes seem to lose what nobody took.
+    Probes read rows along them, each axis by its spread. Turned rows give the same linear probe.
+    They give an MLP of about the same accuracy, since its weights start along axes of arbitrary
+    sign. A scale of each column gives neither. One column of a hundred times the spread of the
+    others is in all of them once some direction is projected out, and probes seem to lose what
+    nobody took.
 
     Args:
         mean: Mean row.
