@@ -19,7 +19,7 @@ class AutointerpEval(ExplainingEval):
     Explainers read the training text, scorers the test text. Rules are counted, and a sentence
     encoder compares explanations with excerpts. The LM under study is asked only by `scorers`, a
     chat LM only if its address is given. A scorer stands in the headline only after it told true
-    explanations of known classes from wrong ones (docs/guides/explanations.md).
+    explanations of known classes from another class's (docs/guides/explanations.md).
     """
 
     name: ClassVar[str] = "autointerp"

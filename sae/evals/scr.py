@@ -124,8 +124,8 @@ def measure(
         W_dec: Decoder.
         thresholds: Numbers of latents.
         seed: Seed of the probes.
-        bootstrap: Settings of the draws of test texts.
-        unit: Name in each text, whose texts are drawn together; None: each text by itself.
+        bootstrap: Settings of the draws of units, which are names or texts of the test.
+        unit: Name in each text, whose texts are drawn together; None: each text is a unit.
     """
     fit = pooled.of(torch.where(for_training)[0])
     y = {name: label[for_training] for name, label in labels.items()}

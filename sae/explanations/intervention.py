@@ -22,7 +22,7 @@ _QUESTION = "\n\nQuestion: What does the text above have too much of?\nAnswer:"
 _ASKED = pushed.NEW_TOKENS + 45
 """Tokens of a text with the question and an explanation, about."""
 TOKENS = 4 * pushed.OPENINGS * _ASKED
-"""Tokens that an explanation and a wrong one take, about."""
+"""Tokens that an explanation and another latent's take, about."""
 OVER = ("over_random", "over_deranged")
 """Rise of own words less that under a random direction, and less that of another latent's."""
 PUSHED: dict[str, tuple[Type, str]] = {
@@ -64,8 +64,8 @@ class Intervention:
             latent: The latent that is pushed.
             seed: Not used: the openings are the same for all.
             text: The explanation.
-            without: The latent that the explanation is of, if it is a wrong one; its rise under
-                the random direction is not asked for.
+            without: The latent that the explanation is of, if it is another one; the rise under
+                the random direction is not asked for then.
         """
         texts = self._pushes.texts(latent.name)
         self._log_probs.budget.spend(texts.tokens)

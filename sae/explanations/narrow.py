@@ -54,7 +54,7 @@ TOKENS: dict[Scorer, int] = {
     "surprisal": Surprisal.tokens, "simulation": Simulation.tokens,
     "intervention": intervention.TOKENS,
 }  # fmt: skip
-"""Tokens that an explanation and a wrong one take, about."""
+"""Tokens that an explanation and another latent's take, about."""
 ONCE: dict[Scorer, int] = {"intervention": pushed.TOKENS}
 """Tokens that a latent takes beside, whatever the number of its explanations, about."""
 

@@ -39,7 +39,7 @@ _WORKED: tuple[tuple[str, tuple[tuple[str, int], ...]], ...] = (
 )  # fmt: skip
 """Worked examples of our own: explanation, tokens and activations from 0 to 10."""
 TOKENS = 2 * ((len(TOP) + RANDOM) * (4 * FRAGMENT + 1) + 300)
-"""Tokens that an explanation and a wrong one take, about."""
+"""Tokens that an explanation and another latent's take, about."""
 
 
 class Scale(NamedTuple):

@@ -37,7 +37,7 @@ AT_CHANCE = {
 }  # fmt: skip
 """Mean of each scorer for explanations that say nothing."""
 WRONG = {"necessity": "necessity_near"}
-"""Scores that stand for a wrong explanation, where that is not another latent's."""
+"""Stand-ins for the score of another latent's explanation, where there is none."""
 Studies = Mapping[str, Sequence[Row]]
 LATENTS: dict[str, tuple[Type, str]] = {
     "subject": ("string", ""), "latent": ("string", ""), "explainer": ("string", ""),
@@ -170,7 +170,7 @@ def _beside(
 def qualification(
     kinds: Mapping[str, tuple[Sequence[Row], Sequence[Row]]], bootstrap: Bootstrap
 ) -> list[dict[str, Any]]:
-    """A row for each kind of classes and scorer: oracle explanations against wrong ones.
+    """A row for each kind of classes and scorer: oracle explanations against another class's.
 
     A scorer qualifies if both the difference and what true explanations score above chance have an
     interval above 0. A difference alone may lie between two numbers that are no better than chance.

@@ -24,7 +24,7 @@ PROMPT = (
 )
 SIDE = SIZES["whole"]
 TOKENS = (2 * PER_DECILE * DECILES + 3 * NEGATIVES) * (2 * SIDE + 2) + 150
-"""Tokens that an explanation and a wrong one take, about."""
+"""Tokens that an explanation and another latent's take, about."""
 
 
 class Surprisals(ABC):

@@ -36,13 +36,13 @@ class RuleTest:
     ) -> Scores:
         """Scores of a latent's rule; of another latent's rule the sensitivity alone.
 
-        Where a wrong rule does not hold, nothing can be made false.
+        Where another latent's rule does not hold, nothing can be made false.
 
         Args:
             latent: The latent.
             seed: Its seed, which decides the places.
             text: The explanation; NaN if it is no rule about tokens.
-            without: The latent that the explanation is of, if it is a wrong one.
+            without: The latent that the explanation is of, if it is another one.
         """
         if without is not None:
             found, tokens = self._on.sensitivity(latent, seed, text.rule, self._reader)
@@ -59,7 +59,7 @@ class RuleTest:
 
 
 def tokens_of(ctx: int) -> int:
-    """Tokens that the LM reads for an explanation and a wrong one, about."""
+    """Tokens that the LM reads for an explanation and another latent's, about."""
     return PLACES * (3 * ctx // 2 + 6 * 6)
 
 

@@ -191,12 +191,16 @@ def test_probes_of_turned_rows_know_as_much():
     x[:, 9] *= 500
     turn = torch.linalg.qr(torch.randn(d, d, generator=generator))[0]
     drawn = projected_out(torch.randn(4, d, generator=generator))
+    logits = []
     for rows in (x, x @ turn, drawn(x)):
         axes, tested = fresh.Axes.of(rows[:400]), y[400:]
-        by_linear = fresh.linear(rows[:400], y[:400], axes).right(rows[400:], tested).mean()
+        probe = fresh.linear(rows[:400], y[:400], axes)
+        logits.append(probe(rows[400:]))
+        by_linear = probe.right(rows[400:], tested).mean()
         mlp = fresh.mlp(rows[:400], y[:400], axes, 0)
         by_mlp = ((mlp(rows[400:])[:, 0] > 0).long() == tested).float().mean()
         assert float(by_linear) > 0.9
         assert float(by_mlp) > 0.85
+    torch.testing.assert_close(logits[1], logits[0], rtol=0, atol=1e-3)
     columns = fresh.by_column(drawn(x)[:400], y[:400], 0).right(drawn(x)[400:], y[400:]).mean()
     assert float(columns) < 0.8, "why no probe that measures is one of columns"

@@ -29,7 +29,7 @@ def test_differences_are_taken_within_bins_of_density():
 
 
 def test_a_scorer_below_chance_does_not_qualify():
-    """The LM under study, as a simulator: -.01 for true explanations, -.03 for wrong ones."""
+    """The LM under study, as a simulator: -.01 for true explanations, -.03 for another class's."""
     noise = np.random.default_rng(0).normal(scale=0.001, size=20)
     rows = [
         Row(str(i), "oracle", "explained", "words", 0.1, 30,
