@@ -17,7 +17,15 @@ from sae.evals.controls import (
     missing_controls,
     other_seeds,
 )
-from sae.evals.purity_sets import LOOKUP, SET_COLUMNS, OfSet, estimate, measured_set, over_sets
+from sae.evals.purity_sets import (
+    LOOKUP,
+    SET_COLUMNS,
+    OfSet,
+    estimate,
+    measured_set,
+    over_sets,
+    require_enough,
+)
 from sae.features.by_column import BY_COLUMN, firings_by_column
 from sae.features.compared import COMPARED, Dictionary, compared, named
 from sae.features.firings import FiringStore
@@ -121,7 +129,9 @@ class PurityEval(Resampled):
                 bounds = (row.get(f"difference{end}") for end in ("", "_low", "_high"))
                 metrics[key] = Estimate(*bounds)
         measured = time.perf_counter()
-        found = self._of_sets(sets, ours, controls)
+        of_sets = self._of_sets(sets, ours, controls)
+        found = [of for of in of_sets if of is not None]
+        left_out = [one.name for one, of in zip(sets, of_sets, strict=True) if of is None]
         if found:
             metrics |= over_sets(found, self.bootstrap)
         store = one.source.store(on)
@@ -148,6 +158,7 @@ class PurityEval(Resampled):
                     "sets": round(time.perf_counter() - measured, 1),
                 },
                 "sets": [of.facts for of in found],
+                "sets_left_out": left_out,
             },
             tables={
                 "latents": _latents(saes[0]), "compared": Table.of(COMPARED, rows),
@@ -160,11 +171,12 @@ class PurityEval(Resampled):
         found = probe_sets(self.sets) if self.sets else []
         if self.csv:
             found.append(read_csv(self.csv))
+            require_enough(found[-1])
         return [labelled.first_of_each(self.max_texts) for labelled in found]
 
     def _of_sets(
         self, sets: Sequence[LabelledTexts], saes: Sequence[Control], controls: Sequence[Control]
-    ) -> list[OfSet]:
+    ) -> list[OfSet | None]:
         found = []
         with progress("measure sets", len(sets), "sets") as advance:
             for labelled in sets:

@@ -1,5 +1,6 @@
 """Purity by labelled sets: whether the latents that fire in a text tell the text's class."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from sae.metrics.bootstrap import Bootstrap
 from sae.tables import Type
 from sae.tasks.labelled import LabelledTexts
 
+log = logging.getLogger(__name__)
 LOOKUP = "token lookup"
 SET_NUMBERS = ("class_given_token", "class_purity", "class_entropy", "class_bits")
 """Numbers of a latent that dictionaries are compared by."""
@@ -49,7 +51,7 @@ class OfSet(NamedTuple):
 def measured_set(
     labelled: LabelledTexts, saes: Sequence[Control], controls: Sequence[Control], *,
     max_tokens: int, shuffles: int, batch_rows: int, bootstrap: Bootstrap,
-) -> OfSet:  # fmt: skip
+) -> OfSet | None:  # fmt: skip
     """Measure dictionaries on a set; each LM reads its texts once.
 
     Args:
@@ -61,8 +63,8 @@ def measured_set(
         batch_rows: Rows encoded at once.
         bootstrap: Settings of the intervals.
 
-    Raises:
-        ConfigError: If no latent of the SAE fires in enough texts.
+    Returns:
+        What was measured; None, with a warning, if no latent of the SAE fires in enough texts.
     """
     texts = _Texts(labelled, saes[0].placed, max_tokens)
     text = texts.by_row(shuffles)
@@ -75,10 +77,12 @@ def measured_set(
 
     ours = [measured(of) for of in saes]
     if not ours[0].found.latent:
-        raise ConfigError(
-            f"{labelled.name}: no latent fires in {MIN_CONTEXTS} of its {len(labelled.texts)} "
-            "texts. Read more texts (eval.purity.max_texts), or choose another set."
-        )
+        log.warning(
+            "left out: %s, in whose %d texts no latent fires in %d. Read more texts "
+            "(eval.purity.max_texts), or choose another set.",
+            labelled.name, len(labelled.texts), MIN_CONTEXTS,
+        )  # fmt: skip
+        return None
     others = [measured(of) for of in controls if not of.dense]
     others.append(Dictionary(LOOKUP, purities(text, text.lookup()), len(text.rows), {}))
     means = {name: estimate(ours, name, bootstrap) for name in SET_NUMBERS}
@@ -91,6 +95,19 @@ def measured_set(
     }  # fmt: skip
     rows = compared(ours, others, SET_NUMBERS, bootstrap)
     return OfSet(means, [{"set": labelled.name, **row} for row in rows], facts)
+
+
+def require_enough(labelled: LabelledTexts) -> None:
+    """Refuse a set in which no latent can fire in enough texts.
+
+    Raises:
+        ConfigError: If it has fewer texts than a latent must fire in.
+    """
+    if len(labelled.texts) < MIN_CONTEXTS:
+        raise ConfigError(
+            f"{labelled.name} has {len(labelled.texts)} texts; {MIN_CONTEXTS} or more are needed, "
+            "since a latent that fires in fewer is not measured. Give more texts."
+        )
 
 
 def estimate(dictionaries: Sequence[Dictionary], number: str, bootstrap: Bootstrap) -> Estimate:
