@@ -31,6 +31,9 @@ SET_NUMBERS = ("class_given_token", "class_purity", "class_entropy", "class_bits
 """Numbers of a latent that dictionaries are compared by."""
 SET_METRICS = SET_NUMBERS[:2]
 """Numbers whose means over sets are metrics."""
+LEAST_SETS = 10
+"""Sets from which on means over them have intervals: those of a few are their smallest and
+largest."""
 SET_COLUMNS: Mapping[str, tuple[Type, str]] = {"set": ("string", ""), **COMPARED}
 
 
@@ -119,13 +122,17 @@ def estimate(dictionaries: Sequence[Dictionary], number: str, bootstrap: Bootstr
 
 
 def over_sets(found: Sequence[OfSet], bootstrap: Bootstrap) -> dict[str, Estimate]:
-    """Means over sets, with intervals over sets; of a single set those over its texts."""
+    """Means over sets, with intervals over `LEAST_SETS` or more.
+
+    A single set has its own interval, over its texts; a few sets have none.
+    """
     if len(found) == 1:
         return {name: found[0].means[name] for name in SET_METRICS}
-    return {
-        name: Estimate(*mean(np.array([of.means[name].value for of in found], float), bootstrap))
-        for name in SET_METRICS
-    }
+    values = {name: [of.means[name].value for of in found] for name in SET_METRICS}
+    means = {name: mean(np.array(of, float), bootstrap) for name, of in values.items()}
+    if len(found) < LEAST_SETS:
+        return {name: Estimate(of.value) for name, of in means.items()}
+    return {name: Estimate(*of) for name, of in means.items()}
 
 
 class _Texts:

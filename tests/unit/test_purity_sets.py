@@ -12,9 +12,18 @@ from sae.artifacts.placed import PlacedSAE
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ConfigError, SourceError
 from sae.evals import purity_sets as module
+from sae.evals.base import Estimate
 from sae.evals.controls import Control
 from sae.evals.purity import PurityEval
-from sae.evals.purity_sets import LOOKUP, SET_METRICS, SET_NUMBERS, measured_set, over_sets
+from sae.evals.purity_sets import (
+    LEAST_SETS,
+    LOOKUP,
+    SET_METRICS,
+    SET_NUMBERS,
+    OfSet,
+    measured_set,
+    over_sets,
+)
 from sae.features.firings import firings_on
 from sae.features.labelled_text import LabelledText, RowLabels
 from sae.features.make import all_firings
@@ -160,18 +169,24 @@ def test_a_planted_class_is_found_and_controls_stand_beside(monkeypatch, source)
     assert only.means["class_given_token"].low > 0.1
 
 
-def test_means_over_sets_have_intervals_over_sets(monkeypatch, source):
-    of, width = labelled(), source.split("train").d_in
-    monkeypatch.setattr(module, "text_activations", planted(of, width))
-    sae = Control("SAE", placed_on(source, axes(width)))
-    first = measured_set(of, [sae], [], **SETTINGS)
-    second = measured_set(labelled(seed=1), [sae], [], **SETTINGS)
-    means = over_sets([first, second], SETTINGS["bootstrap"])
-    for name in SET_METRICS:
-        values = [one.means[name].value for one in (first, second)]
-        assert means[name].value == pytest.approx(np.mean(values))
-        assert means[name].low == pytest.approx(min(values))
-        assert means[name].high == pytest.approx(max(values))
+@pytest.mark.parametrize("sets", [2, LEAST_SETS - 1, LEAST_SETS])
+def test_means_over_enough_sets_have_intervals_over_sets(sets):
+    """Those of two or three sets were the smallest and the largest."""
+    values = np.random.default_rng(0).random((sets, 2))
+    found = [
+        OfSet(
+            {name: Estimate(v, 0.0, 1.0) for name, v in zip(SET_METRICS, own, strict=True)}, [], {}
+        )
+        for own in values.tolist()
+    ]
+    means = over_sets(found, SETTINGS["bootstrap"])
+    for name, own in zip(SET_METRICS, values.T, strict=True):
+        of = means[name]
+        assert of.value == pytest.approx(own.mean())
+        if sets < LEAST_SETS:
+            assert of.low is of.high is None
+        else:
+            assert own.min() < of.low < of.value < of.high < own.max()
 
 
 def test_firings_in_memory_are_those_of_the_pass_over_a_store(source):
