@@ -9,7 +9,7 @@ from sae.activations.counted import Counted, RowRule
 from sae.errors import ConfigError, SourceError
 from sae.language import LMSource
 from sae.tasks.agreement import NOUNS, VERBS, agreement
-from sae.tasks.choose import halves_of
+from sae.tasks.choose import all_of, halves_of
 from sae.tasks.ioi import BABA, NAMES, OBJECTS, PLACES, TEMPLATES, ioi
 from sae.tasks.pairs import read_pairs
 from sae.tasks.task import Prompt, Task, ids_of, one_token, single_tokens
@@ -226,6 +226,24 @@ def test_what_chooses_is_not_measured(tmp_path, lm):
     lines = [line(patch_prefix=f"x{letter}") for letter in "abcdef"]
     with pytest.raises(ConfigError, match="0 prompts of the second half are not among the texts"):
         halves_of(write(tmp_path / "own.jsonl", *lines), lm.tokenizer, 9)
+
+
+def test_all_prompts_of_a_file_where_none_are_held_out(tmp_path, lm):
+    """Texts of the first half are prompts as well, if they are so later on."""
+    pairs = [(f"x{letter}", f"y{letter}") for letter in "abc"]
+    pairs += [(patch, clean) for clean, patch in pairs]
+    lines = [line(clean_prefix=clean, patch_prefix=patch) for clean, patch in pairs]
+    file = write(tmp_path / "own.jsonl", *lines)
+    expected = [ids_of(lm.tokenizer, clean) for clean, _ in pairs]
+    for count in (9, 4):
+        task = all_of(file, lm.tokenizer, count)
+        assert task.name == "own"
+        assert [prompt.tokens for prompt in task.prompts] == expected[:count]
+
+
+def test_all_prompts_of_a_task_begin_with_its_first_half(tokenizer):
+    first, _ = halves_of("ioi", tokenizer, 6, seed=1)
+    assert all_of("ioi", tokenizer, 6, seed=1) == first
 
 
 def test_pairs_that_are_no_text(tmp_path, lm):
