@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from sae.activations.labelled import TextActivations, text_activations, token_ids
@@ -81,9 +81,9 @@ def measured_set(
     ours = [measured(of) for of in saes]
     if not ours[0].found.latent:
         log.warning(
-            "left out: %s, in whose %d texts no latent fires in %d. Read more texts "
+            "left out: %s, in whose %d different texts no latent fires in %d. Read more texts "
             "(eval.purity.max_texts), or choose another set.",
-            labelled.name, len(labelled.texts), MIN_CONTEXTS,
+            labelled.name, text.num_documents, MIN_CONTEXTS,
         )  # fmt: skip
         return None
     others = [measured(of) for of in controls if not of.dense]
@@ -100,15 +100,28 @@ def measured_set(
     return OfSet(means, [{"set": labelled.name, **row} for row in rows], facts)
 
 
+def different(labelled: LabelledTexts) -> Int[np.ndarray, " texts"]:
+    """Number of each text among the different ones; equal texts of two classes differ.
+
+    Example:
+        >>> different(LabelledTexts.of("abc", ["a", "b", "a", "a"], ["x", "x", "x", "y"])).tolist()
+        [0, 1, 0, 2]
+    """
+    known: dict[tuple[str, int], int] = {}
+    pairs = zip(labelled.texts, labelled.labels.tolist(), strict=True)
+    return np.array([known.setdefault(pair, len(known)) for pair in pairs])
+
+
 def require_enough(labelled: LabelledTexts) -> None:
     """Refuse a set in which no latent can fire in enough texts.
 
     Raises:
-        ConfigError: If it has fewer texts than a latent must fire in.
+        ConfigError: If it has fewer different texts than a latent must fire in.
     """
-    if len(labelled.texts) < MIN_CONTEXTS:
+    texts = len(np.unique(different(labelled)))
+    if texts < MIN_CONTEXTS:
         raise ConfigError(
-            f"{labelled.name} has {len(labelled.texts)} texts; {MIN_CONTEXTS} or more are needed, "
+            f"{labelled.name} has {texts} different texts; {MIN_CONTEXTS} or more are needed, "
             "since a latent that fires in fewer is not measured. Give more texts."
         )
 
@@ -154,12 +167,13 @@ class _Texts:
         return self._read[lm]
 
     def by_row(self, shuffles: int) -> LabelledText:
-        """The texts with their classes; a text is a document."""
+        """The texts with their classes; equal texts of a class are one document."""
         read, texts = self.read(self.one), self.labelled.texts
         of = np.repeat(np.arange(len(texts)), read.lengths.numpy())
+        number = different(self.labelled)
         ids = token_ids(self.one.lm, texts, which="all", max_tokens=self.max_tokens)
         # Classes that take turns would otherwise have groups of documents of their own.
-        document = np.random.default_rng(0).permutation(len(texts))[of]
+        document = np.random.default_rng(0).permutation(number.max() + 1)[number][of]
         classes = RowLabels(self.labelled.labels[of], self.labelled.classes, whole=True)
         return LabelledText(
             np.concatenate([np.asarray(own, np.int64) for own in ids]), document, document,

@@ -214,6 +214,30 @@ def test_rows_that_do_not_count_are_left_out(source):
     assert found.facts["vectors"] == int((norms <= limit).sum()) < len(norms)
 
 
+def test_equal_texts_are_one_document(source):
+    of = labelled(30)
+    copies = LabelledTexts(of.name, [*of.texts, *of.texts], np.tile(of.labels, 2), of.classes)
+    sae = placed_on(source, make_sae(source))
+    once, twice = (module._Texts(one, sae, CTX).by_row(1) for one in (of, copies))
+    assert twice.num_documents == once.num_documents == 30
+    assert len(twice.rows) == 2 * len(once.rows)
+    first, second = np.split(twice.context, 2)
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(first, once.context)
+    np.testing.assert_array_equal(twice.group, np.tile(once.group, 2))
+
+
+def test_an_equal_text_of_another_class_is_another_document(source):
+    """A document has one class: its rows move together where classes change places."""
+    of = labelled(30)
+    both = LabelledTexts(of.name, [*of.texts, *of.texts], np.tile(of.labels, 2), of.classes)
+    both.labels[30:] = 1 - both.labels[30:]
+    text = module._Texts(both, placed_on(source, make_sae(source)), CTX).by_row(1)
+    assert text.num_documents == 60
+    label = text.labels["class"].of
+    assert all(len(set(label[text.context == one])) == 1 for one in np.unique(text.context))
+
+
 def test_tokens_are_those_of_the_rows(source):
     of, lm = labelled(5), placed_on(source, make_sae(source)).lm
     for which in ("last", "all"):
@@ -228,7 +252,7 @@ def test_a_set_in_which_no_latent_fires_often_enough_is_left_out(caplog, source)
     """It ended the run after everything else was measured."""
     sae = Control("SAE", placed_on(source, make_sae(source)))
     assert measured_set(labelled(10), [sae], [], **SETTINGS) is None
-    assert "left out: letters, in whose 10 texts no latent fires in 20" in caplog.text
+    assert "left out: letters, in whose 10 different texts no latent fires in 20" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -236,7 +260,7 @@ def test_a_set_in_which_no_latent_fires_often_enough_is_left_out(caplog, source)
     [
         ({"csv": "missing.csv"}, "missing.csv is not a file"),
         ({"csv": "one.csv"}, "one has 1 classes"),
-        ({"csv": "few.csv"}, "few has 19 texts; 20 or more are needed.*Give more texts"),
+        ({"csv": "few.csv"}, "few has 19 different texts; 20 or more are needed.*Give more texts"),
     ],
 )
 def test_a_bad_file_is_refused_before_anything_is_measured(
@@ -244,7 +268,7 @@ def test_a_bad_file_is_refused_before_anything_is_measured(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "one.csv").write_text("text,label\na,x\nb,x\n")
-    few = "".join(f"{i},{i % 2}\n" for i in range(19))
+    few = "".join(f"{i},{i % 2}\n" for i in range(19)) * 2
     (tmp_path / "few.csv").write_text("text,label\n" + few)
     monkeypatch.setattr("sae.evals.purity.require_tagger", dict)
     with pytest.raises((ConfigError, SourceError), match=message):
