@@ -199,6 +199,7 @@ def test_pairs_of_the_user(tmp_path, lm):
         (line(clean_prefix=3), SourceError, "must be an object with the texts"),
         (line(patch_prefix="abc"), SourceError, "2 tokens in clean_prefix and 3 in patch_prefix"),
         ('"\u2028"', SourceError, "line 1 of own.jsonl must be an object"),
+        (line(patch_prefix="a\ud83d"), SourceError, r"line 1 .*patch_prefix \(.ud83d\).*Give both"),
         (line(patch_answer="no"), ConfigError, "'no' is 2 tokens for this LM"),
         (line(patch_prefix="ab"), SourceError, "Line 1 .*are the same tokens.*nothing to patch"),
         (line(patch_answer="d"), SourceError, "or their answers, are the same tokens"),
@@ -207,11 +208,6 @@ def test_pairs_of_the_user(tmp_path, lm):
 def test_bad_pairs(tmp_path, lm, content, error, match):
     with pytest.raises(error, match=match):
         read_pairs(write(tmp_path / "own.jsonl", content), lm.tokenizer)
-
-
-def test_half_a_surrogate_pair_is_a_question_mark(tmp_path, lm):
-    file = write(tmp_path / "own.jsonl", line(clean_prefix="a\ud800"))
-    assert read_pairs(file, lm.tokenizer).prompts[0].tokens == ids_of(lm.tokenizer, "a?")
 
 
 def test_what_chooses_is_not_measured(tmp_path, lm):
