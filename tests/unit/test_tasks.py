@@ -111,12 +111,14 @@ def test_agreement(tokenizer):
     assert {prompt.label for prompt in task.prompts} == {0, 1}
 
 
-def test_no_prompt_of_agreement_stands_twice(tokenizer):
+def test_no_prompt_of_agreement_stands_twice(tokenizer, caplog):
     """An interval over prompts that are equal would be too narrow."""
     for half in (0, 1):
         prompts = agreement(tokenizer, 300, half=half).prompts
         assert len({prompt.tokens for prompt in prompts}) == len(prompts) == 300
+    assert not caplog.text
     most = len(agreement(tokenizer, 10_000).prompts)  # all that there are, or nearly
+    assert f"agreement: {most} prompts in place of 10000" in caplog.text
     assert 1500 < most <= 3 * 2 * 12 + 3 * 2 * 12 * 11 * 2
 
 
