@@ -1,4 +1,4 @@
-"""`purity`: of which tokens, parts of speech and named entities the firings of latents are."""
+"""`purity`: of which tokens, parts of speech, entities and classes of texts firings are."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -65,8 +65,9 @@ class PurityEval(Resampled):
     The headline, `pos_given_token`, is the share of the uncertainty about firing given the token
     that the part of speech explains: I(fires; label | token) / H(fires | token), less that of
     labels shuffled within tokens. Purity itself rewards token identity. Bases and random
-    directions are measured beside the SAE at equal firing counts. `sets` and `csv` give labels of
-    whole texts, measured alike (docs/guides/purity.md).
+    directions are measured beside the SAE at equal firing counts. `sets` and `csv` give classes of
+    whole texts. These are shuffled over texts and not over rows, and bases as they are, which fire
+    in every text, are left out beside them (docs/guides/purity.md).
     """
 
     name: ClassVar[str] = "purity"
