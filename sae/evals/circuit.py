@@ -16,7 +16,7 @@ from sae.features.graph import contracted, graph_of, latents_of
 from sae.features.sets import first_latent, sae_key
 from sae.settings import setting
 from sae.tables import Table, Type
-from sae.tasks.choose import halves_of
+from sae.tasks.choose import all_of
 from sae.tasks.task import LEAST_ACCURACY, Task
 from sae.types import Split
 
@@ -99,9 +99,7 @@ class CircuitEval(Search, Resampled):
                 "roots. Give one of them."
             )
         if self.task:
-            halves = halves_of(self.task, highest.lm.tokenizer, self.contexts, seed=self.seed)
-            both = [prompt for half in halves for prompt in half.prompts]  # nothing is held out
-            task = Task(halves[0].name, tuple(both[: self.contexts]))
+            task = all_of(self.task, highest.lm.tokenizer, self.contexts, seed=self.seed)
             assert highest.point is not None
             task.check(highest.lm, highest.point, highest.counted, least=LEAST_ACCURACY)
             return task

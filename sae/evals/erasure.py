@@ -62,7 +62,7 @@ _AREAS: dict[str, tuple[Type, str]] = {
     "axis": ("string", ""), "budget": ("float64", ""),
     **{f"area{end}": ("float64", "") for end in ENDS},
 }  # fmt: skip
-_FORMAT = 2
+_FORMAT = 3
 """Counts up when what is kept in the cache changes its meaning."""
 
 
@@ -232,9 +232,7 @@ class ErasureEval(Resampled):
                 )  # fmt: skip
             return {"sums": sums}, None
 
-        identity = self._identity(one, named) | {
-            "text": store.spec.key, "contexts": contexts, "sums": "by document, spaced",
-        }  # fmt: skip
+        identity = self._identity(one, named) | {"text": store.spec.key, "contexts": contexts}
         return costs(cached("erasure/neutral-", identity, make)[0]["sums"], self.bootstrap)
 
     def _scores(self, one: PlacedSAE, fit: _Fit, named: Named, task: str) -> list[Scores]:
@@ -250,7 +248,7 @@ class ErasureEval(Resampled):
             return found, None
 
         identity = self._identity(one, fit.named) | {
-            "measured": named.key, "bootstrap": self.bootstrap.model_dump(), "probes": "whitened",
+            "measured": named.key, "bootstrap": self.bootstrap.model_dump(),
         }  # fmt: skip
         kept = cached("erasure/scores-", identity, make)[0]
         clean = named.ground.clean

@@ -1,4 +1,4 @@
-"""`purity`: of which tokens, parts of speech and named entities the firings of latents are."""
+"""`purity`: of which tokens, parts of speech, entities and classes of texts firings are."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,15 @@ from sae.evals.controls import (
     missing_controls,
     other_seeds,
 )
-from sae.evals.purity_sets import LOOKUP, SET_COLUMNS, OfSet, estimate, measured_set, over_sets
+from sae.evals.purity_sets import (
+    LOOKUP,
+    SET_COLUMNS,
+    OfSet,
+    estimate,
+    measured_set,
+    over_sets,
+    require_enough,
+)
 from sae.features.by_column import BY_COLUMN, firings_by_column
 from sae.features.compared import COMPARED, Dictionary, compared, named
 from sae.features.firings import FiringStore
@@ -57,8 +65,9 @@ class PurityEval(Resampled):
     The headline, `pos_given_token`, is the share of the uncertainty about firing given the token
     that the part of speech explains: I(fires; label | token) / H(fires | token), less that of
     labels shuffled within tokens. Purity itself rewards token identity. Bases and random
-    directions are measured beside the SAE at equal firing counts. `sets` and `csv` give labels of
-    whole texts, measured alike (docs/guides/purity.md).
+    directions are measured beside the SAE at equal firing counts. `sets` and `csv` give classes of
+    whole texts. These are shuffled over texts and not over rows, and bases as they are, which fire
+    in every text, are left out beside them (docs/guides/purity.md).
     """
 
     name: ClassVar[str] = "purity"
@@ -121,7 +130,9 @@ class PurityEval(Resampled):
                 bounds = (row.get(f"difference{end}") for end in ("", "_low", "_high"))
                 metrics[key] = Estimate(*bounds)
         measured = time.perf_counter()
-        found = self._of_sets(sets, ours, controls)
+        of_sets = self._of_sets(sets, ours, controls)
+        found = [of for of in of_sets if of is not None]
+        left_out = [one.name for one, of in zip(sets, of_sets, strict=True) if of is None]
         if found:
             metrics |= over_sets(found, self.bootstrap)
         store = one.source.store(on)
@@ -148,6 +159,7 @@ class PurityEval(Resampled):
                     "sets": round(time.perf_counter() - measured, 1),
                 },
                 "sets": [of.facts for of in found],
+                "sets_left_out": left_out,
             },
             tables={
                 "latents": _latents(saes[0]), "compared": Table.of(COMPARED, rows),
@@ -160,11 +172,12 @@ class PurityEval(Resampled):
         found = probe_sets(self.sets) if self.sets else []
         if self.csv:
             found.append(read_csv(self.csv))
+            require_enough(found[-1])
         return [labelled.first_of_each(self.max_texts) for labelled in found]
 
     def _of_sets(
         self, sets: Sequence[LabelledTexts], saes: Sequence[Control], controls: Sequence[Control]
-    ) -> list[OfSet]:
+    ) -> list[OfSet | None]:
         found = []
         with progress("measure sets", len(sets), "sets") as advance:
             for labelled in sets:

@@ -1,12 +1,13 @@
 """Purity by labelled sets: whether the latents that fire in a text tell the text's class."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from sae.activations.labelled import TextActivations, text_activations, token_ids
@@ -24,11 +25,15 @@ from sae.metrics.bootstrap import Bootstrap
 from sae.tables import Type
 from sae.tasks.labelled import LabelledTexts
 
+log = logging.getLogger(__name__)
 LOOKUP = "token lookup"
 SET_NUMBERS = ("class_given_token", "class_purity", "class_entropy", "class_bits")
 """Numbers of a latent that dictionaries are compared by."""
 SET_METRICS = SET_NUMBERS[:2]
 """Numbers whose means over sets are metrics."""
+LEAST_SETS = 10
+"""Sets from which on means over them have intervals: those of a few are their smallest and
+largest."""
 SET_COLUMNS: Mapping[str, tuple[Type, str]] = {"set": ("string", ""), **COMPARED}
 
 
@@ -49,7 +54,7 @@ class OfSet(NamedTuple):
 def measured_set(
     labelled: LabelledTexts, saes: Sequence[Control], controls: Sequence[Control], *,
     max_tokens: int, shuffles: int, batch_rows: int, bootstrap: Bootstrap,
-) -> OfSet:  # fmt: skip
+) -> OfSet | None:  # fmt: skip
     """Measure dictionaries on a set; each LM reads its texts once.
 
     Args:
@@ -61,8 +66,8 @@ def measured_set(
         batch_rows: Rows encoded at once.
         bootstrap: Settings of the intervals.
 
-    Raises:
-        ConfigError: If no latent of the SAE fires in enough texts.
+    Returns:
+        What was measured; None, with a warning, if no latent of the SAE fires in enough texts.
     """
     texts = _Texts(labelled, saes[0].placed, max_tokens)
     text = texts.by_row(shuffles)
@@ -75,10 +80,12 @@ def measured_set(
 
     ours = [measured(of) for of in saes]
     if not ours[0].found.latent:
-        raise ConfigError(
-            f"{labelled.name}: no latent fires in {MIN_CONTEXTS} of its {len(labelled.texts)} "
-            "texts. Read more texts (eval.purity.max_texts), or choose another set."
-        )
+        log.warning(
+            "left out: %s, in whose %d different texts no latent fires in %d. Read more texts "
+            "(eval.purity.max_texts), or choose another set.",
+            labelled.name, text.num_documents, MIN_CONTEXTS,
+        )  # fmt: skip
+        return None
     others = [measured(of) for of in controls if not of.dense]
     others.append(Dictionary(LOOKUP, purities(text, text.lookup()), len(text.rows), {}))
     means = {name: estimate(ours, name, bootstrap) for name in SET_NUMBERS}
@@ -93,6 +100,32 @@ def measured_set(
     return OfSet(means, [{"set": labelled.name, **row} for row in rows], facts)
 
 
+def different(labelled: LabelledTexts) -> Int[np.ndarray, " texts"]:
+    """Number of each text among the different ones; equal texts of two classes differ.
+
+    Example:
+        >>> different(LabelledTexts.of("abc", ["a", "b", "a", "a"], ["x", "x", "x", "y"])).tolist()
+        [0, 1, 0, 2]
+    """
+    known: dict[tuple[str, int], int] = {}
+    pairs = zip(labelled.texts, labelled.labels.tolist(), strict=True)
+    return np.array([known.setdefault(pair, len(known)) for pair in pairs])
+
+
+def require_enough(labelled: LabelledTexts) -> None:
+    """Refuse a set in which no latent can fire in enough texts.
+
+    Raises:
+        ConfigError: If it has fewer different texts than a latent must fire in.
+    """
+    texts = len(np.unique(different(labelled)))
+    if texts < MIN_CONTEXTS:
+        raise ConfigError(
+            f"{labelled.name} has {texts} different texts; {MIN_CONTEXTS} or more are needed, "
+            "since a latent that fires in fewer is not measured. Give more texts."
+        )
+
+
 def estimate(dictionaries: Sequence[Dictionary], number: str, bootstrap: Bootstrap) -> Estimate:
     """Mean over latents (and seeds), with its interval over documents."""
     found = mean_over_latents(dictionaries, number)
@@ -102,13 +135,17 @@ def estimate(dictionaries: Sequence[Dictionary], number: str, bootstrap: Bootstr
 
 
 def over_sets(found: Sequence[OfSet], bootstrap: Bootstrap) -> dict[str, Estimate]:
-    """Means over sets, with intervals over sets; of a single set those over its texts."""
+    """Means over sets, with intervals over `LEAST_SETS` or more.
+
+    A single set has its own interval, over its texts; a few sets have none.
+    """
     if len(found) == 1:
         return {name: found[0].means[name] for name in SET_METRICS}
-    return {
-        name: Estimate(*mean(np.array([of.means[name].value for of in found], float), bootstrap))
-        for name in SET_METRICS
-    }
+    values = {name: [of.means[name].value for of in found] for name in SET_METRICS}
+    means = {name: mean(np.array(of, float), bootstrap) for name, of in values.items()}
+    if len(found) < LEAST_SETS:
+        return {name: Estimate(of.value) for name, of in means.items()}
+    return {name: Estimate(*of) for name, of in means.items()}
 
 
 class _Texts:
@@ -130,12 +167,13 @@ class _Texts:
         return self._read[lm]
 
     def by_row(self, shuffles: int) -> LabelledText:
-        """The texts with their classes; a text is a document."""
+        """The texts with their classes; equal texts of a class are one document."""
         read, texts = self.read(self.one), self.labelled.texts
         of = np.repeat(np.arange(len(texts)), read.lengths.numpy())
+        number = different(self.labelled)
         ids = token_ids(self.one.lm, texts, which="all", max_tokens=self.max_tokens)
         # Classes that take turns would otherwise have groups of documents of their own.
-        document = np.random.default_rng(0).permutation(len(texts))[of]
+        document = np.random.default_rng(0).permutation(number.max() + 1)[number][of]
         classes = RowLabels(self.labelled.labels[of], self.labelled.classes, whole=True)
         return LabelledText(
             np.concatenate([np.asarray(own, np.int64) for own in ids]), document, document,

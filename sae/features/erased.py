@@ -15,7 +15,7 @@ from sae.features.prompted import Clean, Prompted, share_of_length
 from sae.interventions import Replacement
 from sae.metrics import two_way
 from sae.metrics.bootstrap import Bootstrap
-from sae.metrics.classification import draws
+from sae.metrics.classification import draws_within
 from sae.probing import fresh
 
 Scores = dict[str, Float[np.ndarray, " draws"]]
@@ -42,6 +42,11 @@ class Side(NamedTuple):
     def rows_of(self, labels: Int[Tensor, " examples"]) -> Int[Tensor, " rows"]:
         """A label for each row."""
         return labels[self.example]
+
+    def strata(self) -> Int[np.ndarray, " units"]:
+        """Class of each unit: 0, 1, or 2 for a unit with examples of both."""
+        ones = np.bincount(self.unit, weights=self.z.numpy())
+        return np.where(ones == 0, 0, np.where(ones == np.bincount(self.unit), 1, 2))
 
     def pooled(self, x: Float[Tensor, "rows d"]) -> Float[Tensor, "examples d"]:
         """Means over the rows of each example."""
@@ -97,7 +102,8 @@ class Ground:
         train: Side that probes are trained on.
         test: Side that is measured.
         by_row: True if probes read single rows; else means over the rows of each example.
-        bootstrap: Settings of the draws of units.
+        bootstrap: Settings of the draws of units, within the classes of the concept: of a few
+            units a draw of all would now and then lack a class, and no interval would be left.
         seed: Seed of the probes.
         answers: Gives, under an edit (None: none), the scores of training and of test prompts.
     """
@@ -108,8 +114,7 @@ class Ground:
     ) -> None:  # fmt: skip
         self.train, self.test, self.by_row, self.seed = train, test, by_row, seed
         self.answers = answers
-        units = int(test.unit.max()) + 1
-        drawn = draws(units, bootstrap.num_resamples, bootstrap.seed)
+        drawn = draws_within(test.strata(), bootstrap.num_resamples, bootstrap.seed)
         self._weights = drawn[:, test.unit]
 
     @cached_property

@@ -64,13 +64,8 @@ def ranked(
         sums.index_add_(0, labels, f)
         fires += (f != 0).sum(0)
     means = sums / torch.bincount(z, minlength=2)[:, None]
-    effect = effects(
-        means,
-        torch.arange(2),
-        fresh.by_column(x.float(), z, seed),
-        sae.W_dec.cpu(),
-        only_more=False,
-    ).abs()
+    probe = fresh.by_column(x.float(), z, seed)
+    effect = effects(means, torch.arange(2), probe, sae.W_dec.cpu(), only_more=False).abs()
     order = effect.argsort(descending=True)
     return Ranked(order, effect[order], (fires >= 0.01 * len(x)).nonzero()[:, 0])
 

@@ -158,7 +158,10 @@ def known_latents(latents: Latents, d_sae: int, device: torch.device) -> Tensor:
         fits = chosen.shape == (d_sae,)
     else:
         if chosen.is_floating_point() and chosen.numel():  # as of a column of a table
-            raise ConfigError(f"Latents are whole numbers, and were given as {chosen.dtype}.")
+            raise ConfigError(
+                f"Latents are whole numbers, and were given as {chosen.dtype}. Give integers "
+                f"from 0 to {d_sae - 1}, or a mask of {d_sae} booleans."
+            )
         chosen = chosen.long()
         fits = not chosen.numel() or (int(chosen.min()) >= 0 and int(chosen.max()) < d_sae)
     if not fits:

@@ -58,6 +58,32 @@ def draws(num_examples: int, num_resamples: int, seed: int) -> Float[np.ndarray,
     return np.concatenate([np.ones((1, num_examples)), resampled])
 
 
+def draws_within(
+    strata: Int[np.ndarray, " n"], num_resamples: int, seed: int
+) -> Float[np.ndarray, "draws n"]:
+    """Weights of a bootstrap that draws as many examples of each stratum as there are.
+
+    A stratum of one example would never change: where there is one, all are drawn together, as by
+    `draws`.
+
+    Args:
+        strata: Number of the stratum of each example.
+        num_resamples: Draws after the first, which holds every example once.
+        seed: Seed of the draws.
+
+    Example:
+        >>> draws_within(np.array([0, 0, 1, 1]), 3, seed=0)[:, :2].sum(-1).tolist()
+        [2.0, 2.0, 2.0, 2.0]
+    """
+    numbers, counts = np.unique(strata, return_counts=True)
+    if counts.min() < 2:
+        return draws(len(strata), num_resamples, seed)
+    weights = np.empty((num_resamples + 1, len(strata)))
+    for i, (number, count) in enumerate(zip(numbers, counts, strict=True)):
+        weights[:, strata == number] = draws(int(count), num_resamples, seed + i)
+    return weights
+
+
 def interval(samples: Float[np.ndarray, " draws"], level: float) -> Interval | None:
     """The interval of `level` of the draws but the first; None where some draw is undefined.
 

@@ -1,5 +1,6 @@
 """Subject-verb agreement with and without a distractor, after Marks et al. (arXiv 2403.19647)."""
 
+import logging
 import random
 from itertools import cycle, islice, product
 from typing import Literal
@@ -7,6 +8,8 @@ from typing import Literal
 from sae.errors import ConfigError
 from sae.language.text import Tokenizer
 from sae.tasks.task import Prompt, Task, ids_of, single_tokens
+
+log = logging.getLogger(__name__)
 
 NOUNS = (
     ("boy", "boys"), ("girl", "girls"), ("teacher", "teachers"), ("farmer", "farmers"),
@@ -34,7 +37,7 @@ def agreement(tokenizer: Tokenizer, count: int, *, half: Literal[0, 1] = 0, seed
 
     Args:
         tokenizer: The LM's tokenizer.
-        count: Most prompts; no two are equal, so few nouns may give fewer.
+        count: Most prompts; no two are equal, so few nouns may give fewer, with a warning.
         half: Half of the nouns that are subjects: the two share none.
         seed: Seed of the draws.
 
@@ -65,4 +68,9 @@ def agreement(tokenizer: Tokenizer, count: int, *, half: Literal[0, 1] = 0, seed
         right, wrong = ids[verb[plural]], ids[verb[1 - plural]]
         prompt = Prompt(tokens, right, wrong, patch, places, template, plural)
         prompts.setdefault(tokens, prompt)  # a prompt that stands twice says nothing new
+    if len(prompts) < count:
+        log.warning(
+            "agreement: %d prompts in place of %d: few more can be made of %d nouns",
+            len(prompts), count, len(nouns),
+        )  # fmt: skip
     return Task("agreement", tuple(prompts.values()))

@@ -55,3 +55,24 @@ def halves_of(
             "did not choose them. Mix the lines, or give more prompts."
         )
     return Task(own.name, first), Task(own.name, tuple(second[:count]))
+
+
+def all_of(task: str, tokenizer: Tokenizer, count: int, *, seed: int = 0) -> Task:
+    """Prompts of which none are held out: the first ones of a file, in its order.
+
+    Args:
+        task: As `halves_of` takes it.
+        tokenizer: The LM's tokenizer.
+        count: Most prompts.
+        seed: Seed of the draws.
+
+    Raises:
+        SourceError: If there is no such file, or it holds something else.
+        ConfigError: If the task does not fit the tokenizer.
+    """
+    if task in ("ioi", "agreement"):
+        halves = halves_of(task, tokenizer, count, seed=seed)
+        own = Task(halves[0].name, halves[0].prompts + halves[1].prompts)
+    else:
+        own = read_pairs(task, tokenizer)
+    return Task(own.name, own.prompts[:count])

@@ -21,8 +21,8 @@ def read_pairs(path: str, tokenizer: Tokenizer) -> Task:
         tokenizer: The LM's tokenizer.
 
     Raises:
-        SourceError: If there is no such file, a line lacks a field, or prompt and counterfactual
-            are the same, have the same answer or other numbers of tokens.
+        SourceError: If there is no such file, a line lacks a field or holds no text, or prompt and
+            counterfactual are the same, have the same answer or other numbers of tokens.
         ConfigError: If an answer is not one token.
     """
     file = Path(path).expanduser()
@@ -67,5 +67,13 @@ def _fields(line: str, where: str) -> tuple[str, ...]:
     values = [value for name in FIELDS if isinstance(value := given.get(name), str) and value]
     if len(values) < len(FIELDS):
         raise SourceError(f"{where} must be an object with the texts {', '.join(FIELDS)}.")
-    # JSON can spell half of a surrogate pair, which no tokenizer takes
-    return tuple(value.encode("utf-8", "replace").decode() for value in values)
+    for name, value in zip(FIELDS, values, strict=True):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # JSON can spell it
+            half = f"\\u{ord(value[error.start]):04x}"
+            raise SourceError(
+                f"{where} has half of a surrogate pair in {name} ({half}), which is no character. "
+                "Give both halves, or the character itself."
+            ) from None
+    return tuple(values)

@@ -215,8 +215,8 @@ def test_a_logit_difference_is_a_root(levels):
 def test_a_file_of_prompts_is_a_root(levels, tmp_path):
     lm, lines, letters = levels[2].lm, [], "abcdefghijklmnopqrstuvwxyz"
     ids = [one_token(lm.tokenizer, letter) for letter in letters]
-    for i in range(10):
-        clean, patch = (f"{start}{letters[i]}qb" for start in "xy")
+    for i in range(10):  # the last five are the first ones with prompt and counterfactual swapped
+        clean, patch = (f"{start}{letters[i % 5]}qb" for start in ("xy" if i < 5 else "yx"))
         logits = lm.logits(torch.tensor([ids_of(lm.tokenizer, clean)]))[0, -1, ids]
         answers = {
             "clean_answer": letters[logits.argmax()],

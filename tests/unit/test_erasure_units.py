@@ -16,6 +16,7 @@ from sae.evals.erasure import ErasureEval
 from sae.features.erased import Ground, Side, on_texts
 from sae.features.grounds import biography_ground, labelled_ground
 from sae.metrics.bootstrap import Bootstrap
+from sae.metrics.classification import draws, draws_within, interval
 from sae.tasks.biographies import biographies
 from sae.tasks.gender import MOST_VARIANTS, pronoun
 from sae.tasks.labelled import LabelledTexts
@@ -34,14 +35,16 @@ def one(worded_source):
 def test_biographies_of_one_name_are_drawn_together(one):
     made = biographies(("professor", "nurse"))
     tested = [i for i, train in enumerate(made.train) if not train]
-    unit = biography_ground(
+    test = biography_ground(
         one, ("professor", "nurse"), correlation=0.9, seed=0, **COMMON
-    ).ground.test.unit
+    ).ground.test
+    unit = test.unit
     assert len(tested) == len(unit) == 288
     names = [made.name[i] for i in tested]
     assert all(name in made.texts[i] for i, name in zip(tested, names, strict=True))
     pairs = set(zip(names, unit.tolist(), strict=True))
     assert len(pairs) == len(set(names)) == len(set(unit.tolist())) == 12
+    assert sorted(test.strata().tolist()) == [0] * 6 + [1] * 6, "a name is of one gender"
 
 
 def test_equal_texts_of_a_file_are_drawn_together(one):
@@ -52,6 +55,39 @@ def test_equal_texts_of_a_file_are_drawn_together(one):
         test = labelled_ground(one, texts, seed=seed, **COMMON).ground.test
         assert len(set(test.unit.tolist())) == 2, "one text of each class, however often it stands"
         assert len(test.unit) in (2, 3)
+
+
+@pytest.mark.parametrize("units", [2, 6])
+def test_a_few_units_of_each_class_have_an_interval(units):
+    """Draws of all of them together lacked a class now and then, and left no interval."""
+    z = torch.arange(2 * units).repeat_interleave(3) % 2
+    unit = np.arange(2 * units).repeat(3)
+    x = torch.randn(len(z), 4, generator=torch.Generator().manual_seed(0))
+    x[:, 0] += 3 * z
+    side = Side(x, torch.arange(len(z)), z, None, unit)
+    bootstrap = Bootstrap(num_resamples=1000)
+    clean = Ground(side, side, by_row=True, bootstrap=bootstrap, seed=0).clean
+    for name in ("linear_probe", "mlp_probe"):
+        assert interval(clean[name], bootstrap.level) is not None
+
+
+def test_every_draw_has_as_many_units_of_each_class_as_there_are():
+    z, unit = torch.tensor([0, 0, 1, 1, 0, 1, 1, 0]), np.array([0, 1, 2, 3, 4, 4, 5, 5])
+    strata = Side(torch.zeros(8, 1), torch.arange(8), z, None, unit).strata()
+    assert strata.tolist() == [0, 0, 1, 1, 2, 2], "units with both classes are a stratum"
+    weights = draws_within(strata, 1000, 0)
+    assert weights.shape == (1001, 6)
+    assert (weights[0] == 1).all()
+    for stratum in range(3):
+        own = weights[:, strata == stratum]
+        assert (own.sum(1) == 2).all()
+        assert {tuple(row) for row in own.tolist()} == {(1, 1), (2, 0), (0, 2)}
+    assert (weights[:, :2] != weights[:, 2:4]).any(), "classes are drawn apart from each other"
+
+
+def test_a_unit_alone_in_its_class_is_drawn_with_the_others():
+    """It would stand in every draw once, as if another one were just like it."""
+    np.testing.assert_array_equal(draws_within(np.array([0, 1, 1]), 9, 4), draws(3, 9, 4))
 
 
 def test_texts_of_which_no_row_counts_are_left_out():

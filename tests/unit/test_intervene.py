@@ -187,7 +187,7 @@ def test_bounds_that_bound_nothing_are_refused(bounds):
 
 def test_latents_with_a_fraction_are_refused():
     """They were cut to whole numbers: 1.7 edited latent 1."""
-    with pytest.raises(ConfigError, match="whole numbers, and were given as torch.float32"):
+    with pytest.raises(ConfigError, match="given as torch.float32. Give integers from 0 to 2"):
         set_to(torch.tensor([1.7]), 0.0)(torch.zeros(1, 2, 3))
     assert set_to([], 5.0)(torch.zeros(1, 2, 3)).sum() == 0
 

@@ -19,6 +19,7 @@ from sae.reports.pages import write_pages
 from sae.reports.purity import purity_columns, won
 from sae.tables import Table, read_table
 from sae.tasks import tagged
+from sae.tasks.labelled import LabelledTexts
 from sae.tasks.tagged import Labels
 
 TOKENS = 4096
@@ -126,6 +127,25 @@ def test_from_runs_to_pages(no_tagger, lm_folder, tmp_path, random_corpus):
     assert set(columns["part of speech"].values()) <= {"NOUN", "PRON", "VERB"}
     other = replace(dashboard, provenance=result.provenance | {"point": "resid.7"})
     assert purity_columns(other, file.parent) == {}
+
+
+@pytest.mark.slow
+def test_a_set_without_latents_does_not_cost_the_others(
+    monkeypatch, no_tagger, lm_folder, tmp_path, random_corpus
+):
+    sets = [
+        LabelledTexts.of(name, [f"{'abcdefgh'[i % 8]} bcd {name}{i}" for i in range(count)],
+                         ["xy"[i % 2] for i in range(count)])
+        for name, count in (("few", 8), ("many", 60))
+    ]  # fmt: skip
+    monkeypatch.setattr(module, "probe_sets", lambda names: sets)
+    run = place(save_run(tmp_path / "run", lm_folder, random_corpus()), device="cpu")
+    run.prepare()
+    result = PurityEval(sets=("few", "many"), resamples=20).run(run)
+    assert [of["name"] for of in result.details["sets"]] == ["many"]
+    assert result.details["sets_left_out"] == ["few"]
+    assert result.tokens["sets"] == 1
+    assert {"class_purity", HEADLINE} <= set(result.metrics)
 
 
 @pytest.mark.slow

@@ -12,9 +12,18 @@ from sae.artifacts.placed import PlacedSAE
 from sae.dictionaries.sae import SAE, SAEConfig
 from sae.errors import ConfigError, SourceError
 from sae.evals import purity_sets as module
+from sae.evals.base import Estimate
 from sae.evals.controls import Control
 from sae.evals.purity import PurityEval
-from sae.evals.purity_sets import LOOKUP, SET_METRICS, SET_NUMBERS, measured_set, over_sets
+from sae.evals.purity_sets import (
+    LEAST_SETS,
+    LOOKUP,
+    SET_METRICS,
+    SET_NUMBERS,
+    OfSet,
+    measured_set,
+    over_sets,
+)
 from sae.features.firings import firings_on
 from sae.features.labelled_text import LabelledText, RowLabels
 from sae.features.make import all_firings
@@ -160,18 +169,24 @@ def test_a_planted_class_is_found_and_controls_stand_beside(monkeypatch, source)
     assert only.means["class_given_token"].low > 0.1
 
 
-def test_means_over_sets_have_intervals_over_sets(monkeypatch, source):
-    of, width = labelled(), source.split("train").d_in
-    monkeypatch.setattr(module, "text_activations", planted(of, width))
-    sae = Control("SAE", placed_on(source, axes(width)))
-    first = measured_set(of, [sae], [], **SETTINGS)
-    second = measured_set(labelled(seed=1), [sae], [], **SETTINGS)
-    means = over_sets([first, second], SETTINGS["bootstrap"])
-    for name in SET_METRICS:
-        values = [one.means[name].value for one in (first, second)]
-        assert means[name].value == pytest.approx(np.mean(values))
-        assert means[name].low == pytest.approx(min(values))
-        assert means[name].high == pytest.approx(max(values))
+@pytest.mark.parametrize("sets", [2, LEAST_SETS - 1, LEAST_SETS])
+def test_means_over_enough_sets_have_intervals_over_sets(sets):
+    """Those of two or three sets were the smallest and the largest."""
+    values = np.random.default_rng(0).random((sets, 2))
+    found = [
+        OfSet(
+            {name: Estimate(v, 0.0, 1.0) for name, v in zip(SET_METRICS, own, strict=True)}, [], {}
+        )
+        for own in values.tolist()
+    ]
+    means = over_sets(found, SETTINGS["bootstrap"])
+    for name, own in zip(SET_METRICS, values.T, strict=True):
+        of = means[name]
+        assert of.value == pytest.approx(own.mean())
+        if sets < LEAST_SETS:
+            assert of.low is of.high is None
+        else:
+            assert own.min() < of.low < of.value < of.high < own.max()
 
 
 def test_firings_in_memory_are_those_of_the_pass_over_a_store(source):
@@ -199,6 +214,30 @@ def test_rows_that_do_not_count_are_left_out(source):
     assert found.facts["vectors"] == int((norms <= limit).sum()) < len(norms)
 
 
+def test_equal_texts_are_one_document(source):
+    of = labelled(30)
+    copies = LabelledTexts(of.name, [*of.texts, *of.texts], np.tile(of.labels, 2), of.classes)
+    sae = placed_on(source, make_sae(source))
+    once, twice = (module._Texts(one, sae, CTX).by_row(1) for one in (of, copies))
+    assert twice.num_documents == once.num_documents == 30
+    assert len(twice.rows) == 2 * len(once.rows)
+    first, second = np.split(twice.context, 2)
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(first, once.context)
+    np.testing.assert_array_equal(twice.group, np.tile(once.group, 2))
+
+
+def test_an_equal_text_of_another_class_is_another_document(source):
+    """A document has one class: its rows move together where classes change places."""
+    of = labelled(30)
+    both = LabelledTexts(of.name, [*of.texts, *of.texts], np.tile(of.labels, 2), of.classes)
+    both.labels[30:] = 1 - both.labels[30:]
+    text = module._Texts(both, placed_on(source, make_sae(source)), CTX).by_row(1)
+    assert text.num_documents == 60
+    label = text.labels["class"].of
+    assert all(len(set(label[text.context == one])) == 1 for one in np.unique(text.context))
+
+
 def test_tokens_are_those_of_the_rows(source):
     of, lm = labelled(5), placed_on(source, make_sae(source)).lm
     for which in ("last", "all"):
@@ -209,10 +248,11 @@ def test_tokens_are_those_of_the_rows(source):
     assert read.lengths.tolist() == [len(own) for own in whole]
 
 
-def test_too_few_texts_are_refused(source):
-    with pytest.raises(ConfigError, match="letters: no latent fires in 20 of its 10 texts"):
-        measured_set(labelled(10), [Control("SAE", placed_on(source, make_sae(source)))], [],
-                     **SETTINGS)  # fmt: skip
+def test_a_set_in_which_no_latent_fires_often_enough_is_left_out(caplog, source):
+    """It ended the run after everything else was measured."""
+    sae = Control("SAE", placed_on(source, make_sae(source)))
+    assert measured_set(labelled(10), [sae], [], **SETTINGS) is None
+    assert "left out: letters, in whose 10 different texts no latent fires in 20" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -220,6 +260,7 @@ def test_too_few_texts_are_refused(source):
     [
         ({"csv": "missing.csv"}, "missing.csv is not a file"),
         ({"csv": "one.csv"}, "one has 1 classes"),
+        ({"csv": "few.csv"}, "few has 19 different texts; 20 or more are needed.*Give more texts"),
     ],
 )
 def test_a_bad_file_is_refused_before_anything_is_measured(
@@ -227,8 +268,10 @@ def test_a_bad_file_is_refused_before_anything_is_measured(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "one.csv").write_text("text,label\na,x\nb,x\n")
+    few = "".join(f"{i},{i % 2}\n" for i in range(19)) * 2
+    (tmp_path / "few.csv").write_text("text,label\n" + few)
     monkeypatch.setattr("sae.evals.purity.require_tagger", dict)
-    with pytest.raises(SourceError, match=message):
+    with pytest.raises((ConfigError, SourceError), match=message):
         PurityEval(**settings).run(placed_on(source, make_sae(source)))
 
 

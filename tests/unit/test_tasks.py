@@ -9,7 +9,7 @@ from sae.activations.counted import Counted, RowRule
 from sae.errors import ConfigError, SourceError
 from sae.language import LMSource
 from sae.tasks.agreement import NOUNS, VERBS, agreement
-from sae.tasks.choose import halves_of
+from sae.tasks.choose import all_of, halves_of
 from sae.tasks.ioi import BABA, NAMES, OBJECTS, PLACES, TEMPLATES, ioi
 from sae.tasks.pairs import read_pairs
 from sae.tasks.task import Prompt, Task, ids_of, one_token, single_tokens
@@ -111,12 +111,14 @@ def test_agreement(tokenizer):
     assert {prompt.label for prompt in task.prompts} == {0, 1}
 
 
-def test_no_prompt_of_agreement_stands_twice(tokenizer):
+def test_no_prompt_of_agreement_stands_twice(tokenizer, caplog):
     """An interval over prompts that are equal would be too narrow."""
     for half in (0, 1):
         prompts = agreement(tokenizer, 300, half=half).prompts
         assert len({prompt.tokens for prompt in prompts}) == len(prompts) == 300
+    assert not caplog.text
     most = len(agreement(tokenizer, 10_000).prompts)  # all that there are, or nearly
+    assert f"agreement: {most} prompts in place of 10000" in caplog.text
     assert 1500 < most <= 3 * 2 * 12 + 3 * 2 * 12 * 11 * 2
 
 
@@ -199,6 +201,7 @@ def test_pairs_of_the_user(tmp_path, lm):
         (line(clean_prefix=3), SourceError, "must be an object with the texts"),
         (line(patch_prefix="abc"), SourceError, "2 tokens in clean_prefix and 3 in patch_prefix"),
         ('"\u2028"', SourceError, "line 1 of own.jsonl must be an object"),
+        (line(patch_prefix="a\ud83d"), SourceError, r"line 1 .*patch_prefix \(.ud83d\).*Give both"),
         (line(patch_answer="no"), ConfigError, "'no' is 2 tokens for this LM"),
         (line(patch_prefix="ab"), SourceError, "Line 1 .*are the same tokens.*nothing to patch"),
         (line(patch_answer="d"), SourceError, "or their answers, are the same tokens"),
@@ -207,11 +210,6 @@ def test_pairs_of_the_user(tmp_path, lm):
 def test_bad_pairs(tmp_path, lm, content, error, match):
     with pytest.raises(error, match=match):
         read_pairs(write(tmp_path / "own.jsonl", content), lm.tokenizer)
-
-
-def test_half_a_surrogate_pair_is_a_question_mark(tmp_path, lm):
-    file = write(tmp_path / "own.jsonl", line(clean_prefix="a\ud800"))
-    assert read_pairs(file, lm.tokenizer).prompts[0].tokens == ids_of(lm.tokenizer, "a?")
 
 
 def test_what_chooses_is_not_measured(tmp_path, lm):
@@ -226,6 +224,24 @@ def test_what_chooses_is_not_measured(tmp_path, lm):
     lines = [line(patch_prefix=f"x{letter}") for letter in "abcdef"]
     with pytest.raises(ConfigError, match="0 prompts of the second half are not among the texts"):
         halves_of(write(tmp_path / "own.jsonl", *lines), lm.tokenizer, 9)
+
+
+def test_all_prompts_of_a_file_where_none_are_held_out(tmp_path, lm):
+    """Texts of the first half are prompts as well, if they are so later on."""
+    pairs = [(f"x{letter}", f"y{letter}") for letter in "abc"]
+    pairs += [(patch, clean) for clean, patch in pairs]
+    lines = [line(clean_prefix=clean, patch_prefix=patch) for clean, patch in pairs]
+    file = write(tmp_path / "own.jsonl", *lines)
+    expected = [ids_of(lm.tokenizer, clean) for clean, _ in pairs]
+    for count in (9, 4):
+        task = all_of(file, lm.tokenizer, count)
+        assert task.name == "own"
+        assert [prompt.tokens for prompt in task.prompts] == expected[:count]
+
+
+def test_all_prompts_of_a_task_begin_with_its_first_half(tokenizer):
+    first, _ = halves_of("ioi", tokenizer, 6, seed=1)
+    assert all_of("ioi", tokenizer, 6, seed=1) == first
 
 
 def test_pairs_that_are_no_text(tmp_path, lm):
