@@ -26,10 +26,11 @@ def reads(model: nn.Module) -> Iterator[Reads]:
 
     Example:
         >>> import torch
-        >>> with reads(nn.Embedding(5, 2)) as read:
-        ...     ...
+        >>> model = nn.Embedding(5, 2)
+        >>> with reads(model) as read:
+        ...     vectors = model(torch.tensor([[1, 2, 4]]))
         >>> read.tokens
-        0
+        3
     """
     found = Reads()
 
