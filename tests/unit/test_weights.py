@@ -214,6 +214,33 @@ def test_a_whole_gguf_file_is_converted(gguf):
     assert torch.equal(head.weight, expected)
 
 
+def test_a_gguf_file_is_read_once(gguf, monkeypatch):
+    import gguf as library
+
+    from sae.language.convert import _quick_reader
+
+    calls = []
+
+    class Reader(library.GGUFReader):
+        def __init__(self, *args):
+            calls.append("file")
+            super().__init__(*args)
+
+    names = library.get_tensor_name_map
+
+    def table(*args):
+        calls.append("names")
+        return names(*args)
+
+    monkeypatch.setattr(library, "GGUFReader", Reader)
+    monkeypatch.setattr(library, "get_tensor_name_map", table)
+    with _quick_reader():
+        converted(gguf(TENSORS))
+    assert sorted(calls) == ["file", "names"]
+    assert library.GGUFReader is Reader
+    assert library.get_tensor_name_map is table
+
+
 @pytest.mark.parametrize("gone", ["blk.1.ffn_down", "blk.0.attn_norm", "token_embd"])
 def test_weights_that_a_gguf_file_lacks_are_named(gguf, gone):
     theirs = {"blk.1.ffn_down": "layers.1.mlp.down_proj", "token_embd": "embed_tokens",
