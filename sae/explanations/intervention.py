@@ -102,8 +102,8 @@ def pushed_rows(
 
     Intervals are over the latents of all seeds; those over seeds are as in `by_subject`. Where the
     SAE is compared with another dictionary by the same explainer, the latents of both are drawn
-    again. How often they fire is not matched, as a push does not depend on it. With fewer than 10
-    latents there is no interval and no comparison: a bootstrap of so few is too narrow.
+    again. How often they fire is not matched: bases as they are have no rare latents. With fewer
+    than 10 latents there is no interval and no comparison: a bootstrap of so few is too narrow.
     """
     for subject, rows in studies.items():
         for explainer in dict.fromkeys(row.explainer for row in rows):
