@@ -14,7 +14,7 @@ from sae.explanations.means import Interval, difference, mean, over_seeds
 from sae.explanations.pushed import Pushes
 from sae.explanations.scores import Scores
 from sae.explanations.study import Row
-from sae.explanations.summary import LEAST_LATENTS, SAE, named, values_of
+from sae.explanations.summary import SAE, enough, named, values_of
 from sae.metrics.bootstrap import Bootstrap
 from sae.tables import Type
 
@@ -119,13 +119,13 @@ def pushed_rows(
             }  # fmt: skip
             for name, values in parts.items():
                 average = mean(values, bootstrap)
-                found |= named(name, average if _enough(values) else Interval(average.value))
+                found |= named(name, average if enough(values) else Interval(average.value))
             ours = _parts([row for row in studies[SAE] if row.explainer == explainer])
             for name in OVER:
                 of_seeds = [parts[name][seed == one] for one in np.unique(seed)]
-                means = [float(np.nanmean(own)) for own in of_seeds if _enough(own)]
+                means = [float(np.nanmean(own)) for own in of_seeds if enough(own)]
                 found |= over_seeds(f"{name}_seed", found[name], means, bootstrap)
-                if subject != SAE and _enough(ours[name]) and _enough(parts[name]):
+                if subject != SAE and enough(ours[name]) and enough(parts[name]):
                     gap = difference(ours[name], parts[name], bootstrap)
                     found |= named(f"sae_less_this_{name}", gap)
             yield found
@@ -140,7 +140,3 @@ def _parts(rows: Sequence[Row]) -> dict[str, Float[np.ndarray, " latents"]]:
         "rise": own, "random": random, "deranged": wrong, "over_random": own - random,
         "over_deranged": own - wrong,
     }  # fmt: skip
-
-
-def _enough(values: Float[np.ndarray, " latents"]) -> bool:
-    return int(np.isfinite(values).sum()) >= LEAST_LATENTS

@@ -156,7 +156,7 @@ def _beside(
         for gap, shared in [
             difference_at_equal_density((densities(one), values_of(one, scorer)), other, once)
         ]
-        if _enough(one, scorer) and shared >= LEAST_COVERAGE
+        if enough(values_of(one, scorer)) and shared >= LEAST_COVERAGE
     ]
     return {
         **named("sae_less_this", found),
@@ -262,12 +262,14 @@ def _seeds(rows: Sequence[Row], scorer: str) -> list[list[Row]]:
     return [own for own in found.values() if np.isfinite(values_of(own, scorer)).any()]
 
 
-def _enough(rows: Sequence[Row], scorer: str) -> bool:
-    return int(np.isfinite(values_of(rows, scorer)).sum()) >= LEAST_LATENTS
+def enough(values: np.ndarray) -> bool:
+    """True if as many numbers are defined as an interval needs."""
+    return int(np.isfinite(values).sum()) >= LEAST_LATENTS
 
 
 def _means(groups: Sequence[Sequence[Row]], scorer: str) -> list[float]:
-    return [float(np.nanmean(values_of(rows, scorer))) for rows in groups if _enough(rows, scorer)]
+    found = [values_of(rows, scorer) for rows in groups]
+    return [float(np.nanmean(values)) for values in found if enough(values)]
 
 
 def _explainer(scorer: str) -> str:

@@ -11,8 +11,8 @@ from sae.probing.linear import Linear, Recipe, train
 STANDARDISED = Recipe(20, 256, 1e-2, 1e-4, weight_decay=1e-4, balanced=True)
 """Linear probe on columns of mean 0 and standard deviation 1."""
 
-# Of shares .5 to .99 these two give the best probes of rows that no edit touched: gender and
-# profession in biographies, SmolLM2-135M, resid.4. They were chosen on the test names, so that
+# Among shares from .5 to .99, these two gave the best probes of rows that no edit touched (gender
+# and profession in biographies, SmolLM2-135M, resid.4). They were chosen on the test names, so that
 # accuracies of unedited rows there are optimistic. A C from .001 to .1 gives the same.
 _C, _LINEAR_SHARE = 0.01, 0.9
 _HIDDEN, _STEPS, _LR, _MLP_SHARE = 64, 400, 3e-3, 0.99

@@ -171,7 +171,7 @@ def test_a_planted_class_is_found_and_controls_stand_beside(monkeypatch, source)
 
 @pytest.mark.parametrize("sets", [2, LEAST_SETS - 1, LEAST_SETS])
 def test_means_over_enough_sets_have_intervals_over_sets(sets):
-    """Those of two or three sets were the smallest and the largest."""
+    """An interval over two or three sets was just the smallest and the largest mean."""
     values = np.random.default_rng(0).random((sets, 2))
     found = [
         OfSet(
